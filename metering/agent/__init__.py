@@ -1,0 +1,1 @@
+"""The gateway agent: telemetry of real interfaces, published over MQTT."""

@@ -1,0 +1,1 @@
+"""Bill cycles and bills."""

@@ -1,0 +1,1 @@
+"""From work items to charges and balances, in one transaction."""

@@ -1,0 +1,60 @@
+"""The `fleetmeter` command: one line for each subcommand, loaded only when it is called.
+
+A command module offers `configure(parser)`, which declares its arguments, and
+`run(arguments, settings)`, which does the work and returns the exit code.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from metering import __version__
+from metering.errors import FleetmeterError
+from metering.settings import Settings
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "stack": ("metering.stack.command", "run TimescaleDB and Mosquitto on this machine"),
+    "migrate": ("metering.store.command", "bring the database's schema up to this release"),
+    "ingest": ("metering.ingest.command", "write what devices publish to the database"),
+    "charge": ("metering.charging.command", "charge stored usage as it lands"),
+    "api": ("api.command", "serve the HTTP API"),
+    "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
+    "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),
+    "agent": ("metering.agent.command", "publish this machine's interface counters"),
+    "audit": ("metering.insight.command", "compare ledger, readings and charges"),
+    "demo": ("metering.demo.command", "run the whole pipeline and watch it"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0 done, 1 a finding or a fault, 2 wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="fleetmeter", description="Real-time metering and charging for IoT fleets."
+    )
+    parser.add_argument("--version", action="version", version=f"fleetmeter {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if arguments[:1] == [name]:
+            chosen = importlib.import_module(module)
+            chosen.configure(command)
+            command.set_defaults(run=chosen.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.run(parsed, Settings()))
+    except FleetmeterError as error:
+        print(f"fleetmeter {parsed.command}: {error}", file=sys.stderr)
+        return 1
+    except ValidationError as error:
+        for problem in error.errors():
+            field = ".".join(str(part) for part in problem["loc"])
+            print(f"fleetmeter: setting FLEETMETER_{field.upper()}: {problem['msg']}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From the broker to the hypertable: durable, then acknowledged."""

@@ -1,0 +1,1 @@
+"""What the stored usage and charges tell: rollups and reconciliation."""

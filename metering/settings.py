@@ -1,0 +1,73 @@
+"""The only reader of the environment: every setting, its unit and its default.
+
+Each field is read from `FLEETMETER_<NAME>`, or from a `.env` file in the working directory.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Durations end in their unit; sizes are in octets."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FLEETMETER_", env_file=".env", env_file_encoding="utf-8", extra="ignore"
+    )
+
+    # Where things are
+    database_url: SecretStr | None = Field(
+        None, description="libpq URL of a PostgreSQL that has TimescaleDB; unset: the stack's own"
+    )
+    broker_url: SecretStr | None = Field(
+        None, description="mqtt://[user:password@]host:port of the broker; unset: the stack's own"
+    )
+    data_dir: Path = Field(
+        Path("var"), description="folder for the stack's data, logs, keys and ledgers"
+    )
+    cache_dir: Path | None = Field(
+        None, description="folder for fetched packages; unset: the user's cache folder"
+    )
+
+    # The broker connection
+    mqtt_version: Literal["5", "3.1.1"] = "5"
+    topic_root: str = Field("fm/v1", description="first levels of every topic", pattern=r"^[^+#]+$")
+
+    # Ingest
+    ingest_client_id: str = Field(
+        "fleetmeter-ingest", description="names the persistent session; one a process"
+    )
+    ingest_window: int = Field(
+        4000, ge=1, le=65535, description="messages in flight between broker and commit"
+    )
+    ingest_batch_readings_max: int = Field(5000, ge=1, description="a batch is due at this size")
+    ingest_batch_age_ms: int = Field(5, ge=0, description="a batch is due at this age")
+    ingest_buffer_octets_max: int = Field(
+        64 * 1024 * 1024, ge=1024, description="payloads held before reading from the broker pauses"
+    )
+    ingest_payload_octets_max: int = Field(512 * 1024, ge=256, description="largest payload taken")
+    ingest_readings_per_message_max: int = Field(5000, ge=1, description="most readings a message")
+    ingest_ack_interval_ms: int = Field(
+        100, ge=0, description="end-to-end acknowledgements are gathered this long"
+    )
+    clock_ahead_seconds_max: int = Field(
+        600, ge=0, description="a reading measured further in the future is rejected"
+    )
+    clock_behind_days_max: int = Field(
+        400, ge=1, description="a reading measured further in the past is rejected"
+    )
+
+    # Charging
+    charging_poll_seconds: float = Field(
+        1.0, gt=0, description="the worker looks for work at least this often without a NOTIFY"
+    )
+    charging_batch_readings_max: int = Field(5000, ge=1, description="readings a transaction takes")
+
+    # Listening
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(8000, ge=0, le=65535, description="0: a free port")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Prometheus port of ingester and worker; 0: none"
+    )

@@ -1,0 +1,1 @@
+"""Finds or fetches TimescaleDB and Mosquitto, and runs them for one machine."""

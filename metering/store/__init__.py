@@ -1,0 +1,1 @@
+"""All SQL of the product: typed functions that take a connection."""

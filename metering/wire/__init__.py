@@ -1,0 +1,1 @@
+"""Payload formats and topics: bytes to values and back. Pure."""
