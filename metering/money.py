@@ -1,0 +1,89 @@
+"""Money: an exact integer count of a stated sub-unit, and the one place where it is rounded."""
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, localcontext
+from fractions import Fraction
+from math import lcm
+
+from metering.errors import InvalidValue
+
+_CURRENCIES_OF_TWO_DIGITS = (
+    "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF "
+    "CNY COP CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL "
+    "HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT "
+    "MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB "
+    "SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH "
+    "USD UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG"
+)
+MINOR_DIGITS: dict[str, int] = {
+    **dict.fromkeys(_CURRENCIES_OF_TWO_DIGITS.split(), 2),
+    **dict.fromkeys("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF".split(), 0),
+    **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3),
+}
+"""ISO 4217 currency code → digits of its minor unit."""
+
+
+def minor_digits(currency: str) -> int:
+    """Return the digits of a currency's minor unit (ISO 4217); raise `InvalidValue` if unknown."""
+    if currency not in MINOR_DIGITS:
+        raise InvalidValue(
+            "currency", f"{currency!r} is no ISO 4217 currency", "use a code such as 'EUR'"
+        )
+    return MINOR_DIGITS[currency]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Money:
+    """An exact amount: `count` sub-units, of which `per_unit` make one unit of `currency`.
+
+    A plan states its own sub-unit, fine enough for each of its prices, so sums never round.
+    """
+
+    count: int
+    per_unit: int
+    currency: str
+
+    def __add__(self, other: "Money") -> "Money":
+        """Add exactly; raise `InvalidValue` when the currencies differ."""
+        if self.currency != other.currency:
+            raise InvalidValue(
+                "currency",
+                f"{self.currency} and {other.currency} do not add",
+                "add amounts of one currency",
+            )
+        if self.per_unit == other.per_unit:
+            return Money(
+                count=self.count + other.count, per_unit=self.per_unit, currency=self.currency
+            )
+        common = lcm(self.per_unit, other.per_unit)
+        count = self.count * (common // self.per_unit) + other.count * (common // other.per_unit)
+        return Money(count=count, per_unit=common, currency=self.currency)
+
+    @property
+    def exact(self) -> Fraction:
+        """The amount in units of the currency, exactly."""
+        return Fraction(self.count, self.per_unit)
+
+    def rounded(self) -> Decimal:
+        """Round half-up (away from zero at the half) to the currency's minor unit.
+
+        Only a bill line and a displayed amount may call this.
+        """
+        digits = minor_digits(self.currency)
+        scaled = self.exact * 10**digits
+        whole, rest = divmod(abs(scaled), 1)
+        cents = int(whole) + (rest >= Fraction(1, 2))
+        return Decimal(cents if scaled >= 0 else -cents).scaleb(-digits)
+
+
+def decimal_text(amount: Fraction, *, digits_max: int = 30) -> str:
+    """Write a fraction as a plain decimal string, exactly where it terminates.
+
+    One that does not terminate, or needs more than `digits_max` places, is rounded half-up there.
+    """
+    with localcontext() as context:
+        context.prec = 200
+        value = Decimal(amount.numerator) / Decimal(amount.denominator)
+        shortened = value.quantize(Decimal(1).scaleb(-digits_max), rounding=ROUND_HALF_UP)
+        text = format(shortened, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,277 @@
+"""The native JSON payload: many readings of one boot in one message."""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from metering.usage import (
+    METERS,
+    QUANTITY_MAX,
+    Reading,
+    ReadingKind,
+    Rejection,
+    RejectReason,
+)
+
+KEPT_OCTETS_MAX = 4096
+"""How much of a bad message is kept."""
+
+_PRINTABLE = r"^[\x21-\x7e]+$"
+_Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTABLE)]
+_Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class NativeReading(BaseModel):
+    """One reading as it stands in a message."""
+
+    model_config = _STRICT
+
+    seq: Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
+    at: AwareDatetime
+    since: AwareDatetime | None = None
+    meter: _Label
+    kind: Literal["delta", "total"] = "delta"
+    up: _Quantity | None = None
+    down: _Quantity | None = None
+    quantity: _Quantity | None = None
+    epoch: Annotated[str, Field(min_length=1, max_length=128, pattern=_PRINTABLE)] | None = None
+    width: Annotated[int, Field(ge=8, le=64)] | None = None
+    zone: _Label | None = None
+    rat: _Label | None = None
+    apn: _Label | None = None
+
+
+class NativeMessage(BaseModel):
+    """A message: the boot that numbered the readings, when it was sent, and the readings."""
+
+    model_config = _STRICT
+
+    boot: _Label
+    sent: AwareDatetime | None = None
+    readings: Annotated[list[NativeReading], Field(min_length=1)]
+
+
+class _Envelope(BaseModel):
+    """A message whose readings have not been looked at yet."""
+
+    model_config = _STRICT
+
+    boot: _Label
+    sent: AwareDatetime | None = None
+    readings: Annotated[list[object], Field(min_length=1)]
+
+
+class DecodedMessage(BaseModel):
+    """What a message held: its sound readings and, for each other, why it was rejected."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    boot: str
+    sent: datetime | None
+    readings: list[Reading]
+    rejections: list[Rejection]
+
+
+_MESSAGE = TypeAdapter(NativeMessage)
+_ENVELOPE = TypeAdapter(_Envelope)
+_READING = TypeAdapter(NativeReading)
+
+
+def decode(
+    payload: bytes, *, payload_octets_max: int, readings_max: int
+) -> DecodedMessage | Rejection:
+    """Decode one message: its readings, or the reason why the message as a whole is refused.
+
+    A reading that breaks the schema is rejected alone; the others of its message are returned.
+    """
+    if len(payload) > payload_octets_max:
+        return _refused(
+            payload,
+            RejectReason.PAYLOAD_TOO_LARGE,
+            None,
+            f"{len(payload)} octets; send at most {payload_octets_max}",
+        )
+    try:
+        message: NativeMessage | _Envelope = _MESSAGE.validate_json(payload)
+    except ValidationError:
+        envelope = _decode_envelope(payload)
+        if isinstance(envelope, Rejection):
+            return envelope
+        message = envelope
+    if len(message.readings) > readings_max:
+        return _refused(
+            payload,
+            RejectReason.TOO_MANY_READINGS,
+            "readings",
+            f"{len(message.readings)} readings; send at most {readings_max} a message",
+            boot=message.boot,
+        )
+    readings: list[Reading] = []
+    rejections: list[Rejection] = []
+    for position, given in enumerate(message.readings):
+        outcome = _reading(given, position, message.boot)
+        if isinstance(outcome, Reading):
+            readings.append(outcome)
+        else:
+            rejections.append(outcome)
+    return DecodedMessage.model_construct(
+        boot=message.boot, sent=message.sent, readings=readings, rejections=rejections
+    )
+
+
+def encode(boot: str, sent: datetime | None, readings: list[Reading]) -> bytes:
+    """Write a message, compact, with its fields in a fixed order."""
+    document: dict[str, object] = {"boot": boot}
+    if sent is not None:
+        document["sent"] = _timestamp(sent)
+    document["readings"] = [_reading_fields(reading) for reading in readings]
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _decode_envelope(payload: bytes) -> _Envelope | Rejection:
+    try:
+        payload.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return _refused(
+            payload, RejectReason.NOT_UTF8, None, f"octet {error.start} is not UTF-8; send UTF-8"
+        )
+    try:
+        return _ENVELOPE.validate_json(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            return _refused(payload, RejectReason.NOT_JSON, None, first["msg"])
+        field = _path(first["loc"])
+        return _refused(payload, RejectReason.INVALID_MESSAGE, field, _explained(first["msg"]))
+
+
+def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
+    if not isinstance(given, NativeReading):
+        try:
+            given = _READING.validate_json(json.dumps(given))
+        except (ValidationError, ValueError, RecursionError) as error:
+            field, detail = f"readings.{position}", "not a reading; see the schema"
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False)[0]
+                field = _path(("readings", position, *first["loc"]))
+                detail = _explained(first["msg"])
+            return Rejection(
+                reason=RejectReason.INVALID_READING,
+                field=field,
+                detail=detail,
+                boot=boot,
+                seq=_seq_of(given),
+                content=json.dumps(given).encode()[:KEPT_OCTETS_MAX],
+            )
+    problem = _problem(given)
+    if problem is not None:
+        reason, field, detail = problem
+        return Rejection(
+            reason=reason,
+            field=f"readings.{position}.{field}",
+            detail=detail,
+            boot=boot,
+            seq=given.seq,
+            content=given.model_dump_json(exclude_none=True).encode()[:KEPT_OCTETS_MAX],
+        )
+    return Reading(
+        seq=given.seq,
+        at=_in_utc(given.at),
+        since=None if given.since is None else _in_utc(given.since),
+        meter=METERS[given.meter],
+        kind=ReadingKind.TOTAL if given.kind == "total" else ReadingKind.DELTA,
+        uplink=given.up or 0,
+        downlink=given.down or 0,
+        quantity=given.quantity or 0,
+        epoch=given.epoch,
+        width=given.width,
+        zone=given.zone,
+        rat=given.rat,
+        apn=given.apn,
+    )
+
+
+def _problem(given: NativeReading) -> tuple[RejectReason, str, str] | None:
+    """Return reason, field and explanation of the rule between fields that a reading breaks."""
+    meter = METERS.get(given.meter)
+    invalid = RejectReason.INVALID_READING
+    if meter is None:
+        known = ", ".join(METERS)
+        return RejectReason.UNKNOWN_METER, "meter", f"{given.meter!r} is no meter; use one of {known}"
+    if meter.directed:
+        if given.quantity is not None:
+            return invalid, "quantity", f"{meter.meter} has directions; use up and down"
+        for name, value in (("up", given.up), ("down", given.down)):
+            if value is None:
+                return invalid, name, f"missing; {meter.meter} needs up and down in {meter.unit}s"
+        if (given.up or 0) + (given.down or 0) > QUANTITY_MAX:
+            return invalid, "up", f"up and down together pass {QUANTITY_MAX}; send less"
+    elif given.quantity is None or given.up is not None or given.down is not None:
+        return invalid, "quantity", f"{meter.meter} needs quantity in {meter.unit}s, and no up or down"
+    if given.kind == "delta" and (given.epoch is not None or given.width is not None):
+        return invalid, "epoch", "epoch and width describe a counter; use kind total, or leave them out"
+    if given.kind == "total" and given.since is not None:
+        return invalid, "since", "a counter's interval is known from the reading before; leave it out"
+    if given.since is not None and given.since > given.at:
+        return invalid, "since", "after at; an interval begins before it ends"
+    if given.width is not None:
+        for name, value in (("up", given.up), ("down", given.down), ("quantity", given.quantity)):
+            if value is not None and value >> given.width:
+                return invalid, name, f"does not fit a counter of {given.width} bits; correct width"
+    return None
+
+
+def _seq_of(given: object) -> int | None:
+    """Return the sequence number of a broken reading, if at least that is sound."""
+    seq = given.get("seq") if isinstance(given, dict) else None
+    sound = isinstance(seq, int) and not isinstance(seq, bool) and 1 <= seq <= QUANTITY_MAX
+    return seq if sound else None
+
+
+def _refused(
+    payload: bytes, reason: RejectReason, field: str | None, detail: str, boot: str | None = None
+) -> Rejection:
+    return Rejection(
+        reason=reason, field=field, detail=detail, boot=boot, content=payload[:KEPT_OCTETS_MAX]
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _explained(message: str) -> str:
+    """Return pydantic's message as one sentence that says what would be right."""
+    return message[:1].lower() + message[1:]
+
+
+def _in_utc(instant: datetime) -> datetime:
+    return instant.astimezone(UTC)
+
+
+def _timestamp(instant: datetime) -> str:
+    return _in_utc(instant).isoformat().replace("+00:00", "Z")
+
+
+def _reading_fields(reading: Reading) -> dict[str, object]:
+    fields: dict[str, object] = {"seq": reading.seq, "at": _timestamp(reading.at)}
+    if reading.since is not None:
+        fields["since"] = _timestamp(reading.since)
+    fields["meter"] = reading.meter.meter
+    if reading.kind is ReadingKind.TOTAL:
+        fields["kind"] = "total"
+    if reading.meter.directed:
+        fields |= {"up": reading.uplink, "down": reading.downlink}
+    else:
+        fields["quantity"] = reading.quantity
+    optional = {
+        "epoch": reading.epoch,
+        "width": reading.width,
+        "zone": reading.zone,
+        "rat": reading.rat,
+        "apn": reading.apn,
+    }
+    return fields | {name: value for name, value in optional.items() if value is not None}
