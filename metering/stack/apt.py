@@ -40,6 +40,8 @@ def prepare(folder: Path, sources: str) -> Path:
         "Dir::State": folder / "state",
         "Dir::State::status": folder / "status",  # empty: every dependency is fetched too
         "Dir::Cache": folder / "cache",
+        "Dir::Cache::pkgcache": "pkgcache.bin",  # containers switch these two off; parsing anew
+        "Dir::Cache::srcpkgcache": "srcpkgcache.bin",  # for each command takes seconds
         "Debug::NoLocking": "1",  # nobody else uses this folder, and locks need root
         "APT::Sandbox::User": _user_name(),
         "Acquire::Languages": "none",
