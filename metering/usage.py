@@ -33,8 +33,11 @@ METERS: dict[str, Meter] = {meter.meter: meter for meter in (DATA, SMS, VOICE, M
 """The meters that every tenant has, by name."""
 METERS_BY_NO: dict[int, Meter] = {meter.meter_no: meter for meter in METERS.values()}
 
-QUANTITY_MAX = 2**63 - 1
-"""The largest quantity or counter value that one reading may carry."""
+QUANTITY_MAX = 2**53 - 1
+"""The largest quantity, counter value or sequence number that one reading may carry.
+
+The largest integer that every JSON implementation reads exactly (RFC 8259 §6); nine petabytes.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

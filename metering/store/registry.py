@@ -1,0 +1,266 @@
+"""Who is metered and what they are sold: tenants, fleets, devices, plans, subscriptions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.types.json import Jsonb
+from psycopg.types.range import TimestamptzRange
+
+from metering.errors import InvalidValue, NotFound
+from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
+from metering.money import minor_digits
+from metering.period import cycle_of_day, zone
+from metering.plan_document import PlanDocument, stored_terms
+from metering.rating.guide import Subscription
+from metering.rating.plan import PlanTerms
+from metering.store.connection import Connection
+
+SHARDS = 64
+"""How many charging shards there are; a fleet belongs to one for as long as it lives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """One fleet: its names, currency, zone and bill cycle."""
+
+    fleet_no: FleetNo
+    tenant_no: TenantNo
+    fleet_id: str
+    name: str
+    currency: str
+    time_zone: str
+    anchor_day: int
+    shard_no: ShardNo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredDevice:
+    """What ingest needs to know of a device."""
+
+    device_no: DeviceNo
+    tenant_no: TenantNo
+    shard_no: ShardNo
+
+
+async def ensure_tenant(
+    connection: Connection, *, tenant_id: str, name: str, now: datetime
+) -> TenantNo:
+    """Return the tenant's number, creating the tenant if there is none of that id."""
+    checked_id(tenant_id, "tenant_id")
+    await connection.execute(
+        "INSERT INTO tenant (tenant_id, name, created_at) VALUES (%s, %s, %s)"
+        " ON CONFLICT (tenant_id) DO NOTHING",
+        [tenant_id, name, now],
+    )
+    return await tenant_no(connection, tenant_id)
+
+
+async def tenant_no(connection: Connection, tenant_id: str) -> TenantNo:
+    """Return the number of a tenant; raise `NotFound`."""
+    found = await connection.execute("SELECT tenant_no FROM tenant WHERE tenant_id = %s", [tenant_id])
+    row = await found.fetchone()
+    if row is None:
+        raise NotFound("tenant", tenant_id)
+    return TenantNo(row[0])
+
+
+async def ensure_fleet(
+    connection: Connection,
+    *,
+    tenant: TenantNo,
+    fleet_id: str,
+    name: str,
+    currency: str,
+    time_zone: str,
+    anchor_day: int,
+    now: datetime,
+) -> Fleet:
+    """Return the fleet of that id, creating it as described if there is none."""
+    checked_id(fleet_id, "fleet_id")
+    minor_digits(currency)
+    zone(time_zone)
+    cycle_of_day(now.date(), time_zone, anchor_day)
+    await connection.execute(
+        "INSERT INTO fleet"
+        " (tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no, created_at)"
+        " SELECT %s, %s, %s, %s, %s, %s, (count(*) %% %s)::smallint, %s FROM fleet"
+        " ON CONFLICT (tenant_no, fleet_id) DO NOTHING",
+        [tenant, fleet_id, name, currency, time_zone, anchor_day, SHARDS, now],
+    )
+    found = await connection.execute(
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        " FROM fleet WHERE tenant_no = %s AND fleet_id = %s",
+        [tenant, fleet_id],
+    )
+    row = await found.fetchone()
+    if row is None:
+        raise NotFound("fleet", fleet_id)
+    return _fleet(row)
+
+
+async def ensure_devices(
+    connection: Connection,
+    *,
+    fleet: Fleet,
+    device_ids: Sequence[str],
+    active_from: datetime,
+    now: datetime,
+) -> dict[str, DeviceNo]:
+    """Return the numbers of the fleet's devices of those ids, creating missing ones as active."""
+    for position, device_id in enumerate(device_ids):
+        checked_id(device_id, f"device_ids.{position}")
+    inserted = await connection.execute(
+        "INSERT INTO device (tenant_no, fleet_no, device_id, created_at)"
+        " SELECT %s, %s, given.device_id, %s FROM unnest(%s::text[]) AS given (device_id)"
+        " WHERE NOT EXISTS (SELECT FROM device AS known"
+        "   WHERE known.tenant_no = %s AND known.device_id = given.device_id)"
+        " ON CONFLICT (tenant_no, device_id) DO NOTHING RETURNING device_no",
+        [fleet.tenant_no, fleet.fleet_no, now, list(device_ids), fleet.tenant_no],
+    )
+    created = [row[0] for row in await inserted.fetchall()]
+    await connection.execute(
+        "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
+        " SELECT created.device_no, %s, 'active', %s FROM unnest(%s::bigint[]) AS created (device_no)",
+        [active_from, now, created],
+    )
+    found = await connection.execute(
+        "SELECT device_id, device_no FROM device"
+        " WHERE tenant_no = %s AND fleet_no = %s AND device_id = ANY(%s)",
+        [fleet.tenant_no, fleet.fleet_no, list(device_ids)],
+    )
+    numbers: dict[str, DeviceNo] = dict(await found.fetchall())
+    for device_id in device_ids:
+        if device_id not in numbers:
+            raise InvalidValue(
+                "device_ids", f"{device_id!r} is in another fleet", "choose another id, or move it"
+            )
+    return numbers
+
+
+async def ensure_plan(
+    connection: Connection, *, tenant: TenantNo, plan: PlanDocument, now: datetime
+) -> PlanNo:
+    """Return the newest version of a plan, adding a version if the document differs from it."""
+    terms = plan.model_dump(mode="json")
+    found = await connection.execute(
+        "SELECT plan_no, version, terms FROM plan WHERE tenant_no = %s AND plan_id = %s"
+        " ORDER BY version DESC LIMIT 1",
+        [tenant, plan.plan],
+    )
+    newest = await found.fetchone()
+    if newest is not None and newest[2] == terms:
+        return PlanNo(newest[0])
+    version = 1 if newest is None else newest[1] + 1
+    inserted = await connection.execute(
+        "INSERT INTO plan (tenant_no, plan_id, version, name, terms, effective_from, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING plan_no",
+        [tenant, plan.plan, version, plan.name, Jsonb(terms), now, now],
+    )
+    row = await inserted.fetchone()
+    assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
+    return PlanNo(row[0])
+
+
+async def lock_shard(connection: Connection, shard_no: int) -> None:
+    """Own a shard's fleets until the transaction ends: charging and every change of terms do."""
+    await connection.execute(
+        "SELECT FROM charging_shard WHERE shard_no = %s FOR UPDATE", [shard_no]
+    )
+
+
+async def insert_subscriptions(
+    connection: Connection,
+    *,
+    device_nos: Sequence[int],
+    plan_no: int,
+    valid_from: datetime,
+    valid_to: datetime | None,
+) -> list[int]:
+    """Subscribe devices to a plan version, skipping a device that already has this very one."""
+    inserted = await connection.execute(
+        "INSERT INTO subscription (device_no, plan_no, valid)"
+        " SELECT given.device_no, %s, %s FROM unnest(%s::bigint[]) AS given (device_no)"
+        " WHERE NOT EXISTS (SELECT FROM subscription AS known WHERE known.device_no = given.device_no"
+        "   AND known.plan_no = %s AND known.valid @> %s::timestamptz)"
+        " RETURNING subscription_no",
+        [plan_no, TimestamptzRange(valid_from, valid_to), list(device_nos), plan_no, valid_from],
+    )
+    return [row[0] for row in await inserted.fetchall()]
+
+
+async def devices_by_topic(
+    connection: Connection, names: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], RegisteredDevice]:
+    """Return the registered devices among `(tenant_id, device_id)` pairs."""
+    found = await connection.execute(
+        "SELECT tenant_id, device_id, device_no, tenant_no, shard_no"
+        " FROM unnest(%s::text[], %s::text[]) AS given (tenant_id, device_id)"
+        " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
+        " JOIN fleet USING (tenant_no, fleet_no)",
+        [[name[0] for name in names], [name[1] for name in names]],
+    )
+    return {
+        (row[0], row[1]): RegisteredDevice(device_no=row[2], tenant_no=row[3], shard_no=row[4])
+        for row in await found.fetchall()
+    }
+
+
+async def registry_version(connection: Connection) -> int:
+    """Return the number that changes whenever a device or fleet does."""
+    found = await connection.execute("SELECT version FROM registry_version")
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - the migration puts the one row there
+    return int(row[0])
+
+
+async def fleets_of_devices(
+    connection: Connection, device_nos: Sequence[int]
+) -> tuple[dict[int, Fleet], dict[int, FleetNo]]:
+    """Return the fleets of some devices by number, and each device's fleet."""
+    found = await connection.execute(
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
+        " array_agg(device_no) FROM device JOIN fleet USING (tenant_no, fleet_no)"
+        " WHERE device_no = ANY(%s) GROUP BY fleet_no",
+        [list(device_nos)],
+    )
+    fleets: dict[int, Fleet] = {}
+    members: dict[int, FleetNo] = {}
+    for row in await found.fetchall():
+        fleet = _fleet(row[:8])
+        fleets[fleet.fleet_no] = fleet
+        members.update(dict.fromkeys(row[8], fleet.fleet_no))
+    return fleets, members
+
+
+async def subscriptions_of_devices(
+    connection: Connection, device_nos: Sequence[int]
+) -> dict[int, list[Subscription]]:
+    """Return the subscriptions of some devices, each device's ascending in time."""
+    found = await connection.execute(
+        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid) FROM subscription"
+        " WHERE device_no = ANY(%s) ORDER BY lower(valid)",
+        [list(device_nos)],
+    )
+    subscriptions: dict[int, list[Subscription]] = {number: [] for number in device_nos}
+    for row in await found.fetchall():
+        subscriptions[row[1]].append(_subscription(row))
+    return subscriptions
+
+
+async def plan_terms(connection: Connection, plan_nos: Sequence[int]) -> dict[int, PlanTerms]:
+    """Return the terms of plan versions, which never change."""
+    found = await connection.execute(
+        "SELECT plan_no, terms FROM plan WHERE plan_no = ANY(%s)", [list(plan_nos)]
+    )
+    return {row[0]: stored_terms(row[1]) for row in await found.fetchall()}
+
+
+def _fleet(row: Sequence[object]) -> Fleet:
+    names = Fleet.__slots__
+    return Fleet(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
+
+
+def _subscription(row: Sequence[object]) -> Subscription:
+    names = Subscription.__slots__
+    return Subscription(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
