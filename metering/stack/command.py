@@ -10,7 +10,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("up", help="start what does not run, and wait until it answers")
-    actions.add_parser("down", help="stop what the stack started; data stays")
+    stop = actions.add_parser("down", help="stop what the stack started; data stays")
+    stop.add_argument("--erase", action="store_true", help="delete the data too")
     actions.add_parser("status", help="a line a server; exit code 0 if both run, else 1")
 
 
@@ -21,7 +22,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             lifecycle.up(settings, progress=_say)
             return _print_status(settings)
         case "down":
-            lifecycle.down(settings, progress=_say)
+            (lifecycle.erase if arguments.erase else lifecycle.down)(settings, progress=_say)
             return 0
         case _:
             return _print_status(settings)

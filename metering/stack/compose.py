@@ -49,6 +49,11 @@ def down(stack: Path, name: ServerName) -> None:
     _compose(stack, ["stop", name], name=name)
 
 
+def erase(stack: Path) -> None:
+    """Remove both containers and their volumes."""
+    _compose(stack, ["down", "--volumes"], name="database")
+
+
 def _compose(
     stack: Path, words: list[str], *, name: ServerName, port: int = 0, password: str = ""
 ) -> None:

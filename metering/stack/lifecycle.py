@@ -1,5 +1,6 @@
 """Brings the two servers up and down, and says how they stand."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -182,6 +183,22 @@ def down(settings: Settings, *, progress: Progress = quiet) -> None:
             elif (server := _process(name, record, Path(record.folder))) is not None:
                 progress(f"stopping the {name}")
                 _stop(name, server)
+
+
+def erase(settings: Settings, *, progress: Progress = quiet) -> None:
+    """Stop what the stack started and delete its data, wherever it lies."""
+    down(settings, progress=progress)
+    stack = stack_folder(settings)
+    if not stack.is_dir():
+        return
+    with locked(stack / "lock", waiting="another run holds the stack", progress=progress):
+        for name, record in state.load(stack).items():
+            progress(f"deleting the data of the {name}")
+            if record.source == "compose":
+                compose.erase(stack)
+            elif (folder := Path(record.folder)) != stack:
+                shutil.rmtree(folder)
+        shutil.rmtree(stack)
 
 
 def _stop(name: ServerName, server: psutil.Process) -> None:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,16 +106,15 @@ def stop(process: psutil.Process, steps: Sequence[tuple[signal.Signals, float]])
     for sign, seconds in steps:
         try:
             process.send_signal(sign)
-            process.wait(seconds)
         except psutil.NoSuchProcess:
             return
-        except psutil.TimeoutExpired:
-            if not is_alive(process):
-                return
-            continue
         except psutil.AccessDenied:
             raise StackError(f"process {process.pid} belongs to another user") from None
-        return
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not is_alive(process):  # a zombie has ended, whenever init comes to reap it
+                return
+            time.sleep(0.02)
     raise StackError(f"process {process.pid} does not end")
 
 

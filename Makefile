@@ -1,0 +1,52 @@
+# What a newcomer and the CI call. Every target that needs it makes .venv first.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lock stack-up stack-down clean environment development
+
+# Further arguments: make test ARGS="tests/unit -k tiers"
+ARGS ?=
+PYTHON ?=
+export PYTHON
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: environment ## run the whole pipeline on this machine and watch it; Ctrl-C ends it
+	@exec .venv/bin/fleetmeter demo $(ARGS)
+
+test: development ## run the tests; they start the servers they need
+	@exec .venv/bin/pytest $(ARGS)
+
+check: development ## check format, rules, types and the direction of imports
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: development ## format the code and mend what can be mended by itself
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+lock: development ## resolve the dependencies anew
+	.venv/bin/$(LOCK) -o requirements/run.txt
+	.venv/bin/$(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
+
+LOCK = uv pip compile pyproject.toml --extra build --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock" -q
+
+stack-up: environment ## start TimescaleDB and Mosquitto and leave them running
+	@.venv/bin/fleetmeter stack up
+
+stack-down: environment ## stop them; their data stays
+	@.venv/bin/fleetmeter stack down
+
+clean: ## stop the servers; remove .venv, and var with all its data
+	@if [ -x .venv/bin/fleetmeter ]; then .venv/bin/fleetmeter stack down --erase; fi
+	rm -rf .venv var
+
+environment:
+	@tools/bootstrap_environment.sh run
+
+development:
+	@tools/bootstrap_environment.sh dev
