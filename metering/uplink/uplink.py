@@ -1,0 +1,230 @@
+"""One device's MQTT session: publishes what the schedule says, hears what the platform holds."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from random import Random
+
+import aiomqtt
+from pydantic import ValidationError
+
+from metering.settings import Settings
+from metering.uplink.backoff import reconnect_seconds
+from metering.uplink.broker import BrokerAddress
+from metering.uplink.outbox import Outbox
+from metering.uplink.schedule import Pace, Schedule
+from metering.wire import native
+from metering.wire.ack import decode as decode_ack
+from metering.wire.topics import ack_topic, usage_topic
+
+KEEPALIVE_SECONDS = 20
+BROKER_SECONDS_MAX = 10.0
+"""A broker that does not answer for so long is taken for gone."""
+
+Disturbance = Callable[[bytes], Iterable[bytes]]
+"""Takes a message that is about to be published and returns those to publish in its place."""
+
+_log = logging.getLogger(__name__)
+
+
+def undisturbed(payload: bytes) -> Iterable[bytes]:
+    """Publish each message once, in its turn."""
+    return (payload,)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What an uplink did so far.
+
+    `readings` counts those published for the first time by this process, `resent` each further
+    time; `acknowledged` those that are durable, `rejected` those refused for good, and `refusals`
+    the refusals of whole messages, whose readings stay pending; both by reason.
+    """
+
+    messages: int = 0
+    readings: int = 0
+    resent: int = 0
+    acknowledged: int = 0
+    connections: int = 0
+    bad_acks: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+
+
+class Uplink:
+    """Publishes an outbox's readings until the platform acknowledges them.
+
+    Works from `run()` in one task; put readings into the outbox, then call `wake()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: BrokerAddress,
+        settings: Settings,
+        tenant: str,
+        device: str,
+        outbox: Outbox,
+        clock: Callable[[], datetime],
+        random: Random,
+        pace: Pace | None = None,
+        steady: Callable[[], float] = time.monotonic,
+        disturb: Disturbance = undisturbed,
+    ) -> None:
+        self.client_id = f"fm-{tenant}-{device}"
+        self.outbox = outbox
+        self.pace = Pace() if pace is None else pace
+        self.traffic = Traffic()
+        self._broker = broker
+        self._protocol = (
+            aiomqtt.ProtocolVersion.V5
+            if settings.mqtt_version == "5"
+            else aiomqtt.ProtocolVersion.V311
+        )
+        self._usage_topic = usage_topic(settings.topic_root, tenant, device)
+        self._ack_topic = ack_topic(settings.topic_root, tenant, device)
+        self._clock = clock
+        self._random = random
+        self._steady = steady
+        self._disturb = disturb
+        self._schedule = Schedule(outbox, self.pace)
+        self._wakened = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._failures = 0
+
+    async def run(self) -> None:
+        """Connect, publish and listen until cancelled; connect again whenever the broker goes."""
+        while True:
+            try:
+                await self._session()
+            except* (aiomqtt.MqttError, OSError) as gone:
+                _log.info("%s: broker is gone: %s", self.client_id, _reasons(gone))
+            await asyncio.sleep(reconnect_seconds(self._failures, self._random))
+            self._failures += 1
+
+    def wake(self) -> None:
+        """Look into the outbox again: something was put in."""
+        self._wakened.set()
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Wait until nothing is pending; False when something still is after so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while len(self.outbox):
+                    self._settled.clear()
+                    await self._settled.wait()
+        return len(self.outbox) == 0
+
+    async def _session(self) -> None:
+        """Be connected until the broker goes."""
+        async with self._client() as client, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(client))
+            await client.subscribe(self._ack_topic, qos=0)
+            self._failures = 0
+            self.traffic.connections += 1
+            self._schedule.start_over()
+            await self._publish_due(client, tasks)
+
+    def _client(self) -> aiomqtt.Client:
+        # A clean session: the platform's acknowledgements count, not the broker's memory.
+        is_v5 = self._protocol is aiomqtt.ProtocolVersion.V5
+        client = aiomqtt.Client(
+            self._broker.host,
+            self._broker.port,
+            identifier=self.client_id,
+            username=self._broker.username,
+            password=self._broker.password,
+            tls_context=ssl.create_default_context() if self._broker.tls else None,
+            protocol=self._protocol,
+            clean_session=None if is_v5 else True,
+            keepalive=KEEPALIVE_SECONDS,
+            timeout=BROKER_SECONDS_MAX,
+            max_inflight_messages=self.pace.window_messages,
+        )
+        client.pending_calls_threshold = self.pace.window_messages
+        return client
+
+    async def _listen(self, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            self._hear(message.payload)
+
+    def _hear(self, payload: object) -> None:
+        """Take one acknowledgement; one that cannot be read is counted and changes nothing."""
+        try:
+            ack = decode_ack(payload if isinstance(payload, bytes) else b"")
+        except ValidationError as error:
+            self.traffic.bad_acks += 1
+            _log.warning("%s: not an acknowledgement: %s", self.client_id, error)
+            return
+        settled = self._schedule.acknowledge(ack, self._steady())
+        for refusal in settled.rejected:
+            self.traffic.rejected[refusal.reason] += 1
+            _log.warning(
+                "%s: reading %s of boot %s was rejected: %s: %s",
+                *(self.client_id, refusal.seq, ack.boot, refusal.reason, refusal.detail),
+            )
+        for refusal in ack.rejected:
+            if refusal.seq is None:
+                self._count_refusal(refusal.reason, refusal.detail)
+        self.traffic.acknowledged += len(settled.positions) - len(settled.rejected)
+        self._settled.set()
+        self._wakened.set()
+
+    def _count_refusal(self, reason: str, detail: str) -> None:
+        if reason not in self.traffic.refusals:
+            _log.warning("%s: a message was refused: %s: %s", self.client_id, reason, detail)
+        self.traffic.refusals[reason] += 1
+
+    async def _publish_due(self, client: aiomqtt.Client, tasks: asyncio.TaskGroup) -> None:
+        """Publish whatever is due, at most `window_messages` at once, for ever."""
+        slots = asyncio.Semaphore(self.pace.window_messages)
+        while True:
+            self._wakened.clear()
+            while (payload := self._next_payload()) is not None:
+                for disturbed in self._disturb(payload):
+                    await slots.acquire()
+                    tasks.create_task(self._publish(client, disturbed, slots))
+            await self._wait_until_due()
+
+    def _next_payload(self) -> bytes | None:
+        batch = self._schedule.next_batch(self._steady())
+        if batch is None:
+            return None
+        if batch.resent:
+            self.traffic.resent += len(batch.readings)
+        else:
+            self.traffic.readings += len(batch.readings)
+        return native.encode(batch.boot, self._clock(), batch.readings)
+
+    async def _publish(
+        self, client: aiomqtt.Client, payload: bytes, slots: asyncio.Semaphore
+    ) -> None:
+        try:
+            await client.publish(self._usage_topic, payload, qos=1)
+            self.traffic.messages += 1
+        finally:
+            slots.release()
+
+    async def _wait_until_due(self) -> None:
+        due = self._schedule.next_due()
+        wait = None if due is None else max(0.0, due - self._steady())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await self._wakened.wait()
+
+
+def _reasons(group: BaseExceptionGroup[BaseException]) -> str:
+    return "; ".join(str(error) or type(error).__name__ for error in _leaves(group))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
