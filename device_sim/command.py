@@ -1,0 +1,131 @@
+"""`fleetmeter simulate`: publish as a fleet of simulated devices."""
+
+import argparse
+import asyncio
+import resource
+import secrets
+import signal
+from pathlib import Path
+
+from device_sim.device import Habits
+from device_sim.groups import Group
+from device_sim.simulation import Scenario, Simulation
+from metering import clock
+from metering.errors import InvalidValue, SettingsError
+from metering.ids import checked_id
+from metering.settings import Settings
+from metering.uplink.broker import BrokerAddress, parse_broker_url
+from metering.uplink.ledger import LedgerFile
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `fleetmeter simulate`."""
+    add = parser.add_argument
+    add("--broker", metavar="URL", help="mqtt://[user:password@]host:port; default: the setting")
+    add("--tenant", default="demo", help="tenant of the devices (%(default)s)")
+    add(
+        "--group",
+        action="append",
+        metavar="NAME:COUNT",
+        help="devices NAME-0001 and so on; repeatable (truck:10)",
+    )
+    add("--seed", type=int, help="makes the same devices again; default: a random one, printed")
+    add("--for", dest="for_seconds", type=float, default=0, metavar="SECONDS", help="0: until ^C")
+    add("--interval", type=float, default=1.0, metavar="SECONDS", help="between messages (1.0)")
+    add("--readings", type=int, default=5, metavar="N", help="readings a message (%(default)s)")
+    add(
+        "--cumulative", type=float, default=0.4, metavar="SHARE", help="devices with counters (0.4)"
+    )
+    add("--duplicates", type=float, default=0.0, metavar="RATE", help="messages sent twice (0)")
+    add("--reorder", type=float, default=0.0, metavar="RATE", help="messages sent late (0)")
+    add(
+        "--resets", type=float, default=0.0, metavar="RATE", help="readings of a fallen counter (0)"
+    )
+    add(
+        "--reboots", type=float, default=0.002, metavar="RATE", help="messages after a boot (0.002)"
+    )
+    add("--ledger", type=Path, metavar="FILE", help="append what was truly used, as JSON Lines")
+    add(
+        "--drain",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="wait for acknowledgements (60)",
+    )
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Simulate until told to stop; 0 when every reading is durable and none was rejected."""
+    scenario = scenario_of(arguments)
+    broker = _broker(arguments, settings)
+    _allow_many_connections()
+    print(
+        f"simulating {len(scenario.devices)} devices of tenant {scenario.tenant}"
+        f" at {broker.host}:{broker.port}, seed {scenario.seed}",
+        flush=True,
+    )
+    with LedgerFile(arguments.ledger) as ledger:
+        return asyncio.run(_simulate(scenario, broker, settings, ledger))
+
+
+def scenario_of(arguments: argparse.Namespace) -> Scenario:
+    """Return what the arguments ask for; raises `InvalidValue`."""
+    for name in ("cumulative", "duplicates", "reorder", "resets", "reboots"):
+        if not 0 <= getattr(arguments, name) <= 1:
+            raise InvalidValue(name, "not a share", "use a number from 0 to 1")
+    for name, least in (("interval", 0.001), ("readings", 1), ("for_seconds", 0), ("drain", 0)):
+        if not getattr(arguments, name) >= least:
+            raise InvalidValue(name.removesuffix("_seconds"), "too small", f"use {least} or more")
+    groups = [Group.parse(text) for text in arguments.group or ["truck:10"]]
+    devices = [device for group in groups for device in group.devices()]
+    if len(set(devices)) < len(devices):
+        raise InvalidValue("group", "two groups have one name", "use a name once")
+    return Scenario(
+        tenant=checked_id(arguments.tenant, "tenant"),
+        devices=devices,
+        seed=secrets.randbits(32) if arguments.seed is None else arguments.seed,
+        for_seconds=arguments.for_seconds,
+        interval_seconds=arguments.interval,
+        readings_per_message=arguments.readings,
+        habits=Habits(
+            cumulative_share=arguments.cumulative,
+            reset_rate=arguments.resets,
+            reboot_rate=arguments.reboots,
+        ),
+        duplicates=arguments.duplicates,
+        reorder=arguments.reorder,
+        drain_seconds=arguments.drain,
+    )
+
+
+async def _simulate(
+    scenario: Scenario, broker: BrokerAddress, settings: Settings, ledger: LedgerFile
+) -> int:
+    simulation = Simulation(
+        scenario, broker=broker, settings=settings, ledger=ledger, clock=clock.now, say=_say
+    )
+    loop = asyncio.get_running_loop()
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(stop_signal, simulation.stop)
+    tally = await simulation.run()
+    left = "" if tally.is_clean else "  NOT everything is durable"
+    _say(f"done: {tally}{left}")
+    return 0 if tally.is_clean else 1
+
+
+def _broker(arguments: argparse.Namespace, settings: Settings) -> BrokerAddress:
+    if arguments.broker:
+        return parse_broker_url(arguments.broker)
+    if settings.broker_url is None:
+        raise SettingsError("no broker is known; give --broker, or set FLEETMETER_BROKER_URL")
+    return parse_broker_url(settings.broker_url.get_secret_value())
+
+
+def _allow_many_connections() -> None:
+    """Raise the soft limit of open files: a connection takes three."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
