@@ -290,7 +290,7 @@ def _expect_answer(name: ServerName, address: str) -> None:
 
 def _given(settings: Settings, name: ServerName) -> str | None:
     secret = settings.database_url if name == "database" else settings.broker_url
-    return secret.get_secret_value() if secret is not None else None
+    return (secret.get_secret_value() or None) if secret is not None else None
 
 
 def _url(name: ServerName, record: state.Record) -> str:

@@ -18,7 +18,7 @@ def database_answers(url: str) -> str | None:
         with psycopg.connect(url, connect_timeout=int(_SECONDS)):
             return None
     except psycopg.Error as error:
-        return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return str(error).partition("\n")[0] or type(error).__name__
 
 
 def broker_answers(url: str) -> str | None:
