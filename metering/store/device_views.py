@@ -1,0 +1,225 @@
+"""What the API reads of devices: state, subscription, what arrived, and what they drew and owe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.errors import NotFound
+from metering.ids import TenantNo
+from metering.store.connection import Connection
+from metering.store.rows import checked_limit, fetch_all, fetch_one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceView:
+    """One device as it is at an instant: its names, its state and its subscription.
+
+    `state` is None before the first dated state; the plan's fields are None without a subscription.
+    """
+
+    device_no: int
+    device_id: str
+    fleet_no: int
+    fleet_id: str
+    iccid: str | None
+    imsi: str | None
+    imei: str | None
+    created_at: datetime
+    state: str | None
+    state_since: datetime | None
+    plan_id: str | None
+    plan_version: int | None
+    subscribed_from: datetime | None
+    subscribed_to: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootView:
+    """What arrived of one boot: 1 … `up_to`, and the closed ranges flattened in `beyond`."""
+
+    boot_id: str
+    up_to: int
+    beyond: list[int]
+    first_seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionView:
+    """One subscription that runs in a cycle, with its plan version's terms as they are stored."""
+
+    subscription_no: int
+    plan_id: str
+    plan_version: int
+    terms: Mapping[str, object]
+    subscribed_from: datetime
+    subscribed_to: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionMeterView:
+    """One subscription's own allowance and use of one meter in a cycle, in base units.
+
+    `granted` and `used` are None where there is no allowance bucket. `amount` counts the plan
+    version's sub-unit.
+    """
+
+    subscription_no: int
+    meter_no: int
+    granted: int | None
+    used: int | None
+    quantity: int
+    uplink: int
+    from_allowance: int
+    from_pool: int
+    overage: int
+    amount: int
+
+
+_DEVICE = (
+    "SELECT device.device_no, device.device_id, device.fleet_no, fleet.fleet_id, device.iccid,"
+    " device.imsi, device.imei, device.created_at,"
+    " latest.state, latest.effective_from AS state_since,"
+    " plan.plan_id, plan.version AS plan_version,"
+    " lower(running.valid) AS subscribed_from, upper(running.valid) AS subscribed_to"
+    " FROM device JOIN fleet ON fleet.fleet_no = device.fleet_no"
+    " LEFT JOIN LATERAL (SELECT change.state, change.effective_from"
+    "   FROM device_state_change AS change WHERE change.device_no = device.device_no"
+    "   AND change.effective_from <= %(now)s ORDER BY change.effective_from DESC LIMIT 1"
+    " ) AS latest ON true"
+    " LEFT JOIN subscription AS running ON running.device_no = device.device_no"
+    "   AND running.valid @> %(now)s::timestamptz"
+    " LEFT JOIN plan ON plan.plan_no = running.plan_no"
+    " WHERE device.tenant_no = %(tenant_no)s AND fleet.tenant_no = %(tenant_no)s"
+)
+
+
+async def list_devices(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    fleet_no: int | None,
+    after: str,
+    limit: int,
+    now: datetime,
+) -> list[DeviceView]:
+    """Return at most `limit` devices, of one fleet or of all, ascending by id, after `after`."""
+    narrowed = "" if fleet_no is None else " AND device.fleet_no = %(fleet_no)s"
+    return await fetch_all(
+        connection,
+        DeviceView,
+        _DEVICE
+        + narrowed
+        + " AND device.device_id > %(after)s ORDER BY device.device_id LIMIT %(limit)s",
+        {
+            "tenant_no": tenant_no,
+            "fleet_no": fleet_no,
+            "after": after,
+            "limit": checked_limit(limit),
+            "now": now,
+        },
+    )
+
+
+async def device_view(
+    connection: Connection, tenant_no: TenantNo, *, device_id: str, now: datetime
+) -> DeviceView:
+    """Return one of the tenant's devices; raise `NotFound`."""
+    device = await fetch_one(
+        connection,
+        DeviceView,
+        _DEVICE + " AND device.device_id = %(device_id)s",
+        {"tenant_no": tenant_no, "device_id": device_id, "now": now},
+    )
+    if device is None:
+        raise NotFound("device", device_id)
+    return device
+
+
+async def boots_of_device(
+    connection: Connection, tenant_no: TenantNo, *, device_no: int, most: int
+) -> list[BootView]:
+    """Return a device's last boot, then its earlier boots with open gaps, newest first.
+
+    At most `most` boots in all.
+    """
+    return await fetch_all(
+        connection,
+        BootView,
+        "WITH known AS (SELECT boot.boot_no, boot.boot_id, boot.up_to, boot.beyond,"
+        "   boot.first_seen_at,"
+        "   row_number() OVER (ORDER BY boot.first_seen_at DESC, boot.boot_no DESC) AS place"
+        "   FROM boot JOIN device ON device.device_no = boot.device_no"
+        "   WHERE device.tenant_no = %(tenant_no)s AND boot.device_no = %(device_no)s)"
+        " SELECT known.boot_id, known.up_to, known.beyond, known.first_seen_at FROM known"
+        " WHERE known.place = 1 OR known.beyond <> '{}' ORDER BY known.place LIMIT %(most)s",
+        {"tenant_no": tenant_no, "device_no": device_no, "most": most},
+    )
+
+
+async def subscriptions_in_cycle(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    device_no: int,
+    cycle_start: datetime,
+    cycle_end: datetime,
+) -> list[SubscriptionView]:
+    """Return the subscriptions of a device that run in a cycle, ascending in time."""
+    return await fetch_all(
+        connection,
+        SubscriptionView,
+        "SELECT subscription.subscription_no, plan.plan_id, plan.version AS plan_version,"
+        " plan.terms, lower(subscription.valid) AS subscribed_from,"
+        " upper(subscription.valid) AS subscribed_to"
+        " FROM subscription JOIN device ON device.device_no = subscription.device_no"
+        " JOIN plan ON plan.plan_no = subscription.plan_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND plan.tenant_no = %(tenant_no)s"
+        " AND subscription.device_no = %(device_no)s"
+        " AND subscription.valid && tstzrange(%(cycle_start)s, %(cycle_end)s)"
+        " ORDER BY lower(subscription.valid)",
+        {
+            "tenant_no": tenant_no,
+            "device_no": device_no,
+            "cycle_start": cycle_start,
+            "cycle_end": cycle_end,
+        },
+    )
+
+
+async def meters_of_subscriptions(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    device_no: int,
+    subscription_nos: list[int],
+    cycle_start: datetime,
+) -> list[SubscriptionMeterView]:
+    """Return what subscriptions of a device were granted and used in a cycle, meter by meter."""
+    return await fetch_all(
+        connection,
+        SubscriptionMeterView,
+        "WITH own AS (SELECT subscription.subscription_no FROM subscription"
+        "   JOIN device ON device.device_no = subscription.device_no"
+        "   WHERE device.tenant_no = %(tenant_no)s AND device.device_no = %(device_no)s"
+        "   AND subscription.subscription_no = ANY(%(subscription_nos)s)),"
+        " allowance AS (SELECT bucket.subscription_no, bucket.meter_no, bucket.granted, bucket.used"
+        "   FROM own JOIN bucket USING (subscription_no)"
+        "   WHERE bucket.kind = 'allowance' AND bucket.cycle_start = %(cycle_start)s),"
+        " total AS (SELECT use.subscription_no, use.meter_no, use.quantity, use.uplink,"
+        "   use.from_allowance, use.from_pool, use.overage, use.amount"
+        "   FROM own JOIN meter_use AS use USING (subscription_no)"
+        "   WHERE use.cycle_start = %(cycle_start)s)"
+        " SELECT subscription_no, meter_no, allowance.granted, allowance.used,"
+        " coalesce(total.quantity, 0) AS quantity, coalesce(total.uplink, 0) AS uplink,"
+        " coalesce(total.from_allowance, 0) AS from_allowance,"
+        " coalesce(total.from_pool, 0) AS from_pool, coalesce(total.overage, 0) AS overage,"
+        " coalesce(total.amount, 0) AS amount"
+        " FROM allowance FULL JOIN total USING (subscription_no, meter_no)"
+        " ORDER BY subscription_no, meter_no",
+        {
+            "tenant_no": tenant_no,
+            "device_no": device_no,
+            "subscription_nos": subscription_nos,
+            "cycle_start": cycle_start,
+        },
+    )

@@ -1,0 +1,102 @@
+"""What the API reads of fleets: who they are, their opened cycles and their pools."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.errors import NotFound
+from metering.ids import TenantNo
+from metering.store.connection import Connection
+from metering.store.rows import checked_limit, fetch_all, fetch_one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetView:
+    """One fleet, its bill cycle's rule and how many devices it has."""
+
+    fleet_no: int
+    fleet_id: str
+    name: str
+    currency: str
+    time_zone: str
+    anchor_day: int
+    created_at: datetime
+    devices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """The shared bucket of one meter in one cycle, in the meter's base unit."""
+
+    meter_no: int
+    granted: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    opened_at: datetime
+
+
+_FLEET = (
+    "SELECT fleet.fleet_no, fleet.fleet_id, fleet.name, fleet.currency, fleet.time_zone,"
+    " fleet.anchor_day, fleet.created_at,"
+    " (SELECT count(*) FROM device WHERE device.fleet_no = fleet.fleet_no) AS devices"
+    " FROM fleet WHERE fleet.tenant_no = %(tenant_no)s"
+)
+
+
+async def list_fleets(
+    connection: Connection, tenant_no: TenantNo, *, after: str, limit: int
+) -> list[FleetView]:
+    """Return at most `limit` of the tenant's fleets, ascending by id, after the id `after`."""
+    return await fetch_all(
+        connection,
+        FleetView,
+        _FLEET + " AND fleet.fleet_id > %(after)s ORDER BY fleet.fleet_id LIMIT %(limit)s",
+        {"tenant_no": tenant_no, "after": after, "limit": checked_limit(limit)},
+    )
+
+
+async def fleet_view(connection: Connection, tenant_no: TenantNo, *, fleet_id: str) -> FleetView:
+    """Return one of the tenant's fleets; raise `NotFound`."""
+    fleet = await fetch_one(
+        connection,
+        FleetView,
+        _FLEET + " AND fleet.fleet_id = %(fleet_id)s",
+        {"tenant_no": tenant_no, "fleet_id": fleet_id},
+    )
+    if fleet is None:
+        raise NotFound("fleet", fleet_id)
+    return fleet
+
+
+async def cycle_opened_at(
+    connection: Connection, tenant_no: TenantNo, *, fleet_no: int, cycle_start: datetime
+) -> datetime | None:
+    """Return when charging opened a cycle of a fleet; None while it has not."""
+    opened = await fetch_one(
+        connection,
+        _Opened,
+        "SELECT fleet_cycle.opened_at FROM fleet_cycle"
+        " JOIN fleet ON fleet.fleet_no = fleet_cycle.fleet_no"
+        " WHERE fleet.tenant_no = %(tenant_no)s AND fleet_cycle.fleet_no = %(fleet_no)s"
+        " AND fleet_cycle.cycle_start = %(cycle_start)s",
+        {"tenant_no": tenant_no, "fleet_no": fleet_no, "cycle_start": cycle_start},
+    )
+    return None if opened is None else opened.opened_at
+
+
+async def pools_of_fleet(
+    connection: Connection, tenant_no: TenantNo, *, fleet_no: int, cycle_start: datetime
+) -> list[PoolView]:
+    """Return a fleet's pools in one cycle, ascending by meter."""
+    return await fetch_all(
+        connection,
+        PoolView,
+        "SELECT bucket.meter_no, bucket.granted, bucket.used FROM bucket"
+        " JOIN fleet ON fleet.fleet_no = bucket.fleet_no"
+        " WHERE fleet.tenant_no = %(tenant_no)s AND bucket.fleet_no = %(fleet_no)s"
+        " AND bucket.cycle_start = %(cycle_start)s AND bucket.kind = 'pool'"
+        " ORDER BY bucket.meter_no",
+        {"tenant_no": tenant_no, "fleet_no": fleet_no, "cycle_start": cycle_start},
+    )
