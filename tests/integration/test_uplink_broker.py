@@ -1,0 +1,355 @@
+"""The uplink against a real broker: whatever the network loses, every reading arrives in the end.
+
+The platform's side is a stand-in that speaks the wire protocol: it remembers what arrived and
+publishes end-to-end acknowledgements, some of which it loses, repeats or sends out of order.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import aiomqtt
+import pytest
+
+from device_sim.device import Habits
+from device_sim.simulation import Scenario, Simulation
+from metering import clock
+from metering.sequence import SequenceSet
+from metering.settings import Settings
+from metering.stack import fetch, finder
+from metering.stack.folders import cache_folder
+from metering.stack.model import Program
+from metering.uplink.broker import parse_broker_url
+from metering.uplink.ledger import LedgerFile
+from metering.uplink.outbox import MemoryOutbox
+from metering.uplink.schedule import Pace
+from metering.uplink.uplink import Uplink
+from metering.usage import DATA, Reading, ReadingKind
+from metering.wire import native
+from metering.wire.ack import Ack, RejectedReading, ack_of, encode
+from metering.wire.ledger import LedgerLine, read_ledger
+from metering.wire.topics import ack_topic, device_of_usage_topic, usage_filter
+
+SETTINGS = Settings(_env_file=None)
+SOON = Pace(readings_per_message=7, resend_seconds=0.3, resend_seconds_max=1.0)
+
+
+class Broker:
+    """A Mosquitto of this test's own, which it may kill; it keeps nothing on disk."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self._command = command
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
+            "max_queued_messages 0\n"
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [self._command, "-c", str(self._config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            assert self._process.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+        pytest.fail("mosquitto does not listen")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    started = Broker(mosquitto_command(), tmp_path)
+    started.start()
+    yield started
+    started.kill()
+
+
+def mosquitto_command() -> str:
+    """Return the Mosquitto of this machine, or the one that the stack fetched."""
+    installed = finder.installed_broker()
+    if isinstance(installed, Program):
+        return str(installed.executable)
+    fetched = fetch.fetched(cache_folder(SETTINGS), "broker")
+    if fetched is None:
+        pytest.skip("no mosquitto; install it, or run fleetmeter stack up once")
+    return str(fetched)
+
+
+Boot = tuple[str, str]
+
+
+class Platform:
+    """A stand-in for the platform: holds what arrived, by device and boot, and acknowledges it."""
+
+    def __init__(
+        self, url: str, *, lost: float = 0.0, readings_max: int = 5000, seed: int = 1
+    ) -> None:
+        self.arrived: dict[Boot, SequenceSet] = {}
+        self.readings: dict[Boot, dict[int, Reading]] = {}
+        self.conflicts: list[tuple[Boot, int]] = []
+        self.messages = 0
+        self.listening = asyncio.Event()
+        self._broker = parse_broker_url(url)
+        self._lost = lost
+        self._readings_max = readings_max
+        self._random = Random(seed)  # noqa: S311 - a test
+        self._touched: set[Boot] = set()
+        self._refused: set[str] = set()
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(aiomqtt.MqttError):
+                async with aiomqtt.Client(
+                    self._broker.host, self._broker.port, identifier="platform"
+                ) as client:
+                    await client.subscribe(usage_filter(SETTINGS.topic_root), qos=1)
+                    self.listening.set()
+                    acknowledging = asyncio.create_task(self._acknowledge(client))
+                    try:
+                        async for message in client.messages:
+                            assert isinstance(message.payload, bytes)
+                            self._take(str(message.topic), message.payload)
+                    finally:
+                        acknowledging.cancel()
+            await asyncio.sleep(0.1)
+
+    def _take(self, topic: str, payload: bytes) -> None:
+        self.messages += 1
+        owner = device_of_usage_topic(SETTINGS.topic_root, topic)
+        assert owner is not None
+        message = native.decode(payload, payload_octets_max=2**20, readings_max=self._readings_max)
+        if not isinstance(message, native.DecodedMessage):
+            self._refused.add(owner[1])
+            return
+        assert not message.rejections
+        boot = (owner[1], message.boot)
+        held = self.readings.setdefault(boot, {})
+        for reading in message.readings:
+            if held.setdefault(reading.seq, reading) != reading:
+                self.conflicts.append((boot, reading.seq))
+        before = self.arrived.get(boot, SequenceSet())
+        self.arrived[boot] = before.with_added(reading.seq for reading in message.readings)
+        self._touched.add(boot)
+
+    async def _acknowledge(self, client: aiomqtt.Client) -> None:
+        """Publish what arrived; lose some, repeat some, and send an older one after a newer one."""
+        older: dict[Boot, Ack] = {}
+        while True:
+            await asyncio.sleep(0.05)
+            for device in sorted(self._refused):
+                refusal = RejectedReading(seq=None, reason="too_many_readings", detail="send less")
+                await self._tell(
+                    client, device, Ack(boot="", up_to=0, highest=0, rejected=(refusal,))
+                )
+            self._refused.clear()
+            touched, self._touched = sorted(self._touched), set()
+            for boot in touched:
+                ack = ack_of(boot[1], self.arrived[boot])
+                if self._random.random() >= self._lost:
+                    await self._tell(client, boot[0], ack)
+                    if self._lost:
+                        await self._tell(client, boot[0], older.get(boot, ack))
+                older[boot] = ack
+
+    async def _tell(self, client: aiomqtt.Client, device: str, ack: Ack) -> None:
+        await client.publish(ack_topic(SETTINGS.topic_root, "demo", device), encode(ack))
+
+
+@contextlib.asynccontextmanager
+async def running(*runs: Callable[[], Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(run()) for run in runs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [one for one in outcomes if not isinstance(one, asyncio.CancelledError)] == []
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if reached():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("not reached within 5 s")
+
+
+def readings(count: int, first: int = 1) -> list[Reading]:
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    return [
+        Reading(
+            seq=seq,
+            at=start + timedelta(seconds=seq),
+            meter=DATA,
+            kind=ReadingKind.DELTA,
+            uplink=seq,
+            downlink=2 * seq,
+        )
+        for seq in range(first, first + count)
+    ]
+
+
+def uplink_of(
+    url: str, outbox: MemoryOutbox, *, version: Literal["5", "3.1.1"] = "5", pace: Pace = SOON
+) -> Uplink:
+    return Uplink(
+        broker=parse_broker_url(url),
+        settings=Settings(_env_file=None, mqtt_version=version),
+        tenant="demo",
+        device="truck-1",
+        outbox=outbox,
+        clock=clock.now,
+        random=Random(1),  # noqa: S311 - a test
+        pace=pace,
+    )
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_everything_arrives_although_acknowledgements_are_lost_repeated_and_reordered(
+    broker: Broker, version: Literal["5", "3.1.1"]
+) -> None:
+    async def scene() -> None:
+        platform = Platform(broker.url, lost=0.5)
+        outbox = MemoryOutbox()
+        uplink = uplink_of(broker.url, outbox, version=version)
+        async with running(platform.run, uplink.run):
+            await asyncio.wait_for(platform.listening.wait(), 5)
+            for first in range(1, 301, 50):
+                outbox.put("boot-a", readings(50, first))
+                uplink.wake()
+                await asyncio.sleep(0.05)
+            outbox.put("boot-b", readings(20))
+            uplink.wake()
+            assert await uplink.drain(20)
+        assert platform.arrived["truck-1", "boot-a"] == SequenceSet(up_to=300)
+        assert list(platform.readings["truck-1", "boot-b"].values()) == readings(20)
+        assert platform.conflicts == []
+        assert (uplink.traffic.acknowledged, uplink.traffic.readings) == (320, 320)
+
+    asyncio.run(scene())
+
+
+def test_what_a_killed_broker_forgot_is_sent_again(broker: Broker) -> None:
+    async def scene() -> None:
+        outbox = MemoryOutbox()
+        uplink = uplink_of(broker.url, outbox)
+        async with running(uplink.run):
+            # The broker acknowledges to the device, nobody is subscribed, and the broker dies.
+            outbox.put("boot-a", readings(100))
+            uplink.wake()
+            await until(lambda: uplink.traffic.messages >= 15)
+            broker.kill()
+            outbox.put("boot-a", readings(100, 101))
+            uplink.wake()
+            await asyncio.sleep(0.5)
+            assert len(outbox) == 200
+            broker.start()
+            platform = Platform(broker.url, lost=0.2)
+            async with running(platform.run):
+                assert await uplink.drain(30)
+        assert platform.arrived["truck-1", "boot-a"] == SequenceSet(up_to=200)
+        assert platform.conflicts == []
+        assert uplink.traffic.connections == 2
+        assert uplink.traffic.resent >= 100
+
+    asyncio.run(scene())
+
+
+def test_a_platform_that_refuses_long_messages_gets_shorter_ones(broker: Broker) -> None:
+    async def scene() -> None:
+        platform = Platform(broker.url, readings_max=3)
+        outbox = MemoryOutbox()
+        uplink = uplink_of(
+            broker.url, outbox, pace=Pace(readings_per_message=16, resend_seconds=0.4)
+        )
+        async with running(platform.run, uplink.run):
+            await asyncio.wait_for(platform.listening.wait(), 5)
+            outbox.put("boot-a", readings(60))
+            uplink.wake()
+            assert await uplink.drain(20)
+        assert platform.arrived["truck-1", "boot-a"] == SequenceSet(up_to=60)
+        assert uplink.traffic.refusals["too_many_readings"] >= 3
+        assert not uplink.traffic.rejected
+
+    asyncio.run(scene())
+
+
+def test_a_simulated_fleet_survives_the_brokers_death(broker: Broker, tmp_path: Path) -> None:
+    seed = 7
+    path = tmp_path / "ledger.jsonl"
+    scenario = Scenario(
+        tenant="demo",
+        devices=[f"truck-{number:04}" for number in range(1, 21)],
+        seed=seed,
+        for_seconds=3,
+        interval_seconds=0.1,
+        habits=Habits(reboot_rate=0.02, reset_rate=0.02),
+        duplicates=0.1,
+        reorder=0.1,
+        drain_seconds=30,
+    )
+
+    async def kill_in_the_middle() -> None:
+        await asyncio.sleep(1.2)
+        broker.kill()
+        await asyncio.sleep(0.5)
+        broker.start()
+        await asyncio.sleep(3600)
+
+    async def scene() -> Platform:
+        platform = Platform(broker.url, lost=0.2)
+        async with running(platform.run, kill_in_the_middle):
+            await asyncio.wait_for(platform.listening.wait(), 5)
+            with LedgerFile(path) as ledger:
+                tally = await Simulation(
+                    scenario,
+                    broker=parse_broker_url(broker.url),
+                    settings=SETTINGS,
+                    ledger=ledger,
+                    clock=clock.now,
+                    say=print,
+                ).run()
+        assert tally.is_clean, f"seed {seed}: {tally}"
+        return platform
+
+    platform = asyncio.run(scene())
+    with path.open() as lines:
+        ledger = list(read_ledger(lines))
+    arrived = {
+        (device, boot, reading.seq): values(reading)
+        for (device, boot), held in platform.readings.items()
+        for reading in held.values()
+    }
+    assert platform.conflicts == []
+    assert arrived == {(line.device, line.boot, line.seq): told(line) for line in ledger}
+
+
+def values(reading: Reading) -> tuple[object, ...]:
+    return (reading.at, reading.uplink, reading.downlink, reading.quantity, reading.epoch)
+
+
+def told(line: LedgerLine) -> tuple[object, ...]:
+    return (line.at, line.up or 0, line.down or 0, line.quantity or 0, line.epoch)
