@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metering.errors import StackError
 from metering.stack import apt, sources, unpack
+from metering.stack.folders import make_folder
 from metering.stack.locking import locked
 from metering.stack.model import Progress, ServerName
 
@@ -43,7 +44,7 @@ def fetch(cache: Path, names: Collection[ServerName], progress: Progress) -> Non
     A run that is cut short leaves nothing that a later one would take for complete, and two runs
     at once are safe. Raises StackError when a server cannot be had.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     with locked(cache / "lock", waiting="another run is fetching packages", progress=progress):
         wanted = [name for name in sorted(names) if fetched(cache, name) is None]
         for left_over in cache.glob("fetching-*"):

@@ -23,6 +23,15 @@ def cache_folder(settings: Settings) -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "fleetmeter"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents; root's can be entered by the account of its servers."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        if os.geteuid() == 0:
+            path.chmod(0o755)
+
+
 def stack_folder(settings: Settings) -> Path:
     """Return the folder of the stack's state; made by `create_stack_folder`."""
     return settings.data_dir.expanduser().resolve() / "stack"
@@ -32,7 +41,7 @@ def create_stack_folder(settings: Settings) -> Path:
     """Make the stack's folder, or raise StackError when it is not ours to write."""
     folder = stack_folder(settings)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         writable = os.access(folder, os.W_OK)
     except OSError:
         writable = False
@@ -56,7 +65,7 @@ def server_folder(settings: Settings, name: ServerName) -> Path:
     if not can_enter(account, stack):
         digest = hashlib.sha256(str(stack.parent).encode()).hexdigest()[:16]
         base = cache_folder(settings) / "data" / digest
-        base.mkdir(parents=True, exist_ok=True)
+        make_folder(base)
         account = server_account(base / name)
         if not can_enter(account, base):
             raise StackError(

@@ -27,6 +27,7 @@ from metering.stack.model import (
 
 Records = dict[ServerName, state.Record]
 
+_START_ATTEMPTS = 3  # each on a port that was free a moment before
 _MARKERS: dict[ServerName, Callable[[Path], Path]] = {
     "database": postgres.marker,
     "broker": mosquitto.marker,
@@ -98,6 +99,17 @@ def _bring_up(run: _Run, name: ServerName) -> None:
             _stop(name, server)
         program = _program(run, name, folder)
     run.progress(f"starting the {name} ({program.source})")
+    for attempt in range(_START_ATTEMPTS):
+        try:
+            _start(run, name, program)
+        except process.PortTakenError:
+            if attempt == _START_ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def _start(run: _Run, name: ServerName, program: Program) -> None:
     if program.source == "compose":
         _start_container(run, name, program)
     elif name == "broker":

@@ -60,7 +60,7 @@ def start(
 ) -> None:
     """Start the broker and wait until it answers; tell `started` its process before waiting.
 
-    Raises StackError with the end of its log when it does not come up.
+    Raises PortTakenError, or StackError with the end of its log, when it does not come up.
     """
     account = server_account(folder)
     config = marker(folder)
@@ -75,7 +75,7 @@ def start(
     deadline = time.monotonic() + _START_SECONDS
     while (obstacle := probe.broker_answers(url(port))) is not None:
         if not process.is_alive(server):
-            raise StackError(f"the broker ended; {process.log_tail(log)}")
+            raise process.ended("broker", log)
         if time.monotonic() > deadline:
             raise StackError(f"the broker does not answer ({obstacle}); {process.log_tail(log)}")
         time.sleep(0.02)

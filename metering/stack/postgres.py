@@ -170,8 +170,8 @@ def start(
 ) -> None:
     """Start the server and wait until it answers; tell `started` its process before waiting.
 
-    Waits up to a minute for crash recovery. Raises StackError with the end of its log when it
-    does not come up.
+    Waits up to a minute for crash recovery. Raises PortTakenError, or StackError with the end of
+    its log, when it does not come up.
     """
     account = server_account(folder)
     config = folder / "server.conf"
@@ -180,24 +180,21 @@ def start(
     command = [str(program), "-D", str(marker(folder)), "-c", f"config_file={config}"]
     log = folder / "server.log"
     deadline = time.monotonic() + _START_SECONDS
-    _clear_stale_lock(folder, deadline)
+    if (marker(folder) / "postmaster.pid").exists():
+        progress("the database was not shut down: it recovers what it had acknowledged")
+        _clear_stale_lock(folder, deadline)
     server = process.start(command, folder=folder, log=log, account=account)
     started(server)
-    told = False
     while (obstacle := probe.database_answers(url(port, password, "postgres"))) is not None:
         if time.monotonic() > deadline:
             raise StackError(f"the database does not answer ({obstacle}); {process.log_tail(log)}")
         if not process.is_alive(server):
-            tail = process.log_tail(log)
-            if "still in use" not in tail:
-                raise StackError(f"the database ended; {tail}")
+            if "still in use" not in process.log_tail(log):
+                raise process.ended("database", log)
             # Children of a server that was killed hold its shared memory for a moment longer.
             time.sleep(0.5)
             server = process.start(command, folder=folder, log=log, account=account)
             started(server)
-        if "starting up" in obstacle and not told:
-            progress("the database recovers from a crash")
-            told = True
         time.sleep(0.05)
 
 

@@ -1,6 +1,6 @@
 """Asks a server whether it really answers, by a connection of its own protocol."""
 
-import os
+import secrets
 import socket
 import ssl
 from contextlib import suppress
@@ -8,8 +8,11 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 
+from metering.errors import StackError
+
 _SECONDS = 3.0
 _CONNACK_OCTETS = 4
+_PORT_MIN, _PORT_END = 15_000, 32_000
 
 
 def database_answers(url: str) -> str | None:
@@ -54,7 +57,7 @@ def broker_answers(url: str) -> str | None:
 
 def _connect(user: str | None, password: str | None) -> bytes:
     flags = 0x02  # clean session
-    payload = _text("fleetmeter-probe-" + os.urandom(4).hex())
+    payload = _text("fleetmeter-probe-" + secrets.token_hex(4))
     if user is not None:
         flags |= 0x80
         payload += _text(user)
@@ -77,15 +80,17 @@ def _text(value: str) -> bytes:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """Return a free port of the loopback interface, the preferred one if nobody listens there."""
-    for port in (preferred, 0):
-        if port is None:
-            continue
+    """Return a free port of the loopback interface, the preferred one if nobody listens there.
+
+    Others come from below the range (Linux: from 32768) out of which the system gives ports to
+    clients, one of which might otherwise hold ours at the next start. Raises StackError when none
+    is free.
+    """
+    drawn = (_PORT_MIN + secrets.randbelow(_PORT_END - _PORT_MIN) for _ in range(200))
+    for port in drawn if preferred is None else (preferred, *drawn):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with suppress(OSError):
                 trial.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(trial.getsockname()[1])
-    return 0
+                return port
+    raise StackError(f"no free port between {_PORT_MIN} and {_PORT_END}")

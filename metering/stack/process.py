@@ -14,6 +14,11 @@ from metering.errors import StackError
 from metering.stack import launch
 from metering.stack.account import Account
 
+
+class PortTakenError(StackError):
+    """Somebody else took the port between the look and the start."""
+
+
 LOG_OCTETS_MAX = 16 * 1024 * 1024
 
 
@@ -116,6 +121,13 @@ def stop(process: psutil.Process, steps: Sequence[tuple[signal.Signals, float]])
                 return
             time.sleep(0.02)
     raise StackError(f"process {process.pid} does not end")
+
+
+def ended(name: str, log: Path) -> StackError:
+    """Return the error that tells why a server ended right after its start."""
+    tail = log_tail(log)
+    kind = PortTakenError if "Address already in use" in tail else StackError
+    return kind(f"the {name} ended; {tail}")
 
 
 def log_tail(log: Path, lines: int = 8) -> str:

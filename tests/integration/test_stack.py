@@ -284,7 +284,7 @@ def test_postgresql_without_the_extension_does_not_count(tmp_path: Path) -> None
     assert "16" in other.reason
 
 
-def test_one_message_says_what_to_do_when_there_is_nothing(tmp_path: Path) -> None:
+def test_one_message_says_what_to_do_when_there_is_nothing(settings: Settings) -> None:
     """On a machine without apt, docker and servers: an empty PATH makes this one such."""
     if isinstance(finder.installed_broker(), Program):
         pytest.skip("this machine has a broker outside PATH too")
@@ -292,12 +292,12 @@ def test_one_message_says_what_to_do_when_there_is_nothing(tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={
-            "PATH": str(tmp_path / "empty"),
-            "FLEETMETER_DATA_DIR": str(tmp_path / "data"),
-            "FLEETMETER_CACHE_DIR": str(tmp_path / "cache"),
+            "PATH": str(settings.data_dir / "empty"),
+            "FLEETMETER_DATA_DIR": str(settings.data_dir),
+            "FLEETMETER_CACHE_DIR": str(settings.data_dir / "cache"),
             "FLEETMETER_DATABASE_URL": "",  # as good as unset, and wins over an .env file
             "FLEETMETER_BROKER_URL": "",
-            "HOME": str(tmp_path),
+            "HOME": str(settings.data_dir),
         },
         capture_output=True,
         text=True,
