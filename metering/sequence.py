@@ -4,6 +4,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+GAPS_OPEN_MAX = 1000
+"""With this many missing ranges, a boot's numbering counts as scattered."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceSet:
@@ -28,6 +31,11 @@ class SequenceSet:
     def highest(self) -> int:
         """The highest number that arrived; 0 when none did."""
         return self.beyond[-1][1] if self.beyond else self.up_to
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether so many ranges are missing that no more should be opened."""
+        return len(self.beyond) >= GAPS_OPEN_MAX
 
     def with_added(self, seqs: Iterable[int]) -> "SequenceSet":
         """Return the set that also holds `seqs`, each at least 1, in any order."""

@@ -86,6 +86,8 @@ class RejectReason(StrEnum):
     """Measured too far in the past."""
     SEQUENCE_CONFLICT = "sequence_conflict"
     """The same boot and sequence number came before with another content."""
+    TOO_MANY_GAPS = "too_many_gaps"
+    """The boot's numbering is so full of holes that one more is refused for now."""
     STORAGE_ERROR = "storage_error"
     """The database refused it alone, after its batch was tried without it."""
 

@@ -1,7 +1,7 @@
 """A plan version's terms: what it grants and what it charges, exactly."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from math import lcm
@@ -43,19 +43,22 @@ class PlanTerms:
     currency: str
     monthly_fee: Decimal
     meters: Mapping[str, MeterTerms]
+    subunits_per_unit: int = field(init=False)
+    """How many of the plan's sub-units make one unit of currency.
 
-    @property
-    def subunits_per_unit(self) -> int:
-        """How many of the plan's sub-units make one unit of currency.
+    The least number that makes the fee and the price of every single base unit whole.
+    """
+    subunit_prices: Mapping[str, int] = field(init=False)
+    """The price of one base unit of each meter's overage, in the plan's sub-units."""
 
-        The least number that makes the fee and the price of every single base unit whole.
-        """
-        prices = [terms.overage.exact for terms in self.meters.values()]
-        return lcm(Fraction(self.monthly_fee).denominator, *(price.denominator for price in prices))
-
-    def subunit_price(self, meter: str) -> int:
-        """Return the price of one base unit of a meter's overage, in the plan's sub-units."""
-        return int(self.meters[meter].overage.exact * self.subunits_per_unit)
+    def __post_init__(self) -> None:
+        prices = {meter: terms.overage.exact for meter, terms in self.meters.items()}
+        fee = Fraction(self.monthly_fee)
+        per_unit = lcm(fee.denominator, *(price.denominator for price in prices.values()))
+        object.__setattr__(self, "subunits_per_unit", per_unit)
+        object.__setattr__(
+            self, "subunit_prices", {meter: int(price * per_unit) for meter, price in prices.items()}
+        )
 
     def money(self, subunits: int) -> Money:
         """Return a count of the plan's sub-units as money."""

@@ -96,7 +96,7 @@ async def ensure_fleet(
     row = await found.fetchone()
     if row is None:
         raise NotFound("fleet", fleet_id)
-    return _fleet(row)
+    return fleet_of_row(row)
 
 
 async def ensure_devices(
@@ -219,15 +219,15 @@ async def fleets_of_devices(
 ) -> tuple[dict[int, Fleet], dict[int, FleetNo]]:
     """Return the fleets of some devices by number, and each device's fleet."""
     found = await connection.execute(
-        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
-        " array_agg(device_no) FROM device JOIN fleet USING (tenant_no, fleet_no)"
-        " WHERE device_no = ANY(%s) GROUP BY fleet_no",
+        "SELECT fleet.fleet_no, fleet.tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
+        " array_agg(device_no) FROM device JOIN fleet USING (fleet_no)"
+        " WHERE device_no = ANY(%s) GROUP BY fleet.fleet_no",
         [list(device_nos)],
     )
     fleets: dict[int, Fleet] = {}
     members: dict[int, FleetNo] = {}
     for row in await found.fetchall():
-        fleet = _fleet(row[:8])
+        fleet = fleet_of_row(row[:8])
         fleets[fleet.fleet_no] = fleet
         members.update(dict.fromkeys(row[8], fleet.fleet_no))
     return fleets, members
@@ -244,7 +244,7 @@ async def subscriptions_of_devices(
     )
     subscriptions: dict[int, list[Subscription]] = {number: [] for number in device_nos}
     for row in await found.fetchall():
-        subscriptions[row[1]].append(_subscription(row))
+        subscriptions[row[1]].append(subscription_of_row(row))
     return subscriptions
 
 
@@ -256,11 +256,13 @@ async def plan_terms(connection: Connection, plan_nos: Sequence[int]) -> dict[in
     return {row[0]: stored_terms(row[1]) for row in await found.fetchall()}
 
 
-def _fleet(row: Sequence[object]) -> Fleet:
+def fleet_of_row(row: Sequence[object]) -> Fleet:
+    """Return the fleet in a row of its columns, in the order of `Fleet`."""
     names = Fleet.__slots__
     return Fleet(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
 
 
-def _subscription(row: Sequence[object]) -> Subscription:
+def subscription_of_row(row: Sequence[object]) -> Subscription:
+    """Return the subscription in a row of its columns, in the order of `Subscription`."""
     names = Subscription.__slots__
     return Subscription(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]

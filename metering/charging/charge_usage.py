@@ -1,0 +1,247 @@
+"""The charging transaction: claimed readings become charges, and everything they change, at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from metering.charging.open_cycle import open_cycle
+from metering.rating.account import (
+    Accounts,
+    Charge,
+    CounterEpoch,
+    EpochKey,
+    FleetTerms,
+    PoolKey,
+    StoredReading,
+    Usage,
+    UseKey,
+    charge_record,
+    records_of,
+    usage_of,
+)
+from metering.rating.guide import ParkReason, Subscription, UsageRecord
+from metering.rating.plan import PlanTerms
+from metering.store.accounts import (
+    CounterEnds,
+    counted_neighbours,
+    load_accounts,
+    load_counters,
+    store_accounts,
+    store_counters,
+)
+from metering.store.charges import (
+    ChargedReading,
+    ParkedReading,
+    store_anomalies,
+    store_charges,
+    store_parked,
+)
+from metering.store.connection import Connection
+from metering.store.cycles import opened_cycles
+from metering.store.registry import (
+    Fleet,
+    fleets_of_devices,
+    plan_terms,
+    subscriptions_of_devices,
+)
+from metering.store.work import QueuedReading, WorkItem, claim, next_run_no, queued_readings
+from metering.usage import ReadingKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """What a charging run did, once it has committed."""
+
+    readings: Sequence[QueuedReading]
+    charges: int
+    parked: int
+
+
+@dataclass(slots=True)
+class _Guided:
+    """A reading on its way through a run: its usage, then its records or why it has none."""
+
+    queued: QueuedReading
+    fleet: Fleet
+    usage: Usage
+    records: list[UsageRecord] | ParkReason
+    charges: list[Charge] = field(default_factory=list)
+
+
+async def charge_usage(
+    connection: Connection, *, readings_max: int, now: datetime
+) -> RunOutcome | None:
+    """Charge some of what is queued, in one transaction; None when nothing is to be had.
+
+    Charges, balances, counters, rollups and the end of the work items commit together or not at
+    all. Raises psycopg's errors, after which nothing was charged.
+    """
+    async with connection.transaction():
+        items = await claim(connection, readings_max=readings_max)
+        if not items:
+            return None
+        run_no = await next_run_no(connection)
+        readings = await queued_readings(connection, items)
+        devices = sorted({each.stored.device_no for each in readings})
+        fleets, members = await fleets_of_devices(connection, devices)
+        subscriptions = await subscriptions_of_devices(connection, devices)
+        plans = await _plans_of(connection, subscriptions)
+        epochs = await _load_epochs(connection, readings, items)
+        guided = [
+            _guide(each, fleets[members[each.stored.device_no]], subscriptions, plans, epochs)
+            for each in readings
+        ]
+        await _open_cycles(connection, guided, now=now)
+        fleet_of_use, pools = _accounts_touched(guided)
+        accounts, numbers = await load_accounts(connection, fleet_of_use, pools)
+        for each in guided:
+            _charge(each, plans, accounts)
+        await store_accounts(connection, accounts, numbers, fleet_of_use)
+        await _store_run(connection, run_no, guided, now=now)
+        if epochs:
+            await store_counters(connection, _ends(epochs))
+        return RunOutcome(
+            readings=readings,
+            charges=sum(len(each.charges) for each in guided),
+            parked=sum(isinstance(each.records, ParkReason) for each in guided),
+        )
+
+
+async def _plans_of(
+    connection: Connection, subscriptions: dict[int, list[Subscription]]
+) -> dict[int, PlanTerms]:
+    plan_nos = {each.plan_no for of_device in subscriptions.values() for each in of_device}
+    return await plan_terms(connection, sorted(plan_nos))
+
+
+async def _load_epochs(
+    connection: Connection, readings: Sequence[QueuedReading], items: Sequence[WorkItem]
+) -> dict[EpochKey, CounterEpoch]:
+    """Load the counted points next to which this run's cumulative readings will stand."""
+    totals: dict[EpochKey, list[StoredReading]] = {}
+    for each in readings:
+        if each.stored.reading.kind is ReadingKind.TOTAL:
+            totals.setdefault(each.stored.epoch_key, []).append(each.stored)
+    if not totals:
+        return {}
+    known = await load_counters(connection, sorted(totals))
+    batch_nos = [item.batch_no for item in items]
+    epochs: dict[EpochKey, CounterEpoch] = {}
+    for key, ends in known.items():
+        points = {ends.first.order: ends.first, ends.last.order: ends.last}
+        for stored in totals[key]:
+            if ends.first.order < stored.point.order < ends.last.order:
+                for point in await counted_neighbours(
+                    connection, key, stored.point, ends, batch_nos
+                ):
+                    points[point.order] = point
+        epochs[key] = CounterEpoch([points[order] for order in sorted(points)])
+    return epochs
+
+
+def _guide(
+    queued: QueuedReading,
+    fleet: Fleet,
+    subscriptions: dict[int, list[Subscription]],
+    plans: dict[int, PlanTerms],
+    epochs: dict[EpochKey, CounterEpoch],
+) -> _Guided:
+    stored = queued.stored
+    usage = usage_of(stored, epochs)
+    records = records_of(
+        usage,
+        meter=stored.reading.meter.meter,
+        fleet=FleetTerms(fleet.fleet_no, fleet.time_zone, fleet.anchor_day),
+        subscriptions=subscriptions[stored.device_no],
+        plans=plans,
+    )
+    return _Guided(queued, fleet, usage, records)
+
+
+async def _open_cycles(
+    connection: Connection, guided: Sequence[_Guided], *, now: datetime
+) -> None:
+    """Open the cycles that this run's usage lies in, where usage is what comes first."""
+    touched = {
+        (each.fleet.fleet_no, record.cycle.start): (each.fleet, record.cycle)
+        for each in guided
+        if not isinstance(each.records, ParkReason)
+        for record in each.records
+    }
+    opened = await opened_cycles(connection, touched)
+    for key in sorted(touched.keys() - opened):
+        fleet, cycle = touched[key]
+        await open_cycle(connection, fleet, cycle, now=now)
+
+
+def _accounts_touched(guided: Sequence[_Guided]) -> tuple[dict[UseKey, int], set[PoolKey]]:
+    """Return each touched use with its fleet, and the pools that may be drawn from."""
+    uses: dict[UseKey, int] = {}
+    pools: set[PoolKey] = set()
+    for each in guided:
+        if isinstance(each.records, ParkReason):
+            continue
+        meter_no = each.queued.stored.reading.meter.meter_no
+        for record in each.records:
+            cycle_start = record.cycle.start
+            uses[record.subscription.subscription_no, meter_no, cycle_start] = each.fleet.fleet_no
+            pools.add((each.fleet.fleet_no, meter_no, cycle_start))
+    return uses, pools
+
+
+def _charge(guided: _Guided, plans: dict[int, PlanTerms], accounts: Accounts) -> None:
+    if isinstance(guided.records, ParkReason):
+        return
+    meter = guided.queued.stored.reading.meter
+    guided.charges = [
+        charge_record(
+            record,
+            meter=meter.meter,
+            meter_no=meter.meter_no,
+            fleet_no=guided.fleet.fleet_no,
+            terms=plans[record.subscription.plan_no],
+            accounts=accounts,
+        )
+        for record in guided.records
+    ]
+
+
+async def _store_run(
+    connection: Connection, run_no: int, guided: Sequence[_Guided], *, now: datetime
+) -> None:
+    charged: list[ChargedReading] = []
+    parked: list[ParkedReading] = []
+    for position, each in enumerate(guided):
+        stored, fleet_no = each.queued.stored, each.fleet.fleet_no
+        if isinstance(each.records, ParkReason):
+            parked.append(
+                ParkedReading(
+                    run_position=position,
+                    fleet_no=fleet_no,
+                    stored=stored,
+                    usage=each.usage,
+                    reason=each.records,
+                )
+            )
+        else:
+            charged.append(
+                ChargedReading(
+                    run_position=position, fleet_no=fleet_no, stored=stored, charges=each.charges
+                )
+            )
+    if charged:
+        await store_charges(connection, run_no, charged, now=now)
+    if parked:
+        await store_parked(connection, run_no, parked, now=now)
+    anomalies = [
+        (each.queued.stored, each.usage.event.value) for each in guided if each.usage.event
+    ]
+    if anomalies:
+        await store_anomalies(connection, anomalies, now=now)
+
+
+def _ends(epochs: dict[EpochKey, CounterEpoch]) -> dict[EpochKey, CounterEnds]:
+    return {
+        key: CounterEnds(first=epoch.points[0], last=epoch.points[-1])
+        for key, epoch in epochs.items()
+    }

@@ -1,0 +1,22 @@
+"""What the charging worker counts, for Prometheus."""
+
+from prometheus_client import Counter, Histogram
+
+LATENCY_BUCKETS = (
+    0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5,
+    10, 30, 60,
+)  # fmt: skip
+
+READINGS = Counter("fleetmeter_charging_readings", "Readings whose charging has committed")
+CHARGES = Counter("fleetmeter_charging_charges", "Charges")
+PARKED = Counter("fleetmeter_charging_parked", "Readings that cannot be charged yet")
+RUNS = Counter("fleetmeter_charging_runs", "Committed charging runs")
+RETRIES = Counter("fleetmeter_charging_retries", "Runs tried again after a database error")
+RUN_SECONDS = Histogram(
+    "fleetmeter_charging_run_seconds", "From the start of a run's transaction to its commit",
+    buckets=LATENCY_BUCKETS,
+)  # fmt: skip
+PUBLISH_TO_CHARGED_SECONDS = Histogram(
+    "fleetmeter_publish_to_charged_seconds", "From a message's `sent` to the commit of its charges",
+    buckets=LATENCY_BUCKETS,
+)  # fmt: skip

@@ -1,0 +1,107 @@
+"""The charging worker: woken by NOTIFY, with a poll behind it, it charges until nothing is queued."""
+
+import asyncio
+import logging
+from time import perf_counter
+
+from metering import clock
+from metering.charging import metrics
+from metering.charging.charge_usage import RunOutcome, charge_usage
+from metering.charging.open_cycle import open_due_cycles
+from metering.settings import Settings
+from metering.store.connection import (
+    UNREACHABLE,
+    Connection,
+    connect_patiently,
+    database_url,
+)
+from metering.store.readings import WORK_CHANNEL
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One charging process. Any number may run: a fleet is charged by one at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database_url = database_url(settings)
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen_for_ever())
+            tasks.create_task(self._charge_for_ever())
+
+    async def _listen_for_ever(self) -> None:
+        while True:
+            connection = await self._connect("charge listen", autocommit=True)
+            try:
+                await connection.execute(f"LISTEN {WORK_CHANNEL}".encode())
+                self._wake.set()
+                async for _ in connection.notifies():
+                    self._wake.set()
+            except UNREACHABLE as error:
+                _away(error)
+            finally:
+                await connection.close()
+
+    async def _charge_for_ever(self) -> None:
+        while True:
+            connection = await self._connect("charge")
+            try:
+                while True:
+                    self._wake.clear()
+                    await open_due_cycles(connection, now=clock.now())
+                    await self._charge_what_is_queued(connection)
+                    await self._wait()
+            except UNREACHABLE as error:
+                _away(error)
+                metrics.RETRIES.inc()
+            finally:
+                await connection.close()
+
+    async def _charge_what_is_queued(self, connection: Connection) -> None:
+        while True:
+            started = perf_counter()
+            outcome = await charge_usage(
+                connection,
+                readings_max=self._settings.charging_batch_readings_max,
+                now=clock.now(),
+            )
+            if outcome is None:
+                return
+            metrics.RUN_SECONDS.observe(perf_counter() - started)
+            _count(outcome)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.charging_poll_seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _connect(self, application: str, *, autocommit: bool = False) -> Connection:
+        return await connect_patiently(
+            self._database_url,
+            application=application,
+            autocommit=autocommit,
+            waiting=_away,
+        )
+
+
+def _count(outcome: RunOutcome) -> None:
+    metrics.RUNS.inc()
+    metrics.READINGS.inc(len(outcome.readings))
+    metrics.CHARGES.inc(outcome.charges)
+    metrics.PARKED.inc(outcome.parked)
+    committed_at = clock.now()
+    for published_at in {each.published_at for each in outcome.readings}:
+        if published_at is not None:
+            seconds = (committed_at - published_at).total_seconds()
+            metrics.PUBLISH_TO_CHARGED_SECONDS.observe(max(0.0, seconds))
+
+
+def _away(error: Exception) -> None:
+    log.warning("the database is away: %s", str(error).strip().splitlines()[:1])

@@ -1,0 +1,57 @@
+"""End-to-end acknowledgements, gathered for a moment so that they cost little."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from metering.ingest.write_batch import BootArrivals
+from metering.usage import Rejection
+from metering.wire import ack
+from metering.wire.topics import ack_topic
+
+_REJECTIONS_MAX = 100
+"""Most rejected readings that one acknowledgement names; the others are named when sent again."""
+
+
+class Acknowledger:
+    """Publishes, at most once an interval for each boot, what is durable of it."""
+
+    def __init__(
+        self, *, publish: Callable[[str, bytes], None], topic_root: str, interval_seconds: float
+    ) -> None:
+        self._publish = publish
+        self._topic_root = topic_root
+        self._interval_seconds = interval_seconds
+        self._due: dict[tuple[str, str, str], tuple[BootArrivals, list[Rejection]]] = {}
+        self._wake = asyncio.Event()
+
+    def add(self, boots: Iterable[BootArrivals]) -> None:
+        """Note what has just become durable; called only after the commit."""
+        for each in boots:
+            key = (each.tenant_id, each.device_id, each.boot)
+            before = self._due.get(key)
+            rejections = [*(before[1] if before else ()), *each.rejections][:_REJECTIONS_MAX]
+            self._due[key] = (each, rejections)
+        self._wake.set()
+
+    def flush(self) -> None:
+        """Publish what is due."""
+        due, self._due = self._due, {}
+        self._wake.clear()
+        for each, rejections in due.values():
+            message = ack.ack_of(
+                each.boot,
+                each.arrived,
+                tuple(
+                    ack.RejectedReading(seq=one.seq, reason=one.reason.value, detail=one.detail)
+                    for one in rejections
+                ),
+            )
+            topic = ack_topic(self._topic_root, each.tenant_id, each.device_id)
+            self._publish(topic, ack.encode(message))
+
+    async def run(self) -> None:
+        """Publish what is due, an interval apart, until cancelled."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(self._interval_seconds)
+            self.flush()

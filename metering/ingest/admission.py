@@ -1,0 +1,155 @@
+"""Admission: from one message's bytes to readings that may be stored, or reasons why not. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from metering.ids import DeviceId, TenantId
+from metering.sequence import GAPS_OPEN_MAX
+from metering.settings import Settings
+from metering.usage import Reading, Rejection, RejectReason
+from metering.wire import native
+from metering.wire.topics import device_of_usage_topic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message, decoded: who sent it, when, and what of it is sound.
+
+    `sender` is None when the topic is no device's; `boot` is None when the message as a whole was
+    refused, which leaves only rejections.
+    """
+
+    topic: str
+    octets: int
+    sender: tuple[TenantId, DeviceId] | None
+    received_at: datetime
+    published_at: datetime | None
+    boot: str | None
+    readings: Sequence[Reading]
+    rejections: Sequence[Rejection]
+
+
+def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settings) -> Message:
+    """Decode a message and check each reading's clock; nothing here asks the database."""
+    sender = device_of_usage_topic(settings.topic_root, topic)
+    published_at: datetime | None = None
+    boot: str | None = None
+    readings: list[Reading] = []
+    rejections: list[Rejection]
+    if sender is None:
+        rejections = [_bad_topic(payload)]
+    else:
+        decoded = native.decode(
+            payload,
+            payload_octets_max=settings.ingest_payload_octets_max,
+            readings_max=settings.ingest_readings_per_message_max,
+        )
+        if isinstance(decoded, Rejection):
+            rejections = [decoded]
+        else:
+            boot, published_at = decoded.boot, decoded.sent
+            rejections = list(decoded.rejections)
+            earliest = received_at - timedelta(days=settings.clock_behind_days_max)
+            latest = received_at + timedelta(seconds=settings.clock_ahead_seconds_max)
+            for reading in decoded.readings:
+                problem = _clock_problem(reading, boot, earliest, latest)
+                if problem is None:
+                    readings.append(reading)
+                else:
+                    rejections.append(problem)
+    return Message(
+        topic=topic,
+        octets=len(payload),
+        sender=sender,
+        received_at=received_at,
+        published_at=published_at,
+        boot=boot,
+        readings=readings,
+        rejections=rejections,
+    )
+
+
+def unknown_device(message: Message) -> Rejection:
+    """Return why a message of a device that is not registered is rejected as a whole."""
+    kept = native.encode(message.boot, None, list(message.readings)) if message.boot else b""
+    return Rejection(
+        reason=RejectReason.UNKNOWN_DEVICE,
+        detail="the topic's tenant or device is not registered; register the device first",
+        boot=message.boot,
+        content=kept[: native.KEPT_OCTETS_MAX],
+    )
+
+
+def sequence_conflict(boot: str, reading: Reading) -> Rejection:
+    """Return why a reading is rejected whose sequence number came before with another content."""
+    return Rejection(
+        reason=RejectReason.SEQUENCE_CONFLICT,
+        field="seq",
+        detail=f"reading {reading.seq} of this boot came before with another content; "
+        "number each reading once and resend it unchanged",
+        boot=boot,
+        seq=reading.seq,
+        content=kept_content(boot, reading),
+    )
+
+
+def too_many_gaps(boot: str, reading: Reading) -> Rejection:
+    """Return why a reading is refused for now whose boot already has too many open gaps.
+
+    It does not count as arrived: sent again once gaps have closed, it is taken.
+    """
+    return Rejection(
+        reason=RejectReason.TOO_MANY_GAPS,
+        field="seq",
+        detail=f"reading {reading.seq} would open one more of over {GAPS_OPEN_MAX} gaps; "
+        "number readings one by one and resend the missing ones first",
+        boot=boot,
+        content=kept_content(boot, reading),
+    )
+
+
+def kept_content(boot: str, reading: Reading) -> bytes:
+    """Return what is kept of a sound reading that is rejected."""
+    return native.encode(boot, None, [reading])[: native.KEPT_OCTETS_MAX]
+
+
+def refused_by_storage(message: Message, problem: str) -> Rejection:
+    """Return why a message is rejected that the database refuses even alone."""
+    kept = native.encode(message.boot, None, list(message.readings)) if message.boot else b""
+    return Rejection(
+        reason=RejectReason.STORAGE_ERROR,
+        detail=problem.splitlines()[0] if problem else "the database refused it",
+        boot=message.boot,
+        content=kept[: native.KEPT_OCTETS_MAX],
+    )
+
+
+def _clock_problem(
+    reading: Reading, boot: str, earliest: datetime, latest: datetime
+) -> Rejection | None:
+    began = reading.since or reading.at
+    if reading.at <= latest and began >= earliest:
+        return None
+    if reading.at > latest:
+        reason, field = RejectReason.CLOCK_AHEAD, "at"
+        detail = f"{reading.at.isoformat()} is in the future; set the device's clock"
+    else:
+        reason, field = RejectReason.CLOCK_BEHIND, "at" if reading.since is None else "since"
+        detail = f"{began.isoformat()} is before {earliest.isoformat()}; set the device's clock"
+    return Rejection(
+        reason=reason,
+        field=field,
+        detail=detail,
+        boot=boot,
+        seq=reading.seq,
+        content=kept_content(boot, reading),
+    )
+
+
+def _bad_topic(payload: bytes) -> Rejection:
+    return Rejection(
+        reason=RejectReason.BAD_TOPIC,
+        detail="the topic's tenant and device must be ids: letters, digits, '.', '_', ':' or '-'",
+        content=payload[: native.KEPT_OCTETS_MAX],
+    )

@@ -1,0 +1,222 @@
+"""The ingester: gathers deliveries into batches, makes each durable, then acknowledges it.
+
+At most one window of messages is held: the broker sends no more until some are acknowledged, and
+reading from it pauses while their payloads pass a bound in octets.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from time import perf_counter
+
+import psycopg
+
+from metering import clock
+from metering.errors import SettingsError
+from metering.ingest import metrics
+from metering.ingest.acknowledger import Acknowledger
+from metering.ingest.admission import Message, admit, refused_by_storage
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.mqtt import BrokerAddress, BrokerConnection, Delivery
+from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
+from metering.sequence import SequenceSet
+from metering.settings import Settings
+from metering.store.connection import (
+    UNREACHABLE,
+    Connection,
+    connect_patiently,
+    database_url,
+)
+from metering.store.readings import RejectedInput, store_rejections
+from metering.wire.topics import usage_filter
+
+log = logging.getLogger(__name__)
+
+_DEVICES_REMEMBERED_MAX = 200_000
+_REFUSALS = (psycopg.DataError, psycopg.IntegrityError)
+"""Errors that trying again does not mend: the data itself is refused."""
+
+
+class Ingester:
+    """One ingest process: one persistent session at the broker, one writing connection."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.broker_url is None:
+            raise SettingsError("FLEETMETER_BROKER_URL is not set; set it, or run 'fleetmeter stack up'")
+        self._settings = settings
+        self._database_url = database_url(settings)
+        self._devices = DeviceCache(_DEVICES_REMEMBERED_MAX)
+        self._pending: list[tuple[Delivery, Message]] = []
+        self._pending_readings = 0
+        self._held_octets = 0
+        self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
+        self._broker = BrokerConnection(
+            BrokerAddress.parse(settings.broker_url.get_secret_value()),
+            client_id=settings.ingest_client_id,
+            version=settings.mqtt_version,
+            topic_filter=usage_filter(settings.topic_root),
+            window=settings.ingest_window,
+            received=self._received,
+            lost=self._connection_lost,
+        )
+        self._acknowledger = Acknowledger(
+            publish=self._broker.publish,
+            topic_root=settings.topic_root,
+            interval_seconds=settings.ingest_ack_interval_ms / 1000,
+        )
+        metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
+
+    async def run(self) -> None:
+        """Ingest until cancelled. What was not acknowledged by then, the broker keeps."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._write_for_ever())
+            tasks.create_task(self._acknowledger.run())
+            tasks.create_task(self._broker.run())
+
+    def _received(self, delivery: Delivery) -> None:
+        message = admit(
+            delivery.topic, delivery.payload, received_at=clock.now(), settings=self._settings
+        )
+        self._pending.append((delivery, message))
+        self._pending_readings += max(1, len(message.readings))
+        self._held_octets += message.octets
+        metrics.IN_FLIGHT.inc()
+        self._arrived.set()
+        if self._pending_readings >= self._settings.ingest_batch_readings_max:
+            self._full.set()
+        if self._held_octets >= self._settings.ingest_buffer_octets_max:
+            self._broker.pause()
+
+    def _connection_lost(self) -> None:
+        """Forget what no batch has taken yet: it comes again, and would else be held twice."""
+        self._held_octets -= sum(message.octets for _, message in self._pending)
+        metrics.IN_FLIGHT.dec(len(self._pending))
+        self._pending.clear()
+        self._pending_readings = 0
+        self._full.clear()
+        self._resume_if_room()
+
+    def _resume_if_room(self) -> None:
+        if self._held_octets < self._settings.ingest_buffer_octets_max:
+            self._broker.resume()
+
+    async def _write_for_ever(self) -> None:
+        connection: Connection | None = None
+        try:
+            while True:
+                batch = await self._next_batch()
+                if not batch:
+                    continue
+                connection = await self._make_durable(connection, [message for _, message in batch])
+                self._broker.acknowledge(delivery for delivery, _ in batch)
+                metrics.IN_FLIGHT.dec(len(batch))
+                self._held_octets -= sum(message.octets for _, message in batch)
+                self._resume_if_room()
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    async def _next_batch(self) -> list[tuple[Delivery, Message]]:
+        """Wait until a batch is due by size or by age, and take it."""
+        await self._arrived.wait()
+        try:
+            async with asyncio.timeout(self._settings.ingest_batch_age_ms / 1000):
+                await self._full.wait()
+        except TimeoutError:
+            pass
+        batch, self._pending = self._pending, []
+        self._pending_readings = 0
+        self._arrived.clear()
+        self._full.clear()
+        return batch
+
+    async def _make_durable(
+        self, connection: Connection | None, messages: Sequence[Message]
+    ) -> Connection:
+        """Write a batch, for as long as it takes; the connection that did it is returned.
+
+        Whether an attempt whose connection broke had committed is not known; the readings of the
+        next attempt are then recognised as duplicates.
+        """
+        while True:
+            try:
+                if connection is None:
+                    connection = await connect_patiently(
+                        self._database_url, application="ingest", waiting=_away
+                    )
+                await self._write(connection, messages)
+            except UNREACHABLE as error:
+                _away(error)
+                metrics.RETRIES.inc()
+                if connection is not None:
+                    await connection.close()
+                connection = None
+                await asyncio.sleep(0.1)
+            else:
+                return connection
+
+    async def _write(self, connection: Connection, messages: Sequence[Message]) -> None:
+        """Write a batch; one that the database refuses is halved until the culprit stands alone."""
+        started = perf_counter()
+        try:
+            outcome = await write_batch(connection, self._devices, messages, now=clock.now())
+        except _REFUSALS as error:
+            if len(messages) == 1:
+                log.exception("the database refuses a message on %s", messages[0].topic)
+                await _keep_refused(connection, messages[0], str(error))
+                return
+            middle = len(messages) // 2
+            await self._write(connection, messages[:middle])
+            await self._write(connection, messages[middle:])
+            return
+        metrics.COMMIT_SECONDS.observe(perf_counter() - started)
+        self._acknowledger.add(outcome.boots)
+        self._acknowledger.add(_refused_messages(messages))
+        _count(outcome, messages, clock.now())
+
+
+def _refused_messages(messages: Sequence[Message]) -> list[BootArrivals]:
+    """Return what to tell devices whose message was refused as a whole."""
+    return [
+        BootArrivals(
+            tenant_id=message.sender[0],
+            device_id=message.sender[1],
+            boot=message.rejections[0].boot or "",
+            arrived=SequenceSet(),
+            rejections=message.rejections,
+        )
+        for message in messages
+        if message.sender is not None and message.boot is None
+    ]
+
+
+async def _keep_refused(connection: Connection, message: Message, problem: str) -> None:
+    refused = RejectedInput(
+        topic=message.topic.replace("\x00", ""),
+        tenant_no=None,
+        device_no=None,
+        received_at=message.received_at,
+        rejection=refused_by_storage(message, problem),
+    )
+    async with connection.transaction():
+        await store_rejections(connection, [refused])
+
+
+def _count(outcome: BatchOutcome, messages: Sequence[Message], committed_at: datetime) -> None:
+    metrics.BATCHES.inc()
+    metrics.MESSAGES.inc(len(messages))
+    metrics.READINGS.labels("stored").inc(outcome.stored)
+    metrics.READINGS.labels("duplicate").inc(outcome.duplicates)
+    metrics.READINGS.labels("rejected").inc(len(outcome.rejections))
+    for rejection in outcome.rejections:
+        metrics.REJECTIONS.labels(rejection.reason.value).inc()
+    for message in messages:
+        if message.published_at is not None:
+            seconds = (committed_at - message.published_at).total_seconds()
+            metrics.PUBLISH_TO_DURABLE_SECONDS.observe(max(0.0, seconds))
+
+
+def _away(error: Exception) -> None:
+    log.warning("the database is away: %s", str(error).strip().splitlines()[:1])

@@ -1,0 +1,31 @@
+"""What every long-running process does: logs, metrics, and a clean end on a signal."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import start_http_server
+
+
+def serve(work: Callable[[], Awaitable[None]], *, metrics_port: int) -> int:
+    """Run `work` until it ends or SIGINT or SIGTERM comes; return the exit code.
+
+    `metrics_port` 0 serves no metrics.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if metrics_port:
+        start_http_server(metrics_port, addr="127.0.0.1")
+    return asyncio.run(_until_told_to_stop(work))
+
+
+async def _until_told_to_stop(work: Callable[[], Awaitable[None]]) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return 0
+    return 0

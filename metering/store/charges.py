@@ -1,0 +1,137 @@
+"""What charging writes beside its accounts: charges, hourly rollups, anomalies, parked readings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from metering.rating.account import Charge, StoredReading, Usage
+from metering.rating.guide import ParkReason
+from metering.store.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargedReading:
+    """A reading with its place in the run, and its charges, one for each part."""
+
+    run_position: int
+    fleet_no: int
+    stored: StoredReading
+    charges: Sequence[Charge]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedReading:
+    """A reading that cannot be charged yet, with its place in the run, its usage and the reason."""
+
+    run_position: int
+    fleet_no: int
+    stored: StoredReading
+    usage: Usage
+    reason: ParkReason
+
+
+_CHARGE_COLUMNS = (
+    "measured_at, charged_at, run_no, run_position, boot_no, seq, part, device_no, fleet_no,"
+    " subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,"
+    " from_allowance, from_pool, overage, amount"
+)
+_CHARGE_TYPES = (
+    "timestamptz timestamptz int8 int4 int8 int8 int2 int8 int4"
+    " int8 int4 int2 timestamptz timestamptz timestamptz int8 int8 int8 int8 int8 numeric"
+).split()
+
+
+async def store_charges(
+    connection: Connection, run_no: int, charged: Sequence[ChargedReading], *, now: datetime
+) -> None:
+    """Write the charges of a run by binary COPY, and add them to the hourly rollups."""
+    copying = f"COPY charge ({_CHARGE_COLUMNS}) FROM STDIN (FORMAT binary)"
+    hours: dict[tuple[int, int, int, datetime], list[int]] = {}
+    async with connection.cursor().copy(copying.encode()) as copy:
+        copy.set_types(_CHARGE_TYPES)
+        for each in charged:
+            stored = each.stored
+            meter_no = stored.reading.meter.meter_no
+            for charge in each.charges:
+                record, parts = charge.record, charge.parts
+                subscription = record.subscription
+                await copy.write_row(
+                    (
+                        stored.reading.at, now, run_no, each.run_position, stored.boot_no,
+                        stored.reading.seq, record.part, stored.device_no, each.fleet_no,
+                        subscription.subscription_no, subscription.plan_no, meter_no,
+                        record.cycle.start, record.start, record.end, record.quantity,
+                        record.uplink, parts.from_allowance, parts.from_pool, parts.overage,
+                        parts.amount,
+                    )
+                )  # fmt: skip
+                key = (stored.device_no, meter_no, subscription.plan_no, hour_of(record.start))
+                sums = hours.setdefault(key, [each.fleet_no, 0, 0, 0, 0, 0])
+                sums[1] += 1
+                sums[2] += record.quantity
+                sums[3] += record.uplink
+                sums[4] += parts.overage
+                sums[5] += parts.amount
+    await _add_to_hours(connection, hours)
+
+
+def hour_of(instant: datetime) -> datetime:
+    """Return the start of the hour, in UTC, to whose rollup a usage that began then is added."""
+    return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+async def _add_to_hours(
+    connection: Connection, hours: dict[tuple[int, int, int, datetime], list[int]]
+) -> None:
+    rows = [(*key, *sums) for key, sums in sorted(hours.items())]
+    await connection.execute(
+        "INSERT INTO usage_hour (device_no, meter_no, plan_no, hour, fleet_no, records, quantity,"
+        " uplink, overage, amount)"
+        " SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[], %s::int[],"
+        " %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[])"
+        " ON CONFLICT (device_no, meter_no, plan_no, hour) DO UPDATE SET"
+        " records = usage_hour.records + excluded.records,"
+        " quantity = usage_hour.quantity + excluded.quantity,"
+        " uplink = usage_hour.uplink + excluded.uplink,"
+        " overage = usage_hour.overage + excluded.overage,"
+        " amount = usage_hour.amount + excluded.amount",
+        [list(column) for column in zip(*rows, strict=True)],
+    )
+
+
+async def store_parked(
+    connection: Connection, run_no: int, parked: Sequence[ParkedReading], *, now: datetime
+) -> None:
+    """Keep readings that cannot be charged yet."""
+    cursor = connection.cursor()
+    await cursor.executemany(
+        "INSERT INTO parked (boot_no, seq, measured_at, device_no, fleet_no, reason, quantity,"
+        " uplink, usage_from, usage_to, run_no, run_position, parked_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            (
+                each.stored.boot_no, each.stored.reading.seq, each.stored.reading.at,
+                each.stored.device_no, each.fleet_no, each.reason.value, each.usage.quantity,
+                each.usage.uplink, each.usage.start, each.usage.end, run_no, each.run_position, now,
+            )
+            for each in parked
+        ],
+    )  # fmt: skip
+
+
+async def store_anomalies(
+    connection: Connection, anomalies: Sequence[tuple[StoredReading, str]], *, now: datetime
+) -> None:
+    """Keep what readings revealed of their counters."""
+    cursor = connection.cursor()
+    await cursor.executemany(
+        "INSERT INTO anomaly (boot_no, seq, kind, device_no, meter_no, measured_at, recorded_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        [
+            (
+                stored.boot_no, stored.reading.seq, kind, stored.device_no,
+                stored.reading.meter.meter_no, stored.reading.at, now,
+            )
+            for stored, kind in anomalies
+        ],
+    )  # fmt: skip

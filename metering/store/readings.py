@@ -1,0 +1,253 @@
+"""What devices published: boots, readings, rejections, and the queue towards charging."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.ids import BootNo, DeviceNo, ShardNo, TenantNo
+from metering.sequence import SequenceSet
+from metering.store.connection import Connection
+from metering.usage import METERS_BY_NO, Reading, ReadingKind, Rejection
+
+WORK_CHANNEL = "fleetmeter_work"
+"""NOTIFY channel that wakes the charging workers; its messages carry nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """One boot of a device and what arrived of it."""
+
+    boot_no: BootNo
+    arrived: SequenceSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedReading:
+    """A reading that is about to be stored: by whom, of which boot, and its three times."""
+
+    device_no: DeviceNo
+    shard_no: ShardNo
+    boot_no: BootNo
+    received_at: datetime
+    published_at: datetime | None
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedInput:
+    """A rejection with where it came from; tenant and device are None while unknown."""
+
+    topic: str
+    tenant_no: TenantNo | None
+    device_no: DeviceNo | None
+    received_at: datetime
+    rejection: Rejection
+
+
+async def next_batch_no(connection: Connection) -> int:
+    """Return a number for a batch; a number whose transaction fails is never used again."""
+    found = await connection.execute("SELECT nextval('batch_no')")
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without FROM returns one row
+    return int(row[0])
+
+
+async def lock_boots(
+    connection: Connection, keys: Sequence[tuple[DeviceNo, str]], *, now: datetime
+) -> dict[tuple[DeviceNo, str], Boot]:
+    """Lock the rows of some boots until the transaction ends, creating those never seen.
+
+    Rows are locked in one order everywhere, existing ones first, so that two ingesters never wait
+    for each other in a circle.
+    """
+    boots = await _lock_known_boots(connection, keys)
+    missing = sorted(key for key in keys if key not in boots)
+    if missing:
+        await connection.execute(
+            "INSERT INTO boot (device_no, boot_id, first_seen_at)"
+            " SELECT device_no, boot_id, %s FROM unnest(%s::bigint[], %s::text[])"
+            " WITH ORDINALITY AS given (device_no, boot_id, position) ORDER BY position"
+            " ON CONFLICT (device_no, boot_id) DO NOTHING",
+            [now, [key[0] for key in missing], [key[1] for key in missing]],
+        )
+        boots |= await _lock_known_boots(connection, missing)
+    return boots
+
+
+async def _lock_known_boots(
+    connection: Connection, keys: Sequence[tuple[DeviceNo, str]]
+) -> dict[tuple[DeviceNo, str], Boot]:
+    found = await connection.execute(
+        "SELECT device_no, boot_id, boot_no, up_to, beyond"
+        " FROM unnest(%s::bigint[], %s::text[]) AS given (device_no, boot_id)"
+        " JOIN boot USING (device_no, boot_id) ORDER BY boot_no FOR UPDATE OF boot",
+        [[key[0] for key in keys], [key[1] for key in keys]],
+    )
+    return {
+        (row[0], row[1]): Boot(boot_no=row[2], arrived=SequenceSet.from_flattened(row[3], row[4]))
+        for row in await found.fetchall()
+    }
+
+
+async def store_arrivals(
+    connection: Connection, arrivals: Iterable[tuple[BootNo, SequenceSet]]
+) -> None:
+    """Record what has arrived of some boots whose rows are locked."""
+    rows = [(boot_no, arrived.up_to, arrived.flattened()) for boot_no, arrived in arrivals]
+    plain = [row for row in rows if not row[2]]
+    if plain:
+        await connection.execute(
+            "UPDATE boot SET up_to = given.up_to, beyond = '{}'"
+            " FROM unnest(%s::bigint[], %s::bigint[]) AS given (boot_no, up_to)"
+            " WHERE boot.boot_no = given.boot_no",
+            [[row[0] for row in plain], [row[1] for row in plain]],
+        )
+    gapped = [row for row in rows if row[2]]
+    if gapped:
+        cursor = connection.cursor()
+        await cursor.executemany(
+            "UPDATE boot SET up_to = %s, beyond = %s WHERE boot_no = %s",
+            [(up_to, beyond, boot_no) for boot_no, up_to, beyond in gapped],
+        )
+
+
+_READING_COLUMNS = (
+    "measured_at, received_at, published_at, batch_no, boot_no, seq, device_no, shard_no, meter_no,"
+    " kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn"
+)
+_READING_TYPES = (
+    "timestamptz timestamptz timestamptz int8 int8 int8 int8 int2 int2"
+    " int2 int8 int8 int8 timestamptz text int2 text text text"
+).split()
+
+
+async def store_readings(
+    connection: Connection, batch_no: int, admitted: Sequence[AdmittedReading]
+) -> None:
+    """Write readings that are known to be new, by binary COPY, and queue them for charging."""
+    copying = f"COPY reading ({_READING_COLUMNS}) FROM STDIN (FORMAT binary)"
+    async with connection.cursor().copy(copying.encode()) as copy:
+        copy.set_types(_READING_TYPES)
+        for each in admitted:
+            reading = each.reading
+            await copy.write_row(
+                (
+                    reading.at,
+                    each.received_at,
+                    each.published_at,
+                    batch_no,
+                    each.boot_no,
+                    reading.seq,
+                    each.device_no,
+                    each.shard_no,
+                    reading.meter.meter_no,
+                    int(reading.kind),
+                    reading.uplink,
+                    reading.downlink,
+                    reading.quantity,
+                    reading.since,
+                    reading.epoch,
+                    reading.width,
+                    reading.zone,
+                    reading.rat,
+                    reading.apn,
+                )
+            )
+    await _queue_work(connection, batch_no, admitted)
+
+
+async def _queue_work(
+    connection: Connection, batch_no: int, admitted: Sequence[AdmittedReading]
+) -> None:
+    shards: dict[int, list[datetime]] = {}
+    for each in admitted:
+        shards.setdefault(each.shard_no, []).append(each.reading.at)
+    await connection.execute(
+        "INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)"
+        " SELECT shard_no, %s, readings, measured_from, measured_to"
+        " FROM unnest(%s::smallint[], %s::int[], %s::timestamptz[], %s::timestamptz[])"
+        " AS given (shard_no, readings, measured_from, measured_to)",
+        [
+            batch_no,
+            list(shards),
+            [len(times) for times in shards.values()],
+            [min(times) for times in shards.values()],
+            [max(times) for times in shards.values()],
+        ],
+    )
+    await connection.execute(f"NOTIFY {WORK_CHANNEL}".encode())
+
+
+async def stored_readings(
+    connection: Connection, keys: Sequence[tuple[BootNo, int, datetime]]
+) -> dict[tuple[BootNo, int], Reading]:
+    """Return the stored readings among `(boot_no, seq, measured_at)` keys."""
+    times = [key[2] for key in keys]
+    found = await connection.execute(
+        "SELECT boot_no, seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch,"
+        " width, zone, rat, apn"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[])"
+        " AS given (boot_no, seq, measured_at)"
+        " JOIN reading USING (boot_no, seq, measured_at)"
+        " WHERE reading.measured_at BETWEEN %s AND %s",
+        [[key[0] for key in keys], [key[1] for key in keys], times, min(times), max(times)],
+    )
+    return {(row[0], row[1]): reading_of(row[1:]) for row in await found.fetchall()}
+
+
+def reading_of(row: Sequence[object]) -> Reading:
+    """Return the reading in a row of seq, measured_at, meter_no, kind … apn, as stored."""
+    seq, at, meter_no, kind, *rest = row
+    names = (
+        "uplink", "downlink", "quantity", "since", "epoch", "width", "zone", "rat", "apn",
+    )  # fmt: skip
+    return Reading(
+        seq=seq,  # type: ignore[arg-type]
+        at=at,  # type: ignore[arg-type]
+        meter=METERS_BY_NO[meter_no],  # type: ignore[index]
+        kind=ReadingKind(kind),  # type: ignore[arg-type]
+        **dict(zip(names, rest, strict=True)),  # type: ignore[arg-type]
+    )
+
+
+async def rejected_contents(
+    connection: Connection, keys: Sequence[tuple[DeviceNo, str, int]]
+) -> dict[tuple[DeviceNo, str, int], set[bytes]]:
+    """Return what was kept as rejected of `(device_no, boot_id, seq)`, conflicts included."""
+    found = await connection.execute(
+        "SELECT DISTINCT device_no, boot_id, seq, content"
+        " FROM unnest(%s::bigint[], %s::text[], %s::bigint[]) AS given (device_no, boot_id, seq)"
+        " JOIN rejected USING (device_no, boot_id, seq) WHERE rejected.seq IS NOT NULL",
+        [[key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys]],
+    )
+    contents: dict[tuple[DeviceNo, str, int], set[bytes]] = {}
+    for device_no, boot_id, seq, content in await found.fetchall():
+        contents.setdefault((device_no, boot_id, seq), set()).add(bytes(content))
+    return contents
+
+
+async def store_rejections(connection: Connection, inputs: Iterable[RejectedInput]) -> None:
+    """Keep what was rejected; the same bytes on the same topic again only raise a count."""
+    rows: dict[tuple[str, str, bytes], list[RejectedInput]] = {}
+    for each in inputs:
+        digest = hashlib.sha256(each.rejection.content).digest()
+        rows.setdefault((each.topic, each.rejection.reason.value, digest), []).append(each)
+    cursor = connection.cursor()
+    await cursor.executemany(
+        "INSERT INTO rejected (topic, tenant_no, device_no, reason, field, detail, boot_id, seq,"
+        " content, content_sha256, first_received_at, last_received_at, times)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (topic, reason, content_sha256) DO UPDATE SET"
+        " last_received_at = excluded.last_received_at, times = rejected.times + excluded.times,"
+        " tenant_no = excluded.tenant_no, device_no = excluded.device_no",
+        [
+            (
+                topic, same[0].tenant_no, same[0].device_no, reason, same[0].rejection.field,
+                same[0].rejection.detail, same[0].rejection.boot, same[0].rejection.seq,
+                same[0].rejection.content, digest, same[0].received_at, same[-1].received_at,
+                len(same),
+            )
+            for (topic, reason, digest), same in sorted(rows.items())
+        ],
+    )  # fmt: skip

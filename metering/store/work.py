@@ -1,0 +1,108 @@
+"""The claim queue of charging: a work item is seen once its readings are, and ends with its charges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.rating.account import StoredReading
+from metering.store.connection import Connection
+from metering.store.readings import reading_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """The readings of one batch that belong to one shard."""
+
+    work_item_no: int
+    shard_no: int
+    batch_no: int
+    readings: int
+    measured_from: datetime
+    measured_to: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedReading:
+    """A claimed reading, and when its message was published and received."""
+
+    stored: StoredReading
+    published_at: datetime | None
+    received_at: datetime
+
+
+async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
+    """Claim work of the shards that nobody else owns, oldest first, until the transaction ends.
+
+    At least one item is claimed if there is any, then more while their readings stay within
+    `readings_max`. The items are deleted: they are gone if the transaction commits, and back if it
+    does not. Locking the shard before reading its items keeps each fleet's charging single-file.
+    """
+    owned = await connection.execute(
+        "SELECT shard_no FROM charging_shard"
+        " WHERE EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no)"
+        " ORDER BY shard_no FOR UPDATE SKIP LOCKED"
+    )
+    shards = [row[0] for row in await owned.fetchall()]
+    if not shards:
+        return []
+    found = await connection.execute(
+        "SELECT work_item_no, shard_no, batch_no, readings, measured_from, measured_to"
+        " FROM work_item WHERE shard_no = ANY(%s) ORDER BY work_item_no LIMIT 1000",
+        [shards],
+    )
+    claimed: list[WorkItem] = []
+    readings = 0
+    for row in await found.fetchall():
+        if claimed and readings + row[3] > readings_max:
+            break
+        claimed.append(WorkItem(**dict(zip(WorkItem.__slots__, row, strict=True))))
+        readings += row[3]
+    await connection.execute(
+        "DELETE FROM work_item WHERE work_item_no = ANY(%s)",
+        [[item.work_item_no for item in claimed]],
+    )
+    return claimed
+
+
+QUEUED_READINGS = (
+    "SELECT shard_no, batch_no, device_no, boot_no, published_at, received_at,"
+    " seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn"
+    " FROM reading WHERE batch_no = ANY(%s) AND measured_at BETWEEN %s AND %s"
+)
+
+
+async def queued_readings(
+    connection: Connection, items: Sequence[WorkItem]
+) -> list[QueuedReading]:
+    """Return the readings of claimed items, in the order in which they are charged.
+
+    That order, by measured time, then boot, then sequence, is recorded with the charges.
+    """
+    found = await connection.execute(
+        QUEUED_READINGS,
+        [
+            [item.batch_no for item in items],
+            min(item.measured_from for item in items),
+            max(item.measured_to for item in items),
+        ],
+    )
+    claimed = {(item.shard_no, item.batch_no) for item in items}
+    readings = [
+        QueuedReading(
+            stored=StoredReading(device_no=row[2], boot_no=row[3], reading=reading_of(row[6:])),
+            published_at=row[4],
+            received_at=row[5],
+        )
+        for row in await found.fetchall()
+        if (row[0], row[1]) in claimed
+    ]
+    readings.sort(key=lambda each: (each.stored.reading.at, each.stored.point.order))
+    return readings
+
+
+async def next_run_no(connection: Connection) -> int:
+    """Return a number for a charging run; taken while the shards are owned, it ascends in each."""
+    found = await connection.execute("SELECT nextval('charging_run_no')")
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without FROM returns one row
+    return int(row[0])
