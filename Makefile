@@ -27,13 +27,13 @@ format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
 
-lock: development ## resolve the dependencies anew
+lock: development ## bring the lock in line with pyproject.toml; ARGS=--upgrade: newest versions
 	.venv/bin/$(LOCK) -o requirements/run.txt
 	.venv/bin/$(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
 
 LOCK = uv pip compile pyproject.toml --extra build --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links \
-	--custom-compile-command "make lock" -q
+	--custom-compile-command "make lock" -q $(ARGS)
 
 stack-up: environment ## start TimescaleDB and Mosquitto and leave them running
 	@.venv/bin/fleetmeter stack up
