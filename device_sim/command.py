@@ -11,10 +11,10 @@ from device_sim.device import Habits
 from device_sim.groups import Group
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
-from metering.errors import InvalidValue, SettingsError
+from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
-from metering.uplink.broker import BrokerAddress, parse_broker_url
+from metering.uplink.broker import BrokerAddress, broker_of
 from metering.uplink.ledger import LedgerFile
 
 
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Simulate until told to stop; 0 when every reading is durable and none was rejected."""
     scenario = scenario_of(arguments)
-    broker = _broker(arguments, settings)
+    broker = broker_of(arguments.broker, settings)
     _allow_many_connections()
     print(
         f"simulating {len(scenario.devices)} devices of tenant {scenario.tenant}"
@@ -111,14 +111,6 @@ async def _simulate(
     left = "" if tally.is_clean else "  NOT everything is durable"
     _say(f"done: {tally}{left}")
     return 0 if tally.is_clean else 1
-
-
-def _broker(arguments: argparse.Namespace, settings: Settings) -> BrokerAddress:
-    if arguments.broker:
-        return parse_broker_url(arguments.broker)
-    if settings.broker_url is None:
-        raise SettingsError("no broker is known; give --broker, or set FLEETMETER_BROKER_URL")
-    return parse_broker_url(settings.broker_url.get_secret_value())
 
 
 def _allow_many_connections() -> None:

@@ -1,7 +1,6 @@
 """A fleet of simulated devices on one event loop: measure, write the ledger, publish, drain."""
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from metering.uplink.ledger import LedgerFile
 from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Pace
 from metering.uplink.uplink import Uplink
+from metering.uplink.waiting import happens_within
 from metering.wire.ledger import line_of
 
 PROGRESS_SECONDS = 5.0
@@ -112,7 +112,7 @@ class SimulatedDevice:
         """Measure at a jittered interval until stopped; pause while the outbox has no room."""
         interval = self._scenario.interval_seconds
         wait = self._random.uniform(0, interval)
-        while not await _happens_within(stopping, wait):
+        while not await happens_within(stopping, wait):
             self._measure()
             wait = interval * self._random.uniform(0.8, 1.2)
 
@@ -198,17 +198,10 @@ class Simulation:
                 draining.create_task(device.uplink.drain(self._scenario.drain_seconds))
 
     async def _stop_after(self, seconds: float) -> None:
-        await _happens_within(self._stopping, seconds)
+        await happens_within(self._stopping, seconds)
         self._stopping.set()
 
     async def _tell_progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
             self._say(str(self.tally()))
-
-
-async def _happens_within(event: asyncio.Event, seconds: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()

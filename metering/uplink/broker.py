@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from metering.errors import InvalidValue
+from metering.errors import InvalidValue, SettingsError
+from metering.settings import Settings
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _FIX = "use mqtt://[user:password@]host[:port] or mqtts://…"
@@ -21,6 +22,15 @@ class BrokerAddress:
 
     def __repr__(self) -> str:
         return f"BrokerAddress({'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port})"
+
+
+def broker_of(option: str | None, settings: Settings) -> BrokerAddress:
+    """Return the broker that a command's `--broker` names, or else the settings."""
+    if option:
+        return parse_broker_url(option)
+    if settings.broker_url is None:
+        raise SettingsError("no broker is known; give --broker, or set FLEETMETER_BROKER_URL")
+    return parse_broker_url(settings.broker_url.get_secret_value())
 
 
 def parse_broker_url(url: str) -> BrokerAddress:

@@ -31,13 +31,10 @@ class Settled:
 
 
 class Outbox(Protocol):
-    """Keeps readings until they are acknowledged; bounded."""
+    """Keeps readings until they are acknowledged; bounded. How they get in is its own affair."""
 
     def __len__(self) -> int:
         """Return how many readings are pending."""
-
-    def put(self, boot: str, readings: Sequence[Reading]) -> bool:
-        """Take one boot's readings in their order; False, and none taken, when there is no room."""
 
     def pending(self, limit: int, after: int = 0) -> list[Pending]:
         """Return the first `limit` pending readings beyond position `after`, in order."""

@@ -19,6 +19,7 @@ from metering.uplink.backoff import reconnect_seconds
 from metering.uplink.broker import BrokerAddress
 from metering.uplink.outbox import Outbox
 from metering.uplink.schedule import Pace, Schedule
+from metering.uplink.waiting import happens_within
 from metering.wire import native
 from metering.wire.ack import decode as decode_ack
 from metering.wire.topics import ack_topic, usage_topic
@@ -214,9 +215,7 @@ class Uplink:
     async def _wait_until_due(self) -> None:
         due = self._schedule.next_due()
         wait = None if due is None else max(0.0, due - self._steady())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                await self._wakened.wait()
+        await happens_within(self._wakened, wait)
 
 
 def _reasons(group: BaseExceptionGroup[BaseException]) -> str:
