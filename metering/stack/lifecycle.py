@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -210,6 +211,8 @@ def erase(settings: Settings, *, progress: Progress = quiet) -> None:
                 compose.erase(stack)
             elif (folder := Path(record.folder)) != stack:
                 shutil.rmtree(folder)
+                with suppress(OSError):  # not empty: the stack's own, or still the other server's
+                    folder.parent.rmdir()
         shutil.rmtree(stack)
 
 
