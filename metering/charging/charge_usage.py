@@ -91,7 +91,7 @@ async def charge_usage(
             _guide(each, fleets[members[each.stored.device_no]], subscriptions, plans, epochs)
             for each in readings
         ]
-        await _open_cycles(connection, guided, now=now)
+        await _open_cycles(connection, guided, run_no=run_no, now=now)
         fleet_of_use, pools = _accounts_touched(guided)
         accounts, numbers = await load_accounts(connection, fleet_of_use, pools)
         for each in guided:
@@ -159,7 +159,7 @@ def _guide(
 
 
 async def _open_cycles(
-    connection: Connection, guided: Sequence[_Guided], *, now: datetime
+    connection: Connection, guided: Sequence[_Guided], *, run_no: int, now: datetime
 ) -> None:
     """Open the cycles that this run's usage lies in, where usage is what comes first."""
     touched = {
@@ -171,7 +171,7 @@ async def _open_cycles(
     opened = await opened_cycles(connection, touched)
     for key in sorted(touched.keys() - opened):
         fleet, cycle = touched[key]
-        await open_cycle(connection, fleet, cycle, now=now)
+        await open_cycle(connection, fleet, cycle, run_no=run_no, now=now)
 
 
 def _accounts_touched(guided: Sequence[_Guided]) -> tuple[dict[UseKey, int], set[PoolKey]]:

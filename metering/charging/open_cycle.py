@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from metering.errors import InvalidValue
-from metering.period import BillCycle, cycle_at, local_day
+from metering.period import BillCycle, cycle_at
 from metering.rating.guide import Subscription
-from metering.rating.plan import PlanTerms
-from metering.rating.proration import active_days, prorated_fee, prorated_quantity
+from metering.rating.proration import Grant, days_in_cycle, grants_of, prorated_fee
 from metering.store.connection import Connection
 from metering.store.cycles import (
-    Grant,
     RecurringFee,
     billed_subscriptions,
     fleets_without_open_cycle,
@@ -19,16 +17,19 @@ from metering.store.cycles import (
     store_grants,
 )
 from metering.store.registry import Fleet, lock_shard, plan_terms
-from metering.usage import METERS
+from metering.store.work import next_run_no
 
 
 async def open_cycle(
-    connection: Connection, fleet: Fleet, cycle: BillCycle, *, now: datetime
+    connection: Connection, fleet: Fleet, cycle: BillCycle, *, run_no: int, now: datetime
 ) -> None:
-    """Open a fleet's cycle if it is not open; the caller owns the fleet's shard."""
+    """Open a fleet's cycle if it is not open, as part of run `run_no`.
+
+    The caller owned the fleet's shard before it took the run's number.
+    """
     if await insert_cycle(connection, fleet.fleet_no, cycle, now=now):
         members = await billed_subscriptions(connection, fleet.fleet_no, cycle)
-        await enter_cycle(connection, fleet, cycle, members, now=now)
+        await enter_cycle(connection, fleet, cycle, members, run_no=run_no, now=now)
 
 
 async def enter_cycle(
@@ -37,6 +38,7 @@ async def enter_cycle(
     cycle: BillCycle,
     members: Sequence[Subscription],
     *,
+    run_no: int,
     now: datetime,
 ) -> None:
     """Grant and charge what some members' subscriptions bring into an open cycle, each once."""
@@ -53,7 +55,7 @@ async def enter_cycle(
                 f"{terms.currency} differs from the fleet's {fleet.currency}",
                 "subscribe the fleet's devices to plans in its currency",
             )
-        days = _days_in(cycle, member, fleet)
+        days = days_in_cycle(cycle, member, fleet.time_zone)
         grants += grants_of(member, terms, days, cycle)
         fees.append(
             RecurringFee(
@@ -62,24 +64,8 @@ async def enter_cycle(
                 amount=prorated_fee(terms, days, cycle),
             )
         )
-    await store_grants(connection, fleet.fleet_no, cycle.start, grants, now=now)
+    await store_grants(connection, fleet.fleet_no, cycle.start, grants, run_no=run_no, now=now)
     await store_fees(connection, fleet.fleet_no, cycle.start, fees, now=now)
-
-
-def grants_of(
-    member: Subscription, terms: PlanTerms, days: int, cycle: BillCycle
-) -> list[Grant]:
-    """Return what a subscription brings into a cycle, meter by meter."""
-    return [
-        Grant(
-            subscription_no=member.subscription_no,
-            meter_no=METERS[meter].meter_no,
-            pooled=of_meter.pooled,
-            quantity=prorated_quantity(of_meter.allowance, days, cycle),
-        )
-        for meter, of_meter in terms.meters.items()
-        if of_meter.allowance
-    ]
 
 
 async def open_due_cycles(connection: Connection, *, now: datetime) -> int:
@@ -93,11 +79,6 @@ async def open_due_cycles(connection: Connection, *, now: datetime) -> int:
         async with connection.transaction():
             await lock_shard(connection, fleet.shard_no)
             cycle = cycle_at(now, fleet.time_zone, fleet.anchor_day)
-            await open_cycle(connection, fleet, cycle, now=now)
+            run_no = await next_run_no(connection)
+            await open_cycle(connection, fleet, cycle, run_no=run_no, now=now)
     return len(due)
-
-
-def _days_in(cycle: BillCycle, member: Subscription, fleet: Fleet) -> int:
-    first_day = local_day(member.valid_from, fleet.time_zone)
-    end_day = local_day(member.valid_to, fleet.time_zone) if member.valid_to else None
-    return active_days(cycle, first_day, end_day)

@@ -8,6 +8,7 @@ from metering.errors import InvalidValue
 from metering.store.connection import Connection
 from metering.store.cycles import billed_subscriptions, cycles_open_in
 from metering.store.registry import Fleet, insert_subscriptions, lock_shard, plan_terms
+from metering.store.work import next_run_no
 
 
 async def subscribe(
@@ -42,8 +43,9 @@ async def subscribe(
             valid_to=valid_to,
         )
         new = set(added)
+        run_no = await next_run_no(connection)
         for cycle in await cycles_open_in(connection, fleet.fleet_no, valid_from, valid_to):
             members = await billed_subscriptions(connection, fleet.fleet_no, cycle)
             joining = [member for member in members if member.subscription_no in new]
-            await enter_cycle(connection, fleet, cycle, joining, now=now)
+            await enter_cycle(connection, fleet, cycle, joining, run_no=run_no, now=now)
         return len(added)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from metering.rating.account import Accounts, Bucket, EpochKey, MeterUse, PoolKey, UseKey
 from metering.rating.counter import CounterPoint
@@ -119,12 +120,13 @@ async def load_counters(
         " JOIN counter USING (device_no, meter_no, epoch)",
         _columns(keys),
     )
-    return {
-        (row[0], row[1], row[2]): CounterEnds(
-            first=_point(row[1], row[3:10]), last=_point(row[1], row[10:17])
-        )
-        for row in await found.fetchall()
-    }
+    return dict(counter_of_row(row) for row in await found.fetchall())
+
+
+def counter_of_row(row: Sequence[Any]) -> tuple[EpochKey, CounterEnds]:
+    """Return the key and the ends in a row of `counter`'s columns."""
+    key = (row[0], row[1], row[2])
+    return key, CounterEnds(first=_point(row[1], row[3:10]), last=_point(row[1], row[10:17]))
 
 
 async def store_counters(connection: Connection, counters: dict[EpochKey, CounterEnds]) -> None:
@@ -217,15 +219,15 @@ def _columns(keys: Iterable[tuple[object, ...]]) -> list[list[object]]:
     return [[row[column] for row in rows] for column in range(3)]
 
 
-def _point(meter_no: int, row: Sequence[object]) -> CounterPoint:
+def _point(meter_no: int, row: Sequence[Any]) -> CounterPoint:
     boot_no, seq, at, uplink, downlink, quantity, width = row
     directed = METERS_BY_NO[meter_no].directed
     return CounterPoint(
-        boot_no=boot_no,  # type: ignore[arg-type]
-        seq=seq,  # type: ignore[arg-type]
-        at=at,  # type: ignore[arg-type]
-        values=(uplink, downlink) if directed else (quantity,),  # type: ignore[arg-type]
-        width=width,  # type: ignore[arg-type]
+        boot_no=boot_no,
+        seq=seq,
+        at=at,
+        values=(uplink, downlink) if directed else (quantity,),
+        width=width,
     )
 
 

@@ -7,18 +7,9 @@ from datetime import datetime
 from metering.money import Money
 from metering.period import BillCycle
 from metering.rating.guide import Subscription
+from metering.rating.proration import Grant
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
-    """A quantity that a subscription brings into a bucket: its own allowance, or its fleet's pool."""
-
-    subscription_no: int
-    meter_no: int
-    pooled: bool
-    quantity: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +90,12 @@ async def store_grants(
     cycle_start: datetime,
     grants: Sequence[Grant],
     *,
+    run_no: int,
     now: datetime,
 ) -> None:
     """Put grants into their buckets, creating those, each subscription's once.
 
-    A bucket's cached sum grows by exactly the entries that were new.
+    They count from charging run `run_no` on. A bucket's cached sum grows by exactly the entries that were new.
     """
     own = [grant for grant in grants if not grant.pooled]
     await connection.execute(
@@ -126,8 +118,9 @@ async def store_grants(
     )
     await connection.execute(
         "WITH entered AS ("
-        "   INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, entered_at)"
-        "   SELECT bucket_no, 'grant', given.quantity, given.subscription_no, %s"
+        "   INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, run_no,"
+        "     entered_at)"
+        "   SELECT bucket_no, 'grant', given.quantity, given.subscription_no, %s, %s"
         "   FROM unnest(%s::bigint[], %s::smallint[], %s::boolean[], %s::numeric[])"
         "     AS given (subscription_no, meter_no, pooled, quantity)"
         "   JOIN bucket ON bucket.meter_no = given.meter_no AND bucket.cycle_start = %s"
@@ -140,6 +133,7 @@ async def store_grants(
         " FROM (SELECT bucket_no, sum(quantity) AS quantity FROM entered GROUP BY bucket_no) AS added"
         " WHERE bucket.bucket_no = added.bucket_no",
         [
+            run_no,
             now,
             [grant.subscription_no for grant in grants],
             [grant.meter_no for grant in grants],

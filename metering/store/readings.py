@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from metering.ids import BootNo, DeviceNo, ShardNo, TenantNo
 from metering.sequence import SequenceSet
@@ -196,18 +197,18 @@ async def stored_readings(
     return {(row[0], row[1]): reading_of(row[1:]) for row in await found.fetchall()}
 
 
-def reading_of(row: Sequence[object]) -> Reading:
+def reading_of(row: Sequence[Any]) -> Reading:
     """Return the reading in a row of seq, measured_at, meter_no, kind … apn, as stored."""
     seq, at, meter_no, kind, *rest = row
     names = (
         "uplink", "downlink", "quantity", "since", "epoch", "width", "zone", "rat", "apn",
     )  # fmt: skip
     return Reading(
-        seq=seq,  # type: ignore[arg-type]
-        at=at,  # type: ignore[arg-type]
-        meter=METERS_BY_NO[meter_no],  # type: ignore[index]
-        kind=ReadingKind(kind),  # type: ignore[arg-type]
-        **dict(zip(names, rest, strict=True)),  # type: ignore[arg-type]
+        seq=seq,
+        at=at,
+        meter=METERS_BY_NO[meter_no],
+        kind=ReadingKind(kind),
+        **dict(zip(names, rest, strict=True)),
     )
 
 

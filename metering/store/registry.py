@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from psycopg.types.json import Jsonb
 from psycopg.types.range import TimestamptzRange
@@ -256,13 +257,13 @@ async def plan_terms(connection: Connection, plan_nos: Sequence[int]) -> dict[in
     return {row[0]: stored_terms(row[1]) for row in await found.fetchall()}
 
 
-def fleet_of_row(row: Sequence[object]) -> Fleet:
+def fleet_of_row(row: Sequence[Any]) -> Fleet:
     """Return the fleet in a row of its columns, in the order of `Fleet`."""
     names = Fleet.__slots__
-    return Fleet(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
+    return Fleet(**dict(zip(names, row, strict=True)))
 
 
-def subscription_of_row(row: Sequence[object]) -> Subscription:
+def subscription_of_row(row: Sequence[Any]) -> Subscription:
     """Return the subscription in a row of its columns, in the order of `Subscription`."""
     names = Subscription.__slots__
-    return Subscription(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]
+    return Subscription(**dict(zip(names, row, strict=True)))

@@ -315,9 +315,12 @@ CREATE TABLE bucket_entry (
     kind            text NOT NULL CONSTRAINT bucket_entry_kind_is_known CHECK (kind IN ('grant')),
     quantity        numeric(38, 0) NOT NULL,
     subscription_no bigint NOT NULL REFERENCES subscription,
+    run_no          bigint NOT NULL,
     entered_at      timestamptz NOT NULL,
     CONSTRAINT a_subscription_is_granted_once UNIQUE (bucket_no, kind, subscription_no)
 );
+
+COMMENT ON COLUMN bucket_entry.run_no IS 'Its place among the charging runs: it counts from this run on.';
 
 -- Cumulative use of one meter by one subscription in one cycle: what rated(before) needs.
 CREATE TABLE meter_use (

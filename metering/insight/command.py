@@ -1,0 +1,68 @@
+"""`fleetmeter audit`: compares ledger, readings and charges, and says equal or what differs."""
+
+import argparse
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+from metering.insight.audit import AuditResult, audit_database
+from metering.insight.ledger import compare_ledger
+from metering.settings import Settings
+from metering.store.audit import queued_count, read_from_one_snapshot
+from metering.store.connection import connect, database_url
+from metering.wire.ledger import LedgerLine, read_ledger
+
+_SHOWN_MAX = 100
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the ledgers to compare with, and how long to wait for charging to catch up."""
+    parser.add_argument(
+        "--ledger", type=Path, action="append", default=[], metavar="FILE",
+        help="what simulator or agent wrote of what they sent; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--settle", type=float, default=0, metavar="SECONDS",
+        help="wait so long for the queue to be charged; what is queued then is a difference",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Audit, print differences and the verdict as the last line; 1 if anything differs."""
+    result = asyncio.run(_audit(database_url(settings), arguments.ledger, arguments.settle))
+    for difference in result.differences[:_SHOWN_MAX]:
+        print(difference)
+    if len(result.differences) > _SHOWN_MAX:
+        print(f"… and {len(result.differences) - _SHOWN_MAX} more")
+    print(result.verdict)
+    return 1 if result.differences else 0
+
+
+async def _audit(url: str, ledgers: list[Path], settle_seconds: float) -> AuditResult:
+    await _settle(url, settle_seconds)
+    async with await connect(url, application="audit") as connection:
+        await read_from_one_snapshot(connection)
+        result = await audit_database(connection)
+        if settle_seconds and result.queued:
+            result.differences.append(f"{result.queued} readings are still queued")
+        if ledgers:
+            compared = await compare_ledger(
+                connection, _lines(ledgers), parked_allowed=bool(result.parked)
+            )
+            result.differences += compared.differences
+    return result
+
+
+async def _settle(url: str, seconds: float) -> None:
+    """Wait until nothing is queued, at most so long."""
+    deadline = monotonic() + seconds
+    async with await connect(url, application="audit", autocommit=True) as connection:
+        while monotonic() < deadline and await queued_count(connection):
+            await asyncio.sleep(0.2)
+
+
+def _lines(ledgers: list[Path]) -> Iterator[LedgerLine]:
+    for path in ledgers:
+        with path.open(encoding="utf-8") as file:
+            yield from read_ledger(file)

@@ -1,0 +1,124 @@
+"""The ground truth against the platform: what devices say they sent, and what was stored and charged."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+from itertools import islice
+
+from metering.store.audit import arrived_counts, readings_by_name
+from metering.store.connection import Connection
+from metering.usage import METERS, Reading, ReadingKind
+from metering.wire.ledger import LedgerLine
+
+_LINES_AT_ONCE = 2000
+
+
+@dataclass(slots=True)
+class LedgerComparison:
+    """How a ledger and the database compare, while its lines are read.
+
+    `sent` counts readings by (tenant, device, boot); `used` and `charged` sum quantities by
+    (tenant, device, meter).
+    """
+
+    lines: int = 0
+    differences: list[str] = field(default_factory=list)
+    sent: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    used: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    charged: dict[tuple[str, str, str], int] = field(default_factory=dict)
+
+
+async def compare_ledger(
+    connection: Connection, lines: Iterable[LedgerLine], *, parked_allowed: bool = False
+) -> LedgerComparison:
+    """Hold every line against what is stored and charged of it.
+
+    Each reading must be stored once with the content that was sent, and charged: a delta with its
+    very quantity. Counters are compared by device and meter, because a reading that came out of
+    order has its growth charged with its neighbour's. The database must hold no reading of the
+    ledger's boots beside these.
+    """
+    comparison = LedgerComparison()
+    remaining = iter(lines)
+    while chunk := list(islice(remaining, _LINES_AT_ONCE)):
+        await _compare(connection, chunk, comparison, parked_allowed=parked_allowed)
+    boots = sorted(comparison.sent)
+    stored = await arrived_counts(connection, boots)
+    comparison.differences += list(_finish(comparison, stored))
+    return comparison
+
+
+async def _compare(
+    connection: Connection,
+    lines: Sequence[LedgerLine],
+    comparison: LedgerComparison,
+    *,
+    parked_allowed: bool,
+) -> None:
+    found = await readings_by_name(connection, [_name(line) for line in lines])
+    for line in lines:
+        comparison.lines += 1
+        boot = (line.tenant, line.device, line.boot)
+        comparison.sent[boot] = comparison.sent.get(boot, 0) + 1
+        stored = found.get(_name(line), [])
+        if len(stored) != 1:
+            count = "not" if not stored else f"{len(stored)} times"
+            comparison.differences.append(f"{_called(line)} is stored {count}")
+            continue
+        reading, charged = stored[0]
+        if reading != _reading(line):
+            comparison.differences.append(
+                f"{_called(line)} is stored as {reading}, sent was {_reading(line)}"
+            )
+        if charged is None:
+            if not parked_allowed:
+                comparison.differences.append(f"{_called(line)} is not charged")
+            continue
+        used = _used(line)
+        if line.kind == "delta" and charged != used:
+            comparison.differences.append(f"{_called(line)} used {used}, charged is {charged}")
+        meter = (line.tenant, line.device, line.meter)
+        comparison.used[meter] = comparison.used.get(meter, 0) + used
+        comparison.charged[meter] = comparison.charged.get(meter, 0) + charged
+
+
+def _finish(
+    comparison: LedgerComparison, stored: dict[tuple[str, str, str], int]
+) -> Iterator[str]:
+    for boot, sent in comparison.sent.items():
+        if stored.get(boot, 0) > sent:
+            name = "/".join(boot)
+            yield f"boot {name}: {stored[boot]} readings are stored, the ledger has {sent}"
+    for meter, used in comparison.used.items():
+        charged = comparison.charged[meter]
+        if charged != used:
+            yield f"{'/'.join(meter)}: the ledger says {used} used, charged are {charged}"
+
+
+def _name(line: LedgerLine) -> tuple[str, str, str, int]:
+    return (line.tenant, line.device, line.boot, line.seq)
+
+
+def _called(line: LedgerLine) -> str:
+    return f"reading {line.tenant}/{line.device}/{line.boot} seq {line.seq}"
+
+
+def _used(line: LedgerLine) -> int:
+    if METERS[line.meter].directed:
+        return (line.used_up or 0) + (line.used_down or 0)
+    return line.used or 0
+
+
+def _reading(line: LedgerLine) -> Reading:
+    return Reading(
+        seq=line.seq,
+        at=line.at.astimezone(UTC),
+        meter=METERS[line.meter],
+        kind=ReadingKind.TOTAL if line.kind == "total" else ReadingKind.DELTA,
+        uplink=line.up or 0,
+        downlink=line.down or 0,
+        quantity=line.quantity or 0,
+        since=None if line.since is None else line.since.astimezone(UTC),
+        epoch=line.epoch,
+        width=line.width,
+    )

@@ -1,0 +1,351 @@
+"""What the auditor reads: every reading with its charges in charging order, and all kept sums."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+
+from psycopg.rows import TupleRow
+
+from metering.period import BillCycle
+from metering.rating.account import Bucket, EpochKey, MeterUse, PoolKey, StoredReading, UseKey
+from metering.rating.guide import Subscription
+from metering.store.accounts import CounterEnds, counter_of_row
+from metering.store.connection import Connection
+from metering.store.readings import reading_of
+from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
+from metering.usage import Reading
+
+ChargeColumns = tuple[int, int, int, int, datetime, datetime, datetime, int, int, int, int, int, int]
+"""part, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,
+from_allowance, from_pool, overage, amount"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStep:
+    """One reading as a charging run dealt with it: its charges, or why it was parked.
+
+    `stored` is None when the charges' reading is missing.
+    """
+
+    run_no: int
+    run_position: int
+    boot_no: int
+    seq: int
+    stored: StoredReading | None
+    charges: Sequence[ChargeColumns]
+    parked: tuple[str, int, int, datetime, datetime] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantEntry:
+    """A stored grant: from which run it counts, into which account, and how much."""
+
+    run_no: int
+    subscription_no: int
+    meter_no: int
+    cycle_start: datetime
+    pooled: bool
+    quantity: int
+
+
+async def read_from_one_snapshot(connection: Connection) -> None:
+    """Make the open transaction read-only and see one state throughout."""
+    await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+
+async def all_fleets(connection: Connection) -> list[Fleet]:
+    """Return every fleet."""
+    found = await connection.execute(
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        " FROM fleet ORDER BY fleet_no"
+    )
+    return [fleet_of_row(row) for row in await found.fetchall()]
+
+
+async def fleet_subscriptions(
+    connection: Connection, fleet_no: int
+) -> dict[int, list[Subscription]]:
+    """Return the subscriptions of a fleet's devices, each device's ascending in time."""
+    found = await connection.execute(
+        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid)"
+        " FROM device JOIN subscription USING (device_no) WHERE fleet_no = %s"
+        " ORDER BY device_no, lower(valid)",
+        [fleet_no],
+    )
+    subscriptions: dict[int, list[Subscription]] = {}
+    for row in await found.fetchall():
+        subscriptions.setdefault(row[1], []).append(subscription_of_row(row))
+    return subscriptions
+
+
+async def run_steps(connection: Connection, fleet_no: int) -> AsyncIterator[RunStep]:
+    """Return a fleet's readings in the order in which they were charged or parked.
+
+    Rows come through a server-side cursor, so memory does not grow with the fleet's history.
+    """
+    async with connection.cursor(name="run_steps") as cursor:
+        cursor.itersize = 5000
+        await cursor.execute(_RUN_STEPS, [fleet_no, fleet_no])
+        group: list[TupleRow] = []
+        async for row in cursor:
+            if group and row[:2] != group[0][:2]:
+                yield _step(group)
+                group = []
+            group.append(row)
+        if group:
+            yield _step(group)
+
+
+_RUN_STEPS = (
+    "SELECT run_no, run_position, charge.boot_no, charge.seq,"
+    " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
+    " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
+    " reading.zone, reading.rat, reading.apn, NULL::text AS reason,"
+    " part, subscription_no, plan_no, charge.meter_no, cycle_start, usage_from, usage_to,"
+    " charge.quantity, charge.uplink, from_allowance, from_pool, overage, amount"
+    " FROM charge LEFT JOIN reading ON reading.boot_no = charge.boot_no"
+    " AND reading.seq = charge.seq AND reading.measured_at = charge.measured_at"
+    " WHERE charge.fleet_no = %s"
+    " UNION ALL"
+    " SELECT run_no, run_position, parked.boot_no, parked.seq,"
+    " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
+    " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
+    " reading.zone, reading.rat, reading.apn, parked.reason,"
+    " NULL, NULL, NULL, NULL, NULL, usage_from, usage_to,"
+    " parked.quantity, parked.uplink, NULL, NULL, NULL, NULL"
+    " FROM parked LEFT JOIN reading ON reading.boot_no = parked.boot_no"
+    " AND reading.seq = parked.seq AND reading.measured_at = parked.measured_at"
+    " WHERE parked.fleet_no = %s"
+    " ORDER BY run_no, run_position, part"
+)
+
+
+def _step(rows: Sequence[TupleRow]) -> RunStep:
+    first = rows[0]
+    stored = None
+    if first[4] is not None:
+        stored = StoredReading(
+            device_no=first[4],
+            boot_no=first[2],
+            reading=reading_of((first[3], *first[5:17])),
+        )
+    reason = first[17]
+    return RunStep(
+        run_no=first[0],
+        run_position=first[1],
+        boot_no=first[2],
+        seq=first[3],
+        stored=stored,
+        charges=[] if reason else [(*row[18:30], int(row[30])) for row in rows],
+        parked=(reason, first[25], first[26], first[23], first[24]) if reason else None,
+    )
+
+
+async def stored_grants(connection: Connection, fleet_no: int) -> list[GrantEntry]:
+    """Return a fleet's grants in the order in which they count."""
+    found = await connection.execute(
+        "SELECT run_no, bucket_entry.subscription_no, meter_no, cycle_start, bucket.kind = 'pool',"
+        " quantity FROM bucket_entry JOIN bucket USING (bucket_no)"
+        " WHERE fleet_no = %s ORDER BY run_no, bucket_entry_no",
+        [fleet_no],
+    )
+    return [
+        GrantEntry(
+            run_no=row[0],
+            subscription_no=row[1],
+            meter_no=row[2],
+            cycle_start=row[3],
+            pooled=row[4],
+            quantity=int(row[5]),
+        )
+        for row in await found.fetchall()
+    ]
+
+
+async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle]:
+    """Return a fleet's open cycles."""
+    found = await connection.execute(
+        "SELECT first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle"
+        " WHERE fleet_no = %s ORDER BY cycle_start",
+        [fleet_no],
+    )
+    return [
+        BillCycle(first_day=row[0], next_first_day=row[1], start=row[2], end=row[3])
+        for row in await found.fetchall()
+    ]
+
+
+async def stored_uses(connection: Connection, fleet_no: int) -> dict[UseKey, MeterUse]:
+    """Return a fleet's kept cumulative use."""
+    found = await connection.execute(
+        "SELECT subscription_no, meter_no, cycle_start, records, quantity, uplink, from_allowance,"
+        " from_pool, overage, amount FROM meter_use WHERE fleet_no = %s",
+        [fleet_no],
+    )
+    return {
+        (row[0], row[1], row[2]): MeterUse(*map(int, row[3:])) for row in await found.fetchall()
+    }
+
+
+async def stored_buckets(
+    connection: Connection, fleet_no: int
+) -> tuple[dict[UseKey, Bucket], dict[PoolKey, Bucket]]:
+    """Return a fleet's kept balances: own allowances, and pools."""
+    found = await connection.execute(
+        "SELECT kind, subscription_no, meter_no, cycle_start, granted, used FROM bucket"
+        " WHERE fleet_no = %s",
+        [fleet_no],
+    )
+    allowances: dict[UseKey, Bucket] = {}
+    pools: dict[PoolKey, Bucket] = {}
+    for row in await found.fetchall():
+        bucket = Bucket(int(row[4]), int(row[5]))
+        if row[0] == "pool":
+            pools[fleet_no, row[2], row[3]] = bucket
+        else:
+            allowances[row[1], row[2], row[3]] = bucket
+    return allowances, pools
+
+
+HourKey = tuple[int, int, int, datetime]
+"""(device_no, meter_no, plan_no, hour)"""
+
+
+async def stored_hours(
+    connection: Connection, fleet_no: int
+) -> dict[HourKey, tuple[int, int, int, int, int]]:
+    """Return a fleet's hourly rollups: records, quantity, uplink, overage, amount."""
+    found = await connection.execute(
+        "SELECT device_no, meter_no, plan_no, hour, records, quantity, uplink, overage, amount"
+        " FROM usage_hour WHERE fleet_no = %s",
+        [fleet_no],
+    )
+    return {
+        (row[0], row[1], row[2], row[3]): (
+            int(row[4]), int(row[5]), int(row[6]), int(row[7]), int(row[8]),
+        )
+        for row in await found.fetchall()
+    }  # fmt: skip
+
+
+async def stored_fees(
+    connection: Connection, fleet_no: int
+) -> dict[tuple[int, datetime], tuple[int, int, int]]:
+    """Return a fleet's recurring charges: days, amount and sub-units, by subscription and cycle."""
+    found = await connection.execute(
+        "SELECT subscription_no, cycle_start, days, amount, subunits_per_unit FROM recurring_charge"
+        " WHERE fleet_no = %s AND kind = 'monthly_fee'",
+        [fleet_no],
+    )
+    return {
+        (row[0], row[1]): (row[2], int(row[3]), int(row[4])) for row in await found.fetchall()
+    }
+
+
+async def stored_counters(connection: Connection, fleet_no: int) -> dict[EpochKey, CounterEnds]:
+    """Return the kept counter ends of a fleet's devices."""
+    found = await connection.execute(
+        "SELECT device_no, meter_no, epoch, first_boot_no, first_seq, first_measured_at,"
+        " first_uplink, first_downlink, first_quantity, first_width, counter.boot_no, seq,"
+        " measured_at, uplink, downlink, quantity, width"
+        " FROM device JOIN counter USING (device_no) WHERE fleet_no = %s",
+        [fleet_no],
+    )
+    return dict(counter_of_row(row) for row in await found.fetchall())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How many readings there are, and what has become of them."""
+
+    readings: int
+    stored_twice: int
+    charges: int
+    parked: int
+    queued: int
+    unaccounted: Sequence[tuple[int, int]]
+    """(boot_no, seq) of readings that are neither charged nor parked nor queued; at most 20."""
+
+
+async def tally(connection: Connection) -> Tally:
+    """Count readings and their fates over the whole database."""
+    unaccounted = await connection.execute(
+        "SELECT boot_no, seq FROM reading WHERE"
+        " NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
+        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
+        " AND NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
+        "   AND parked.seq = reading.seq)"
+        " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
+        "   AND work_item.batch_no = reading.batch_no) LIMIT 20"
+    )
+    missing = [(row[0], row[1]) for row in await unaccounted.fetchall()]
+    counted = await connection.execute(
+        "SELECT (SELECT count(*) FROM reading),"
+        " (SELECT count(*) FROM (SELECT FROM reading GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
+        " (SELECT count(*) FROM charge), (SELECT count(*) FROM parked),"
+        " (SELECT coalesce(sum(readings), 0)::bigint FROM work_item)"
+    )
+    row = await counted.fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without FROM returns one row
+    return Tally(
+        readings=row[0],
+        stored_twice=row[1],
+        charges=row[2],
+        parked=row[3],
+        queued=row[4],
+        unaccounted=missing,
+    )
+
+
+async def readings_by_name(
+    connection: Connection, names: Sequence[tuple[str, str, str, int]]
+) -> dict[tuple[str, str, str, int], list[tuple[Reading, int | None]]]:
+    """Return what is stored of `(tenant_id, device_id, boot_id, seq)`, with the quantity charged.
+
+    The quantity is None when the reading has no charge.
+    """
+    found = await connection.execute(
+        "SELECT given.tenant_id, given.device_id, given.boot_id, reading.seq, reading.measured_at,"
+        " reading.meter_no, reading.kind, reading.uplink, reading.downlink, reading.quantity,"
+        " reading.since, reading.epoch, reading.width, reading.zone, reading.rat, reading.apn,"
+        " (SELECT sum(charge.quantity) FROM charge WHERE charge.boot_no = reading.boot_no"
+        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
+        " FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])"
+        " AS given (tenant_id, device_id, boot_id, seq)"
+        " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
+        " JOIN boot USING (device_no, boot_id)"
+        " JOIN reading ON reading.boot_no = boot.boot_no AND reading.seq = given.seq"
+        " ORDER BY 1, 2, 3, 4",
+        [[name[column] for name in names] for column in range(4)],
+    )
+    rows = await found.fetchall()
+    return {
+        key: [
+            (reading_of(row[3:16]), None if row[16] is None else int(row[16])) for row in same
+        ]
+        for key, same in groupby(rows, key=lambda row: (row[0], row[1], row[2], row[3]))
+    }
+
+
+async def arrived_counts(
+    connection: Connection, boots: Sequence[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], int]:
+    """Return how many readings of `(tenant_id, device_id, boot_id)` are stored."""
+    found = await connection.execute(
+        "SELECT tenant_id, device_id, boot_id, (SELECT count(*) FROM reading"
+        "   WHERE reading.boot_no = boot.boot_no)"
+        " FROM unnest(%s::text[], %s::text[], %s::text[]) AS given (tenant_id, device_id, boot_id)"
+        " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
+        " JOIN boot USING (device_no, boot_id)",
+        [[boot[column] for boot in boots] for column in range(3)],
+    )
+    return {(row[0], row[1], row[2]): row[3] for row in await found.fetchall()}
+
+
+async def queued_count(connection: Connection) -> int:
+    """Return how many readings are queued for charging."""
+    found = await connection.execute("SELECT coalesce(sum(readings), 0)::bigint FROM work_item")
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    return int(row[0])
