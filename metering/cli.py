@@ -5,14 +5,15 @@ A command module offers `configure(parser)`, which declares its arguments, and
 """
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from metering import __version__
-from metering.errors import FleetmeterError
+from metering import __version__, stack
+from metering.errors import FleetmeterError, StackError
 from metering.settings import Settings
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -27,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("metering.insight.command", "compare ledger, readings and charges"),
     "demo": ("metering.demo.command", "run the whole pipeline and watch it"),
 }
+
+
+_RUNS_THE_STACK = ("stack", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=chosen.run)
     parsed = parser.parse_args(arguments)
     try:
-        return int(parsed.run(parsed, Settings()))
+        return int(parsed.run(parsed, _settings(parsed.command)))
+    except KeyboardInterrupt:
+        return 130
     except FleetmeterError as error:
         print(f"fleetmeter {parsed.command}: {error}", file=sys.stderr)
         return 1
@@ -54,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             field = ".".join(str(part) for part in problem["loc"])
             print(f"fleetmeter: setting FLEETMETER_{field.upper()}: {problem['msg']}", file=sys.stderr)
         return 2
+
+
+def _settings(command: str) -> Settings:
+    """Return the settings, with the addresses of the stack's servers where none are set.
+
+    A command that needs an address which nobody knows says so itself.
+    """
+    settings = Settings()
+    if command in _RUNS_THE_STACK:
+        return settings
+    with contextlib.suppress(StackError):
+        return stack.resolve(settings)
+    return settings
 
 
 if __name__ == "__main__":

@@ -178,14 +178,16 @@ async def insert_subscriptions(
     valid_from: datetime,
     valid_to: datetime | None,
 ) -> list[int]:
-    """Subscribe devices to a plan version, skipping a device that already has this very one."""
+    """Subscribe devices to a plan version, skipping a device that has a version of this plan then."""
     inserted = await connection.execute(
         "INSERT INTO subscription (device_no, plan_no, valid)"
         " SELECT given.device_no, %s, %s FROM unnest(%s::bigint[]) AS given (device_no)"
         " WHERE NOT EXISTS (SELECT FROM subscription AS known WHERE known.device_no = given.device_no"
-        "   AND known.plan_no = %s AND known.valid @> %s::timestamptz)"
+        "   AND known.valid @> %s::timestamptz AND known.plan_no IN (SELECT version.plan_no"
+        "     FROM plan AS wanted JOIN plan AS version USING (tenant_no, plan_id)"
+        "     WHERE wanted.plan_no = %s))"
         " RETURNING subscription_no",
-        [plan_no, TimestamptzRange(valid_from, valid_to), list(device_nos), plan_no, valid_from],
+        [plan_no, TimestamptzRange(valid_from, valid_to), list(device_nos), valid_from, plan_no],
     )
     return [row[0] for row in await inserted.fetchall()]
 

@@ -1,0 +1,250 @@
+"""`fleetmeter demo`: the whole pipeline on this machine, live, with an audit at the end."""
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC
+from pathlib import Path
+from time import monotonic, sleep
+
+import psutil
+
+from metering import clock, stack
+from metering.demo.processes import ProcessEnded, Processes, Started
+from metering.demo.tenant import TENANT, api_key, demo_fleets, load_demo, machine_device_id
+from metering.demo.watch import Watch
+from metering.errors import InvalidValue
+from metering.settings import Settings
+
+_SHOW_EVERY_SECONDS = 5
+_READY_SECONDS = 60
+_DRAIN_SECONDS = 60
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare for how long to run, and how large the fleets are."""
+    add = parser.add_argument
+    add("--for", dest="seconds", type=float, default=0, metavar="SECONDS", help="0: until ^C")
+    add("--trackers", type=int, default=60, help="devices with an allowance of their own (60)")
+    add("--meters", type=int, default=90, help="devices that share a pool (90)")
+    add("--interval", type=float, default=1.0, help="seconds between a device's messages (1.0)")
+    add("--seed", type=int, help="makes the same devices again; default: a random one, printed")
+    add(
+        "--interface", action="append", metavar="IFACE",
+        help="interface of this machine to meter; repeatable (lo, and the first other one that is up)",
+    )  # fmt: skip
+    add("--keep-stack", action="store_true", help="leave TimescaleDB and Mosquitto running")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Run the pipeline until the time is over or ^C; return 0 if the audit says equal."""
+    for name in ("trackers", "meters"):
+        if not 0 <= getattr(arguments, name) <= 5000:  # noqa: PLR2004 - the ids have four digits
+            raise InvalidValue(f"--{name}", "out of range", "use 0 to 5000")
+    stopping = _Stopping()
+    settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
+    was_running = all(server.running for server in stack.status(settings))
+    try:
+        stack.up(settings, progress=_say)
+        return _Demo(arguments, stack.resolve(settings), stopping).run()
+    finally:
+        if not was_running and not arguments.keep_stack:
+            stack.down(settings)
+
+
+class _Stopping:
+    """Whether ^C, or a request to end, has come; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._request)
+
+    def _request(self, _number: int, _frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class _Demo:
+    """One run of the demonstration."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, settings: Settings, stopping: _Stopping
+    ) -> None:
+        self._arguments = arguments
+        self._settings = settings
+        self._stopping = stopping
+        self._folder = settings.data_dir / "demo"
+        self._run_name = clock.now().astimezone(UTC).strftime("%Y%m%dT%H%M%S") + secrets.token_hex(2)
+        self._processes = Processes(self._folder / "logs")
+        self._ports = {name: _free_port() for name in ("ingest", "charge")}
+        self._ports["api"] = _free_port(settings.api_port)
+        self._api_url = f"http://127.0.0.1:{self._ports['api']}"
+        self._interfaces: list[str] = arguments.interface or _interfaces()
+        self._ledgers: list[Path] = []
+        self._devices: list[Started] = []
+
+    def run(self) -> int:
+        url = self._secret(self._settings.database_url)
+        fleets = demo_fleets(self._arguments.trackers, self._arguments.meters, self._interfaces)
+        _say("loading the demo tenant: 3 fleets")
+        asyncio.run(load_demo(url, fleets, now=clock.now()))
+        key_file = self._folder / "api_key"
+        key = asyncio.run(api_key(url, key_file, now=clock.now()))
+        watch = Watch(
+            ingest_port=self._ports["ingest"],
+            charge_port=self._ports["charge"],
+            api_url=self._api_url,
+            api_key=key,
+        )
+        try:
+            self._start_platform(watch)
+            self._say_where(key_file)
+            self._start_devices()
+            self._show_until_stopped(watch)
+            return self._end(watch)
+        finally:
+            watch.close()
+            self._processes.end()
+
+    def _start_platform(self, watch: Watch) -> None:
+        _say("starting ingester, charging worker and API")
+        for name in ("ingest", "charge", "api"):
+            self._processes.start(name, [name], self._environment(name))
+        deadline = monotonic() + _READY_SECONDS
+        while not watch.is_ready():
+            self._processes.check()
+            if monotonic() > deadline:
+                raise ProcessEnded(f"the platform is not ready; see {self._folder / 'logs'}")
+            sleep(0.1)
+
+    def _start_devices(self) -> None:
+        arguments = self._arguments
+        ledger = self._ledger("simulator")
+        simulate = [
+            "simulate", "--tenant", TENANT, "--interval", str(arguments.interval),
+            "--group", f"tracker:{arguments.trackers}", "--group", f"meter:{arguments.meters}",
+            "--duplicates", "0.05", "--reorder", "0.05", "--resets", "0.005",
+            "--reboots", "0.002", "--ledger", str(ledger), "--drain", str(_DRAIN_SECONDS),
+        ]  # fmt: skip
+        if arguments.seed is not None:
+            simulate += ["--seed", str(arguments.seed)]
+        self._devices.append(
+            self._processes.start("simulate", simulate, self._environment("simulate"))
+        )
+        for interface in self._interfaces:
+            device = machine_device_id(interface)
+            agent = [
+                "agent", "--interface", interface, "--tenant", TENANT, "--device", device,
+                "--interval", "1", "--ledger", str(self._ledger(device)),
+                "--drain", str(_DRAIN_SECONDS),
+            ]  # fmt: skip
+            self._devices.append(self._processes.start(device, agent, self._environment(device)))
+
+    def _show_until_stopped(self, watch: Watch) -> None:
+        started = monotonic()
+        shown = 0.0
+        while not self._stopping.requested:
+            elapsed = monotonic() - started
+            if self._arguments.seconds and elapsed >= self._arguments.seconds:
+                return
+            self._processes.check()
+            if elapsed - shown >= _SHOW_EVERY_SECONDS:
+                shown = elapsed
+                for line in watch.lines(elapsed):
+                    print(line, flush=True)
+            sleep(0.1)
+
+    def _end(self, watch: Watch) -> int:
+        """Stop the devices, wait until all is charged, stop the platform, and audit."""
+        print()
+        _say("stopping the devices; they wait until each reading is acknowledged")
+        unacknowledged = [
+            device.name
+            for device in self._devices
+            if self._processes.finish(device, seconds=_DRAIN_SECONDS + 15)
+        ]
+        _say("auditing: ledger, readings, charges, balances")
+        audit = ["audit", "--settle", str(_DRAIN_SECONDS)]
+        for ledger in self._ledgers:
+            audit += ["--ledger", str(ledger)] if ledger.exists() else []
+        audited = subprocess.run(
+            [sys.executable, "-m", "metering.cli", *audit],
+            env={**os.environ, **self._environment("audit")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for line in watch.lines(0.0):
+            print(line)
+        self._processes.end()
+        for name in unacknowledged:
+            print(f"{name} has readings left that were not acknowledged; see its log")
+        print(audited.stderr, end="", file=sys.stderr)
+        print(audited.stdout, end="", flush=True)
+        return 1 if audited.returncode or unacknowledged else 0
+
+    def _say_where(self, key_file: Path) -> None:
+        print(f"\n  API docs   {self._api_url}/docs")
+        print(f"  try        curl -H \"Authorization: Bearer $(cat {_short(key_file)})\""
+              f" {self._api_url}/v1/fleets")  # fmt: skip
+        print(f"  broker     {self._secret(self._settings.broker_url)}")
+        print(f"  logs       {_short(self._folder / 'logs')}")
+        print("  ^C ends it with an audit\n", flush=True)
+
+    def _ledger(self, name: str) -> Path:
+        folder = self._folder / "ledgers" / self._run_name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._ledgers.append(folder / f"{name}.jsonl")
+        return self._ledgers[-1]
+
+    def _environment(self, name: str) -> Mapping[str, str]:
+        return {
+            "FLEETMETER_DATABASE_URL": self._secret(self._settings.database_url),
+            "FLEETMETER_BROKER_URL": self._secret(self._settings.broker_url),
+            "FLEETMETER_DATA_DIR": str(self._settings.data_dir),
+            "FLEETMETER_METRICS_PORT": str(self._ports[name] if name in ("ingest", "charge") else 0),
+            "FLEETMETER_API_PORT": str(self._ports["api"]),
+            "FLEETMETER_API_HOST": "127.0.0.1",
+        }
+
+    @staticmethod
+    def _secret(value: object) -> str:
+        return value.get_secret_value() if hasattr(value, "get_secret_value") else ""
+
+
+def _interfaces() -> list[str]:
+    """Return the loopback interface, on which the demonstration's own traffic runs, and another."""
+    up = [name for name, state in psutil.net_if_stats().items() if state.isup]
+    loopback = [name for name in up if name.startswith("lo")][:1]
+    others = sorted(name for name in up if name not in loopback)[:1]
+    return loopback + others
+
+
+def _free_port(wanted: int = 0) -> int:
+    """Return `wanted` if nobody listens there, else some free port."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise InvalidValue("FLEETMETER_API_PORT", "no port is free", "end another server")
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _say(text: str) -> None:
+    print(f"· {text}", flush=True)

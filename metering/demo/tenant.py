@@ -1,0 +1,129 @@
+"""The demonstration's tenant: three fleets, their plans, and the key that opens the API to it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib import resources
+from pathlib import Path
+
+from metering.charging.subscribe import subscribe
+from metering.period import cycle_at
+from metering.plan_document import PlanDocument, read_plan
+from metering.store.api_keys import create_api_key, tenant_of_api_key
+from metering.store.connection import Connection, connect
+from metering.store.migrate import migrate
+from metering.store.registry import (
+    ensure_devices,
+    ensure_fleet,
+    ensure_plan,
+    ensure_tenant,
+)
+
+TENANT = "demo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoFleet:
+    """One of the demonstration's fleets: whose devices they are and on which plan."""
+
+    fleet_id: str
+    name: str
+    time_zone: str
+    anchor_day: int
+    plan: str
+    device_ids: Sequence[str]
+
+
+def demo_fleets(trackers: int, meters: int, interfaces: Sequence[str]) -> list[DemoFleet]:
+    """Return the fleets: trackers with own allowances, pooled meters, and this machine."""
+    return [
+        DemoFleet(
+            fleet_id="trackers",
+            name="Trackers",
+            time_zone="Europe/Berlin",
+            anchor_day=1,
+            plan="tracker",
+            device_ids=[f"tracker-{number:04}" for number in range(1, trackers + 1)],
+        ),
+        DemoFleet(
+            fleet_id="meters",
+            name="Meters",
+            time_zone="America/New_York",
+            anchor_day=15,
+            plan="meter-pool",
+            device_ids=[f"meter-{number:04}" for number in range(1, meters + 1)],
+        ),
+        DemoFleet(
+            fleet_id="this-machine",
+            name="This machine",
+            time_zone="UTC",
+            anchor_day=31,
+            plan="gateway",
+            device_ids=[machine_device_id(interface) for interface in interfaces],
+        ),
+    ]
+
+
+def machine_device_id(interface: str) -> str:
+    """Return the device id under which an interface of this machine is metered."""
+    return "machine-" + "".join(letter if letter.isalnum() else "-" for letter in interface)[:50]
+
+
+async def load_demo(url: str, fleets: Sequence[DemoFleet], *, now: datetime) -> None:
+    """Migrate the database, then create what is missing of the demonstration's tenant."""
+    async with await connect(url, application="demo", autocommit=True) as connection:
+        await migrate(connection)
+        for fleet in fleets:
+            await _load_fleet(connection, fleet, now=now)
+
+
+async def api_key(url: str, file: Path, *, now: datetime) -> str:
+    """Return the key that an earlier run left in `file` if it is still good, else a new one."""
+    async with await connect(url, application="demo", autocommit=True) as connection:
+        kept = file.read_text("utf-8").strip() if file.exists() else ""
+        if kept and await tenant_of_api_key(connection, kept) is not None:
+            return kept
+        tenant = await ensure_tenant(connection, tenant_id=TENANT, name="Demo", now=now)
+        key = await create_api_key(connection, tenant=tenant, label="demo", now=now)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(key + "\n", "utf-8")
+    return key
+
+
+async def _load_fleet(connection: Connection, described: DemoFleet, *, now: datetime) -> None:
+    cycle = cycle_at(now, described.time_zone, described.anchor_day)
+    # A little earlier than the cycle, because the first readings may look back over its start.
+    begins = cycle.start - timedelta(days=1)
+    async with connection.transaction():
+        tenant = await ensure_tenant(connection, tenant_id=TENANT, name="Demo", now=now)
+        fleet = await ensure_fleet(
+            connection,
+            tenant=tenant,
+            fleet_id=described.fleet_id,
+            name=described.name,
+            currency="EUR",
+            time_zone=described.time_zone,
+            anchor_day=described.anchor_day,
+            now=now,
+        )
+        plan_no = await ensure_plan(
+            connection, tenant=tenant, plan=_plan(described.plan), now=now
+        )
+        devices = await ensure_devices(
+            connection, fleet=fleet, device_ids=described.device_ids, active_from=begins, now=now
+        )
+    await subscribe(
+        connection,
+        fleet=fleet,
+        device_nos=sorted(devices.values()),
+        plan_no=plan_no,
+        valid_from=begins,
+        now=now,
+    )
+
+
+def _plan(name: str) -> PlanDocument:
+    file = resources.files("metering.demo").joinpath("plans", f"{name}.json")
+    return read_plan(json.loads(file.read_text("utf-8")))

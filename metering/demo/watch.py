@@ -1,0 +1,137 @@
+"""What the demonstration shows while it runs: counts, rates, latency, pools and bills."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+_LATENCY = "fleetmeter_publish_to_charged_seconds"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The processes' counters at one moment; `latency` counts messages by upper bound in seconds."""
+
+    messages: int = 0
+    records: int = 0
+    charges: int = 0
+    latency: Mapping[float, int] = field(default_factory=dict)
+
+
+class Watch:
+    """Reads the processes' metrics and the API, and says in a few lines how things stand."""
+
+    def __init__(self, *, ingest_port: int, charge_port: int, api_url: str, api_key: str) -> None:
+        self._ingest = f"http://127.0.0.1:{ingest_port}/metrics"
+        self._charge = f"http://127.0.0.1:{charge_port}/metrics"
+        self._client = httpx.Client(
+            base_url=api_url,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=5,
+            trust_env=False,
+        )
+        self._before = Snapshot()
+        self._before_at = 0.0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def is_ready(self) -> bool:
+        """Whether API, ingester and worker answer, and the ingester is subscribed."""
+        try:
+            ready = self._client.get("/ready").status_code == httpx.codes.OK
+            ingest = _values(self._client.get(self._ingest).text)
+            self._client.get(self._charge).raise_for_status()
+        except httpx.HTTPError:
+            return False
+        return ready and ingest.get("fleetmeter_ingest_subscribed") == 1
+
+    def lines(self, elapsed_seconds: float) -> list[str]:
+        """Return how things stand, one line for the whole and one for each fleet."""
+        now = self._snapshot()
+        passed = max(0.001, elapsed_seconds - self._before_at)
+        rate = (now.records - self._before.records) / passed
+        latest = {
+            bound: count - self._before.latency.get(bound, 0) for bound, count in now.latency.items()
+        }
+        self._before, self._before_at = now, elapsed_seconds
+        minutes, seconds = divmod(int(elapsed_seconds), 60)
+        shown = [
+            f"{minutes:02}:{seconds:02}  messages {now.messages:,}  records {now.records:,}"
+            f" ({rate:,.0f}/s)  charges {now.charges:,}"
+            f"  publish→charged median {_quantile(latest, 0.5)}, 99th {_quantile(latest, 0.99)}"
+        ]
+        shown += [self._fleet_line(fleet) for fleet in self._get("/v1/fleets")["items"]]
+        return shown
+
+    def _fleet_line(self, fleet: Mapping[str, Any]) -> str:
+        name = fleet["fleet_id"]
+        balance = self._get(f"/v1/fleets/{name}/balance")
+        bill = self._get(f"/v1/fleets/{name}/bill")
+        pools = [
+            f"{each['meter']} pool {_quantity(each['pool']['left'], each['unit'])}"
+            f" of {_quantity(each['pool']['granted'], each['unit'])} left"
+            for each in balance["pools"]
+        ]
+        return (
+            f"       {name:<13} {fleet['devices']:>4} devices"
+            f"  due {Decimal(bill['total']):>9,} {bill['currency']}  {', '.join(pools) or 'no pool'}"
+        )
+
+    def _get(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        answer = self._client.get(path)
+        answer.raise_for_status()
+        return answer.json()
+
+    def _snapshot(self) -> Snapshot:
+        ingest = _values(self._client.get(self._ingest).text)
+        charge = _values(self._client.get(self._charge).text)
+        prefix = f"{_LATENCY}_bucket:"
+        return Snapshot(
+            messages=int(ingest.get("fleetmeter_ingest_messages_total", 0)),
+            records=int(charge.get("fleetmeter_charging_readings_total", 0)),
+            charges=int(charge.get("fleetmeter_charging_charges_total", 0)),
+            latency={
+                float(name.removeprefix(prefix)): int(value)
+                for name, value in charge.items()
+                if name.startswith(prefix)
+            },
+        )
+
+
+def _values(text: str) -> dict[str, float]:
+    """Return the samples of a Prometheus text by name; a histogram's with `:bound` behind it."""
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            bound = sample.labels.get("le")
+            values[f"{sample.name}:{bound}" if bound else sample.name] = sample.value
+    return values
+
+
+def _quantile(buckets: Mapping[float, int], share: float) -> str:
+    """Return a quantile of cumulative buckets, interpolated, in milliseconds."""
+    bounds = sorted(buckets)
+    total = buckets[bounds[-1]] if bounds else 0
+    if not total:
+        return "–"
+    wanted = share * total
+    low, counted = 0.0, 0
+    for bound in bounds:
+        if buckets[bound] >= wanted:
+            if bound == float("inf"):
+                return f">{low * 1000:,.0f} ms"
+            inside = (wanted - counted) / max(1, buckets[bound] - counted)
+            return f"{(low + (bound - low) * inside) * 1000:,.0f} ms"
+        low, counted = bound, buckets[bound]
+    return "–"
+
+
+def _quantity(count: int, unit: str) -> str:
+    if unit != "octet":
+        return f"{count:,}"
+    return f"{count / 1_000_000:,.1f} MB"
