@@ -166,7 +166,7 @@ async def ensure_plan(
 async def lock_shard(connection: Connection, shard_no: int) -> None:
     """Own a shard's fleets until the transaction ends: charging and every change of terms do."""
     await connection.execute(
-        "SELECT FROM charging_shard WHERE shard_no = %s FOR UPDATE", [shard_no]
+        "SELECT FROM charging_shard WHERE shard_no = %s FOR NO KEY UPDATE", [shard_no]
     )
 
 

@@ -40,7 +40,7 @@ async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
     owned = await connection.execute(
         "SELECT shard_no FROM charging_shard"
         " WHERE EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no)"
-        " ORDER BY shard_no FOR UPDATE SKIP LOCKED"
+        " ORDER BY shard_no FOR NO KEY UPDATE SKIP LOCKED"
     )
     shards = [row[0] for row in await owned.fetchall()]
     if not shards:
