@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             field = ".".join(str(part) for part in problem["loc"])
-            print(f"fleetmeter: setting FLEETMETER_{field.upper()}: {problem['msg']}", file=sys.stderr)
+            print(
+                f"fleetmeter: setting FLEETMETER_{field.upper()}: {problem['msg']}", file=sys.stderr
+            )
         return 2
 
 

@@ -5,7 +5,8 @@
     ├── SettingsError           the configuration cannot work as it stands
     ├── StackError              TimescaleDB or Mosquitto cannot be found, started or stopped
     ├── MigrationError          the schema is newer than, or differs from, this release
-    └── NotFound                a named thing does not exist
+    ├── NotFound                a named thing does not exist
+    └── ProcessEnded            a process of ours ended that should be running
 
 Expected outcomes (a duplicate, an exhausted pool, a rejected message) are returned values, not
 exceptions.
@@ -48,3 +49,7 @@ class NotFound(FleetmeterError):
         super().__init__(f"no {kind} {name!r}")
         self.kind = kind
         self.name = name
+
+
+class ProcessEnded(FleetmeterError):
+    """A process of ours ended that should be running; the text names its log."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from metering.errors import InvalidValue
@@ -79,7 +80,9 @@ def local_day(instant: datetime, zone_name: str) -> date:
     """Return the local day that holds an instant."""
     day = instant.astimezone(zone(zone_name)).date()
     # Where midnight comes twice, the hour before its second coming still reads as the day before.
-    return day + timedelta(days=1) if instant >= midnight(day + timedelta(days=1), zone_name) else day
+    return (
+        day + timedelta(days=1) if instant >= midnight(day + timedelta(days=1), zone_name) else day
+    )
 
 
 def boundaries_between(
@@ -106,7 +109,7 @@ def split_by_time(
     whole = (end - start) // _TICK
     parts: list[tuple[datetime, datetime, int]] = []
     given = 0
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in pairwise(edges):
         if right == end:
             parts.append((left, right, quantity - given))
         else:

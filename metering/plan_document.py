@@ -84,9 +84,7 @@ def terms_of(plan: PlanDocument) -> PlanTerms:
             pooled=document.pooled,
             overage=UnitPrice(amount=Decimal(document.overage.amount), per=per),
         )
-    terms = PlanTerms(
-        currency=plan.currency, monthly_fee=Decimal(plan.monthly_fee), meters=meters
-    )
+    terms = PlanTerms(currency=plan.currency, monthly_fee=Decimal(plan.monthly_fee), meters=meters)
     if terms.subunits_per_unit > SUBUNITS_PER_UNIT_MAX:
         raise InvalidValue("meters", "prices need too fine a sub-unit", "use fewer digits")
     return terms

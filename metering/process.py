@@ -7,13 +7,21 @@ from collections.abc import Awaitable, Callable
 
 from prometheus_client import start_http_server
 
+LATENCY_BUCKETS = (
+    0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5,
+    10, 30, 60,
+)  # fmt: skip
+"""Upper bounds, in seconds, of every latency that is counted."""
+
 
 def serve(work: Callable[[], Awaitable[None]], *, metrics_port: int) -> int:
     """Run `work` until it ends or SIGINT or SIGTERM comes; return the exit code.
 
     `metrics_port` 0 serves no metrics.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     if metrics_port:
         start_http_server(metrics_port, addr="127.0.0.1")
     return asyncio.run(_until_told_to_stop(work))

@@ -41,8 +41,12 @@ def parse_quantity(text: int | str, base_unit: str, field: str) -> int:
     unit = found.group("unit") or base_unit if found else ""
     if not found or unit not in multiples:
         known = ", ".join(multiples)
-        raise InvalidValue(field, f"{text!r} is not a quantity", f"use a number and one of: {known}")
+        raise InvalidValue(
+            field, f"{text!r} is not a quantity", f"use a number and one of: {known}"
+        )
     quantity = Decimal(found.group("number")) * multiples[unit]
     if quantity != int(quantity):
-        raise InvalidValue(field, f"{text!r} is not a whole number of {base_unit}s", "use fewer digits")
+        raise InvalidValue(
+            field, f"{text!r} is not a whole number of {base_unit}s", "use fewer digits"
+        )
     return int(quantity)

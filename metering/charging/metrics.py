@@ -2,10 +2,7 @@
 
 from prometheus_client import Counter, Histogram
 
-LATENCY_BUCKETS = (
-    0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5,
-    10, 30, 60,
-)  # fmt: skip
+from metering.process import LATENCY_BUCKETS
 
 READINGS = Counter("fleetmeter_charging_readings", "Readings whose charging has committed")
 CHARGES = Counter("fleetmeter_charging_charges", "Charges")

@@ -16,10 +16,10 @@ from time import monotonic, sleep
 import psutil
 
 from metering import clock, stack
-from metering.demo.processes import ProcessEnded, Processes, Started
-from metering.demo.tenant import TENANT, api_key, demo_fleets, load_demo, machine_device_id
+from metering.demo.processes import Processes, Started
+from metering.demo.tenant import TENANT, demo_fleets, good_api_key, load_demo, machine_device_id
 from metering.demo.watch import Watch
-from metering.errors import InvalidValue
+from metering.errors import InvalidValue, ProcessEnded
 from metering.settings import Settings
 
 _SHOW_EVERY_SECONDS = 5
@@ -82,7 +82,9 @@ class _Demo:
         self._settings = settings
         self._stopping = stopping
         self._folder = settings.data_dir / "demo"
-        self._run_name = clock.now().astimezone(UTC).strftime("%Y%m%dT%H%M%S") + secrets.token_hex(2)
+        self._run_name = clock.now().astimezone(UTC).strftime("%Y%m%dT%H%M%S") + secrets.token_hex(
+            2
+        )
         self._processes = Processes(self._folder / "logs")
         self._ports = {name: _free_port() for name in ("ingest", "charge")}
         self._ports["api"] = _free_port(settings.api_port)
@@ -97,7 +99,7 @@ class _Demo:
         _say("loading the demo tenant: 3 fleets")
         asyncio.run(load_demo(url, fleets, now=clock.now()))
         key_file = self._folder / "api_key"
-        key = asyncio.run(api_key(url, key_file, now=clock.now()))
+        key = _kept_api_key(url, key_file)
         watch = Watch(
             ingest_port=self._ports["ingest"],
             charge_port=self._ports["charge"],
@@ -194,8 +196,8 @@ class _Demo:
 
     def _say_where(self, key_file: Path) -> None:
         print(f"\n  API docs   {self._api_url}/docs")
-        print(f"  try        curl -H \"Authorization: Bearer $(cat {_short(key_file)})\""
-              f" {self._api_url}/v1/fleets")  # fmt: skip
+        key = f'"Authorization: Bearer $(cat {_short(key_file)})"'
+        print(f"  try        curl -H {key} {self._api_url}/v1/fleets")
         print(f"  broker     {self._secret(self._settings.broker_url)}")
         print(f"  logs       {_short(self._folder / 'logs')}")
         print("  ^C ends it with an audit\n", flush=True)
@@ -211,7 +213,9 @@ class _Demo:
             "FLEETMETER_DATABASE_URL": self._secret(self._settings.database_url),
             "FLEETMETER_BROKER_URL": self._secret(self._settings.broker_url),
             "FLEETMETER_DATA_DIR": str(self._settings.data_dir),
-            "FLEETMETER_METRICS_PORT": str(self._ports[name] if name in ("ingest", "charge") else 0),
+            "FLEETMETER_METRICS_PORT": str(
+                self._ports[name] if name in ("ingest", "charge") else 0
+            ),
             "FLEETMETER_API_PORT": str(self._ports["api"]),
             "FLEETMETER_API_HOST": "127.0.0.1",
         }
@@ -219,6 +223,16 @@ class _Demo:
     @staticmethod
     def _secret(value: object) -> str:
         return value.get_secret_value() if hasattr(value, "get_secret_value") else ""
+
+
+def _kept_api_key(url: str, file: Path) -> str:
+    """Return a key that opens the API to the demo tenant, and keep it for the next run."""
+    kept = file.read_text("utf-8").strip() if file.exists() else ""
+    key = asyncio.run(good_api_key(url, kept, now=clock.now()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(key + "\n", "utf-8")
+    return key
 
 
 def _interfaces() -> list[str]:

@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
-from metering.errors import FleetmeterError
+from metering.errors import ProcessEnded
 
 _PR_SET_PDEATHSIG = 1
-
-
-class ProcessEnded(FleetmeterError):
-    """A process of the demonstration ended by itself; the text names its log."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,9 +31,7 @@ class Processes:
         self._log_folder = log_folder
         self._started: list[Started] = []
 
-    def start(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str]
-    ) -> Started:
+    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Started:
         """Start `fleetmeter` with arguments; its output goes to a log of its own.
 
         It has its own session, so that ^C reaches the demonstration alone, and is ended by the

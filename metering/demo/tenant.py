@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import resources
-from pathlib import Path
 
 from metering.charging.subscribe import subscribe
 from metering.period import cycle_at
@@ -78,18 +77,13 @@ async def load_demo(url: str, fleets: Sequence[DemoFleet], *, now: datetime) -> 
             await _load_fleet(connection, fleet, now=now)
 
 
-async def api_key(url: str, file: Path, *, now: datetime) -> str:
-    """Return the key that an earlier run left in `file` if it is still good, else a new one."""
+async def good_api_key(url: str, kept: str, *, now: datetime) -> str:
+    """Return the key that an earlier run kept if it is still good, else a new one."""
     async with await connect(url, application="demo", autocommit=True) as connection:
-        kept = file.read_text("utf-8").strip() if file.exists() else ""
         if kept and await tenant_of_api_key(connection, kept) is not None:
             return kept
         tenant = await ensure_tenant(connection, tenant_id=TENANT, name="Demo", now=now)
-        key = await create_api_key(connection, tenant=tenant, label="demo", now=now)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(key + "\n", "utf-8")
-    return key
+        return await create_api_key(connection, tenant=tenant, label="demo", now=now)
 
 
 async def _load_fleet(connection: Connection, described: DemoFleet, *, now: datetime) -> None:
@@ -108,9 +102,7 @@ async def _load_fleet(connection: Connection, described: DemoFleet, *, now: date
             anchor_day=described.anchor_day,
             now=now,
         )
-        plan_no = await ensure_plan(
-            connection, tenant=tenant, plan=_plan(described.plan), now=now
-        )
+        plan_no = await ensure_plan(connection, tenant=tenant, plan=_plan(described.plan), now=now)
         devices = await ensure_devices(
             connection, fleet=fleet, device_ids=described.device_ids, active_from=begins, now=now
         )

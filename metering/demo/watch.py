@@ -56,17 +56,18 @@ class Watch:
         passed = max(0.001, elapsed_seconds - self._before_at)
         rate = (now.records - self._before.records) / passed
         latest = {
-            bound: count - self._before.latency.get(bound, 0) for bound, count in now.latency.items()
+            bound: count - self._before.latency.get(bound, 0)
+            for bound, count in now.latency.items()
         }
         self._before, self._before_at = now, elapsed_seconds
         minutes, seconds = divmod(int(elapsed_seconds), 60)
-        shown = [
+        whole = (
             f"{minutes:02}:{seconds:02}  messages {now.messages:,}  records {now.records:,}"
             f" ({rate:,.0f}/s)  charges {now.charges:,}"
             f"  publish→charged median {_quantile(latest, 0.5)}, 99th {_quantile(latest, 0.99)}"
-        ]
-        shown += [self._fleet_line(fleet) for fleet in self._get("/v1/fleets")["items"]]
-        return shown
+        )
+        fleets = self._get("/v1/fleets")["items"]
+        return [whole, *(self._fleet_line(fleet) for fleet in fleets)]
 
     def _fleet_line(self, fleet: Mapping[str, Any]) -> str:
         name = fleet["fleet_id"]

@@ -43,7 +43,9 @@ class Ingester:
 
     def __init__(self, settings: Settings) -> None:
         if settings.broker_url is None:
-            raise SettingsError("FLEETMETER_BROKER_URL is not set; set it, or run 'fleetmeter stack up'")
+            raise SettingsError(
+                "FLEETMETER_BROKER_URL is not set; set it, or run 'fleetmeter stack up'"
+            )
         self._settings = settings
         self._database_url = database_url(settings)
         self._devices = DeviceCache(_DEVICES_REMEMBERED_MAX)

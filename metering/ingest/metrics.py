@@ -2,15 +2,10 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-LATENCY_BUCKETS = (
-    0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5,
-    10, 30, 60,
-)  # fmt: skip
+from metering.process import LATENCY_BUCKETS
 
 MESSAGES = Counter("fleetmeter_ingest_messages", "Messages whose fate is durable")
-READINGS = Counter(
-    "fleetmeter_ingest_readings", "Readings by what became of them", ["outcome"]
-)
+READINGS = Counter("fleetmeter_ingest_readings", "Readings by what became of them", ["outcome"])
 REJECTIONS = Counter("fleetmeter_ingest_rejections", "Rejections by reason", ["reason"])
 BATCHES = Counter("fleetmeter_ingest_batches", "Committed batches")
 RETRIES = Counter("fleetmeter_ingest_retries", "Batches tried again because the database was away")

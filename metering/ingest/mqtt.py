@@ -273,9 +273,7 @@ class BrokerConnection:
     ) -> None:
         self._lost.set()
 
-    def _on_socket_close(
-        self, _client: paho.Client, _userdata: object, _socket: object
-    ) -> None:
+    def _on_socket_close(self, _client: paho.Client, _userdata: object, _socket: object) -> None:
         self._detach()
         self._lost.set()
 

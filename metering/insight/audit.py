@@ -8,11 +8,9 @@ from metering.insight.replay import Replay
 from metering.period import BillCycle
 from metering.rating.account import Bucket, FleetTerms
 from metering.rating.guide import Subscription
-from metering.rating.plan import PlanTerms
 from metering.rating.proration import days_in_cycle, grants_of, prorated_fee
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
-    GrantEntry,
     all_fleets,
     fleet_subscriptions,
     run_steps,
@@ -79,7 +77,9 @@ async def audit_database(connection: Connection) -> AuditResult:
         replayed += replay.charges
         result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in replay.differences]
     if replayed != counted.charges:
-        result.differences.append(f"{counted.charges} charges, of which {replayed} belong to a fleet")
+        result.differences.append(
+            f"{counted.charges} charges, of which {replayed} belong to a fleet"
+        )
     return result
 
 
@@ -87,12 +87,11 @@ async def _replayed(connection: Connection, fleet: Fleet) -> Replay:
     subscriptions = await fleet_subscriptions(connection, fleet.fleet_no)
     plan_nos = {each.plan_no for of_device in subscriptions.values() for each in of_device}
     plans = await plan_terms(connection, sorted(plan_nos))
-    grants = await stored_grants(connection, fleet.fleet_no)
     replay = Replay(
         fleet=FleetTerms(fleet.fleet_no, fleet.time_zone, fleet.anchor_day),
         subscriptions=subscriptions,
         plans=plans,
-        grants=grants,
+        grants=await stored_grants(connection, fleet.fleet_no),
     )
     async for step in run_steps(connection, fleet.fleet_no):
         replay.step(step)
@@ -100,7 +99,7 @@ async def _replayed(connection: Connection, fleet: Fleet) -> Replay:
     await _compare_kept_sums(connection, fleet, replay)
     for cycle in await stored_cycles(connection, fleet.fleet_no):
         members = await billed_subscriptions(connection, fleet.fleet_no, cycle)
-        await _compare_cycle(connection, fleet, cycle, members, plans, grants, replay)
+        await _compare_cycle(connection, fleet, cycle, members, replay)
     return replay
 
 
@@ -108,9 +107,7 @@ async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Repla
     """Compare cumulative use, balances, rollups and counters with the replayed ones."""
     differences = replay.differences
     accounts = replay.accounts
-    differences += _unequal(
-        "use", await stored_uses(connection, fleet.fleet_no), accounts.uses
-    )
+    differences += _unequal("use", await stored_uses(connection, fleet.fleet_no), accounts.uses)
     allowances, pools = await stored_buckets(connection, fleet.fleet_no)
     differences += _unequal("allowance", allowances, _not_empty(accounts.allowances))
     differences += _unequal("pool", pools, _not_empty(accounts.pools))
@@ -128,15 +125,13 @@ async def _compare_cycle(
     fleet: Fleet,
     cycle: BillCycle,
     members: Iterable[Subscription],
-    plans: Mapping[int, PlanTerms],
-    grants: Iterable[GrantEntry],
     replay: Replay,
 ) -> None:
     """Compare an open cycle's grants and fees with what its members' plans say."""
     expected_grants: dict[tuple[int, int, bool], int] = {}
     expected_fees: dict[int, tuple[int, int, int]] = {}
     for member in members:
-        terms = plans[member.plan_no]
+        terms = replay.plans[member.plan_no]
         days = days_in_cycle(cycle, member, fleet.time_zone)
         fee = prorated_fee(terms, days, cycle)
         expected_fees[member.subscription_no] = (days, fee.count, fee.per_unit)
@@ -144,14 +139,12 @@ async def _compare_cycle(
             expected_grants[grant.subscription_no, grant.meter_no, grant.pooled] = grant.quantity
     made = {
         (grant.subscription_no, grant.meter_no, grant.pooled): grant.quantity
-        for grant in grants
+        for grant in replay.grants
         if grant.cycle_start == cycle.start
     }
     fees = {
         subscription_no: fee
-        for (subscription_no, start), fee in (
-            await stored_fees(connection, fleet.fleet_no)
-        ).items()
+        for (subscription_no, start), fee in (await stored_fees(connection, fleet.fleet_no)).items()
         if start == cycle.start
     }
     replay.differences += _unequal(f"grant of {cycle.first_day}", made, expected_grants)

@@ -82,9 +82,7 @@ async def _compare(
         comparison.charged[meter] = comparison.charged.get(meter, 0) + charged
 
 
-def _finish(
-    comparison: LedgerComparison, stored: dict[tuple[str, str, str], int]
-) -> Iterator[str]:
+def _finish(comparison: LedgerComparison, stored: dict[tuple[str, str, str], int]) -> Iterator[str]:
     for boot, sent in comparison.sent.items():
         if stored.get(boot, 0) > sent:
             name = "/".join(boot)

@@ -202,7 +202,9 @@ def charge_record(
     use = accounts.uses.setdefault(key, MeterUse())
     allowance = accounts.allowances.setdefault(key, Bucket())
     pooled = terms.meters[meter].pooled
-    pool = accounts.pools.setdefault((fleet_no, meter_no, cycle_start), Bucket()) if pooled else None
+    pool = (
+        accounts.pools.setdefault((fleet_no, meter_no, cycle_start), Bucket()) if pooled else None
+    )
     parts = charge(
         record.quantity,
         allowance_left=allowance.left,

@@ -73,7 +73,11 @@ def guide(
             if edge is not None and start < edge < end
         ]
         cuts = sorted({*inner, *changes})
-    downs = split_by_time(quantity - uplink, start, end, cuts) if cuts else [(start, end, quantity - uplink)]
+    downs = (
+        split_by_time(quantity - uplink, start, end, cuts)
+        if cuts
+        else [(start, end, quantity - uplink)]
+    )
     ups = split_by_time(uplink, start, end, cuts) if cuts else [(start, end, uplink)]
     records: list[UsageRecord] = []
     for part, ((left, right, down), (_, _, up)) in enumerate(zip(downs, ups, strict=True)):

@@ -57,7 +57,9 @@ class PlanTerms:
         per_unit = lcm(fee.denominator, *(price.denominator for price in prices.values()))
         object.__setattr__(self, "subunits_per_unit", per_unit)
         object.__setattr__(
-            self, "subunit_prices", {meter: int(price * per_unit) for meter, price in prices.items()}
+            self,
+            "subunit_prices",
+            {meter: int(price * per_unit) for meter, price in prices.items()},
         )
 
     def money(self, subunits: int) -> Money:

@@ -46,9 +46,7 @@ def days_in_cycle(cycle: BillCycle, subscription: Subscription, time_zone: str) 
     return active_days(cycle, first_day, local_day(end, time_zone) if end else None)
 
 
-def grants_of(
-    member: Subscription, terms: PlanTerms, days: int, cycle: BillCycle
-) -> list[Grant]:
+def grants_of(member: Subscription, terms: PlanTerms, days: int, cycle: BillCycle) -> list[Grant]:
     """Return what a subscription brings into a cycle, meter by meter."""
     return [
         Grant(

@@ -28,8 +28,6 @@ async def _run(arguments: argparse.Namespace, url: str) -> int:
         if arguments.action == "create":
             print(await create_api_key(connection, tenant=tenant, label=arguments.label, now=now()))
             return 0
-        count = await revoke_api_keys(
-            connection, tenant=tenant, label=arguments.label, now=now()
-        )
+        count = await revoke_api_keys(connection, tenant=tenant, label=arguments.label, now=now())
     print(f"revoked {count} key{'' if count == 1 else 's'}")
     return 0 if count else 1

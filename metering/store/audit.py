@@ -16,7 +16,9 @@ from metering.store.readings import reading_of
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
 from metering.usage import Reading
 
-ChargeColumns = tuple[int, int, int, int, datetime, datetime, datetime, int, int, int, int, int, int]
+ChargeColumns = tuple[
+    int, int, int, int, datetime, datetime, datetime, int, int, int, int, int, int
+]
 """part, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,
 from_allowance, from_pool, overage, amount"""
 
@@ -238,9 +240,7 @@ async def stored_fees(
         " WHERE fleet_no = %s AND kind = 'monthly_fee'",
         [fleet_no],
     )
-    return {
-        (row[0], row[1]): (row[2], int(row[3]), int(row[4])) for row in await found.fetchall()
-    }
+    return {(row[0], row[1]): (row[2], int(row[3]), int(row[4])) for row in await found.fetchall()}
 
 
 async def stored_counters(connection: Connection, fleet_no: int) -> dict[EpochKey, CounterEnds]:
@@ -321,9 +321,7 @@ async def readings_by_name(
     )
     rows = await found.fetchall()
     return {
-        key: [
-            (reading_of(row[3:16]), None if row[16] is None else int(row[16])) for row in same
-        ]
+        key: [(reading_of(row[3:16]), None if row[16] is None else int(row[16])) for row in same]
         for key, same in groupby(rows, key=lambda row: (row[0], row[1], row[2], row[3]))
     }
 

@@ -23,7 +23,9 @@ _OPTIONS = "-c timezone=GMT -c statement_timeout=0 -c idle_in_transaction_sessio
 def database_url(settings: Settings) -> str:
     """Return the database's URL; raise `SettingsError` with the fix when none is set."""
     if settings.database_url is None:
-        raise SettingsError("FLEETMETER_DATABASE_URL is not set; set it, or run 'fleetmeter stack up'")
+        raise SettingsError(
+            "FLEETMETER_DATABASE_URL is not set; set it, or run 'fleetmeter stack up'"
+        )
     return settings.database_url.get_secret_value()
 
 
@@ -41,7 +43,9 @@ async def connect(url: str, *, application: str, autocommit: bool = False) -> Co
     )
 
 
-def connection_pool(url: str, *, application: str, size_max: int) -> AsyncConnectionPool[Connection]:
+def connection_pool(
+    url: str, *, application: str, size_max: int
+) -> AsyncConnectionPool[Connection]:
     """Return a pool, not yet open, of at most `size_max` connections."""
     return AsyncConnectionPool(
         url,

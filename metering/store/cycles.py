@@ -66,7 +66,7 @@ async def cycles_open_in(
 async def billed_subscriptions(
     connection: Connection, fleet_no: int, cycle: BillCycle
 ) -> list[Subscription]:
-    """Return the subscriptions that run in a cycle and whose device is active when they begin in it.
+    """Return the subscriptions in a cycle whose device is active when they begin in it.
 
     What begins in the cycle is looked at when it begins, what began before at the cycle's start.
     """

@@ -59,7 +59,9 @@ async def ensure_tenant(
 
 async def tenant_no(connection: Connection, tenant_id: str) -> TenantNo:
     """Return the number of a tenant; raise `NotFound`."""
-    found = await connection.execute("SELECT tenant_no FROM tenant WHERE tenant_id = %s", [tenant_id])
+    found = await connection.execute(
+        "SELECT tenant_no FROM tenant WHERE tenant_id = %s", [tenant_id]
+    )
     row = await found.fetchone()
     if row is None:
         raise NotFound("tenant", tenant_id)

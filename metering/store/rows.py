@@ -48,7 +48,10 @@ async def fetch_one(
 
 
 def checked_limit(limit: int) -> int:
-    """Return a page's size; raise `ValueError` beyond 1 to `PAGE_MAX`."""
-    if not 1 <= limit <= PAGE_MAX:
-        raise ValueError(f"a page holds 1 to {PAGE_MAX} rows, not {limit}")
+    """Return how many rows to fetch; raise `ValueError` beyond 1 to a page and one row more.
+
+    The one row more tells whether another page follows.
+    """
+    if not 1 <= limit <= PAGE_MAX + 1:
+        raise ValueError(f"a list gives 1 to {PAGE_MAX + 1} rows, not {limit}")
     return limit

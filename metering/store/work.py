@@ -71,9 +71,7 @@ QUEUED_READINGS = (
 )
 
 
-async def queued_readings(
-    connection: Connection, items: Sequence[WorkItem]
-) -> list[QueuedReading]:
+async def queued_readings(connection: Connection, items: Sequence[WorkItem]) -> list[QueuedReading]:
     """Return the readings of claimed items, in the order in which they are charged.
 
     That order, by measured time, then boot, then sequence, is recorded with the charges.

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from metering.usage import (
     METERS,
     QUANTITY_MAX,
+    Meter,
     Reading,
     ReadingKind,
     Rejection,
@@ -194,33 +195,56 @@ def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
     )
 
 
-def _problem(given: NativeReading) -> tuple[RejectReason, str, str] | None:
-    """Return reason, field and explanation of the rule between fields that a reading breaks."""
+_Problem = tuple[RejectReason, str, str]
+"""Reason, field and explanation of a rule that a reading breaks."""
+
+
+def _problem(given: NativeReading) -> _Problem | None:
+    """Return the first rule between fields that a reading breaks."""
     meter = METERS.get(given.meter)
-    invalid = RejectReason.INVALID_READING
     if meter is None:
         known = ", ".join(METERS)
-        return RejectReason.UNKNOWN_METER, "meter", f"{given.meter!r} is no meter; use one of {known}"
-    if meter.directed:
-        if given.quantity is not None:
-            return invalid, "quantity", f"{meter.meter} has directions; use up and down"
-        for name, value in (("up", given.up), ("down", given.down)):
-            if value is None:
-                return invalid, name, f"missing; {meter.meter} needs up and down in {meter.unit}s"
-        if (given.up or 0) + (given.down or 0) > QUANTITY_MAX:
-            return invalid, "up", f"up and down together pass {QUANTITY_MAX}; send less"
-    elif given.quantity is None or given.up is not None or given.down is not None:
-        return invalid, "quantity", f"{meter.meter} needs quantity in {meter.unit}s, and no up or down"
-    if given.kind == "delta" and (given.epoch is not None or given.width is not None):
-        return invalid, "epoch", "epoch and width describe a counter; use kind total, or leave them out"
-    if given.kind == "total" and given.since is not None:
-        return invalid, "since", "a counter's interval is known from the reading before; leave it out"
+        problem = f"{given.meter!r} is no meter; use one of {known}"
+        return RejectReason.UNKNOWN_METER, "meter", problem
+    broken = (
+        _directed_problem(given, meter) if meter.directed else _undirected_problem(given, meter)
+    )
+    broken = broken or (_counter_problem(given) if given.kind == "total" else _delta_problem(given))
+    return None if broken is None else (RejectReason.INVALID_READING, *broken)
+
+
+def _directed_problem(given: NativeReading, meter: Meter) -> tuple[str, str] | None:
+    if given.quantity is not None:
+        return "quantity", f"{meter.meter} has directions; use up and down"
+    for name, value in (("up", given.up), ("down", given.down)):
+        if value is None:
+            return name, f"missing; {meter.meter} needs up and down in {meter.unit}s"
+    if (given.up or 0) + (given.down or 0) > QUANTITY_MAX:
+        return "up", f"up and down together pass {QUANTITY_MAX}; send less"
+    return None
+
+
+def _undirected_problem(given: NativeReading, meter: Meter) -> tuple[str, str] | None:
+    if given.quantity is None or given.up is not None or given.down is not None:
+        return "quantity", f"{meter.meter} needs quantity in {meter.unit}s, and no up or down"
+    return None
+
+
+def _delta_problem(given: NativeReading) -> tuple[str, str] | None:
+    if given.epoch is not None or given.width is not None:
+        return "epoch", "epoch and width describe a counter; use kind total, or leave them out"
     if given.since is not None and given.since > given.at:
-        return invalid, "since", "after at; an interval begins before it ends"
+        return "since", "after at; an interval begins before it ends"
+    return None
+
+
+def _counter_problem(given: NativeReading) -> tuple[str, str] | None:
+    if given.since is not None:
+        return "since", "a counter's interval is known from the reading before; leave it out"
     if given.width is not None:
         for name, value in (("up", given.up), ("down", given.down), ("quantity", given.quantity)):
             if value is not None and value >> given.width:
-                return invalid, name, f"does not fit a counter of {given.width} bits; correct width"
+                return name, f"does not fit a counter of {given.width} bits; correct width"
     return None
 
 

@@ -1,7 +1,7 @@
 """Topics: one branch for each device, under a root that a deployment chooses.
 
-    {root}/{tenant}/{device}/usage   device → platform: readings
-    {root}/{tenant}/{device}/ack     platform → device: end-to-end acknowledgements
+{root}/{tenant}/{device}/usage   device → platform: readings
+{root}/{tenant}/{device}/ack     platform → device: end-to-end acknowledgements
 """
 
 from metering.ids import DeviceId, TenantId, is_id

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from metering.period import boundaries_between, cycle_at, cycle_of_day, split_by_time
 
 ZONES = st.sampled_from(
-    ["UTC", "Europe/Berlin", "America/New_York", "Asia/Beirut", "Australia/Lord_Howe", "Pacific/Apia"]
+    [
+        "UTC",
+        "Europe/Berlin",
+        "America/New_York",
+        "Asia/Beirut",
+        "Australia/Lord_Howe",
+        "Pacific/Apia",
+    ]
 )
 INSTANTS = st.datetimes(
     min_value=datetime(2011, 1, 1),  # noqa: DTZ001 - made aware below

@@ -26,7 +26,9 @@ def test_a_cycle_in_march_loses_the_hour_that_daylight_saving_takes() -> None:
     assert cycle.days == 31
 
 
-@pytest.mark.parametrize(("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25), ("2026-06-01", 24)])
+@pytest.mark.parametrize(
+    ("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25), ("2026-06-01", 24)]
+)
 def test_a_local_day_has_the_hours_it_has(day: str, hours: int) -> None:
     this = date.fromisoformat(day)
     length = midnight(this + timedelta(days=1), "Europe/Berlin") - midnight(this, "Europe/Berlin")
@@ -66,7 +68,9 @@ def test_a_day_whose_midnight_does_not_exist_begins_at_its_first_instant() -> No
 
 
 def test_an_unknown_zone_and_a_day_32_are_refused_by_name() -> None:
-    with pytest.raises(InvalidValue, match="time_zone: 'Mars/Olympus' is not a time zone; use an IANA"):
+    with pytest.raises(
+        InvalidValue, match="time_zone: 'Mars/Olympus' is not a time zone; use an IANA"
+    ):
         midnight(date(2026, 1, 1), "Mars/Olympus")
     with pytest.raises(InvalidValue, match="anchor_day: 32"):
         cycle_of_day(date(2026, 1, 1), "UTC", 32)
