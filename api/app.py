@@ -1,0 +1,92 @@
+"""The application: its routes, its errors and its connections, made for given settings."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+
+from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
+from api.metrics import Metrics, RequestMetrics
+from api.parameters import refuse_unknown_parameters
+from api.routes import devices, faults, fleets, operations, plans, usage
+from api.state import ApiState
+from metering import __version__, clock
+from metering.settings import Settings
+from metering.store.connection import connection_pool, database_url
+
+_CONNECTIONS_MAX = 10
+_RECONNECT_SECONDS = 1.0
+"""The pool gives up this soon, so that the next request tries the database again at once."""
+
+_DESCRIPTION = """\
+What IoT fleets use, what is left, and what it costs, while it happens.
+
+Each route under `/v1` wants an API key and shows one tenant's data. Money is a decimal string, a
+quantity a whole number of its meter's base unit, a time RFC 3339 in UTC, a span half-open. Lists
+come in pages: give `next_cursor` as `cursor`. Failures are `application/problem+json` (RFC 9457).
+"""
+
+
+def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -> FastAPI:
+    """Return the application; its pool opens with it and does not wait for the database.
+
+    `now` tells the instant of a request. Raises `SettingsError` when no database is set.
+    """
+    pool = connection_pool(database_url(settings), application="api", size_max=_CONNECTIONS_MAX)
+    pool.reconnect_timeout = _RECONNECT_SECONDS
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await pool.open(wait=False)
+        try:
+            yield
+        finally:
+            await pool.close()
+
+    app = FastAPI(
+        title="fleetmeter",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.fleetmeter = ApiState(pool=pool, now=now, metrics=metrics)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    handle_errors(app)
+    checked = [Depends(refuse_unknown_parameters)]
+    app.include_router(
+        operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
+    )
+    for module in (fleets, devices, usage, plans, faults):
+        app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
+    return app
+
+
+_FAILURES = {
+    401: "No API key, or not a good one",
+    404: "There is no such thing in this tenant",
+    422: "Bad input; `errors` names each field and the fix",
+    500: "A fault on the server's side",
+    503: "The database is away; try again after `Retry-After` seconds",
+}
+
+
+def _problems(failures: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    schema = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
+    return {
+        status: {
+            "model": ProblemDocument,
+            "description": description,
+            "content": {PROBLEM_TYPE: {"schema": schema}},
+        }
+        for status, description in failures.items()
+    }
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,80 @@
+"""Who asks: an API key opens one tenant's data, in one read-only snapshot of the database."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated
+
+import psycopg
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.errors import ProblemError
+from api.state import ApiState, state_of
+from metering.ids import TenantNo
+from metering.store.api_keys import tenant_of_api_key
+from metering.store.connection import Connection
+
+_CHECKOUT_SECONDS = 2.0
+"""How long a request waits for a connection before it is told to try again."""
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="API key",
+    description="A key made by `fleetmeter apikey create`: `Authorization: Bearer fmk_…`",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The tenant that asks, the connection that answers, and the instant of the request."""
+
+    tenant_no: TenantNo
+    connection: Connection
+    now: datetime
+
+
+@asynccontextmanager
+async def _snapshot(state: ApiState) -> AsyncIterator[Connection]:
+    async with state.pool.connection(timeout=_CHECKOUT_SECONDS) as connection:
+        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await connection.set_read_only(True)
+        yield connection
+
+
+async def snapshot(request: Request) -> AsyncIterator[Connection]:
+    """Give a connection whose transaction sees one state of the database and cannot write."""
+    async with _snapshot(state_of(request)) as connection:
+        yield connection
+
+
+async def caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> AsyncIterator[Caller]:
+    """Find whose key came with a request; refuse it with 401 when it is nobody's."""
+    if credentials is None:
+        raise _unauthorised("give an API key as 'Authorization: Bearer fmk_…'", "")
+    state = state_of(request)
+    async with _snapshot(state) as connection:
+        tenant_no = await tenant_of_api_key(connection, credentials.credentials)
+        if tenant_no is None:
+            raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
+        yield Caller(tenant_no=tenant_no, connection=connection, now=state.now())
+
+
+AsCaller = Annotated[Caller, Depends(caller, scope="function")]
+"""A route's tenant; its transaction ends before the response is sent."""
+
+InSnapshot = Annotated[Connection, Depends(snapshot, scope="function")]
+"""A connection for a route that asks for no key."""
+
+
+def _unauthorised(detail: str, error: str) -> ProblemError:
+    return ProblemError(
+        HTTPStatus.UNAUTHORIZED,
+        detail,
+        headers={"WWW-Authenticate": f'Bearer realm="fleetmeter"{error}'},
+    )

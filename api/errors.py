@@ -1,0 +1,176 @@
+"""Every failure leaves as a problem document (RFC 9457), never as a stack trace."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from metering.errors import FleetmeterError, NotFound
+from metering.ids import ID_PATTERN
+from metering.store.connection import UNREACHABLE
+
+PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+_ID_FIX = "use 1 to 64 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit"
+
+INSTANT_FIX = "use a time such as 2026-03-29T00:00:00Z; in an address write '+' as %2B"
+
+
+class FieldProblem(BaseModel):
+    """One input that cannot be taken: which, what is wrong with it, and what would be right."""
+
+    field: str = Field(description="the parameter's name", examples=["limit"])
+    problem: str = Field(examples=["Input should be less than or equal to 500"])
+    fix: str = Field(examples=["use at most 500"])
+
+
+class ProblemDocument(BaseModel):
+    """A failure (RFC 9457)."""
+
+    type: str = Field(
+        description="names the kind of problem", examples=["urn:fleetmeter:not-found"]
+    )
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["no device 'meter-7'"])
+    errors: list[FieldProblem] | None = Field(None, description="for bad input: each field")
+
+
+class ProblemError(FleetmeterError):
+    """A request that ends in a problem document."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        detail: str,
+        *,
+        errors: Sequence[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+
+
+def bad_input(field: str, problem: str, fix: str) -> ProblemError:
+    """Return the failure of one bad input."""
+    errors = [FieldProblem(field=field, problem=problem, fix=fix)]
+    return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors)
+
+
+def unavailable(reason: str) -> ProblemError:
+    """Return the failure of a request that may be tried again soon."""
+    return ProblemError(
+        HTTPStatus.SERVICE_UNAVAILABLE, reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
+    )
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Turn every exception of an application into a problem document."""
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(NotFound, _on_not_found)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    for unreachable in UNREACHABLE:
+        app.add_exception_handler(unreachable, _on_unreachable)
+    app.add_exception_handler(psycopg.errors.UndefinedTable, _on_no_schema)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+async def _on_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)  # noqa: S101 - registered for this type
+    return _response(error)
+
+
+async def _on_not_found(_request: Request, error: Exception) -> Response:
+    return _response(ProblemError(HTTPStatus.NOT_FOUND, str(error)))
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
+    errors = [_field_problem(each) for each in error.errors()]
+    return _response(ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
+    status = HTTPStatus(error.status_code)
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            detail = f"there is nothing at {request.url.path}; see /docs"
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = f"{request.method} is not offered at {request.url.path}; see /docs"
+        case _:
+            detail = str(error.detail)
+    return _response(ProblemError(status, detail, headers=error.headers))
+
+
+async def _on_unreachable(_request: Request, _error: Exception) -> Response:
+    return _response(unavailable("the database does not answer; try again shortly"))
+
+
+async def _on_no_schema(_request: Request, _error: Exception) -> Response:
+    return _response(unavailable("the database's schema is not that of this release; see /ready"))
+
+
+async def _on_fault(_request: Request, _error: Exception) -> Response:
+    return _response(
+        ProblemError(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "a fault on the server's side; its log tells more"
+        )
+    )
+
+
+def _response(error: ProblemError) -> Response:
+    document = ProblemDocument(
+        type=f"urn:fleetmeter:{error.status.phrase.lower().replace(' ', '-')}",
+        title=error.status.phrase,
+        status=error.status.value,
+        detail=error.detail,
+        errors=error.errors or None,
+    )
+    return JSONResponse(
+        document.model_dump(exclude_none=True),
+        status_code=error.status.value,
+        headers=error.headers,
+        media_type=PROBLEM_TYPE,
+    )
+
+
+def _detail(errors: Sequence[FieldProblem]) -> str:
+    return "; ".join(f"{each.field}: {each.problem}" for each in errors)
+
+
+def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
+    field = ".".join(str(part) for part in error["loc"][1:]) or str(error["loc"][0])
+    return FieldProblem(field=field, problem=error["msg"], fix=_fix(error))
+
+
+def _fix(error: Mapping[str, Any]) -> str:
+    context: Mapping[str, Any] = error.get("ctx") or {}
+    if context.get("pattern") == ID_PATTERN:
+        return _ID_FIX
+    match error["type"]:
+        case "less_than_equal":
+            fix = f"use at most {context['le']}"
+        case "greater_than_equal":
+            fix = f"use at least {context['ge']}"
+        case "enum" | "literal_error":
+            fix = f"use {context['expected']}"
+        case "int_parsing" | "int_from_float" | "int_parsing_size":
+            fix = "use a whole number"
+        case "missing":
+            fix = "give it"
+        case kind if kind.startswith(("datetime", "timezone")):
+            fix = INSTANT_FIX
+        case _:
+            fix = str(context.get("fix", "see /docs"))
+    return fix

@@ -1,0 +1,127 @@
+"""What a request may carry: ids, instants, page sizes and cursors, each checked once, here."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Path, Query, Request
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from api.errors import INSTANT_FIX, ProblemError, bad_input
+from metering.ids import ID_PATTERN
+from metering.store.rows import PAGE_MAX
+
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d{1,6})?([Zz]|[+-]\d{2}:\d{2})\Z"
+)
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+def _written_as_rfc_3339(value: object) -> object:
+    if isinstance(value, str) and not _RFC_3339.match(value):
+        raise PydanticCustomError(
+            "instant",
+            "Input is not an RFC 3339 time with a zone",
+            {"fix": INSTANT_FIX},
+        )
+    return value
+
+
+def _within_reach(instant: datetime) -> datetime:
+    if not _EARLIEST <= instant < _LATEST:
+        raise PydanticCustomError(
+            "instant", "Input is out of reach", {"fix": "use a year from 2000 to 2199"}
+        )
+    return instant.astimezone(UTC)
+
+
+Instant = Annotated[
+    AwareDatetime, BeforeValidator(_written_as_rfc_3339), AfterValidator(_within_reach)
+]
+"""An RFC 3339 time with a zone, as a request gives it; in UTC from here on."""
+
+FleetId = Annotated[str, Path(pattern=ID_PATTERN, description="the fleet's id", examples=["north"])]
+DeviceId = Annotated[
+    str, Path(pattern=ID_PATTERN, description="the device's id", examples=["meter-7"])
+]
+PlanId = Annotated[str, Path(pattern=ID_PATTERN, description="the plan's id", examples=["basic"])]
+OfFleet = Annotated[
+    str | None,
+    Query(alias="fleet", pattern=ID_PATTERN, description="only of this fleet", examples=["north"]),
+]
+OfDevice = Annotated[
+    str | None,
+    Query(
+        alias="device", pattern=ID_PATTERN, description="only of this device", examples=["meter-7"]
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="most items of the page")]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=1000, description="`next_cursor` of the page before, unchanged"),
+]
+CursorKey = Sequence[str | int | datetime]
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a misspelt query parameter: left out silently, it would widen the answer."""
+    path = getattr(request.scope.get("route"), "path", "")
+    operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
+    known = [
+        parameter["name"]
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "query"
+    ]
+    for name in request.query_params:
+        if name not in known:
+            fix = f"use one of {', '.join(known)}" if known else "this route takes none"
+            raise bad_input(name[:100], "is no parameter of this route", fix)
+
+
+def cursor_of(key: CursorKey) -> str:
+    """Write the place at which a page ended as an opaque cursor."""
+    parts = [part.isoformat() if isinstance(part, datetime) else part for part in key]
+    text = json.dumps(parts, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str, shape: str) -> list[str | int | datetime]:
+    """Return the place that a cursor names; refuse one that `cursor_of` did not write.
+
+    `shape` has a letter for each part: `s` text, `i` integer, `t` time.
+    """
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        parts = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise _bad_cursor() from error
+    if not isinstance(parts, list) or len(parts) != len(shape):
+        raise _bad_cursor()
+    return [_part(part, kind) for part, kind in zip(parts, shape, strict=True)]
+
+
+def _part(part: object, kind: str) -> str | int | datetime:
+    if kind == "i" and type(part) is int and -(2**63) <= part < 2**63:
+        return part
+    if kind == "s" and isinstance(part, str) and part.isprintable():
+        return part
+    if kind == "t" and isinstance(part, str):
+        try:
+            instant = datetime.fromisoformat(part)
+        except ValueError as error:
+            raise _bad_cursor() from error
+        if instant.tzinfo is not None:
+            return instant
+    raise _bad_cursor()
+
+
+def _bad_cursor() -> ProblemError:
+    return bad_input(
+        "cursor", "is not one that this API gave", "use next_cursor of the page before, unchanged"
+    )

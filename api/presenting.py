@@ -1,0 +1,37 @@
+"""From the store's views to the API's answers, where more than one route needs it."""
+
+from datetime import datetime
+
+from api import schemas
+from metering.money import Money, decimal_text
+from metering.period import BillCycle
+
+
+def cycle(of: BillCycle) -> schemas.Cycle:
+    """Present a bill cycle."""
+    return schemas.Cycle(
+        start=of.start, end=of.end, first_day=of.first_day, next_first_day=of.next_first_day
+    )
+
+
+def money(of: Money) -> schemas.Money:
+    """Present an amount, rounded and exact."""
+    return schemas.Money(
+        amount=format(of.rounded(), "f"), exact_amount=decimal_text(of.exact), currency=of.currency
+    )
+
+
+def bucket(*, granted: int, used: int) -> schemas.Bucket:
+    """Present a bucket and what is left of it."""
+    return schemas.Bucket(granted=granted, used=used, left=granted - used)
+
+
+def subscription(
+    *, plan_id: str | None, version: int | None, start: datetime | None, end: datetime | None
+) -> schemas.Subscription | None:
+    """Present a device's subscription; None where it has none."""
+    if plan_id is None or version is None or start is None:
+        return None
+    return schemas.Subscription(
+        plan_id=plan_id, plan_version=version, subscribed_from=start, subscribed_to=end
+    )

@@ -1,0 +1,206 @@
+"""Devices: state, subscription, what arrived of them and what they have left."""
+
+from collections.abc import Mapping
+
+from fastapi import APIRouter
+
+from api import presenting, schemas
+from api.auth import AsCaller
+from api.parameters import Cursor, DeviceId, Limit, OfFleet, cursor_of, read_cursor
+from metering.period import cycle_at
+from metering.plan_document import stored_terms
+from metering.rating.plan import MeterTerms, PlanTerms
+from metering.sequence import SequenceSet
+from metering.store.device_views import (
+    BootView,
+    DeviceView,
+    SubscriptionMeterView,
+    SubscriptionView,
+    boots_of_device,
+    device_view,
+    list_devices,
+    meters_of_subscriptions,
+    subscriptions_in_cycle,
+)
+from metering.store.fleet_views import PoolView, cycle_opened_at, fleet_view, pools_of_fleet
+from metering.usage import METERS
+
+_GAPS_MAX = 32
+_BOOTS_MAX = 21
+
+router = APIRouter(prefix="/v1", tags=["devices"])
+
+
+@router.get("/devices")
+async def get_devices(
+    caller: AsCaller, fleet_id: OfFleet = None, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.Devices:
+    """List the devices of one fleet or of all, ascending by id."""
+    fleet_no = None
+    if fleet_id is not None:
+        fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+        fleet_no = fleet.fleet_no
+    rows = await list_devices(
+        caller.connection,
+        caller.tenant_no,
+        fleet_no=fleet_no,
+        after=str(read_cursor(cursor, "s")[0]) if cursor else "",
+        limit=limit + 1,
+        now=caller.now,
+    )
+    more = len(rows) > limit
+    return schemas.Devices(
+        items=[_device(row) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].device_id]) if more else None,
+    )
+
+
+@router.get("/devices/{device_id}")
+async def get_device(caller: AsCaller, device_id: DeviceId) -> schemas.DeviceDetail:
+    """Show one device: its state, its plan, and which readings of it are missing."""
+    device = await device_view(
+        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+    )
+    boots = await boots_of_device(
+        caller.connection, caller.tenant_no, device_no=device.device_no, most=_BOOTS_MAX
+    )
+    return schemas.DeviceDetail(
+        **_device(device).model_dump(),
+        last_boot=_boot(boots[0]) if boots else None,
+        earlier_boots_with_gaps=[_boot(boot) for boot in boots[1:]],
+    )
+
+
+@router.get("/devices/{device_id}/balance")
+async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.DeviceBalance:
+    """Show what a device has left in the present cycle, and what its overage costs so far."""
+    connection, tenant_no = caller.connection, caller.tenant_no
+    device = await device_view(connection, tenant_no, device_id=device_id, now=caller.now)
+    fleet = await fleet_view(connection, tenant_no, fleet_id=device.fleet_id)
+    cycle = cycle_at(caller.now, fleet.time_zone, fleet.anchor_day)
+    opened_at = await cycle_opened_at(
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
+    )
+    pools = await pools_of_fleet(
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
+    )
+    subscriptions = await subscriptions_in_cycle(
+        connection,
+        tenant_no,
+        device_no=device.device_no,
+        cycle_start=cycle.start,
+        cycle_end=cycle.end,
+    )
+    used = await meters_of_subscriptions(
+        connection,
+        tenant_no,
+        device_no=device.device_no,
+        subscription_nos=[each.subscription_no for each in subscriptions],
+        cycle_start=cycle.start,
+    )
+    return schemas.DeviceBalance(
+        device_id=device.device_id,
+        fleet_id=fleet.fleet_id,
+        cycle=presenting.cycle(cycle),
+        cycle_opened_at=opened_at,
+        meters=[
+            balance
+            for subscription in subscriptions
+            for balance in _balances(
+                subscription,
+                {
+                    row.meter_no: row
+                    for row in used
+                    if row.subscription_no == subscription.subscription_no
+                },
+                {pool.meter_no: pool for pool in pools},
+            )
+        ],
+    )
+
+
+def _device(device: DeviceView) -> schemas.Device:
+    return schemas.Device.model_validate(
+        {
+            "device_id": device.device_id,
+            "fleet_id": device.fleet_id,
+            "iccid": device.iccid,
+            "imsi": device.imsi,
+            "imei": device.imei,
+            "state": device.state,
+            "state_since": device.state_since,
+            "subscription": presenting.subscription(
+                plan_id=device.plan_id,
+                version=device.plan_version,
+                start=device.subscribed_from,
+                end=device.subscribed_to,
+            ),
+            "created_at": device.created_at,
+        }
+    )
+
+
+def _boot(boot: BootView) -> schemas.Boot:
+    arrived = SequenceSet.from_flattened(boot.up_to, boot.beyond)
+    gaps, _ = arrived.gaps(_GAPS_MAX)
+    held = arrived.up_to + sum(last - first + 1 for first, last in arrived.beyond)
+    return schemas.Boot(
+        boot_id=boot.boot_id,
+        first_seen_at=boot.first_seen_at,
+        up_to_seq=arrived.up_to,
+        highest_seq=arrived.highest,
+        missing_readings=arrived.highest - held,
+        gaps=[schemas.Gap(first_seq=first, last_seq=last) for first, last in gaps],
+    )
+
+
+def _balances(
+    subscription: SubscriptionView,
+    used: Mapping[int, SubscriptionMeterView],
+    pools: Mapping[int, PoolView],
+) -> list[schemas.MeterBalance]:
+    terms = stored_terms(subscription.terms)
+    return [
+        _balance(
+            subscription,
+            terms,
+            meter_terms,
+            used.get(METERS[name].meter_no),
+            pools.get(METERS[name].meter_no),
+        )
+        for name, meter_terms in sorted(
+            terms.meters.items(), key=lambda item: METERS[item[0]].meter_no
+        )
+    ]
+
+
+def _balance(
+    subscription: SubscriptionView,
+    terms: PlanTerms,
+    meter_terms: MeterTerms,
+    used: SubscriptionMeterView | None,
+    pool: PoolView | None,
+) -> schemas.MeterBalance:
+    meter = METERS[meter_terms.meter]
+    allowance = None
+    if used and used.granted is not None and used.used is not None:
+        allowance = presenting.bucket(granted=used.granted, used=used.used)
+    shared = None
+    if meter_terms.pooled and pool:
+        shared = presenting.bucket(granted=pool.granted, used=pool.used)
+    return schemas.MeterBalance(
+        meter=meter.meter,
+        unit=meter.unit,
+        plan_id=subscription.plan_id,
+        plan_version=subscription.plan_version,
+        subscribed_from=subscription.subscribed_from,
+        subscribed_to=subscription.subscribed_to,
+        allowance=allowance,
+        pool=shared,
+        quantity=used.quantity if used else 0,
+        uplink_quantity=used.uplink if used else 0,
+        in_allowance_quantity=used.from_allowance if used else 0,
+        from_pool_quantity=used.from_pool if used else 0,
+        overage_quantity=used.overage if used else 0,
+        overage=presenting.money(terms.money(used.amount if used else 0)),
+    )

@@ -1,0 +1,618 @@
+"""What the API answers: money and prices as decimal strings, times in RFC 3339 UTC.
+
+A quantity is a whole number of its meter's base unit, which stands beside it as `unit`.
+"""
+
+from datetime import UTC, date, datetime
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from metering.plan_document import PlanDocument
+
+Time = Annotated[datetime, AfterValidator(lambda instant: instant.astimezone(UTC))]
+Unit = Annotated[str, Field(description="the meter's base unit", examples=["octet"])]
+Decimals = Annotated[str, Field(description="a decimal number", examples=["13.80"])]
+Item = TypeVar("Item")
+
+
+def _example(value: JsonDict) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+_CYCLE: JsonDict = {
+    "start": "2026-03-31T22:00:00Z",
+    "end": "2026-04-30T22:00:00Z",
+    "first_day": "2026-04-01",
+    "next_first_day": "2026-05-01",
+}
+_BUCKET: JsonDict = {"granted": 1000000000, "used": 250000000, "left": 750000000}
+_MONEY: JsonDict = {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
+_FLEET: JsonDict = {
+    "fleet_id": "north",
+    "name": "North",
+    "currency": "EUR",
+    "time_zone": "Europe/Berlin",
+    "anchor_day": 1,
+    "devices": 100,
+    "created_at": "2026-01-01T00:00:00Z",
+}
+_DEVICE: JsonDict = {
+    "device_id": "meter-7",
+    "fleet_id": "north",
+    "iccid": None,
+    "imsi": None,
+    "imei": None,
+    "state": "active",
+    "state_since": "2026-01-01T00:00:00Z",
+    "subscription": {
+        "plan_id": "basic",
+        "plan_version": 1,
+        "subscribed_from": "2026-01-01T00:00:00Z",
+        "subscribed_to": None,
+    },
+    "created_at": "2026-01-01T00:00:00Z",
+}
+_TERMS: JsonDict = {
+    "plan": "basic",
+    "name": "Basic",
+    "currency": "EUR",
+    "monthly_fee": "5.00",
+    "meters": {
+        "data": {
+            "allowance": "100 MB",
+            "pooled": True,
+            "overage": {"amount": "0.10", "per": "1 MB"},
+        }
+    },
+}
+_PLAN: JsonDict = {
+    "plan_id": "basic",
+    "newest_version": 1,
+    "name": "Basic",
+    "currency": "EUR",
+    "effective_from": "2026-01-01T00:00:00Z",
+}
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list; `next_cursor` is null on the last."""
+
+    items: list[Item]
+    next_cursor: str | None = Field(description="give it as `cursor` for the page after this one")
+
+
+class Money(BaseModel):
+    """An amount: rounded to the currency's minor unit, and exact (to 30 places if periodic)."""
+
+    amount: Decimals
+    exact_amount: Decimals
+    currency: str = Field(description="ISO 4217", examples=["EUR"])
+
+
+class Cycle(BaseModel):
+    """A bill cycle, half-open: instants, and local days of the fleet's zone."""
+
+    start: Time
+    end: Time
+    first_day: date
+    next_first_day: date
+
+
+class Bucket(BaseModel):
+    """An amount of allowance in the meter's base unit."""
+
+    granted: int
+    used: int
+    left: int
+
+
+class Fleet(BaseModel):
+    """One fleet: the billing account of its devices."""
+
+    model_config = _example(_FLEET)
+
+    fleet_id: str
+    name: str
+    currency: str = Field(description="ISO 4217; each bill of the fleet is in it")
+    time_zone: str = Field(description="IANA name; days and bill cycles are local to it")
+    anchor_day: int = Field(description="the day of the month on which a bill cycle begins")
+    devices: int = Field(description="how many devices it has, in whatever state")
+    created_at: Time
+
+
+class Fleets(Page[Fleet]):
+    """A page of fleets, ascending by id."""
+
+    model_config = _example({"items": [_FLEET], "next_cursor": None})
+
+
+class Pool(BaseModel):
+    """The pool of one meter: what the fleet's members share in this cycle."""
+
+    meter: str
+    unit: Unit
+    pool: Bucket
+
+
+class FleetBalance(BaseModel):
+    """What is left of a fleet's pools. A pool appears once charging opened the cycle."""
+
+    model_config = _example(
+        {
+            "fleet_id": "north",
+            "cycle": _CYCLE,
+            "cycle_opened_at": "2026-04-01T00:00:01Z",
+            "pools": [{"meter": "data", "unit": "octet", "pool": _BUCKET}],
+        }
+    )
+
+    fleet_id: str
+    cycle: Cycle
+    cycle_opened_at: Time | None = Field(description="null until the cycle's first charge")
+    pools: list[Pool]
+
+
+class FeeLine(BaseModel):
+    """The monthly fee of one plan version."""
+
+    kind: Literal["monthly_fee"] = "monthly_fee"
+    plan_id: str
+    plan_version: int
+    plan_name: str
+    subscriptions: int
+    subscription_days: int = Field(description="active days, summed over the subscriptions")
+    unit_price: Decimals = Field(description="of one subscription for a whole cycle")
+    amount: Decimals
+    exact_amount: Decimals
+
+
+class UseLine(BaseModel):
+    """One meter's use under one plan version; only the overage has a price."""
+
+    kind: Literal["usage"] = "usage"
+    plan_id: str
+    plan_version: int
+    plan_name: str
+    meter: str
+    unit: Unit
+    subscriptions: int
+    quantity: int = Field(description="in_allowance + from_pool + overage")
+    in_allowance_quantity: int
+    from_pool_quantity: int
+    overage_quantity: int
+    unit_price: Decimals = Field(description="the price of `unit_price_per` base units of overage")
+    unit_price_per: int
+    amount: Decimals
+    exact_amount: Decimals
+
+
+class Bill(BaseModel):
+    """The bill so far; `total` is the sum of the lines' rounded amounts."""
+
+    model_config = _example(
+        {
+            "fleet_id": "north",
+            "status": "draft",
+            "currency": "EUR",
+            "cycle": _CYCLE,
+            "as_of": "2026-04-15T12:00:00Z",
+            "lines": [
+                {
+                    "kind": "monthly_fee",
+                    "plan_id": "basic",
+                    "plan_version": 1,
+                    "plan_name": "Basic",
+                    "subscriptions": 3,
+                    "subscription_days": 80,
+                    "unit_price": "5.00",
+                    "amount": "13.33",
+                    "exact_amount": "13.333333333333333333333333333333",
+                },
+                {
+                    "kind": "usage",
+                    "plan_id": "basic",
+                    "plan_version": 1,
+                    "plan_name": "Basic",
+                    "meter": "data",
+                    "unit": "octet",
+                    "subscriptions": 3,
+                    "quantity": 301234567,
+                    "in_allowance_quantity": 0,
+                    "from_pool_quantity": 300000000,
+                    "overage_quantity": 1234567,
+                    "unit_price": "0.10",
+                    "unit_price_per": 1000000,
+                    "amount": "0.12",
+                    "exact_amount": "0.1234567",
+                },
+            ],
+            "total": "13.45",
+        }
+    )
+
+    fleet_id: str
+    status: Literal["draft"] = "draft"
+    currency: str
+    cycle: Cycle
+    as_of: Time = Field(description="when this was read: everything charged by then is in it")
+    lines: list[Annotated[FeeLine | UseLine, Field(discriminator="kind")]]
+    total: Decimals
+
+
+class MeterUse(BaseModel):
+    """The use of one meter in one span of time."""
+
+    meter: str
+    unit: Unit
+    records: int = Field(description="usage records")
+    quantity: int
+    uplink_quantity: int = Field(description="the part of quantity that went up")
+    overage_quantity: int
+
+
+class UsagePoint(BaseModel):
+    """The use in one hour or local day, `[start, end)`."""
+
+    start: Time
+    end: Time
+    meters: list[MeterUse]
+
+
+class UsageSeries(BaseModel):
+    """Use over time. A span without any usage is absent: no data is not 0."""
+
+    model_config = _example(
+        {
+            "fleet_id": "north",
+            "device_id": None,
+            "bucket": "day",
+            "time_zone": "Europe/Berlin",
+            "start": "2026-03-28T23:00:00Z",
+            "end": "2026-03-29T22:00:00Z",
+            "points": [
+                {
+                    "start": "2026-03-28T23:00:00Z",
+                    "end": "2026-03-29T22:00:00Z",
+                    "meters": [
+                        {
+                            "meter": "data",
+                            "unit": "octet",
+                            "records": 23,
+                            "quantity": 23000,
+                            "uplink_quantity": 2300,
+                            "overage_quantity": 0,
+                        }
+                    ],
+                }
+            ],
+        }
+    )
+
+    fleet_id: str
+    device_id: str | None = Field(description="null in the series of a whole fleet")
+    bucket: Literal["hour", "day"]
+    time_zone: str = Field(description="the zone whose days these are")
+    start: Time = Field(description="`from`, moved to the start of its hour or day")
+    end: Time = Field(description="`to`, moved to the end of its hour or day")
+    points: list[UsagePoint]
+
+
+class Subscription(BaseModel):
+    """The plan version that a device has."""
+
+    plan_id: str
+    plan_version: int
+    subscribed_from: Time
+    subscribed_to: Time | None
+
+
+class Device(BaseModel):
+    """One device as it is now."""
+
+    model_config = _example(_DEVICE)
+
+    device_id: str
+    fleet_id: str
+    iccid: str | None
+    imsi: str | None
+    imei: str | None
+    state: Literal["inventory", "active", "suspended", "retired"] | None
+    state_since: Time | None
+    subscription: Subscription | None
+    created_at: Time
+
+
+class Devices(Page[Device]):
+    """A page of devices, ascending by id."""
+
+    model_config = _example({"items": [_DEVICE], "next_cursor": None})
+
+
+class Gap(BaseModel):
+    """Sequence numbers that are missing, both ends included."""
+
+    first_seq: int
+    last_seq: int
+
+
+class Boot(BaseModel):
+    """What arrived of one boot of a device: missing numbers are missing usage, never guessed."""
+
+    boot_id: str
+    first_seen_at: Time
+    up_to_seq: int = Field(description="every reading from 1 to this one arrived")
+    highest_seq: int
+    missing_readings: int
+    gaps: list[Gap] = Field(description="the first 32 gaps")
+
+
+class DeviceDetail(Device):
+    """One device as it is now, and what arrived of it."""
+
+    model_config = _example(
+        {
+            **_DEVICE,
+            "last_boot": {
+                "boot_id": "b1",
+                "first_seen_at": "2026-04-01T00:00:00Z",
+                "up_to_seq": 10,
+                "highest_seq": 20,
+                "missing_readings": 2,
+                "gaps": [{"first_seq": 11, "last_seq": 12}],
+            },
+            "earlier_boots_with_gaps": [],
+        }
+    )
+
+    last_boot: Boot | None
+    earlier_boots_with_gaps: list[Boot] = Field(description="the newest 20")
+
+
+class MeterBalance(BaseModel):
+    """What a subscription has left of one meter, and what it owes beyond."""
+
+    meter: str
+    unit: Unit
+    plan_id: str
+    plan_version: int
+    subscribed_from: Time
+    subscribed_to: Time | None
+    allowance: Bucket | None = Field(description="the device's own; null where it is pooled")
+    pool: Bucket | None = Field(description="the fleet's, where the device draws from it")
+    quantity: int = Field(description="used in this cycle, all told")
+    uplink_quantity: int
+    in_allowance_quantity: int
+    from_pool_quantity: int
+    overage_quantity: int
+    overage: Money
+
+
+class DeviceBalance(BaseModel):
+    """What a device has left in this cycle, meter by meter, for each subscription in it."""
+
+    model_config = _example(
+        {
+            "device_id": "meter-7",
+            "fleet_id": "north",
+            "cycle": _CYCLE,
+            "cycle_opened_at": "2026-04-01T00:00:01Z",
+            "meters": [
+                {
+                    "meter": "data",
+                    "unit": "octet",
+                    "plan_id": "basic",
+                    "plan_version": 1,
+                    "subscribed_from": "2026-01-01T00:00:00Z",
+                    "subscribed_to": None,
+                    "allowance": None,
+                    "pool": _BUCKET,
+                    "quantity": 101234567,
+                    "uplink_quantity": 1000,
+                    "in_allowance_quantity": 0,
+                    "from_pool_quantity": 100000000,
+                    "overage_quantity": 1234567,
+                    "overage": _MONEY,
+                }
+            ],
+        }
+    )
+
+    device_id: str
+    fleet_id: str
+    cycle: Cycle
+    cycle_opened_at: Time | None = Field(description="null until the cycle's first charge")
+    meters: list[MeterBalance]
+
+
+class Plan(BaseModel):
+    """One plan, as its newest version describes it."""
+
+    model_config = _example(_PLAN)
+
+    plan_id: str
+    newest_version: int
+    name: str
+    currency: str
+    effective_from: Time
+
+
+class Plans(Page[Plan]):
+    """A page of plans, ascending by id."""
+
+    model_config = _example({"items": [_PLAN], "next_cursor": None})
+
+
+class PlanVersion(BaseModel):
+    """One version of a plan, which never changes."""
+
+    version: int
+    name: str
+    effective_from: Time
+    created_at: Time
+    terms: PlanDocument
+
+
+class PlanVersions(BaseModel):
+    """All versions of a plan, newest first."""
+
+    model_config = _example(
+        {
+            "plan_id": "basic",
+            "versions": [
+                {
+                    "version": 1,
+                    "name": "Basic",
+                    "effective_from": "2026-01-01T00:00:00Z",
+                    "created_at": "2026-01-01T00:00:00Z",
+                    "terms": _TERMS,
+                }
+            ],
+        }
+    )
+
+    plan_id: str
+    versions: list[PlanVersion]
+
+
+class Rejected(BaseModel):
+    """A message, or one reading of it, that was not admitted."""
+
+    device_id: str | None
+    topic: str
+    reason: str
+    field: str | None
+    detail: str
+    boot_id: str | None
+    seq: int | None
+    content_base64: str = Field(description="the offending bytes, perhaps shortened")
+    content_preview: str = Field(description="the same for reading: at most 200 characters")
+    times: int = Field(description="how often the same bytes came")
+    first_received_at: Time
+    last_received_at: Time
+
+
+class RejectedPage(Page[Rejected]):
+    """A page of rejections, the last received first."""
+
+    model_config = _example(
+        {
+            "items": [
+                {
+                    "device_id": "meter-7",
+                    "topic": "fm/v1/acme/meter-7/usage",
+                    "reason": "not_json",
+                    "field": None,
+                    "detail": "not JSON; send one JSON object",
+                    "boot_id": None,
+                    "seq": None,
+                    "content_base64": "aGVsbG8=",
+                    "content_preview": "hello",
+                    "times": 3,
+                    "first_received_at": "2026-04-01T00:00:00Z",
+                    "last_received_at": "2026-04-01T00:02:00Z",
+                }
+            ],
+            "next_cursor": None,
+        }
+    )
+
+
+class Parked(BaseModel):
+    """A reading's usage that cannot be charged yet."""
+
+    device_id: str
+    fleet_id: str
+    boot_id: str
+    seq: int
+    meter: str | None = Field(description="null once the reading is past its retention")
+    unit: str | None
+    reason: str
+    quantity: int
+    uplink_quantity: int
+    usage_from: Time
+    usage_to: Time
+    measured_at: Time
+    parked_at: Time
+
+
+class ParkedPage(Page[Parked]):
+    """A page of parked usages, the last parked first."""
+
+    model_config = _example(
+        {
+            "items": [
+                {
+                    "device_id": "meter-7",
+                    "fleet_id": "north",
+                    "boot_id": "b1",
+                    "seq": 3,
+                    "meter": "voice",
+                    "unit": "second",
+                    "reason": "no_price",
+                    "quantity": 60,
+                    "uplink_quantity": 0,
+                    "usage_from": "2026-04-01T00:00:00Z",
+                    "usage_to": "2026-04-01T00:01:00Z",
+                    "measured_at": "2026-04-01T00:01:00Z",
+                    "parked_at": "2026-04-01T00:01:01Z",
+                }
+            ],
+            "next_cursor": None,
+        }
+    )
+
+
+class Anomaly(BaseModel):
+    """Something odd that a reading revealed."""
+
+    device_id: str
+    fleet_id: str
+    boot_id: str
+    seq: int
+    kind: str
+    meter: str
+    measured_at: Time
+    recorded_at: Time
+
+
+class AnomalyPage(Page[Anomaly]):
+    """A page of anomalies, the last measured first."""
+
+    model_config = _example(
+        {
+            "items": [
+                {
+                    "device_id": "meter-7",
+                    "fleet_id": "north",
+                    "boot_id": "b1",
+                    "seq": 9,
+                    "kind": "counter_reset",
+                    "meter": "data",
+                    "measured_at": "2026-04-01T00:01:00Z",
+                    "recorded_at": "2026-04-01T00:01:01Z",
+                }
+            ],
+            "next_cursor": None,
+        }
+    )
+
+
+class Health(BaseModel):
+    """The process lives."""
+
+    model_config = _example({"status": "alive"})
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """The database answers with this release's schema."""
+
+    model_config = _example({"status": "ready", "oldest_work_item_age_seconds": 0.4})
+
+    status: Literal["ready"] = "ready"
+    oldest_work_item_age_seconds: float | None = Field(
+        description="how long the oldest readings have waited for charging; null: none wait"
+    )

@@ -1,0 +1,279 @@
+"""A database in which two tenants were charged, and the API that shows it."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from metering.ids import TenantNo
+from metering.period import cycle_at
+from metering.plan_document import read_plan
+from metering.settings import Settings
+from metering.store.api_keys import create_api_key
+from metering.store.connection import Connection, connect
+from metering.store.migrate import migrate
+from metering.store.registry import (
+    Fleet,
+    ensure_devices,
+    ensure_fleet,
+    ensure_plan,
+    ensure_tenant,
+    insert_subscriptions,
+)
+
+NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+CYCLE = cycle_at(NOW, "Europe/Berlin", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiUnderTest:
+    """A running API, its database, and a client for each tenant and for nobody."""
+
+    app: FastAPI
+    url: str
+    database_url: str
+    acme_key: str
+    acme: httpx.Client
+    rival: httpx.Client
+    nobody: httpx.Client
+
+    def execute(self, work: Callable[[Connection], Awaitable[object]]) -> None:
+        """Run something on the database and commit it."""
+        asyncio.run(_committed(self.database_url, work))
+
+
+@pytest.fixture
+def api(database_url: str) -> Iterator[ApiUnderTest]:
+    """Yield the API over a database in which tenants acme and rival were charged."""
+    keys = asyncio.run(_build(database_url))
+    settings = Settings(database_url=database_url)
+    app = create_app(settings, now=lambda: NOW)
+
+    async def fault() -> None:
+        raise RuntimeError("a secret of the server")
+
+    app.add_api_route("/test/fault", fault, include_in_schema=False)
+    with (
+        serving(app) as url,
+        _client(url, keys["acme"]) as acme,
+        _client(url, keys["rival"]) as rival,
+        httpx.Client(base_url=url) as nobody,
+    ):
+        yield ApiUnderTest(
+            app=app,
+            url=url,
+            database_url=database_url,
+            acme_key=keys["acme"],
+            acme=acme,
+            rival=rival,
+            nobody=nobody,
+        )
+
+
+@pytest.fixture
+def serve() -> Callable[[FastAPI], AbstractContextManager[str]]:
+    """Return what serves an application on a free loopback port and gives its URL."""
+    return serving
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free loopback port and yield its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        while not server.started:
+            assert time.monotonic() < deadline
+            assert thread.is_alive()
+            time.sleep(0.005)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _client(url: str, key: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+
+
+async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:
+    async with await connect(url, application="test") as connection:
+        await work(connection)
+
+
+async def _build(url: str) -> dict[str, str]:
+    async with await connect(url, application="test", autocommit=True) as connection:
+        await migrate(connection)
+    async with await connect(url, application="test") as connection:
+        return {name: await _tenant(connection, name) for name in ("acme", "rival")}
+
+
+async def _tenant(connection: Connection, name: str) -> str:
+    tenant = await ensure_tenant(connection, tenant_id=name, name=name, now=BEGAN)
+    fleet = await _fleet(connection, tenant, f"{name}-north", "EUR")
+    await _fleet(connection, tenant, f"{name}-empty", "JPY")
+    device_ids = [f"{name}-{number}" for number in (1, 2, 3)]
+    numbers = await ensure_devices(
+        connection, fleet=fleet, device_ids=device_ids, active_from=BEGAN, now=BEGAN
+    )
+    plan_no = await ensure_plan(connection, tenant=tenant, plan=read_plan(_plan(name)), now=BEGAN)
+    subscriptions = await insert_subscriptions(
+        connection,
+        device_nos=list(numbers.values()),
+        plan_no=plan_no,
+        valid_from=BEGAN,
+        valid_to=None,
+    )
+    await _charged(connection, fleet, subscriptions)
+    await _arrived(connection, tenant, fleet, numbers[f"{name}-1"], f"{name}-1")
+    return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
+
+
+def _plan(name: str) -> dict[str, object]:
+    return {
+        "plan": f"{name}-basic",
+        "name": "Basic",
+        "currency": "EUR",
+        "monthly_fee": "5.00",
+        "meters": {
+            "data": {
+                "allowance": "100 MB",
+                "pooled": True,
+                "overage": {"amount": "0.10", "per": "1 MB"},
+            },
+            "sms": {"allowance": 10, "overage": {"amount": "0.07", "per": 1}},
+        },
+    }
+
+
+async def _fleet(connection: Connection, tenant: TenantNo, fleet_id: str, currency: str) -> Fleet:
+    return await ensure_fleet(
+        connection,
+        tenant=tenant,
+        fleet_id=fleet_id,
+        name=fleet_id,
+        currency=currency,
+        time_zone="Europe/Berlin",
+        anchor_day=1,
+        now=BEGAN,
+    )
+
+
+async def _charged(connection: Connection, fleet: Fleet, subscriptions: list[int]) -> None:
+    """Write what charging would have: the pool is used up, one device went over it."""
+    first, second, third = subscriptions
+    await connection.execute(
+        "INSERT INTO fleet_cycle"
+        " (fleet_no, cycle_start, cycle_end, first_day, next_first_day, opened_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [
+            fleet.fleet_no,
+            CYCLE.start,
+            CYCLE.end,
+            CYCLE.first_day,
+            CYCLE.next_first_day,
+            CYCLE.start,
+        ],
+    )
+    await connection.execute(
+        "INSERT INTO bucket"
+        " (kind, fleet_no, subscription_no, meter_no, cycle_start, granted, used)"
+        " VALUES ('pool', %(fleet)s, NULL, 1, %(start)s, 300000000, 300000000),"
+        " ('allowance', %(fleet)s, %(first)s, 2, %(start)s, 10, 10),"
+        " ('allowance', %(fleet)s, %(second)s, 2, %(start)s, 10, 4)",
+        {"fleet": fleet.fleet_no, "start": CYCLE.start, "first": first, "second": second},
+    )
+    await connection.execute(
+        "INSERT INTO meter_use (subscription_no, meter_no, cycle_start, fleet_no, records,"
+        " quantity, uplink, from_allowance, from_pool, overage, amount)"
+        " VALUES (%(first)s, 1, %(start)s, %(fleet)s, 9, 101234567, 1000, 0, 100000000, 1234567,"
+        "   1234567),"
+        " (%(second)s, 1, %(start)s, %(fleet)s, 9, 200000000, 1000, 0, 200000000, 0, 0),"
+        " (%(first)s, 2, %(start)s, %(fleet)s, 3, 15, 0, 10, 0, 5, 3500000),"
+        " (%(second)s, 2, %(start)s, %(fleet)s, 1, 4, 0, 4, 0, 0, 0)",
+        {"fleet": fleet.fleet_no, "start": CYCLE.start, "first": first, "second": second},
+    )
+    for subscription_no, days, amount, per_unit in (
+        (first, 30, 5, 1),
+        (second, 30, 5, 1),
+        (third, 20, 10, 3),
+    ):
+        await connection.execute(
+            "INSERT INTO recurring_charge (subscription_no, cycle_start, kind, fleet_no, days,"
+            " amount, subunits_per_unit, charged_at)"
+            " VALUES (%s, %s, 'monthly_fee', %s, %s, %s, %s, %s)",
+            [subscription_no, CYCLE.start, fleet.fleet_no, days, amount, per_unit, NOW],
+        )
+
+
+async def _arrived(
+    connection: Connection, tenant: TenantNo, fleet: Fleet, device_no: int, device_id: str
+) -> None:
+    """Write two boots with gaps, a parked reading, an anomaly and rejected messages."""
+    for boot, up_to, beyond, first_seen_at in (
+        ("earlier", 4, [6, 9], BEGAN),
+        ("last", 10, [13, 20], NOW - timedelta(hours=1)),
+    ):
+        await connection.execute(
+            "INSERT INTO boot (device_no, boot_id, up_to, beyond, first_seen_at)"
+            " VALUES (%s, %s, %s, %s, %s)",
+            [device_no, f"{device_id}-{boot}", up_to, beyond, first_seen_at],
+        )
+    found = await connection.execute(
+        "SELECT max(boot_no) FROM boot WHERE device_no = %s", [device_no]
+    )
+    row = await found.fetchone()
+    assert row is not None
+    boot_no = row[0]
+    for seq in (1, 2, 3):
+        values = {
+            "at": NOW - timedelta(minutes=seq),
+            "boot": boot_no,
+            "seq": seq,
+            "device": device_no,
+            "fleet": fleet.fleet_no,
+            "shard": fleet.shard_no,
+        }
+        await connection.execute(
+            "INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no,"
+            " shard_no, meter_no, kind, uplink, downlink, quantity)"
+            " VALUES (%(at)s, %(at)s, 1, %(boot)s, %(seq)s, %(device)s, %(shard)s, 3, 1, 0, 0, 60)",
+            values,
+        )
+        await connection.execute(
+            "INSERT INTO parked (boot_no, seq, measured_at, device_no, fleet_no, reason, quantity,"
+            " uplink, usage_from, usage_to, run_no, run_position, parked_at)"
+            " VALUES (%(boot)s, %(seq)s, %(at)s, %(device)s, %(fleet)s, 'no_price', 60, 0, %(at)s,"
+            " %(at)s, 1, 0, %(at)s)",
+            values,
+        )
+        await connection.execute(
+            "INSERT INTO anomaly (boot_no, seq, kind, device_no, meter_no, measured_at, recorded_at)"
+            " VALUES (%(boot)s, %(seq)s, 'counter_reset', %(device)s, 1, %(at)s, %(at)s)",
+            values,
+        )
+        await connection.execute(
+            "INSERT INTO rejected (topic, tenant_no, device_no, reason, field, detail, content,"
+            " content_sha256, first_received_at, last_received_at, times)"
+            " VALUES (%(topic)s, %(tenant)s, %(device)s, 'not_json', NULL, 'not JSON', %(content)s,"
+            " sha256(%(content)s), %(at)s, %(at)s, %(seq)s)",
+            values
+            | {
+                "topic": f"fm/v1/{device_id}/usage",
+                "tenant": tenant,
+                "content": b"\x00hello \xff" + bytes([48 + seq]),
+            },
+        )

@@ -1,0 +1,521 @@
+"""The API over a real database: what it shows, to whom, and how it refuses."""
+
+import asyncio
+import base64
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import jsonschema
+import psycopg
+import pytest
+from pydantic import BaseModel
+
+from api import schemas
+from api.app import create_app
+from api.auth import _snapshot
+from metering.settings import Settings
+from metering.store.connection import Connection
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import ApiUnderTest
+
+_ACME = {"fleet_id": "acme-north", "device_id": "acme-1", "plan_id": "acme-basic"}
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """Check that a response is a problem document and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["status"] == status
+    assert document["type"].startswith("urn:fleetmeter:")
+    assert document["title"]
+    assert document["detail"]
+    return document
+
+
+def body(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def operations() -> dict[str, dict[str, Any]]:
+    """Return the operation of each path; every one of them is a GET."""
+    settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
+    paths = create_app(settings).openapi()["paths"]
+    assert all(set(methods) == {"get"} for methods in paths.values())
+    return {path: methods["get"] for path, methods in paths.items()}
+
+
+OPERATIONS = operations()
+KEYED = [path for path in OPERATIONS if path.startswith("/v1/") or path == "/metrics"]
+
+
+def test_every_route_of_the_plan_is_there() -> None:
+    assert sorted(OPERATIONS) == [
+        "/health",
+        "/metrics",
+        "/ready",
+        "/v1/anomalies",
+        "/v1/devices",
+        "/v1/devices/{device_id}",
+        "/v1/devices/{device_id}/balance",
+        "/v1/devices/{device_id}/usage",
+        "/v1/fleets",
+        "/v1/fleets/{fleet_id}",
+        "/v1/fleets/{fleet_id}/balance",
+        "/v1/fleets/{fleet_id}/bill",
+        "/v1/fleets/{fleet_id}/usage",
+        "/v1/parked",
+        "/v1/plans",
+        "/v1/plans/{plan_id}",
+        "/v1/rejected",
+    ]
+
+
+def test_no_route_answers_without_a_good_key(api: "ApiUnderTest") -> None:
+    api.execute(_revoke_acme)
+    for path in KEYED:
+        address = path.format(**_ACME)
+        for headers in (
+            {},
+            {"Authorization": "Bearer fmk_wrong"},
+            {"Authorization": f"Basic {api.acme_key}"},
+            {"Authorization": f"Bearer {api.acme_key}"},
+        ):
+            response = api.nobody.get(address, headers=headers)
+            problem(response, 401)
+            assert response.headers["www-authenticate"].startswith("Bearer ")
+
+
+async def _revoke_acme(connection: Connection) -> None:
+    await connection.execute(
+        "UPDATE api_key SET revoked_at = now() FROM tenant"
+        " WHERE tenant.tenant_no = api_key.tenant_no AND tenant.tenant_id = 'acme'"
+    )
+
+
+def test_another_tenants_key_never_shows_the_data(api: "ApiUnderTest") -> None:
+    for path in KEYED:
+        address = path.format(**_ACME)
+        own = api.acme.get(address)
+        assert own.status_code == 200, own.text
+        foreign = api.rival.get(address)
+        if "{" in path:
+            problem(foreign, 404)
+        else:
+            assert foreign.status_code == 200
+            assert "acme" not in foreign.text
+            assert path == "/metrics" or "rival" in foreign.text
+        for parameter in OPERATIONS[path].get("parameters", []):
+            name = parameter["name"]
+            if parameter["in"] == "query" and name in {"fleet", "device"}:
+                value = _ACME[f"{name}_id"]
+                assert body(api.acme.get(address, params={name: value}))["items"]
+                problem(api.rival.get(address, params={name: value}), 404)
+
+
+def test_a_cursor_of_another_tenant_shows_only_ones_own(api: "ApiUnderTest") -> None:
+    for address in ("/v1/fleets", "/v1/devices", "/v1/rejected", "/v1/parked", "/v1/anomalies"):
+        cursor = body(api.acme.get(address, params={"limit": 1}))["next_cursor"]
+        foreign = api.rival.get(address, params={"cursor": cursor})
+        assert foreign.status_code == 200
+        assert "acme" not in foreign.text
+
+
+def test_fleets_and_a_fleet(api: "ApiUnderTest") -> None:
+    fleets = body(api.acme.get("/v1/fleets"))
+    assert [fleet["fleet_id"] for fleet in fleets["items"]] == ["acme-empty", "acme-north"]
+    assert fleets["next_cursor"] is None
+    fleet = body(api.acme.get("/v1/fleets/acme-north"))
+    assert fleet == fleets["items"][1]
+    assert (fleet["currency"], fleet["devices"]) == ("EUR", 3)
+    assert fleet["created_at"] == "2026-01-01T00:00:00Z"
+
+
+def test_a_fleets_balance(api: "ApiUnderTest") -> None:
+    balance = body(api.acme.get("/v1/fleets/acme-north/balance"))
+    assert balance["cycle"] == {
+        "start": "2026-03-31T22:00:00Z",
+        "end": "2026-04-30T22:00:00Z",
+        "first_day": "2026-04-01",
+        "next_first_day": "2026-05-01",
+    }
+    assert balance["pools"] == [
+        {
+            "meter": "data",
+            "unit": "octet",
+            "pool": {"granted": 300_000_000, "used": 300_000_000, "left": 0},
+        }
+    ]
+    assert body(api.acme.get("/v1/fleets/acme-empty/balance"))["pools"] == []
+
+
+def test_a_fleets_bill(api: "ApiUnderTest") -> None:
+    # Fee 2 x 5 + 5 x 20/30 = 13.333… -> 13.33; data 1 234 567 x 0.10 / 1 000 000 = 0.1234567 -> 0.12;
+    # five SMS at 0.07 = 0.35. Total 13.33 + 0.12 + 0.35 = 13.80.
+    bill = body(api.acme.get("/v1/fleets/acme-north/bill"))
+    assert bill["total"] == "13.80"
+    assert bill["currency"] == "EUR"
+    fee, data, sms = bill["lines"]
+    assert (fee["kind"], fee["subscriptions"], fee["subscription_days"]) == ("monthly_fee", 3, 80)
+    assert (fee["unit_price"], fee["amount"]) == ("5.00", "13.33")
+    assert fee["exact_amount"] == "13.333333333333333333333333333333"
+    assert (data["meter"], data["subscriptions"], data["quantity"]) == ("data", 2, 301_234_567)
+    assert (data["from_pool_quantity"], data["overage_quantity"]) == (300_000_000, 1_234_567)
+    assert (data["unit_price"], data["unit_price_per"]) == ("0.10", 1_000_000)
+    assert (data["amount"], data["exact_amount"]) == ("0.12", "0.1234567")
+    assert (sms["in_allowance_quantity"], sms["overage_quantity"]) == (14, 5)
+    assert (sms["amount"], sms["exact_amount"]) == ("0.35", "0.35")
+
+
+def test_an_empty_bill_and_one_of_another_cycle(api: "ApiUnderTest") -> None:
+    empty = body(api.acme.get("/v1/fleets/acme-empty/bill"))
+    assert (empty["lines"], empty["total"], empty["currency"]) == ([], "0", "JPY")
+    march = body(
+        api.acme.get("/v1/fleets/acme-north/bill", params={"at": "2026-03-31T23:59:59+02:00"})
+    )
+    assert (march["lines"], march["total"]) == ([], "0.00")
+    assert march["cycle"]["first_day"] == "2026-03-01"
+    april = {"at": "2026-04-01T00:00:00+02:00"}
+    assert body(api.acme.get("/v1/fleets/acme-north/bill", params=april))["total"] == "13.80"
+
+
+def test_a_bill_that_would_mix_currencies_is_refused(api: "ApiUnderTest") -> None:
+    async def change(connection: Connection) -> None:
+        await connection.execute("UPDATE fleet SET currency = 'USD' WHERE fleet_id = 'acme-north'")
+
+    api.execute(change)
+    refused = problem(api.acme.get("/v1/fleets/acme-north/bill"), 409)
+    assert "'acme-basic' version 1 is in EUR, its fleet's bill in USD" in refused["detail"]
+
+
+def test_a_device_with_its_gaps(api: "ApiUnderTest") -> None:
+    device = body(api.acme.get("/v1/devices/acme-1"))
+    assert device["state"] == "active"
+    assert device["subscription"]["plan_id"] == "acme-basic"
+    assert device["last_boot"] == {
+        "boot_id": "acme-1-last",
+        "first_seen_at": "2026-04-15T11:00:00Z",
+        "up_to_seq": 10,
+        "highest_seq": 20,
+        "missing_readings": 2,
+        "gaps": [{"first_seq": 11, "last_seq": 12}],
+    }
+    (earlier,) = device["earlier_boots_with_gaps"]
+    assert (earlier["boot_id"], earlier["gaps"]) == (
+        "acme-1-earlier",
+        [{"first_seq": 5, "last_seq": 5}],
+    )
+    silent = body(api.acme.get("/v1/devices/acme-3"))
+    assert (silent["last_boot"], silent["earlier_boots_with_gaps"]) == (None, [])
+
+
+def test_a_devices_balance(api: "ApiUnderTest") -> None:
+    data, sms = body(api.acme.get("/v1/devices/acme-1/balance"))["meters"]
+    assert data["allowance"] is None
+    assert data["pool"] == {"granted": 300_000_000, "used": 300_000_000, "left": 0}
+    assert data["overage_quantity"] == 1_234_567
+    assert data["overage"] == {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
+    assert sms["allowance"] == {"granted": 10, "used": 10, "left": 0}
+    assert sms["pool"] is None
+    assert (sms["quantity"], sms["overage_quantity"]) == (15, 5)
+    idle_data, idle_sms = body(api.acme.get("/v1/devices/acme-3/balance"))["meters"]
+    assert (idle_data["quantity"], idle_sms["overage"]["amount"]) == (0, "0.00")
+
+
+def test_plans(api: "ApiUnderTest") -> None:
+    (plan,) = body(api.acme.get("/v1/plans"))["items"]
+    assert (plan["plan_id"], plan["newest_version"], plan["currency"]) == ("acme-basic", 1, "EUR")
+    (version,) = body(api.acme.get("/v1/plans/acme-basic"))["versions"]
+    assert version["terms"]["meters"]["data"]["overage"] == {"amount": "0.10", "per": "1 MB"}
+
+
+def test_rejected_parked_and_anomalies(api: "ApiUnderTest") -> None:
+    rejected = body(api.acme.get("/v1/rejected", params={"reason": "not_json"}))["items"]
+    assert [row["times"] for row in rejected] == [1, 2, 3]
+    assert base64.b64decode(rejected[0]["content_base64"]) == b"\x00hello \xff1"
+    assert rejected[0]["content_preview"] == "�hello �1"
+    assert body(api.acme.get("/v1/rejected", params={"reason": "not_utf8"}))["items"] == []
+    parked = body(api.acme.get("/v1/parked", params={"device": "acme-1"}))["items"]
+    assert [(row["seq"], row["meter"], row["reason"]) for row in parked] == [
+        (seq, "voice", "no_price") for seq in (1, 2, 3)
+    ]
+    anomalies = body(api.acme.get("/v1/anomalies"))["items"]
+    assert [(row["seq"], row["kind"]) for row in anomalies] == [
+        (seq, "counter_reset") for seq in (1, 2, 3)
+    ]
+
+
+def pages(client: httpx.Client, address: str, limit: int) -> Iterator[list[Any]]:
+    cursor = None
+    while True:
+        given = {"limit": limit} | ({"cursor": cursor} if cursor else {})
+        page = body(client.get(address, params=given))
+        yield page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 500])
+def test_pages_show_each_item_once(api: "ApiUnderTest", limit: int) -> None:
+    for address in (
+        "/v1/fleets",
+        "/v1/devices",
+        "/v1/plans",
+        "/v1/rejected",
+        "/v1/parked",
+        "/v1/anomalies",
+    ):
+        whole = body(api.acme.get(address))["items"]
+        shown = list(pages(api.acme, address, limit))
+        assert [item for page in shown for item in page] == whole
+        assert all(1 <= len(page) <= limit for page in shown)
+
+
+@pytest.mark.parametrize(
+    ("day", "hours"),
+    [("2026-03-29", 23), ("2026-10-25", 25), ("2026-06-01", 24)],
+)
+def test_a_local_day_has_all_of_its_hours(api: "ApiUnderTest", day: str, hours: int) -> None:
+    # Each of three devices used one octet in each of 73 hours around the day's noon in UTC.
+    noon = datetime.fromisoformat(f"{day}T12:00:00Z")
+
+    async def fill(connection: Connection) -> None:
+        await connection.execute(
+            "INSERT INTO usage_hour (hour, fleet_no, device_no, meter_no, plan_no, records,"
+            " quantity, uplink, overage, amount)"
+            " SELECT hour, device.fleet_no, device.device_no, 1, plan.plan_no, 1, 1, 1, 0, 0"
+            " FROM device JOIN plan USING (tenant_no), generate_series(%s::timestamptz, %s,"
+            " interval '1 hour') AS hour",
+            [noon - timedelta(hours=36), noon + timedelta(hours=36)],
+        )
+
+    api.execute(fill)
+    span = {"from": noon.isoformat(), "to": (noon + timedelta(minutes=1)).isoformat()}
+    by_day = body(api.acme.get("/v1/devices/acme-1/usage", params=span | {"bucket": "day"}))
+    (point,) = by_day["points"]
+    (use,) = point["meters"]
+    assert (use["quantity"], use["uplink_quantity"], use["records"]) == (hours, hours, hours)
+    assert (point["start"], point["end"]) == (by_day["start"], by_day["end"])
+    begins, ends = (datetime.fromisoformat(by_day[edge]) for edge in ("start", "end"))
+    assert ends - begins == timedelta(hours=hours)
+    assert begins.astimezone(UTC).hour in (22, 23)
+    fleet_day = body(api.acme.get("/v1/fleets/acme-north/usage", params=span | {"bucket": "day"}))
+    assert fleet_day["points"][0]["meters"][0]["quantity"] == 3 * hours
+    by_hour = body(api.acme.get("/v1/devices/acme-1/usage", params=span))
+    assert [point["meters"][0]["quantity"] for point in by_hour["points"]] == [1]
+    week = {
+        "from": (noon - timedelta(days=3)).isoformat(),
+        "to": (noon + timedelta(days=3)).isoformat(),
+        "bucket": "day",
+    }
+    days = body(api.acme.get("/v1/devices/acme-1/usage", params=week))["points"]
+    assert sum(point["meters"][0]["quantity"] for point in days) == 73
+
+
+@pytest.mark.parametrize(
+    ("address", "field", "fix"),
+    [
+        ("/v1/fleets?limit=501", "limit", "use at most 500"),
+        ("/v1/fleets?limit=0", "limit", "use at least 1"),
+        ("/v1/fleets?limit=many", "limit", "use a whole number"),
+        ("/v1/fleets?limt=5", "limt", "use one of limit, cursor"),
+        ("/v1/fleets/acme-north?at=1", "at", "this route takes none"),
+        ("/v1/fleets?cursor=%21", "cursor", "use next_cursor"),
+        ("/v1/rejected?cursor=WzEsMl0", "cursor", "use next_cursor"),
+        ("/v1/devices?cursor=WyJcdTAwMDAiXQ", "cursor", "use next_cursor"),
+        ("/v1/fleets/a%20b", "fleet_id", "use 1 to 64 letters"),
+        ("/v1/devices/a%00b", "device_id", "use 1 to 64 letters"),
+        ("/v1/devices/acme-1%0A", "device_id", "use 1 to 64 letters"),
+        ("/v1/devices?fleet=%23", "fleet", "use 1 to 64 letters"),
+        ("/v1/rejected?reason=boredom", "reason", "use 'bad_topic'"),
+        ("/v1/fleets/acme-north/bill?at=yesterday", "at", "use a time such as"),
+        ("/v1/fleets/acme-north/bill?at=1711670400", "at", "use a time such as"),
+        ("/v1/fleets/acme-north/bill?at=2026-03-29T00:00:00", "at", "use a time such as"),
+        ("/v1/fleets/acme-north/bill?at=2026-13-29T00:00:00Z", "at", "use a time such as"),
+        ("/v1/fleets/acme-north/bill?at=0001-01-01T00:00:00Z", "at", "use a year from 2000"),
+        ("/v1/fleets/acme-north/bill?at=9999-12-31T23:59:59-12:00", "at", "use a year from 2000"),
+        ("/v1/fleets/acme-north/usage?bucket=week", "bucket", "use 'hour' or 'day'"),
+        (
+            "/v1/fleets/acme-north/usage?from=2026-04-02T00:00:00Z&to=2026-04-01T00:00:00Z",
+            "from",
+            "use an earlier 'from'",
+        ),
+        (
+            "/v1/fleets/acme-north/usage?from=2020-01-01T00:00:00Z",
+            "from",
+            "ask for less at a time",
+        ),
+    ],
+)
+def test_bad_input_names_the_field_and_the_fix(
+    api: "ApiUnderTest", address: str, field: str, fix: str
+) -> None:
+    refused = problem(api.acme.get(address), 422)
+    (error,) = refused["errors"]
+    assert error["field"] == field
+    assert error["problem"]
+    assert error["fix"].startswith(fix), error
+    assert field in refused["detail"]
+
+
+def test_other_failures_are_problems_too(api: "ApiUnderTest") -> None:
+    problem(api.acme.get("/v1/nothing"), 404)
+    problem(api.acme.get("/v1/devices/nobody"), 404)
+    refused = api.acme.post("/v1/fleets")
+    problem(refused, 405)
+    assert refused.headers["allow"] == "GET"
+    fault = api.acme.get("/test/fault")
+    problem(fault, 500)
+    assert "secret" not in fault.text
+
+
+def test_health_and_ready(api: "ApiUnderTest") -> None:
+    assert body(api.nobody.get("/health")) == {"status": "alive"}
+    assert body(api.nobody.get("/ready")) == {
+        "status": "ready",
+        "oldest_work_item_age_seconds": None,
+    }
+
+    async def queue(connection: Connection) -> None:
+        # The oldest reading of batch 1 was received three minutes before the test's present.
+        await connection.execute(
+            "INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)"
+            " SELECT 0, 1, count(*), min(measured_at), max(measured_at) FROM reading"
+        )
+
+    api.execute(queue)
+    assert body(api.nobody.get("/ready"))["oldest_work_item_age_seconds"] == 180.0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("DROP TABLE schema_migration", "has no schema"),
+        ("DELETE FROM schema_migration", "is older than this release"),
+        ("INSERT INTO schema_migration VALUES (9999, 'later', 'x')", "is newer than this release"),
+        ("UPDATE schema_migration SET checksum = 'x'", "differs from the one"),
+    ],
+)
+def test_not_ready_with_another_schema(api: "ApiUnderTest", change: str, reason: str) -> None:
+    async def alter(connection: Connection) -> None:
+        await connection.execute(change.encode())
+
+    api.execute(alter)
+    response = api.nobody.get("/ready")
+    assert reason in problem(response, 503)["detail"]
+    assert int(response.headers["retry-after"]) > 0
+
+
+def test_metrics(api: "ApiUnderTest") -> None:
+    body(api.acme.get("/v1/devices/acme-1"))
+    body(api.acme.get("/v1/devices/acme-2"))
+    api.acme.get("/somewhere/else")
+    api.acme.request("BREW", "/health")
+    text = api.acme.get("/metrics").text
+    for line in (
+        'fleetmeter_http_requests_total{method="GET",route="/v1/devices/{device_id}",status="200"} 2.0',
+        'fleetmeter_http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
+        'fleetmeter_rejected_total{reason="not_json"} 6.0',
+        "fleetmeter_parked 3.0",
+        "fleetmeter_work_items_queued 0.0",
+        "fleetmeter_readings_queued 0.0",
+    ):
+        assert line in text
+    assert "BREW" not in text
+    assert re.search(r"duration_seconds_bucket\{.*route=\"/v1/devices/\{device_id\}\"", text)
+
+
+def test_a_request_cannot_write(api: "ApiUnderTest") -> None:
+    async def attempt() -> None:
+        app = create_app(Settings(database_url=api.database_url))
+        async with app.router.lifespan_context(app), _snapshot(app.state.fleetmeter) as connection:
+            await connection.execute("DELETE FROM anomaly")
+
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        asyncio.run(attempt())
+
+
+def test_connections_that_died_are_replaced(api: "ApiUnderTest") -> None:
+    body(api.acme.get("/v1/fleets"))
+    with psycopg.connect(api.database_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'fleetmeter api'"
+        )
+    statuses = [api.acme.get("/v1/fleets").status_code for _ in range(12)]
+    assert set(statuses) <= {200, 503}
+    assert statuses[-1] == 200
+
+
+def test_the_openapi_document_is_sound(api: "ApiUnderTest") -> None:
+    document = body(api.nobody.get("/openapi.json"))
+    assert document["openapi"].startswith("3.1")
+    assert api.nobody.get("/docs").status_code == 200
+    for name, schema in document["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema.get("description"), name
+    for reference in re.findall(r'"\$ref":\s*"([^"]+)"', api.nobody.get("/openapi.json").text):
+        place: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            place = place[part]
+    ids = [operation["operationId"] for operation in OPERATIONS.values()]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("path", sorted(OPERATIONS))
+def test_each_operation_is_described_with_an_example(path: str) -> None:
+    operation = OPERATIONS[path]
+    assert operation["description"]
+    assert bool(operation.get("security")) == (path in KEYED)
+    for parameter in operation.get("parameters", []):
+        assert parameter["description"], parameter
+    ((kind, content),) = operation["responses"]["200"]["content"].items()
+    if kind == "application/json":
+        model = getattr(schemas, content["schema"]["$ref"].rpartition("/")[2])
+        assert issubclass(model, BaseModel)
+        (example,) = model.model_json_schema()["examples"]
+        assert model.model_validate(example).model_dump(mode="json") == example
+    else:
+        assert content["example"]
+    for status in ("401", "422", "503") if path.startswith("/v1/") else ("503",):
+        assert "application/problem+json" in operation["responses"][status]["content"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_says_where_it_listens_and_ends_cleanly(
+    api: "ApiUnderTest", number: signal.Signals
+) -> None:
+    environment = os.environ | {"FLEETMETER_DATABASE_URL": api.database_url}
+    with subprocess.Popen(
+        [sys.executable, "-m", "metering.cli", "api", "--port", "0"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            first = process.stdout.readline().split()
+            second = process.stdout.readline().split()
+            url = first[1].removesuffix("/v1")
+            assert second == ["docs", f"{url}/docs"]
+            assert httpx.get(f"{url}/health").json() == {"status": "alive"}
+            process.send_signal(number)
+            assert process.wait(timeout=10) == 0
+            assert process.stderr.read() == ""
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
