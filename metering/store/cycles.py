@@ -95,7 +95,7 @@ async def store_grants(
 ) -> None:
     """Put grants into their buckets, creating those, each subscription's once.
 
-    They count from charging run `run_no` on. A bucket's cached sum grows by exactly the entries that were new.
+    """Return the subscriptions in a cycle whose device was active when they began in it.
     """
     own = [grant for grant in grants if not grant.pooled]
     await connection.execute(
