@@ -95,7 +95,8 @@ async def store_grants(
 ) -> None:
     """Put grants into their buckets, creating those, each subscription's once.
 
-    """Return the subscriptions in a cycle whose device was active when they began in it.
+    They count from charging run `run_no` on. A bucket's cached sum grows by exactly the entries
+    that were new.
     """
     own = [grant for grant in grants if not grant.pooled]
     await connection.execute(
