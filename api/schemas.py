@@ -150,7 +150,7 @@ class FleetBalance(BaseModel):
 
     fleet_id: str
     cycle: Cycle
-    cycle_opened_at: Time | None = Field(description="null until the cycle's first charge")
+    cycle_opened_at: Time | None = Field(description="null while charging has not opened the cycle")
     pools: list[Pool]
 
 
@@ -422,7 +422,7 @@ class DeviceBalance(BaseModel):
     device_id: str
     fleet_id: str
     cycle: Cycle
-    cycle_opened_at: Time | None = Field(description="null until the cycle's first charge")
+    cycle_opened_at: Time | None = Field(description="null while charging has not opened the cycle")
     meters: list[MeterBalance]
 
 
