@@ -18,8 +18,6 @@ from metering.settings import Settings
 from metering.store.connection import connection_pool, database_url
 
 _CONNECTIONS_MAX = 10
-_RECONNECT_SECONDS = 1.0
-"""The pool gives up this soon, so that the next request tries the database again at once."""
 
 _DESCRIPTION = """\
 What IoT fleets use, what is left, and what it costs, while it happens.
@@ -36,7 +34,6 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     `now` tells the instant of a request. Raises `SettingsError` when no database is set.
     """
     pool = connection_pool(database_url(settings), application="api", size_max=_CONNECTIONS_MAX)
-    pool.reconnect_timeout = _RECONNECT_SECONDS
     metrics = Metrics()
 
     @asynccontextmanager

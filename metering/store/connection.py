@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
@@ -32,33 +33,39 @@ def database_url(settings: Settings) -> str:
 async def connect(url: str, *, application: str, autocommit: bool = False) -> Connection:
     """Open a connection whose sessions speak UTC, named `application` in the server's lists."""
     return await psycopg.AsyncConnection.connect(
-        url,
-        autocommit=autocommit,
-        application_name=f"fleetmeter {application}",
-        options=_OPTIONS,
-        connect_timeout=5,
-        keepalives_idle=5,
-        keepalives_interval=2,
-        keepalives_count=3,
+        url, autocommit=autocommit, **_parameters(application)
     )
 
 
 def connection_pool(
     url: str, *, application: str, size_max: int
 ) -> AsyncConnectionPool[Connection]:
-    """Return a pool, not yet open, of at most `size_max` connections."""
+    """Return a pool, not yet open, of at most `size_max` connections.
+
+    A connection is tried before it is handed out, so that a database that was away costs no request
+    once it is back; while it is away, the pool tries again every second.
+    """
     return AsyncConnectionPool(
         url,
         min_size=1,
         max_size=size_max,
         open=False,
         timeout=5,
-        kwargs={
-            "application_name": f"fleetmeter {application}",
-            "options": _OPTIONS,
-            "connect_timeout": 5,
-        },
+        reconnect_timeout=1,
+        check=AsyncConnectionPool.check_connection,
+        kwargs=dict(_parameters(application)),
     )
+
+
+def _parameters(application: str) -> dict[str, Any]:
+    return {
+        "application_name": f"fleetmeter {application}",
+        "options": _OPTIONS,
+        "connect_timeout": 5,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
 
 
 async def connect_patiently(
