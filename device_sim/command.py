@@ -11,10 +11,10 @@ from device_sim.device import Habits
 from device_sim.groups import Group
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
+from metering.broker_address import BrokerAddress, broker_of
 from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
-from metering.uplink.broker import BrokerAddress, broker_of
 from metering.uplink.ledger import LedgerFile
 
 
@@ -44,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--reboots", type=float, default=0.002, metavar="RATE", help="messages after a boot (0.002)"
     )
+    add("--wraps", type=float, default=0.06, metavar="SHARE", help="counters that soon wrap (0.06)")
+    add("--rate", type=float, default=1.0, metavar="FACTOR", help="how much is used (1.0)")
     add("--ledger", type=Path, metavar="FILE", help="append what was truly used, as JSON Lines")
     add(
         "--drain",
@@ -70,10 +72,16 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def scenario_of(arguments: argparse.Namespace) -> Scenario:
     """Return what the arguments ask for; raises `InvalidValue`."""
-    for name in ("cumulative", "duplicates", "reorder", "resets", "reboots"):
+    for name in ("cumulative", "duplicates", "reorder", "resets", "reboots", "wraps"):
         if not 0 <= getattr(arguments, name) <= 1:
             raise InvalidValue(name, "not a share", "use a number from 0 to 1")
-    for name, least in (("interval", 0.001), ("readings", 1), ("for_seconds", 0), ("drain", 0)):
+    for name, least in (
+        ("interval", 0.001),
+        ("readings", 1),
+        ("for_seconds", 0),
+        ("drain", 0),
+        ("rate", 0),
+    ):
         if not getattr(arguments, name) >= least:
             raise InvalidValue(name.removesuffix("_seconds"), "too small", f"use {least} or more")
     groups = [Group.parse(text) for text in arguments.group or ["truck:10"]]
@@ -91,6 +99,8 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
             cumulative_share=arguments.cumulative,
             reset_rate=arguments.resets,
             reboot_rate=arguments.reboots,
+            nearly_full_share=arguments.wraps,
+            rate=arguments.rate,
         ),
         duplicates=arguments.duplicates,
         reorder=arguments.reorder,

@@ -32,6 +32,10 @@ class Habits:
     """Readings of a counter that fell without a word."""
     reboot_rate: float = 0.002
     """Messages before which the device boots, and numbers from 1 again."""
+    nearly_full_share: float = 0.06
+    """Cumulative devices whose first counter stands near the top of 32 bits: it soon wraps."""
+    rate: float = 1.0
+    """How much devices use, as a multiple of what is usual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,9 @@ class Device:
         self._started = started
         self._habits = habits
         self._random = Random(f"{seed}/{device}")  # noqa: S311 - a simulation, not a secret
-        self.profile = profile_of(self._random, habits.cumulative_share)
+        self.profile = profile_of(
+            self._random, habits.cumulative_share, habits.nearly_full_share, habits.rate
+        )
         self._boots = 0
         self._bearers = 0
         self._last_at: dict[Meter, datetime] = {}

@@ -1,10 +1,12 @@
 """What a network does to messages: some come twice, some come late. Seeded, pure."""
 
-from collections.abc import Iterable
 from random import Random
+from typing import Generic, TypeVar
+
+Message = TypeVar("Message")
 
 
-class Faults:
+class Faults(Generic[Message]):
     """Turns the messages of one device, as they are about to be published, into those that are.
 
     `duplicates` is the share that is published twice, `reorder` the share that is held back and
@@ -16,14 +18,14 @@ class Faults:
         self._random = random
         self._duplicates = duplicates
         self._reorder = reorder
-        self._held: bytes | None = None
+        self._held: Message | None = None
 
-    def disturb(self, payload: bytes) -> Iterable[bytes]:
+    def disturb(self, message: Message) -> list[Message]:
         """Return the messages to publish in place of this one."""
         if self._held is None and self._random.random() < self._reorder:
-            self._held = payload
+            self._held = message
             return []
-        published = [payload] * (2 if self._random.random() < self._duplicates else 1)
+        published = [message] * (2 if self._random.random() < self._duplicates else 1)
         if self._held is not None:
             published.append(self._held)
             self._held = None

@@ -9,11 +9,11 @@ from random import Random
 
 from device_sim.device import Device, Habits, moments
 from device_sim.faults import Faults
+from metering.broker_address import BrokerAddress
 from metering.settings import Settings
-from metering.uplink.broker import BrokerAddress
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.outbox import MemoryOutbox
-from metering.uplink.schedule import Pace
+from metering.uplink.schedule import Batch, Pace
 from metering.uplink.uplink import Uplink
 from metering.uplink.waiting import happens_within
 from metering.wire.ledger import line_of
@@ -95,7 +95,9 @@ class SimulatedDevice:
             habits=scenario.habits,
         )
         self.outbox = MemoryOutbox()
-        faults = Faults(self._random, duplicates=scenario.duplicates, reorder=scenario.reorder)
+        faults: Faults[Batch] = Faults(
+            self._random, duplicates=scenario.duplicates, reorder=scenario.reorder
+        )
         self.uplink = Uplink(
             broker=broker,
             settings=settings,

@@ -15,10 +15,10 @@ from metering.agent.counters import (
     kernel_boot_id,
 )
 from metering.agent.state import StateFile
+from metering.broker_address import BrokerAddress, broker_of
 from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
-from metering.uplink.broker import BrokerAddress, broker_of
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.uplink import Uplink
 

@@ -134,7 +134,8 @@ class _Demo:
             "simulate", "--tenant", TENANT, "--interval", str(arguments.interval),
             "--group", f"tracker:{arguments.trackers}", "--group", f"meter:{arguments.meters}",
             "--duplicates", "0.05", "--reorder", "0.05", "--resets", "0.005",
-            "--reboots", "0.002", "--ledger", str(ledger), "--drain", str(_DRAIN_SECONDS),
+            "--reboots", "0.002", "--wraps", "0", "--rate", "20", "--ledger", str(ledger),
+            "--drain", str(_DRAIN_SECONDS),
         ]  # fmt: skip
         if arguments.seed is not None:
             simulate += ["--seed", str(arguments.seed)]

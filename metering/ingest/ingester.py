@@ -13,12 +13,12 @@ from time import perf_counter
 import psycopg
 
 from metering import clock
-from metering.errors import SettingsError
+from metering.broker_address import broker_of
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import Message, admit, refused_by_storage
 from metering.ingest.device_cache import DeviceCache
-from metering.ingest.mqtt import BrokerAddress, BrokerConnection, Delivery
+from metering.ingest.mqtt import BrokerConnection, Delivery
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
 from metering.sequence import SequenceSet
 from metering.settings import Settings
@@ -42,10 +42,6 @@ class Ingester:
     """One ingest process: one persistent session at the broker, one writing connection."""
 
     def __init__(self, settings: Settings) -> None:
-        if settings.broker_url is None:
-            raise SettingsError(
-                "FLEETMETER_BROKER_URL is not set; set it, or run 'fleetmeter stack up'"
-            )
         self._settings = settings
         self._database_url = database_url(settings)
         self._devices = DeviceCache(_DEVICES_REMEMBERED_MAX)
@@ -55,7 +51,7 @@ class Ingester:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._broker = BrokerConnection(
-            BrokerAddress.parse(settings.broker_url.get_secret_value()),
+            broker_of(None, settings),
             client_id=settings.ingest_client_id,
             version=settings.mqtt_version,
             topic_filter=usage_filter(settings.topic_root),

@@ -12,7 +12,6 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -20,7 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from metering.errors import SettingsError
+from metering.broker_address import BrokerAddress
 
 log = logging.getLogger(__name__)
 
@@ -37,29 +36,6 @@ class Delivery:
     payload: bytes
     packet_id: int
     connection: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerAddress:
-    """Where the broker listens, and as whom to log in."""
-
-    host: str
-    port: int
-    username: str | None
-    password: str | None
-
-    @classmethod
-    def parse(cls, url: str) -> "BrokerAddress":
-        """Read `mqtt://[user:password@]host[:port]`; raise `SettingsError` with the fix."""
-        parts = urlsplit(url)
-        if parts.scheme != "mqtt" or not parts.hostname:
-            raise SettingsError("FLEETMETER_BROKER_URL is no mqtt://host:port address; correct it")
-        return cls(
-            host=parts.hostname,
-            port=parts.port or 1883,
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-        )
 
 
 class BrokerConnection:
@@ -151,6 +127,8 @@ class BrokerConnection:
             manual_ack=True,
         )
         client.connect_timeout = 5
+        if self._address.tls:
+            client.tls_set()
         if self._address.username is not None:
             client.username_pw_set(self._address.username, self._address.password)
         # Handlers stand before the first connection: the broker may send a session's messages

@@ -14,11 +14,11 @@ from random import Random
 import aiomqtt
 from pydantic import ValidationError
 
+from metering.broker_address import BrokerAddress
 from metering.settings import Settings
 from metering.uplink.backoff import reconnect_seconds
-from metering.uplink.broker import BrokerAddress
 from metering.uplink.outbox import Outbox
-from metering.uplink.schedule import Pace, Schedule
+from metering.uplink.schedule import Batch, Pace, Schedule
 from metering.uplink.waiting import happens_within
 from metering.wire import native
 from metering.wire.ack import decode as decode_ack
@@ -28,15 +28,15 @@ KEEPALIVE_SECONDS = 20
 BROKER_SECONDS_MAX = 10.0
 """A broker that does not answer for so long is taken for gone."""
 
-Disturbance = Callable[[bytes], Iterable[bytes]]
-"""Takes a message that is about to be published and returns those to publish in its place."""
+Disturbance = Callable[[Batch], Iterable[Batch]]
+"""Takes what is about to be published as a message and returns what to publish in its place."""
 
 _log = logging.getLogger(__name__)
 
 
-def undisturbed(payload: bytes) -> Iterable[bytes]:
+def undisturbed(batch: Batch) -> Iterable[Batch]:
     """Publish each message once, in its turn."""
-    return (payload,)
+    return (batch,)
 
 
 @dataclass(slots=True)
@@ -187,13 +187,15 @@ class Uplink:
         slots = asyncio.Semaphore(self.pace.window_messages)
         while True:
             self._wakened.clear()
-            while (payload := self._next_payload()) is not None:
-                for disturbed in self._disturb(payload):
+            while (batch := self._next_batch()) is not None:
+                for disturbed in self._disturb(batch):
                     await slots.acquire()
-                    tasks.create_task(self._publish(client, disturbed, slots))
+                    # Encoded only now: `sent` is when a message goes, however long it was held.
+                    payload = native.encode(disturbed.boot, self._clock(), disturbed.readings)
+                    tasks.create_task(self._publish(client, payload, slots))
             await self._wait_until_due()
 
-    def _next_payload(self) -> bytes | None:
+    def _next_batch(self) -> Batch | None:
         batch = self._schedule.next_batch(self._steady())
         if batch is None:
             return None
@@ -201,7 +203,7 @@ class Uplink:
             self.traffic.resent += len(batch.readings)
         else:
             self.traffic.readings += len(batch.readings)
-        return native.encode(batch.boot, self._clock(), batch.readings)
+        return batch
 
     async def _publish(
         self, client: aiomqtt.Client, payload: bytes, slots: asyncio.Semaphore

@@ -26,7 +26,7 @@ from metering.settings import Settings
 from metering.stack import fetch, finder
 from metering.stack.folders import cache_folder
 from metering.stack.model import Program
-from metering.uplink.broker import parse_broker_url
+from metering.broker_address import parse_broker_url
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Pace

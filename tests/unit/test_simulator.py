@@ -15,9 +15,9 @@ from device_sim.groups import Group
 from device_sim.profile import profile_of, rhythm
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
+from metering.broker_address import parse_broker_url
 from metering.errors import InvalidValue
 from metering.settings import Settings
-from metering.uplink.broker import parse_broker_url
 from metering.uplink.ledger import LedgerFile
 
 AT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)  # a Monday
@@ -112,13 +112,13 @@ def test_a_counter_wraps_at_its_width_and_resets_only_below_its_top_quarter() ->
 
 def test_faults_repeat_and_reorder_but_lose_nothing() -> None:
     payloads = [str(number).encode() for number in range(500)]
-    faults = Faults(rng(1), duplicates=0.1, reorder=0.1)
+    faults: Faults[bytes] = Faults(rng(1), duplicates=0.1, reorder=0.1)
     published = [out for payload in payloads for out in faults.disturb(payload)]
     assert len(published) > 520
     assert set(payloads[:-1]) <= set(published)
     first = [published.index(payload) for payload in payloads[:-1]]
     assert first != sorted(first)
-    quiet = Faults(rng(1), duplicates=0, reorder=0)
+    quiet: Faults[bytes] = Faults(rng(1), duplicates=0, reorder=0)
     assert [out for payload in payloads for out in quiet.disturb(payload)] == payloads
 
 

@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
+from metering.broker_address import broker_of, parse_broker_url
 from metering.errors import InvalidValue, SettingsError
 from metering.settings import Settings
 from metering.uplink.backoff import reconnect_seconds
-from metering.uplink.broker import broker_of, parse_broker_url
 from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Pace, Schedule
 from metering.usage import SMS, Reading, ReadingKind
