@@ -113,6 +113,18 @@ fi
 echo "installing $lock"
 rm -f "$venv"/.made-from-*
 pip="$venv/bin/python -m pip --disable-pip-version-check"
-$pip install --quiet --require-hashes --only-binary :all: -r "$lock"
+count=$(grep -c '^[a-zA-Z0-9].*==' "$lock")
+# pip names each package as it comes to it; sh has no pipefail, so its failure is left in a file.
+{
+    $pip install --progress-bar off --require-hashes --only-binary :all: -r "$lock" ||
+        touch "$venv/.failed"
+} | awk -v count="$count" '
+    /^(Collecting|Requirement already|Ignoring) / { seen++; if (seen % 10 == 0) {
+        printf "  %d of %d packages\n", seen, count; fflush() } }
+    /^Installing collected/ { print "  unpacking them"; fflush() }'
+if [ -e "$venv/.failed" ]; then
+    rm "$venv/.failed"
+    fail "not everything in $lock could be installed; pip says why above"
+fi
 $pip install --quiet --no-deps --no-build-isolation -e .
 fingerprint "$group" >"$venv/.made-from-$group"

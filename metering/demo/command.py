@@ -92,6 +92,7 @@ class _Demo:
         self._interfaces: list[str] = arguments.interface or _interfaces()
         self._ledgers: list[Path] = []
         self._devices: list[Started] = []
+        self._began = monotonic()
 
     def run(self) -> int:
         url = self._secret(self._settings.database_url)
@@ -152,10 +153,10 @@ class _Demo:
             self._devices.append(self._processes.start(device, agent, self._environment(device)))
 
     def _show_until_stopped(self, watch: Watch) -> None:
-        started = monotonic()
+        self._began = monotonic()
         shown = 0.0
         while not self._stopping.requested:
-            elapsed = monotonic() - started
+            elapsed = monotonic() - self._began
             if self._arguments.seconds and elapsed >= self._arguments.seconds:
                 return
             self._processes.check()
@@ -186,7 +187,7 @@ class _Demo:
             text=True,
             check=False,
         )
-        for line in watch.lines(0.0):
+        for line in watch.lines(monotonic() - self._began):
             print(line)
         self._processes.end()
         for name in unacknowledged:
