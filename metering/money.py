@@ -73,7 +73,8 @@ class Money:
         scaled = self.exact * 10**digits
         whole, rest = divmod(abs(scaled), 1)
         cents = int(whole) + (rest >= Fraction(1, 2))
-        return Decimal(cents if scaled >= 0 else -cents).scaleb(-digits)
+        # Read from text, which is exact; arithmetic would round to the context's precision.
+        return Decimal(f"{cents if scaled >= 0 else -cents}E-{digits}")
 
 
 def decimal_text(amount: Fraction, *, digits_max: int = 30) -> str:
@@ -86,4 +87,5 @@ def decimal_text(amount: Fraction, *, digits_max: int = 30) -> str:
         value = Decimal(amount.numerator) / Decimal(amount.denominator)
         shortened = value.quantize(Decimal(1).scaleb(-digits_max), rounding=ROUND_HALF_UP)
         text = format(shortened, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    shortest = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if shortest == "-0" else shortest

@@ -1,7 +1,7 @@
 """Units of quantity: octet multiples, and quantities written with a unit."""
 
 import re
-from decimal import Decimal
+from fractions import Fraction
 
 from metering.errors import InvalidValue
 
@@ -23,7 +23,8 @@ MULTIPLES: dict[str, dict[str, int]] = {
 }
 """Base unit → written unit → how many base units. kB is a power of 1000, KiB of 1024."""
 
-_QUANTITY = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[A-Za-z]+)?\Z")
+_QUANTITY = re.compile(r"(?P<number>[0-9]{1,40}(\.[0-9]{1,40})?)\s*(?P<unit>[A-Za-z]+)?\Z")
+_SHOWN_CHARACTERS_MAX = 60
 
 
 def parse_quantity(text: int | str, base_unit: str, field: str) -> int:
@@ -37,16 +38,15 @@ def parse_quantity(text: int | str, base_unit: str, field: str) -> int:
             raise InvalidValue(field, f"{text} is negative", "use 0 or more")
         return text
     multiples = MULTIPLES.get(base_unit, {base_unit: 1})
+    shown = repr(text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "…")
     found = _QUANTITY.match(text.strip())
     unit = found.group("unit") or base_unit if found else ""
     if not found or unit not in multiples:
         known = ", ".join(multiples)
+        raise InvalidValue(field, f"{shown} is not a quantity", f"use a number and one of: {known}")
+    quantity = Fraction(found.group("number")) * multiples[unit]
+    if quantity.denominator != 1:
         raise InvalidValue(
-            field, f"{text!r} is not a quantity", f"use a number and one of: {known}"
+            field, f"{shown} is not a whole number of {base_unit}s", "use fewer digits"
         )
-    quantity = Decimal(found.group("number")) * multiples[unit]
-    if quantity != int(quantity):
-        raise InvalidValue(
-            field, f"{text!r} is not a whole number of {base_unit}s", "use fewer digits"
-        )
-    return int(quantity)
+    return quantity.numerator
