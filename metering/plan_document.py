@@ -15,6 +15,8 @@ from metering.usage import METERS
 
 SUBUNITS_PER_UNIT_MAX = 10**18
 """The finest sub-unit that a plan may need."""
+SUBUNIT_PRICE_MAX = 10**20
+"""The highest price of one base unit, in sub-units: the largest reading's still fits 38 digits."""
 
 _DECIMAL = r"^\d{1,12}(\.\d{1,12})?$"
 _Amount = Annotated[str, StringConstraints(pattern=_DECIMAL)]
@@ -87,6 +89,9 @@ def terms_of(plan: PlanDocument) -> PlanTerms:
     terms = PlanTerms(currency=plan.currency, monthly_fee=Decimal(plan.monthly_fee), meters=meters)
     if terms.subunits_per_unit > SUBUNITS_PER_UNIT_MAX:
         raise InvalidValue("meters", "prices need too fine a sub-unit", "use fewer digits")
+    for name, price in terms.subunit_prices.items():
+        if price > SUBUNIT_PRICE_MAX:
+            raise InvalidValue(f"meters.{name}.overage.amount", "is too large", "use a lower price")
     return terms
 
 

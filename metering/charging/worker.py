@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from metering import clock
 from metering.charging import metrics
@@ -27,6 +27,7 @@ class Worker:
         self._settings = settings
         self._database_url = database_url(settings)
         self._wake = asyncio.Event()
+        self._look_for_cycles_at = 0.0
 
     async def run(self) -> None:
         """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
@@ -53,7 +54,7 @@ class Worker:
             try:
                 while True:
                     self._wake.clear()
-                    await open_due_cycles(connection, now=clock.now())
+                    await self._open_due_cycles(connection)
                     await self._charge_what_is_queued(connection)
                     await self._wait()
             except UNREACHABLE as error:
@@ -74,6 +75,12 @@ class Worker:
                 return
             metrics.RUN_SECONDS.observe(perf_counter() - started)
             _count(outcome)
+
+    async def _open_due_cycles(self, connection: Connection) -> None:
+        """Look for cycles that begin, no more often than the poll."""
+        if monotonic() >= self._look_for_cycles_at:
+            await open_due_cycles(connection, now=clock.now())
+            self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
         try:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,9 @@ class _Demo:
         self._ports["api"] = _free_port(settings.api_port)
         self._api_url = f"http://127.0.0.1:{self._ports['api']}"
         self._interfaces: list[str] = arguments.interface or _interfaces()
+        # An agent goes on where it was, so its state and its ledger span all runs on a database.
+        self._agents = self._folder / "agents"
+        self._agents.mkdir(parents=True, exist_ok=True)
         self._ledgers: list[Path] = []
         self._devices: list[Started] = []
         self._began = monotonic()
@@ -100,7 +104,7 @@ class _Demo:
         _say("loading the demo tenant: 3 fleets")
         asyncio.run(load_demo(url, fleets, now=clock.now()))
         key_file = self._folder / "api_key"
-        key = _kept_api_key(url, key_file)
+        key = self._kept_api_key(url, key_file)
         watch = Watch(
             ingest_port=self._ports["ingest"],
             charge_port=self._ports["charge"],
@@ -116,6 +120,21 @@ class _Demo:
         finally:
             watch.close()
             self._processes.end()
+
+    def _kept_api_key(self, url: str, file: Path) -> str:
+        """Return a key that opens the API to the demo tenant, and keep it for the next run.
+
+        A kept key that is good no more tells that the database is another one, of which the
+        machine's agents have to know nothing.
+        """
+        kept = file.read_text("utf-8").strip() if file.exists() else ""
+        key = asyncio.run(good_api_key(url, kept, now=clock.now()))
+        if key != kept:
+            shutil.rmtree(self._agents)
+            self._agents.mkdir()
+        file.touch(mode=0o600)
+        file.write_text(key + "\n", "utf-8")
+        return key
 
     def _start_platform(self, watch: Watch) -> None:
         _say("starting ingester, charging worker and API")
@@ -145,10 +164,11 @@ class _Demo:
         )
         for interface in self._interfaces:
             device = machine_device_id(interface)
+            self._ledgers.append(self._agents / f"{device}.jsonl")
             agent = [
                 "agent", "--interface", interface, "--tenant", TENANT, "--device", device,
-                "--interval", "1", "--ledger", str(self._ledger(device)),
-                "--drain", str(_DRAIN_SECONDS),
+                "--interval", "1", "--state", str(self._agents / device),
+                "--ledger", str(self._agents / f"{device}.jsonl"), "--drain", str(_DRAIN_SECONDS),
             ]  # fmt: skip
             self._devices.append(self._processes.start(device, agent, self._environment(device)))
 
@@ -225,16 +245,6 @@ class _Demo:
     @staticmethod
     def _secret(value: object) -> str:
         return value.get_secret_value() if hasattr(value, "get_secret_value") else ""
-
-
-def _kept_api_key(url: str, file: Path) -> str:
-    """Return a key that opens the API to the demo tenant, and keep it for the next run."""
-    kept = file.read_text("utf-8").strip() if file.exists() else ""
-    key = asyncio.run(good_api_key(url, kept, now=clock.now()))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(key + "\n", "utf-8")
-    return key
 
 
 def _interfaces() -> list[str]:

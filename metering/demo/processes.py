@@ -34,7 +34,7 @@ class Processes:
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Started:
         """Start `fleetmeter` with arguments; its output goes to a log of its own.
 
-        It has its own session, so that ^C reaches the demonstration alone, and is ended by the
+        It has its own session, so that ^C reaches the demonstration alone, and is killed by the
         kernel if the demonstration dies.
         """
         self._log_folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,6 @@ class Processes:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies (Linux)."""
+    """Have the kernel kill the process when its parent dies (Linux): they are made to bear it."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from metering.ingest.write_batch import BootArrivals
+from metering.sequence import SequenceSet
 from metering.usage import Rejection
 from metering.wire import ack
 from metering.wire.topics import ack_topic
@@ -30,7 +31,9 @@ class Acknowledger:
             key = (each.tenant_id, each.device_id, each.boot)
             before = self._due.get(key)
             rejections = [*(before[1] if before else ()), *each.rejections][:_REJECTIONS_MAX]
-            self._due[key] = (each, rejections)
+            # A message that was refused as a whole knows nothing of what arrived of its boot.
+            newest = before[0] if before and each.arrived == SequenceSet() else each
+            self._due[key] = (newest, rejections)
         self._wake.set()
 
     def flush(self) -> None:

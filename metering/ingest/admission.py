@@ -11,13 +11,16 @@ from metering.usage import Reading, Rejection, RejectReason
 from metering.wire import native
 from metering.wire.topics import device_of_usage_topic
 
+TOPIC_LENGTH_MAX = 500
+"""How much of a topic is kept, in characters; an index entry holds at most 2704 octets."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One message, decoded: who sent it, when, and what of it is sound.
 
-    `sender` is None when the topic is no device's; `boot` is None when the message as a whole was
-    refused, which leaves only rejections.
+    `topic` is shortened when it is longer than any device's. `sender` is None when the topic is no
+    device's; `boot` is None when the message as a whole was refused, which leaves only rejections.
     """
 
     topic: str
@@ -59,7 +62,7 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
                 else:
                     rejections.append(problem)
     return Message(
-        topic=topic,
+        topic=_kept_topic(topic),
         octets=len(payload),
         sender=sender,
         received_at=received_at,
@@ -145,6 +148,12 @@ def _clock_problem(
         seq=reading.seq,
         content=kept_content(boot, reading),
     )
+
+
+def _kept_topic(topic: str) -> str:
+    if len(topic) <= TOPIC_LENGTH_MAX:
+        return topic
+    return topic[: TOPIC_LENGTH_MAX - 1] + "…"
 
 
 def _bad_topic(payload: bytes) -> Rejection:

@@ -34,7 +34,7 @@ from metering.wire.topics import usage_filter
 log = logging.getLogger(__name__)
 
 _DEVICES_REMEMBERED_MAX = 200_000
-_REFUSALS = (psycopg.DataError, psycopg.IntegrityError)
+_REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """Errors that trying again does not mend: the data itself is refused."""
 
 

@@ -4,7 +4,16 @@ import json
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from metering.usage import (
     METERS,
@@ -18,10 +27,25 @@ from metering.usage import (
 
 KEPT_OCTETS_MAX = 4096
 """How much of a bad message is kept."""
+PATH_LENGTH_MAX = 200
+"""How much is kept of an offending field's path, in characters."""
 
 _PRINTABLE = r"^[\x21-\x7e]+$"
 _Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTABLE)]
 _Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
+
+
+def _in_utc(instant: datetime) -> datetime:
+    """Return an instant in UTC; an offset may carry one of the first or last day out of range."""
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError(
+            "instant_out_of_range", "outside of the years 1 to 9999 in UTC; set the device's clock"
+        ) from None
+
+
+_Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -31,8 +55,8 @@ class NativeReading(BaseModel):
     model_config = _STRICT
 
     seq: Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
-    at: AwareDatetime
-    since: AwareDatetime | None = None
+    at: _Instant
+    since: _Instant | None = None
     meter: _Label
     kind: Literal["delta", "total"] = "delta"
     up: _Quantity | None = None
@@ -51,7 +75,7 @@ class NativeMessage(BaseModel):
     model_config = _STRICT
 
     boot: _Label
-    sent: AwareDatetime | None = None
+    sent: _Instant | None = None
     readings: Annotated[list[NativeReading], Field(min_length=1)]
 
 
@@ -61,7 +85,7 @@ class _Envelope(BaseModel):
     model_config = _STRICT
 
     boot: _Label
-    sent: AwareDatetime | None = None
+    sent: _Instant | None = None
     readings: Annotated[list[object], Field(min_length=1)]
 
 
@@ -157,7 +181,7 @@ def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
             field, detail = f"readings.{position}", "not a reading; see the schema"
             if isinstance(error, ValidationError):
                 first = error.errors(include_url=False)[0]
-                field = _path(("readings", position, *first["loc"]))
+                field = _path(("readings", position, *first["loc"])) or field
                 detail = _explained(first["msg"])
             return Rejection(
                 reason=RejectReason.INVALID_READING,
@@ -180,8 +204,8 @@ def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
         )
     return Reading(
         seq=given.seq,
-        at=_in_utc(given.at),
-        since=None if given.since is None else _in_utc(given.since),
+        at=given.at,
+        since=given.since,
         meter=METERS[given.meter],
         kind=ReadingKind.TOTAL if given.kind == "total" else ReadingKind.DELTA,
         uplink=given.up or 0,
@@ -264,7 +288,9 @@ def _refused(
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
+    """Return where a problem is; names of the sender's own making are shortened and escaped."""
+    path = ".".join(str(part) for part in location)[:PATH_LENGTH_MAX]
+    return "".join(letter if letter.isprintable() else repr(letter).strip("'") for letter in path)
 
 
 def _explained(message: str) -> str:
@@ -272,12 +298,8 @@ def _explained(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _in_utc(instant: datetime) -> datetime:
-    return instant.astimezone(UTC)
-
-
 def _timestamp(instant: datetime) -> str:
-    return _in_utc(instant).isoformat().replace("+00:00", "Z")
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _reading_fields(reading: Reading) -> dict[str, object]:
