@@ -4,22 +4,43 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from metering.errors import InvalidValue
 from metering.ids import ID_PATTERN
 from metering.money import minor_digits
 from metering.rating.plan import MeterTerms, PlanTerms, UnitPrice
 from metering.units import parse_quantity
-from metering.usage import METERS
+from metering.usage import METERS, QUANTITY_MAX
 
 SUBUNITS_PER_UNIT_MAX = 10**18
 """The finest sub-unit that a plan may need."""
 SUBUNIT_PRICE_MAX = 10**20
 """The highest price of one base unit, in sub-units: the largest reading's still fits 38 digits."""
 
-_DECIMAL = r"^\d{1,12}(\.\d{1,12})?$"
+_DECIMAL = r"^[0-9]{1,12}(\.[0-9]{1,12})?$"
+_NAME = r"^[^\x00-\x1f\x7f]+$"
 _Amount = Annotated[str, StringConstraints(pattern=_DECIMAL)]
+
+
+def _whole_or_text(given: object) -> object:
+    """Refuse what is neither of the two with one error, where a union would give one for each."""
+    if isinstance(given, int | str) and not isinstance(given, bool):
+        return given
+    raise PydanticCustomError(
+        "quantity", 'not a quantity; use a whole number, or text such as "1.5 GB"'
+    )
+
+
+_Quantity = Annotated[int | str, BeforeValidator(_whole_or_text)]
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -29,7 +50,7 @@ class PriceDocument(BaseModel):
     model_config = _STRICT
 
     amount: _Amount
-    per: int | str
+    per: _Quantity
 
 
 class MeterDocument(BaseModel):
@@ -37,7 +58,7 @@ class MeterDocument(BaseModel):
 
     model_config = _STRICT
 
-    allowance: int | str = 0
+    allowance: _Quantity = 0
     pooled: bool = False
     overage: PriceDocument
 
@@ -48,7 +69,7 @@ class PlanDocument(BaseModel):
     model_config = _STRICT
 
     plan: Annotated[str, StringConstraints(pattern=ID_PATTERN)]
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=_NAME)]
     currency: str
     monthly_fee: _Amount = "0"
     meters: Annotated[dict[str, MeterDocument], Field(min_length=1)]
@@ -77,12 +98,12 @@ def terms_of(plan: PlanDocument) -> PlanTerms:
             known = ", ".join(METERS)
             raise InvalidValue(path, f"{name!r} is no meter", f"use one of {known}")
         unit = METERS[name].unit
-        per = parse_quantity(document.overage.per, unit, f"{path}.overage.per")
+        per = _quantity(document.overage.per, unit, f"{path}.overage.per")
         if per < 1:
             raise InvalidValue(f"{path}.overage.per", "is 0", "price at least one base unit")
         meters[name] = MeterTerms(
             meter=name,
-            allowance=parse_quantity(document.allowance, unit, f"{path}.allowance"),
+            allowance=_quantity(document.allowance, unit, f"{path}.allowance"),
             pooled=document.pooled,
             overage=UnitPrice(amount=Decimal(document.overage.amount), per=per),
         )
@@ -98,3 +119,10 @@ def terms_of(plan: PlanDocument) -> PlanTerms:
 def stored_terms(document: Mapping[str, object]) -> PlanTerms:
     """Return the terms of a plan document that was checked before it was stored."""
     return terms_of(PlanDocument.model_validate(document))
+
+
+def _quantity(given: int | str, base_unit: str, field: str) -> int:
+    quantity = parse_quantity(given, base_unit, field)
+    if quantity > QUANTITY_MAX:
+        raise InvalidValue(field, f"is more than {QUANTITY_MAX} {base_unit}s", "use less")
+    return quantity
