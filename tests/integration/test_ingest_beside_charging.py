@@ -1,0 +1,130 @@
+"""What ingest shares with charging and with operators: locks, and what it remembers of devices."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from metering.ids import DeviceId, TenantId
+from metering.ingest.admission import Message
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.write_batch import write_batch
+from metering.store.connection import Connection, connect
+from metering.store.work import claim
+from metering.usage import SMS, Reading, ReadingKind, RejectReason
+from tests.integration.pipeline import OWN_PLAN, TENANT, Operator, migrated
+
+NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
+
+
+def message(device: str, *seqs: int, boot: str = "boot-1") -> Message:
+    return Message(
+        topic=f"fm/v1/{TENANT}/{device}/usage",
+        octets=100,
+        sender=(TenantId(TENANT), DeviceId(device)),
+        received_at=NOW,
+        published_at=NOW,
+        boot=boot,
+        readings=[
+            Reading(
+                seq=seq,
+                at=NOW + timedelta(seconds=seq),
+                meter=SMS,
+                kind=ReadingKind.DELTA,
+                quantity=1,
+            )
+            for seq in seqs
+        ],
+        rejections=[],
+    )
+
+
+async def with_device(url: str, *device_ids: str) -> Connection:
+    await migrated(url)
+    connection = await connect(url, application="test", autocommit=True)
+    operator = await Operator.of(connection, now=NOW)
+    fleet = await operator.fleet("trackers")
+    await operator.devices(fleet, list(device_ids), plan=await operator.plan(OWN_PLAN))
+    return connection
+
+
+def test_ingest_does_not_wait_for_a_charging_run_on_the_same_shard(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a") as ingest:
+            await write_batch(ingest, DeviceCache(10), [message("a", 1)], now=NOW)
+            async with await connect(database_url, application="test") as charging:
+                assert len(await claim(charging, readings_max=10)) == 1
+                await ingest.execute("SET lock_timeout = '2s'")
+                outcome = await write_batch(ingest, DeviceCache(10), [message("a", 2)], now=NOW)
+                assert outcome.stored == 1
+                await charging.rollback()
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_is_registered_later_is_known_at_once(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a") as connection:
+            cache = DeviceCache(10)
+            early = await write_batch(
+                connection, cache, [message("b", 1), message("a", 1)], now=NOW
+            )
+            assert [each.reason for each in early.rejections] == [RejectReason.UNKNOWN_DEVICE]
+            assert early.stored == 1
+            operator = await Operator.of(connection, now=NOW)
+            await operator.devices(await operator.fleet("trackers"), ["b"], plan=None)
+            late = await write_batch(connection, cache, [message("b", 1)], now=NOW)
+            assert (late.stored, late.rejections) == (1, [])
+
+    asyncio.run(scenario())
+
+
+def test_a_remembered_device_is_asked_for_again_when_its_fleet_changes(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a") as connection:
+            cache = DeviceCache(10)
+            name = (TENANT, "a")
+            before = (await cache.find(connection, [name]))[name]
+            operator = await Operator.of(connection, now=NOW)
+            other = await operator.fleet("others")
+            assert other.shard_no != before.shard_no
+            await connection.execute(
+                "UPDATE device SET fleet_no = %s WHERE device_no = %s",
+                [other.fleet_no, before.device_no],
+            )
+            assert (await cache.find(connection, [name]))[name].shard_no == other.shard_no
+
+    asyncio.run(scenario())
+
+
+def test_the_cache_keeps_to_its_size_and_still_answers_for_all(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a", "b", "c", "d") as connection:
+            cache = DeviceCache(3)
+            for wanted in (["a", "b"], ["b", "c"], ["c", "d"], ["a", "b", "c"]):
+                names = [(TENANT, device) for device in wanted]
+                assert set(await cache.find(connection, names)) == set(names)
+
+    asyncio.run(scenario())
+
+
+def test_two_ingesters_with_the_same_boots_in_opposite_order_both_get_through(
+    database_url: str,
+) -> None:
+    devices = [f"d{number:02}" for number in range(30)]
+
+    async def ingester(order: list[str], offset: int) -> int:
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            stored = 0
+            for turn in range(15):
+                batch = [message(device, 1 + 2 * turn + offset) for device in order]
+                outcome = await write_batch(connection, DeviceCache(100), batch, now=NOW)
+                stored += outcome.stored
+            return stored
+
+    async def scenario() -> None:
+        async with await with_device(database_url, *devices):
+            counts = await asyncio.wait_for(
+                asyncio.gather(ingester(devices, 0), ingester(devices[::-1], 1)), timeout=60
+            )
+            assert tuple(counts) == (450, 450)
+
+    asyncio.run(scenario())
