@@ -1,0 +1,87 @@
+"""The charging worker: woken by NOTIFY, with a poll behind it, and back when the database is."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from time import monotonic
+
+from pydantic import SecretStr
+
+from metering.charging.worker import Worker
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.write_batch import write_batch
+from metering.settings import Settings
+from metering.store.audit import tally
+from metering.store.connection import Connection, connect
+from tests.integration.test_ingest_beside_charging import NOW, message, with_device
+
+
+@contextlib.asynccontextmanager
+async def worker(url: str, poll_seconds: float) -> AsyncIterator[None]:
+    settings = Settings(database_url=SecretStr(url), charging_poll_seconds=poll_seconds)
+    task = asyncio.create_task(Worker(settings).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def charged(connection: Connection, count: int, *, within_seconds: float) -> float:
+    """Wait until so many charges are there, and return for how long."""
+    began = monotonic()
+    while (await tally(connection)).charges < count:
+        assert monotonic() - began < within_seconds, f"{count} charges are not there"
+        await asyncio.sleep(0.01)
+    return monotonic() - began
+
+
+def test_notify_wakes_it_long_before_the_poll(database_url: str) -> None:
+    async def scenario() -> None:
+        async with (
+            await with_device(database_url, "a") as connection,
+            worker(database_url, poll_seconds=600),
+        ):
+            await write_batch(connection, DeviceCache(10), [message("a", 1)], now=NOW)
+            await charged(connection, 1, within_seconds=20)
+            await write_batch(connection, DeviceCache(10), [message("a", 2, 3)], now=NOW)
+            await charged(connection, 3, within_seconds=20)
+
+    asyncio.run(scenario())
+
+
+def test_what_it_was_not_notified_of_is_found_by_the_poll(database_url: str) -> None:
+    async def scenario() -> None:
+        async with (
+            await with_device(database_url, "a") as connection,
+            worker(database_url, poll_seconds=0.5),
+            await connect(database_url, application="test") as owner,
+        ):
+            await owner.execute("SELECT FROM charging_shard FOR UPDATE")
+            await write_batch(connection, DeviceCache(10), [message("a", 1)], now=NOW)
+            await asyncio.sleep(0.3)  # the notification comes, while somebody else owns the shard
+            assert (await tally(connection)).charges == 0
+            await owner.rollback()
+            await charged(connection, 1, within_seconds=20)
+
+    asyncio.run(scenario())
+
+
+def test_it_goes_on_after_its_connections_were_cut(database_url: str) -> None:
+    async def scenario() -> None:
+        async with (
+            await with_device(database_url, "a") as connection,
+            worker(database_url, poll_seconds=0.2),
+        ):
+            for turn in range(1, 4):
+                await write_batch(connection, DeviceCache(10), [message("a", turn)], now=NOW)
+                await charged(connection, turn, within_seconds=20)
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'fleetmeter charge%'"
+                    " AND datname = current_database()"
+                )
+            assert (await tally(connection)).unaccounted == []
+
+    asyncio.run(scenario())
