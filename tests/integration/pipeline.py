@@ -22,9 +22,9 @@ import psycopg
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from psycopg import sql
 
+from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
-from metering.broker_address import parse_broker_url
 from metering.plan_document import read_plan
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
@@ -141,12 +141,12 @@ class Operator:
         return device_nos
 
 
-async def register_fleets(url: str) -> None:
+async def register_fleets(url: str, more_trackers: Sequence[str]) -> None:
     """Register the tenant with `trackers` (own allowances) and `meters` (a pool)."""
     async with await connect(url, application="test", autocommit=True) as connection:
         operator = await Operator.of(connection)
         for fleet_id, document, device_ids in (
-            ("trackers", OWN_PLAN, TRACKERS),
+            ("trackers", OWN_PLAN, [*TRACKERS, *more_trackers]),
             ("meters", POOLED_PLAN, METERS),
         ):
             fleet = await operator.fleet(fleet_id)
@@ -295,6 +295,11 @@ class Pipeline:
         values = [float(line.split()[-1]) for line in lines if line.partition(" ")[0] == name]
         return values[0] if values else None
 
+    def execute(self, statement: str) -> None:
+        """Run and commit one statement."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
     def query(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
@@ -324,11 +329,16 @@ class Pipeline:
 
 @contextmanager
 def pipeline_of(
-    database_url: str, broker_url: str, folder: Path, **environment: str
+    database_url: str,
+    broker_url: str,
+    folder: Path,
+    *,
+    more_trackers: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Pipeline]:
     """Yield a pipeline on a migrated database with both fleets; nothing runs yet."""
     asyncio.run(migrated(database_url))
-    asyncio.run(register_fleets(database_url))
+    asyncio.run(register_fleets(database_url, more_trackers))
     pipeline = Pipeline(
         database_url=database_url, broker_url=broker_url, folder=folder, environment=environment
     )
