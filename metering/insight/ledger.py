@@ -55,7 +55,7 @@ async def _compare(
     *,
     parked_allowed: bool,
 ) -> None:
-    found = await readings_by_name(connection, [_name(line) for line in lines])
+    found = await readings_by_name(connection, sorted({_name(line) for line in lines}))
     for line in lines:
         comparison.lines += 1
         sent = comparison.sent.setdefault((line.tenant, line.device, line.boot), set())

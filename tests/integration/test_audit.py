@@ -1,0 +1,409 @@
+"""The audit finds every kind of damage and names it, and replays equal what is only unusual."""
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from metering.charging.charge_usage import charge_usage
+from metering.charging.subscribe import subscribe
+from metering.ids import DeviceId, TenantId
+from metering.ingest.admission import Message
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.write_batch import write_batch
+from metering.period import cycle_at
+from metering.store.connection import Connection, connect
+from metering.store.registry import Fleet
+from metering.usage import DATA, SMS, Reading, ReadingKind
+from metering.wire.ledger import ledger_line, line_of
+from tests.integration.pipeline import (
+    OWN_PLAN,
+    POOLED_PLAN,
+    TENANT,
+    Operator,
+    Pipeline,
+    migrated,
+)
+
+NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
+CYCLE = cycle_at(NOW, "Europe/Berlin", 1)
+
+
+def data(seq: int, octets: int, *, at: datetime, since: datetime | None = None) -> Reading:
+    up = octets // 3
+    return Reading(
+        seq=seq, at=at, since=since, meter=DATA, kind=ReadingKind.DELTA,
+        uplink=up, downlink=octets - up,
+    )  # fmt: skip
+
+
+def sms(seq: int, count: int, *, at: datetime) -> Reading:
+    return Reading(seq=seq, at=at, meter=SMS, kind=ReadingKind.DELTA, quantity=count)
+
+
+def counter(seq: int, octets: int, *, at: datetime) -> Reading:
+    up = octets // 4
+    return Reading(
+        seq=seq, at=at, meter=DATA, kind=ReadingKind.TOTAL, uplink=up, downlink=octets - up,
+        epoch="bearer-1",
+    )  # fmt: skip
+
+
+def day(number: int, hour: int = 12) -> datetime:
+    """Return an hour of a day of the cycle, in UTC."""
+    return datetime(2026, 4, number, hour, tzinfo=UTC)
+
+
+class Story:
+    """A database in which readings are stored and charged step by step."""
+
+    def __init__(self, connection: Connection, operator: Operator) -> None:
+        self.connection = connection
+        self.operator = operator
+        self.lines: list[str] = []
+
+    async def publish(self, device: str, *readings: Reading, boot: str = "boot-1") -> None:
+        """Store one message and charge it."""
+        message = Message(
+            topic=f"fm/v1/{TENANT}/{device}/usage",
+            octets=100,
+            sender=(TenantId(TENANT), DeviceId(device)),
+            received_at=NOW,
+            published_at=None,
+            boot=boot,
+            readings=readings,
+            rejections=(),
+        )
+        await write_batch(self.connection, DeviceCache(100), [message], now=NOW)
+        while await charge_usage(self.connection, readings_max=100, now=NOW):
+            pass
+
+    def tell(self, device: str, reading: Reading, used: tuple[int, ...]) -> None:
+        """Write a reading's ledger line."""
+        self.lines.append(ledger_line(line_of(TENANT, device, "boot-1", reading, used)))
+
+    async def charged(self) -> list[tuple[int, ...]]:
+        """Return seq, part, quantity, own allowance, pool and overage of every charge."""
+        found = await self.connection.execute(
+            "SELECT seq, part, quantity, from_allowance, from_pool, overage FROM charge"
+            " ORDER BY run_no, run_position, part"
+        )
+        return [tuple(row) for row in await found.fetchall()]
+
+
+async def begin(connection: Connection) -> tuple[Story, dict[str, Fleet]]:
+    operator = await Operator.of(connection, now=NOW)
+    own = await operator.fleet("trackers")
+    pooled = await operator.fleet("meters")
+    await operator.devices(own, ["tracker-1", "tracker-2"], plan=await operator.plan(OWN_PLAN))
+    await operator.devices(pooled, ["meter-1", "meter-2"], plan=await operator.plan(POOLED_PLAN))
+    await operator.devices(own, ["newcomer"], plan=None)
+    return Story(connection, operator), {"trackers": own, "meters": pooled}
+
+
+async def everyday(story: Story) -> None:
+    """Charge deltas and a counter of both fleets, beyond allowance and pool."""
+    for device in ("tracker-1", "meter-1"):
+        readings = [
+            sms(1, 2, at=day(2)),
+            data(2, 1500, at=day(3)),
+            data(3, 9000, at=day(3, 13)),
+            sms(4, 4, at=day(4)),
+        ]
+        await story.publish(device, *readings)
+        for reading in readings:
+            used = (reading.uplink, reading.downlink) if reading.meter is DATA else None
+            story.tell(device, reading, used or (reading.quantity,))
+    values = [counter(1, 400, at=day(5)), counter(2, 1000, at=day(6)), counter(3, 8000, at=day(7))]
+    await story.publish("tracker-2", *values)
+    for reading, used in zip(values, [(100, 300), (150, 450), (1750, 5250)], strict=True):
+        story.tell("tracker-2", reading, used)
+
+
+@pytest.fixture
+def audit(database_url: str, tmp_path: Path) -> Pipeline:
+    """Return the means to run `fleetmeter audit` over a database with both fleets, charged."""
+
+    async def build() -> list[str]:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story, _ = await begin(connection)
+            await everyday(story)
+            return story.lines
+
+    lines = asyncio.run(build())
+    (tmp_path / "ledger.jsonl").write_text("".join(lines))
+    return Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=tmp_path)
+
+
+def run(audit: Pipeline, ledger: Path | None = None) -> tuple[int, list[str]]:
+    """Run the audit and return its exit code and all that it printed."""
+    ledgers = [ledger or audit.folder / "ledger.jsonl"]
+    try:
+        code, _ = audit.audit(*ledgers, settle_seconds=0.1)
+    finally:
+        audit.stop()
+    return code, audit.log("audit").read_text().splitlines()
+
+
+def test_what_is_whole_is_equal(audit: Pipeline) -> None:
+    assert run(audit) == (0, ["audit: equal (11 readings, 11 charges)"])
+
+
+_CHARGE = (
+    "measured_at, charged_at, run_no, run_position, boot_no, seq, part, device_no, fleet_no,"
+    " subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,"
+    " from_allowance, from_pool, overage, amount"
+)
+_DOUBLED_CHARGE = (
+    f"INSERT INTO charge ({_CHARGE}) SELECT {_CHARGE.replace('part', '1')} FROM charge"  # noqa: S608
+    " WHERE seq = 1 AND fleet_no = 1 AND meter_no = 2"
+)
+DAMAGES = {
+    "an edited amount": (
+        "UPDATE charge SET amount = amount + 1 WHERE seq = 3 AND overage > 0",
+        r"reading boot \d seq 3 is charged as .*, replay says",
+    ),
+    "an edited quantity": (
+        "UPDATE charge SET quantity = quantity + 1, overage = overage + 1 WHERE seq = 4",
+        r"reading boot \d seq 4 is charged as .*, replay says",
+    ),
+    "an allowance that was passed over": (
+        "UPDATE charge SET from_allowance = 0, overage = quantity WHERE seq = 1 AND fleet_no = 1",
+        r"reading boot \d seq 1 is charged as",
+    ),
+    "a deleted charge": (
+        "DELETE FROM charge WHERE seq = 2 AND fleet_no = 2",
+        r"reading boot \d seq 2 is stored, but not charged",
+    ),
+    "a deleted reading": (
+        "DELETE FROM reading WHERE seq = 2 AND device_no = 1",
+        r"reading boot \d seq 2 is charged but not stored",
+    ),
+    "a changed reading": (
+        "UPDATE reading SET downlink = downlink + 1 WHERE seq = 3 AND device_no = 1",
+        r"reading boot \d seq 3 is charged as",
+    ),
+    "a changed counter value": (
+        "UPDATE reading SET uplink = uplink + 1 WHERE seq = 2 AND kind = 2",
+        r"reading boot \d seq 2 is charged as",
+    ),
+    "a doubled charge": (
+        _DOUBLED_CHARGE,
+        r"reading boot \d seq 1 is charged as",
+    ),
+    "an allowance's use": (
+        "UPDATE bucket SET used = used - 1 WHERE kind = 'allowance' AND used > 0",
+        r"fleet trackers: allowance \(1, ",
+    ),
+    "an allowance's size": (
+        "UPDATE bucket SET granted = granted + 1 WHERE kind = 'allowance'",
+        r"fleet trackers: allowance \(1, ",
+    ),
+    "a pool's use": ("UPDATE bucket SET used = used - 1 WHERE kind = 'pool'", "fleet meters: pool"),
+    "a missing bucket": (
+        (
+            "DELETE FROM bucket_entry WHERE bucket_no IN (SELECT bucket_no FROM bucket"
+            " WHERE kind = 'pool'); DELETE FROM bucket WHERE kind = 'pool'"
+        ),
+        "fleet meters: grant of 2026-04-01",
+    ),
+    "cumulative use": (
+        "UPDATE meter_use SET overage = overage + 1 WHERE fleet_no = 2",
+        r"fleet meters: use \(\d+, \d+, ",
+    ),
+    "missing use": ("DELETE FROM meter_use WHERE fleet_no = 2", r"fleet meters: use .*None"),
+    "an hour": (
+        "UPDATE usage_hour SET quantity = quantity - 1 WHERE fleet_no = 1",
+        r"fleet trackers: hour \(\d+, ",
+    ),
+    "a missing hour": ("DELETE FROM usage_hour WHERE fleet_no = 2", "fleet meters: hour .*None"),
+    "a counter": (
+        "UPDATE counter SET downlink = downlink + 1",
+        r"fleet trackers: counter \(2, 1, 'bearer-1'\)",
+    ),
+    "a missing counter": ("DELETE FROM counter", r"fleet trackers: counter .* stored None"),
+    "a missing grant": (
+        "DELETE FROM bucket_entry WHERE subscription_no = 3",
+        r"fleet meters: grant of 2026-04-01 \(3, ",
+    ),
+    "a changed grant": (
+        "UPDATE bucket_entry SET quantity = quantity + 1 WHERE subscription_no = 1",
+        r"fleet trackers: grant of 2026-04-01 \(1, ",
+    ),
+    "a missing fee": (
+        "DELETE FROM recurring_charge WHERE subscription_no = 2",
+        r"fleet trackers: fee of 2026-04-01 2: stored None",
+    ),
+    "a changed fee": (
+        "UPDATE recurring_charge SET amount = amount + 1 WHERE subscription_no = 2",
+        r"fleet trackers: fee of 2026-04-01 2: stored",
+    ),
+    "a reading that is stored twice": (
+        (
+            "INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no, shard_no,"
+            " meter_no, kind, uplink, downlink, quantity) SELECT measured_at - interval '1 second',"
+            " received_at, batch_no, boot_no, seq, device_no, shard_no, meter_no, kind, uplink, downlink,"
+            " quantity FROM reading WHERE device_no = 1 AND seq = 1"
+        ),
+        "1 readings are stored more than once",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_named(audit: Pipeline, damage: str) -> None:
+    statements, named = DAMAGES[damage]
+    with psycopg.connect(audit.database_url) as connection:
+        for statement in statements.split(";"):
+            assert connection.execute(statement.encode()).rowcount > 0
+    code, printed = run(audit)
+    assert code == 1
+    assert printed[-1].startswith("audit: ")
+    assert printed[-1].endswith(("difference", "differences"))
+    assert any(_matches(named, line) for line in printed[:-1]), printed
+
+
+def _matches(pattern: str, line: str) -> bool:
+    return re.search(pattern, line) is not None
+
+
+Change = Callable[[list[str]], list[str]]
+LEDGERS: dict[str, tuple[Change, str]] = {
+    "a number told twice with two contents": (
+        lambda lines: [*lines, lines[0].replace('"quantity":2,', '"quantity":3,')],
+        "reading demo/tracker-1/boot-1 seq 1 is stored as",
+    ),
+    "a line that is not stored": (
+        lambda lines: [*lines, lines[3].replace('"seq":4', '"seq":5')],
+        "reading demo/tracker-1/boot-1 seq 5 is stored not",
+    ),
+    "a line that is missing": (
+        lambda lines: lines[:1] + lines[2:],
+        "boot demo/tracker-1/boot-1: 4 readings are stored, the ledger has 3",
+    ),
+    "another quantity": (
+        lambda lines: [lines[0].replace('"quantity":2,', '"quantity":3,'), *lines[1:]],
+        "reading demo/tracker-1/boot-1 seq 1 is stored as",
+    ),
+    "another use": (
+        lambda lines: [*lines[:-1], lines[-1].replace('"used_up":1750', '"used_up":1749')],
+        "demo/tracker-2/data: the ledger says 7999 used, charged are 8000",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEDGERS)
+def test_a_ledger_that_differs_is_named(audit: Pipeline, case: str) -> None:
+    change, named = LEDGERS[case]
+    path = audit.folder / "ledger.jsonl"
+    changed = change(path.read_text().splitlines(keepends=True))
+    path.write_text("".join(changed))
+    code, printed = run(audit)
+    assert code == 1
+    assert any(_matches(named, line) for line in printed[:-1]), printed
+
+
+def test_a_ledger_line_that_was_written_twice_is_one_reading(audit: Pipeline) -> None:
+    """The agent may be killed between writing a line and noting that it did."""
+    path = audit.folder / "ledger.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1], lines[-1]]))
+    assert run(audit) == (0, ["audit: equal (11 readings, 11 charges)"])
+
+
+def test_a_usage_that_crosses_a_cycle_is_split_and_replays_equal(
+    database_url: str, tmp_path: Path
+) -> None:
+    """April begins in Berlin at 22:00 UTC: of 4 hours, 3 are March's."""
+    start, end = CYCLE.start - timedelta(hours=3), CYCLE.start + timedelta(hours=1)
+
+    async def scene() -> None:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story, _ = await begin(connection)
+            await story.publish("tracker-1", data(1, 12000, at=end, since=start))
+            first, second = await story.charged()
+            assert (first[:3], second[:3]) == ((1, 0, 9000), (1, 1, 3000))
+            assert first[3] == 2000
+            assert second[3] == 2000
+            cycles = await connection.execute("SELECT count(*) FROM fleet_cycle")
+            assert await cycles.fetchone() == (2,)
+
+    asyncio.run(scene())
+    assert_equal(database_url, tmp_path, readings=1, charges=2)
+
+
+def test_late_counter_values_replay_equal(database_url: str, tmp_path: Path) -> None:
+    async def scene() -> None:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story, _ = await begin(connection)
+            for device in ("tracker-1", "meter-1"):
+                values = [counter(seq, 700 * seq, at=day(2, seq)) for seq in range(1, 9)]
+                for some in (values[:2], values[6:], values[3:5], values[2:3], values[5:6]):
+                    await story.publish(device, *some)
+            found = await connection.execute(
+                "SELECT device_no, sum(quantity) FROM charge GROUP BY 1 ORDER BY 1"
+            )
+            assert [int(row[1]) for row in await found.fetchall()] == [5600, 5600]
+
+    asyncio.run(scene())
+    assert_equal(database_url, tmp_path, readings=16, charges=16)
+
+
+def test_a_plan_change_in_mid_cycle_replays_equal(database_url: str, tmp_path: Path) -> None:
+    change = day(11, 0)
+
+    async def scene() -> None:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            operator = await Operator.of(connection, now=NOW)
+            fleet = await operator.fleet("trackers")
+            first = await operator.plan(OWN_PLAN)
+            second = await operator.plan({**OWN_PLAN, "monthly_fee": "9.00"})
+            (device_no,) = await operator.devices(fleet, ["tracker-1"], plan=first, valid_to=change)
+            story = Story(connection, operator)
+            await story.publish("tracker-1", data(1, 1500, at=day(5)))
+            # The cycle is open and used by now: the second subscription enters it.
+            await subscribe(
+                connection, fleet=fleet, device_nos=[device_no], plan_no=second,
+                valid_from=change, now=NOW,
+            )  # fmt: skip
+            crossing = data(
+                2, 12000, at=change + timedelta(hours=1), since=change - timedelta(hours=3)
+            )
+            await story.publish("tracker-1", crossing, data(3, 3000, at=day(13)))
+            parts = [row[:3] for row in await story.charged()]
+            assert parts == [(1, 0, 1500), (2, 0, 9000), (2, 1, 3000), (3, 0, 3000)]
+            fees = await connection.execute(
+                "SELECT days FROM recurring_charge ORDER BY subscription_no"
+            )
+            days: Sequence[tuple[int]] = await fees.fetchall()
+            assert sum(row[0] for row in days) in (30, 31)
+
+    asyncio.run(scene())
+    assert_equal(database_url, tmp_path, readings=3, charges=4)
+
+
+def test_parked_readings_are_told_and_replay_equal(database_url: str, tmp_path: Path) -> None:
+    async def scene() -> None:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story, _ = await begin(connection)
+            await story.publish("newcomer", sms(1, 1, at=day(2)), counter(2, 100, at=day(3)))
+            await story.publish("tracker-1", sms(1, 1, at=day(2)))
+
+    asyncio.run(scene())
+    pipeline = Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=tmp_path)
+    assert pipeline.audit() == (0, "audit: equal (3 readings, 1 charges, 2 parked)")
+
+
+def assert_equal(database_url: str, folder: Path, *, readings: int, charges: int) -> None:
+    pipeline = Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=folder)
+    code, verdict = pipeline.audit()
+    assert (code, verdict) == (0, f"audit: equal ({readings} readings, {charges} charges)")
