@@ -109,8 +109,8 @@ async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Repla
     accounts = replay.accounts
     differences += _unequal("use", await stored_uses(connection, fleet.fleet_no), accounts.uses)
     allowances, pools = await stored_buckets(connection, fleet.fleet_no)
-    differences += _unequal("allowance", allowances, _not_empty(accounts.allowances))
-    differences += _unequal("pool", pools, _not_empty(accounts.pools))
+    differences += _unequal("allowance", _not_empty(allowances), _not_empty(accounts.allowances))
+    differences += _unequal("pool", _not_empty(pools), _not_empty(accounts.pools))
     hours = {key: tuple(sums) for key, sums in replay.hours.items()}
     differences += _unequal("hour", await stored_hours(connection, fleet.fleet_no), hours)
     ends = {
@@ -152,7 +152,7 @@ async def _compare_cycle(
 
 
 def _not_empty(buckets: Mapping[Key, Bucket]) -> dict[Key, Bucket]:
-    """Leave out buckets that were never granted anything: they are not stored."""
+    """Leave out empty buckets: one is stored where a grant is prorated to nothing, else none is."""
     return {key: bucket for key, bucket in buckets.items() if bucket.granted or bucket.used}
 
 

@@ -406,4 +406,5 @@ def test_parked_readings_are_told_and_replay_equal(database_url: str, tmp_path: 
 def assert_equal(database_url: str, folder: Path, *, readings: int, charges: int) -> None:
     pipeline = Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=folder)
     code, verdict = pipeline.audit()
+    pipeline.stop()
     assert (code, verdict) == (0, f"audit: equal ({readings} readings, {charges} charges)")
