@@ -1,17 +1,19 @@
 """The native JSON payload: many readings of one boot in one message."""
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
@@ -35,17 +37,40 @@ _Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTABLE)]
 _Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
 
 
-def _in_utc(instant: datetime) -> datetime:
-    """Return an instant in UTC; an offset may carry one of the first or last day out of range."""
+TIMESTAMP_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?"
+    r"([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+)
+"""An RFC 3339 timestamp (§5.6), with its zone: nothing that a lenient reader would guess at."""
+_TIMESTAMP = re.compile(TIMESTAMP_PATTERN.removesuffix("$") + r"\Z")
+
+
+def _instant(given: object) -> object:
+    """Read a timestamp as an instant in UTC; digits beyond the microsecond are cut off."""
+    if not isinstance(given, str):
+        return given
+    if not _TIMESTAMP.match(given):
+        raise PydanticCustomError(
+            "not_a_timestamp",
+            "not an RFC 3339 timestamp with its zone; write it like 2026-01-31T12:00:00Z",
+        )
     try:
-        return instant.astimezone(UTC)
+        return datetime.fromisoformat(given.upper()).astimezone(UTC)
+    except ValueError:
+        raise PydanticCustomError(
+            "no_such_instant", "no such date or time; use one that exists"
+        ) from None
     except OverflowError:
         raise PydanticCustomError(
             "instant_out_of_range", "outside of the years 1 to 9999 in UTC; set the device's clock"
         ) from None
 
 
-_Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+_Instant = Annotated[
+    AwareDatetime,
+    BeforeValidator(_instant),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": TIMESTAMP_PATTERN}),
+]
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -287,8 +312,13 @@ def _refused(
     )
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    """Return where a problem is; names of the sender's own making are shortened and escaped."""
+def _path(location: tuple[int | str, ...]) -> str | None:
+    """Return where a problem is, None for the message itself.
+
+    Names of the sender's own making are shortened and escaped.
+    """
+    if not location:
+        return None
     path = ".".join(str(part) for part in location)[:PATH_LENGTH_MAX]
     return "".join(letter if letter.isprintable() else repr(letter).strip("'") for letter in path)
 
