@@ -1,0 +1,364 @@
+"""Every hot query stays on its index: the product's own statements, explained over filled tables.
+
+A statement is recorded while the product's function runs, then explained with the same parameters.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.abc import Params, Query
+from psycopg.pq.abc import PGconn
+from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
+
+from metering.ids import BootNo, DeviceNo, TenantNo
+from metering.rating.account import Accounts, MeterUse
+from metering.rating.counter import CounterPoint
+from metering.sequence import SequenceSet
+from metering.settings import Settings
+from metering.store import (
+    accounts,
+    bill_views,
+    charges,
+    cycles,
+    device_views,
+    fault_views,
+    fleet_views,
+    readings,
+    registry,
+    usage_views,
+    work,
+)
+from metering.store.connection import Connection
+from metering.usage import Rejection, RejectReason
+from tests.integration.pipeline import fresh_database, migrated
+
+BIG = 4000
+"""Rows from which on a table must not be read from end to end."""
+NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+CYCLE = datetime(2026, 4, 1, tzinfo=UTC)
+TENANT = TenantNo(2)
+FLEET = 1
+OWN = [10, 210, 410, 610]
+
+Statement = tuple[str, Params | None]
+Use = Callable[[Connection], Awaitable[object]]
+
+
+class RecordingCursor(AsyncCursor[Any]):
+    """Runs statements, and tells its connection which."""
+
+    async def execute(
+        self,
+        query: Any,  # noqa: ANN401 - psycopg's own type has overloads that differ by release
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        self._note(query, params)
+        return await super().execute(query, params, prepare=prepare, binary=binary)
+
+    async def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> None:
+        given = list(params_seq)
+        self._note(query, given[0])
+        await super().executemany(query, given, returning=returning)
+
+    def _note(self, query: Query, params: Params | None) -> None:
+        assert isinstance(self.connection, RecordingConnection)
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        self.connection.statements.append((text, params))
+
+
+class RecordingConnection(AsyncConnection[TupleRow]):
+    """A connection that remembers what was run on it."""
+
+    def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[TupleRow] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.statements: list[Statement] = []
+        self.cursor_factory = RecordingCursor
+
+
+FILL = """
+INSERT INTO tenant (tenant_no, tenant_id, name, created_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 'tenant-' || n, '', now() FROM generate_series(1, 10) AS n;
+INSERT INTO fleet (fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,
+        created_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 1 + n % 10, 'fleet-' || n, '', 'EUR', 'Europe/Berlin', 1, n % 64, now()
+    FROM generate_series(1, 800) AS n;
+INSERT INTO device (device_no, tenant_no, fleet_no, device_id, created_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 1 + (1 + n % 800) % 10, 1 + n % 800, 'device-' || n, now()
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO device_state_change SELECT n, '2025-01-01', 'active', now()
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO plan (plan_no, tenant_no, plan_id, version, name, terms, effective_from, created_at)
+        OVERRIDING SYSTEM VALUE
+    SELECT n, n, 'plan', 1, '', '{}', now(), now() FROM generate_series(1, 10) AS n;
+INSERT INTO subscription (subscription_no, device_no, plan_no, valid) OVERRIDING SYSTEM VALUE
+    SELECT n, n, 1 + (1 + n % 800) % 10, tstzrange('2025-01-01', NULL)
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO boot (boot_no, device_no, boot_id, up_to, first_seen_at) OVERRIDING SYSTEM VALUE
+    SELECT n, n, 'boot-1', 20, now() FROM generate_series(1, 20000) AS n;
+SELECT setval(pg_get_serial_sequence('boot', 'boot_no'), 20000);
+INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no, shard_no,
+        meter_no, kind, uplink, downlink, quantity, epoch)
+    SELECT timestamptz '2026-04-10' + n * interval '4 seconds', now(), n / 100, 1 + n % 5000,
+        1 + n / 5000, 1 + n % 5000, (1 + (1 + n % 5000) % 800) % 64, 1, 2, n, n, 0, 'e'
+    FROM generate_series(0, 99999) AS n;
+INSERT INTO charge (measured_at, charged_at, run_no, run_position, boot_no, seq, part, device_no,
+        fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity,
+        uplink, from_allowance, from_pool, overage, amount)
+    SELECT measured_at, now(), batch_no, 0, boot_no, seq, 0, device_no, 1 + device_no % 800,
+        device_no, 1, 1, '2026-04-01', measured_at, measured_at, 1, 0, 1, 0, 0, 0 FROM reading;
+INSERT INTO counter SELECT n % 5000 + 1, 1 + n / 5000, 'e', n % 5000 + 1, 1, '2026-04-10', 0, 0, 0,
+        NULL, n % 5000 + 1, 20, '2026-04-14', 1, 1, 0, NULL FROM generate_series(0, 19999) AS n;
+INSERT INTO meter_use SELECT n, meter, start, 1 + n % 800, 1, 1, 0, 1, 0, 0, 0
+    FROM generate_series(1, 5000) AS n, generate_series(1, 4) AS meter,
+        unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
+INSERT INTO bucket (kind, fleet_no, subscription_no, meter_no, cycle_start, granted)
+    SELECT 'allowance', 1 + n % 800, n, 2, start, 10 FROM generate_series(1, 5000) AS n,
+        unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
+INSERT INTO bucket (kind, fleet_no, meter_no, cycle_start, granted)
+    SELECT 'pool', n, 1, start, 10 FROM generate_series(1, 800) AS n,
+        unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
+INSERT INTO fleet_cycle SELECT n, '2026-04-01', '2026-05-01', '2026-04-01', '2026-05-01', now()
+    FROM generate_series(1, 800) AS n;
+INSERT INTO recurring_charge SELECT n, start, 'monthly_fee', 1 + n % 800, 30, 1, 1, now()
+    FROM generate_series(1, 5000) AS n,
+        unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
+INSERT INTO usage_hour SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
+        1 + (1 + n % 5000) % 800, 1 + n % 5000, 1, 1, 1, 1, 0, 0, 0
+    FROM generate_series(0, 99999) AS n;
+INSERT INTO rejected (topic, tenant_no, device_no, reason, detail, boot_id, seq, content,
+        content_sha256, first_received_at, last_received_at)
+    SELECT 'topic-' || n % 5000, 1 + (1 + (1 + n % 5000) % 800) % 10, 1 + n % 5000, 'clock_ahead',
+        '', 'boot-1', n, '', sha256(n::text::bytea), now(), timestamptz '2026-04-01' + n * interval '1 s'
+    FROM generate_series(0, 29999) AS n;
+INSERT INTO parked SELECT 1 + n % 5000, n, '2026-04-10', 1 + n % 5000, 1 + (1 + n % 5000) % 800,
+        'no_price', 1, 0, '2026-04-10', '2026-04-10', n, 0, timestamptz '2026-04-01' + n * interval '1 s'
+    FROM generate_series(0, 19999) AS n;
+INSERT INTO anomaly SELECT 1 + n % 5000, n, 'reset', 1 + n % 5000, 1,
+        timestamptz '2026-04-01' + n * interval '1 s', now() FROM generate_series(0, 19999) AS n;
+INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)
+    SELECT shard_no, batch_no, count(*), min(measured_at), max(measured_at) FROM reading
+    WHERE batch_no BETWEEN 500 AND 600 GROUP BY shard_no, batch_no;
+"""
+
+
+@pytest.fixture(scope="module")
+def filled_url(stack_settings: Settings) -> Iterator[str]:
+    assert stack_settings.database_url is not None
+    with fresh_database(stack_settings.database_url.get_secret_value()) as url:
+        asyncio.run(migrated(url))
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(FILL.encode())
+            connection.execute("VACUUM ANALYZE")
+        yield url
+
+
+def arrived(up_to: int, *beyond: int) -> SequenceSet:
+    return SequenceSet(up_to=up_to, beyond=tuple((seq, seq) for seq in beyond))
+
+
+def point(seq: int) -> CounterPoint:
+    return CounterPoint(boot_no=10, seq=seq, at=NOW, values=(1, 1), width=None)
+
+
+ENDS = accounts.CounterEnds(first=point(1), last=point(20))
+USES = [(number, 1, CYCLE) for number in OWN]
+ITEM = work.WorkItem(
+    work_item_no=1, shard_no=1, batch_no=555, readings=100,
+    measured_from=datetime(2026, 4, 12, 13, tzinfo=UTC),
+    measured_to=datetime(2026, 4, 12, 16, tzinfo=UTC),
+)  # fmt: skip
+EDGES = [CYCLE + number * DAY for number in range(15)]
+
+
+async def _store_uses(connection: Connection) -> None:
+    loaded, numbers = await accounts.load_accounts(
+        connection, [(number, 2, CYCLE) for number in OWN], [(FLEET, 1, CYCLE)]
+    )
+    for bucket in (*loaded.allowances.values(), *loaded.pools.values()):
+        bucket.used += 1
+    await accounts.store_accounts(connection, loaded, numbers, dict.fromkeys(loaded.uses, FLEET))
+
+
+async def _store_new_uses(connection: Connection) -> None:
+    new = Accounts(uses={(number, 1, CYCLE + 30 * DAY): MeterUse() for number in OWN})
+    numbers = accounts.BucketNos({}, {})
+    await accounts.store_accounts(connection, new, numbers, dict.fromkeys(new.uses, FLEET))
+
+
+async def _reject(connection: Connection) -> None:
+    rejection = Rejection(reason=RejectReason.NOT_JSON, detail="", content=b"x")
+    refused = readings.RejectedInput(
+        topic="topic-1", tenant_no=TENANT, device_no=DeviceNo(10), received_at=NOW,
+        rejection=rejection,
+    )  # fmt: skip
+    await readings.store_rejections(connection, [refused])
+
+
+BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
+HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC)): [FLEET, 1, 1, 0, 0, 0] for number in OWN}
+HOT: dict[str, Use] = {
+    "devices by topic": lambda c: registry.devices_by_topic(
+        c, [("tenant-2", f"device-{number}") for number in range(10, 5000, 100)]
+    ),
+    "lock of boots": lambda c: readings.lock_boots(c, BOOTS, now=NOW),
+    "a boot never seen": lambda c: readings.lock_boots(c, [(DeviceNo(10), "new")], now=NOW),
+    "arrivals": lambda c: readings.store_arrivals(
+        c, [(BootNo(10), arrived(21)), (BootNo(11), arrived(21, 30))]
+    ),
+    "stored readings": lambda c: readings.stored_readings(
+        c, [(BootNo(number), 3, datetime(2026, 4, 10, 12, tzinfo=UTC)) for number in OWN]
+    ),
+    "rejected contents": lambda c: readings.rejected_contents(
+        c, [(DeviceNo(number), "boot-1", number - 1) for number in OWN]
+    ),
+    "rejections": _reject,
+    "claim": lambda c: work.claim(c, readings_max=5000),
+    "queued readings": lambda c: work.queued_readings(c, [ITEM]),
+    "fleets of devices": lambda c: registry.fleets_of_devices(c, OWN),
+    "subscriptions of devices": lambda c: registry.subscriptions_of_devices(c, OWN),
+    "accounts": lambda c: accounts.load_accounts(c, USES, [(FLEET, 1, CYCLE), (2, 1, CYCLE)]),
+    "store accounts": _store_uses,
+    "store new accounts": _store_new_uses,
+    "counters": lambda c: accounts.load_counters(c, [(number, 1, "e") for number in OWN]),
+    "store counters": lambda c: accounts.store_counters(
+        c, {(number, 1, "e"): ENDS for number in OWN}
+    ),
+    "counted neighbours": lambda c: accounts.counted_neighbours(
+        c, (10, 1, "e"), point(10), ENDS, [1, 2]
+    ),
+    "hours": lambda c: charges._add_to_hours(c, HOURS),
+    "opened cycles": lambda c: cycles.opened_cycles(c, [(FLEET, CYCLE)]),
+    "fleets to open": lambda c: cycles.fleets_without_open_cycle(c, NOW),
+    "a fleet": lambda c: fleet_views.fleet_view(c, TENANT, fleet_id="fleet-1"),
+    "fleets": lambda c: fleet_views.list_fleets(c, TENANT, after="", limit=50),
+    "balance: pools": lambda c: fleet_views.pools_of_fleet(
+        c, TENANT, fleet_no=FLEET, cycle_start=CYCLE
+    ),
+    "balance: subscriptions": lambda c: device_views.subscriptions_in_cycle(
+        c, TENANT, device_no=200, cycle_start=CYCLE, cycle_end=CYCLE + 30 * DAY
+    ),
+    "balance: meters": lambda c: device_views.meters_of_subscriptions(
+        c, TENANT, device_no=200, subscription_nos=[200], cycle_start=CYCLE
+    ),
+    "a device": lambda c: device_views.device_view(c, TENANT, device_id="device-200", now=NOW),
+    "devices": lambda c: device_views.list_devices(
+        c, TENANT, fleet_no=None, after="device-2", limit=50, now=NOW
+    ),
+    "devices of a fleet": lambda c: device_views.list_devices(
+        c, TENANT, fleet_no=FLEET, after="", limit=50, now=NOW
+    ),
+    "boots of a device": lambda c: device_views.boots_of_device(c, TENANT, device_no=200, most=5),
+    "bill: fees": lambda c: bill_views.fees_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
+    "bill: use": lambda c: bill_views.use_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
+    "usage of a fleet": lambda c: usage_views.usage_of_fleet(
+        c, TENANT, fleet_no=FLEET, edges=EDGES
+    ),
+    "usage of a device": lambda c: usage_views.usage_of_device(
+        c, TENANT, device_no=200, edges=EDGES
+    ),
+    "rejected": lambda c: fault_views.list_rejected(
+        c, TENANT, device_no=None, reason=None, before=None, limit=50
+    ),
+    "rejected, next page": lambda c: fault_views.list_rejected(
+        c, TENANT, device_no=None, reason=None, before=(NOW, 5), limit=50
+    ),
+    "rejected of a device": lambda c: fault_views.list_rejected(
+        c, TENANT, device_no=200, reason="clock_ahead", before=None, limit=50
+    ),
+    "parked of a fleet": lambda c: fault_views.list_parked(
+        c, TENANT, fleet_no=FLEET, device_no=None, before=None, limit=50
+    ),
+    "anomalies of a device": lambda c: fault_views.list_anomalies(
+        c, TENANT, device_no=200, before=None, limit=50
+    ),
+}
+
+
+async def complaints(url: str, use: Use, damage: str | None = None) -> list[str]:
+    """Run a function of the store, explain what it ran, and return every unwelcome scan."""
+    async with await RecordingConnection.connect(url, options="-c timezone=GMT") as connection:
+        try:
+            if damage:
+                await connection.execute(damage.encode())
+            connection.statements.clear()
+            await use(connection)
+            statements = list(connection.statements)
+            assert statements, "nothing was run"
+            big = await _big_tables(connection)
+            found: list[str] = []
+            for query, parameters in statements:
+                if query.startswith(("NOTIFY", "SELECT nextval")):
+                    continue
+                explaining = f"EXPLAIN (FORMAT JSON) {query}"
+                row = await (await connection.execute(explaining.encode(), parameters)).fetchone()
+                assert row is not None
+                found += [f"{scan}: {query}" for scan in _scans(row[0][0]["Plan"], big)]
+            return found
+        finally:
+            await connection.rollback()
+
+
+async def _big_tables(connection: Connection) -> set[str]:
+    found = await connection.execute(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND reltuples >= %s", [BIG]
+    )
+    return {row[0] for row in await found.fetchall()}
+
+
+def _scans(plan: dict[str, Any], big: set[str]) -> Iterator[str]:
+    """Walk a plan and name what reads a big table from end to end, or upserts without an index."""
+    if plan["Node Type"] == "Seq Scan" and plan["Relation Name"] in big:
+        yield f"reads all of {plan['Relation Name']}"
+    if plan.get("Conflict Resolution") and not plan.get("Conflict Arbiter Indexes"):
+        yield "has no index to find conflicts by"
+    children: Sequence[dict[str, Any]] = plan.get("Plans", [])
+    for child in children:
+        yield from _scans(child, big)
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
+    assert asyncio.run(complaints(filled_url, HOT[name])) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("queued readings", "DROP INDEX reading_by_batch"),
+        ("stored readings", "DROP INDEX reading_is_stored_once"),
+        ("counted neighbours", "DROP INDEX reading_is_stored_once"),
+        ("counters", "ALTER TABLE counter DROP CONSTRAINT counter_pkey"),
+        ("usage of a fleet", "DROP INDEX usage_hour_by_fleet"),
+        ("bill: use", "DROP INDEX meter_use_by_fleet"),
+    ],
+)
+def test_a_dropped_index_is_noticed(filled_url: str, name: str, damage: str) -> None:
+    found = asyncio.run(complaints(filled_url, HOT[name], damage))
+    assert any("reads all of" in each for each in found)
+
+
+def test_a_second_charge_of_one_part_is_refused(filled_url: str) -> None:
+    with (
+        psycopg.connect(filled_url) as connection,
+        pytest.raises(psycopg.errors.UniqueViolation, match="charge_is_made_once"),
+    ):
+        connection.execute("INSERT INTO charge SELECT * FROM charge LIMIT 1")
+
+
+def test_a_second_reading_of_one_number_is_refused(filled_url: str) -> None:
+    with (
+        psycopg.connect(filled_url) as connection,
+        pytest.raises(psycopg.errors.UniqueViolation, match="reading_is_stored_once"),
+    ):
+        connection.execute("INSERT INTO reading SELECT * FROM reading LIMIT 1")
