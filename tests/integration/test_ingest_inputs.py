@@ -371,9 +371,8 @@ def test_the_broker_refuses_what_is_over_its_own_limit(scene: Scene, version: Mq
     giant = DeviceClient(scene.pipeline, version)
     try:
         giant.publish(scene.device, b"x" * 2_200_000, wait=False)
+        # Its reason (149, packet too large) may be lost with what the client still writes.
         wait_until(lambda: giant.disconnects, "the end of the connection")
-        if version == "5":
-            assert "Packet too large" in giant.disconnects[0]
     finally:
         giant.client.loop_stop()
     assert scene.rejected() == []

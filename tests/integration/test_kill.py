@@ -136,6 +136,8 @@ def test_the_broker_may_die_and_forget_everything(pipeline: Pipeline, own_stack:
             own_stack.up()
 
     run_and_audit(pipeline, 11, disturb, seed=2)
+    sessions = pipeline.log("ingest").read_text().count("session kept: False")
+    assert sessions == 3, "the broker should have forgotten the ingester's session twice"
 
 
 def test_the_broker_may_restart_with_its_memory(pipeline: Pipeline, own_stack: OwnStack) -> None:
