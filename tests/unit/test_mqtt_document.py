@@ -1,0 +1,401 @@
+"""docs/mqtt.yaml and docs/mqtt.md say what the code does: a change of one alone fails here."""
+
+import json
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+
+from metering.ids import ID_PATTERN
+from metering.ingest import acknowledger
+from metering.sequence import GAPS_OPEN_MAX
+from metering.settings import Settings
+from metering.usage import METERS, QUANTITY_MAX, RejectReason
+from metering.wire import ack, native
+from metering.wire.topics import ack_topic, usage_topic
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs/mqtt.yaml").read_text("utf-8"))
+PAGE = (ROOT / "docs/mqtt.md").read_text("utf-8")
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
+OFFICIAL = json.loads((ROOT / "tests/golden/asyncapi-3.0.0.schema.json").read_text("utf-8"))
+SETTINGS = {name: field.default for name, field in Settings.model_fields.items()}
+
+
+def validator(name: str) -> Draft7Validator:
+    """Return a validator of one of the document's schemas; its references stay in the document."""
+    return Draft7Validator(DOCUMENT | {"$ref": f"#/components/schemas/{name}"})
+
+
+def is_valid(name: str, instance: object) -> bool:
+    return bool(validator(name).is_valid(instance))
+
+
+def examples(message: str) -> list[Any]:
+    return [
+        pytest.param(each["payload"], id=each["name"]) for each in MESSAGES[message]["examples"]
+    ]
+
+
+def bounds(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return what a schema demands, in one spelling for both sides, without its words."""
+    told = {
+        key: value
+        for key, value in schema.items()
+        if key not in ("title", "description", "examples", "$ref", "$defs")
+    }
+    if "$ref" in schema:
+        told = bounds(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions) | told
+    if "anyOf" in told:
+        some, none = told.pop("anyOf")
+        assert none == {"type": "null"}
+        told |= bounds(some, definitions)
+        told["type"] = [told["type"], "null"]
+    if "prefixItems" in told:
+        told["items"] = told.pop("prefixItems")
+    if isinstance(told.get("items"), dict):
+        told["items"] = bounds(told["items"], definitions)
+    if "properties" in told:
+        told["properties"] = {
+            name: bounds(each, definitions) for name, each in told["properties"].items()
+        }
+        told["required"] = sorted(told.get("required", []))
+    return told
+
+
+def documented(name: str) -> dict[str, Any]:
+    return bounds(SCHEMAS[name], SCHEMAS)
+
+
+def of_code(model: type[native.NativeMessage | ack.Ack]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    return bounds(schema, schema["$defs"])
+
+
+# The document itself
+
+
+def test_the_document_is_asyncapi_3() -> None:
+    problems = [
+        f"{'.'.join(map(str, error.path))}: {error.message[:200]}"
+        for error in Draft7Validator(OFFICIAL).iter_errors(DOCUMENT)
+    ]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("asyncapi", "2.6.0"),
+        ("operations.sendUsage.action", "publish"),
+        ("operations.sendUsage.bindings.mqtt.qos", 3),
+        ("channels.usage.adress", "x"),
+        ("components.schemas.Reading.type", "objekt"),
+    ],
+)
+def test_the_official_schema_finds_what_is_wrong(path: str, value: object) -> None:
+    broken = deepcopy(DOCUMENT)
+    *parents, last = path.split(".")
+    place = broken
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    assert not Draft7Validator(OFFICIAL).is_valid(broken)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    references = re.findall(r'"\$ref": "([^"]+)"', json.dumps(DOCUMENT))
+    assert references
+    for reference in references:
+        place = DOCUMENT
+        assert reference.startswith("#/")
+        for step in reference[2:].split("/"):
+            place = place[step]
+        assert place
+
+
+def test_every_part_is_explained() -> None:
+    for name, schema in SCHEMAS.items():
+        assert schema["description"], name
+        for field, part in schema.get("properties", {}).items():
+            target = SCHEMAS.get(part.get("$ref", "").rsplit("/", 1)[-1], {})
+            assert part.get("description") or target.get("description"), f"{name}.{field}"
+
+
+# Topics
+
+
+@pytest.mark.parametrize(("channel", "topic_of"), [("usage", usage_topic), ("ack", ack_topic)])
+def test_addresses_are_the_topics_of_the_code(
+    channel: str, topic_of: Callable[[str, str, str], str]
+) -> None:
+    address = DOCUMENT["channels"][channel]["address"]
+    assert topic_of("{root}", "{tenant}", "{device}") == address
+    assert set(DOCUMENT["channels"][channel]["parameters"]) == set(re.findall(r"{(\w+)}", address))
+    assert f"`{address}`" in PAGE
+
+
+def test_an_id_is_described_as_the_code_checks_it() -> None:
+    assert ID_PATTERN == r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
+    for text in (DOCUMENT["components"]["parameters"]["tenant"]["description"], PAGE):
+        words = " ".join(text.split())
+        assert "1 to 64 letters, digits, `.`, `_`, `:` or `-`, beginning with a letter" in words
+
+
+def test_quality_of_service_is_1_up_and_0_down() -> None:
+    operations = DOCUMENT["operations"]
+    assert operations["sendUsage"]["bindings"]["mqtt"]["qos"] == 1
+    assert operations["receiveAck"]["bindings"]["mqtt"]["qos"] == 0
+    assert [server["protocolVersion"] for server in DOCUMENT["servers"].values()] == ["5", "3.1.1"]
+
+
+# Schemas
+
+
+def test_the_message_has_the_fields_and_bounds_of_the_code() -> None:
+    told, real = documented("Message"), of_code(native.NativeMessage)
+    # How many readings a message may have is a setting; what meters there are is data.
+    assert (
+        told["properties"]["readings"].pop("maxItems")
+        == (SETTINGS["ingest_readings_per_message_max"])
+    )
+    reading_told = told["properties"]["readings"]["items"]
+    reading_real = real["properties"]["readings"]["items"]
+    reading_told.pop("allOf")
+    assert reading_told["properties"].pop("meter") == {"type": "string", "enum": list(METERS)}
+    assert reading_real["properties"].pop("meter") == documented("Label")
+    assert told == real
+
+
+def test_the_acknowledgement_has_the_fields_and_bounds_of_the_code() -> None:
+    told, real = documented("Ack"), of_code(ack.Ack)
+    assert told["properties"]["gaps"].pop("maxItems") == ack.GAPS_MAX
+    assert told["properties"]["rejected"].pop("maxItems") == acknowledger._REJECTIONS_MAX
+    refusal = told["properties"]["rejected"]["items"]["properties"]
+    assert refusal["reason"].pop("enum") == [reason.value for reason in RejectReason]
+    assert told == real
+
+
+def test_limits_are_the_defaults_of_the_settings() -> None:
+    assert DOCUMENT["x-limits"] == {name: SETTINGS[name] for name in DOCUMENT["x-limits"]}
+    root = DOCUMENT["components"]["parameters"]["root"]
+    assert root["default"] == SETTINGS["topic_root"]
+    told = {
+        "components.messages.usage.summary": (
+            "ingest_readings_per_message_max",
+            "ingest_payload_octets_max",
+        ),
+        "components.messages.ack.summary": ("ingest_ack_interval_ms",),
+        "components.schemas.Reading.properties.at.description": (
+            "clock_ahead_seconds_max",
+            "clock_behind_days_max",
+        ),
+    }
+    for path, names in told.items():
+        place = DOCUMENT
+        for step in path.split("."):
+            place = place[step]
+        numbers = re.findall(r"\d+", str(place))
+        for name in names:
+            assert str(SETTINGS[name]) in numbers, (path, name)
+
+
+# Examples
+
+
+@pytest.mark.parametrize("payload", examples("usage"))
+def test_an_example_message_is_valid_and_decodes_to_what_it_shows(payload: dict[str, Any]) -> None:
+    validator("Message").validate(payload)
+    outcome = native.decode(
+        json.dumps(payload).encode(),
+        payload_octets_max=SETTINGS["ingest_payload_octets_max"],
+        readings_max=SETTINGS["ingest_readings_per_message_max"],
+    )
+    assert isinstance(outcome, native.DecodedMessage)
+    assert outcome.rejections == []
+    assert outcome.boot == payload["boot"]
+    sent = payload.get("sent")
+    assert outcome.sent == (None if sent is None else datetime.fromisoformat(sent))
+    for reading, shown in zip(outcome.readings, payload["readings"], strict=True):
+        since = shown.get("since")
+        assert reading.since == (None if since is None else datetime.fromisoformat(since))
+        assert {
+            "seq": reading.seq,
+            "at": reading.at,
+            "meter": reading.meter.meter,
+            "kind": reading.kind.name.lower(),
+            "up": reading.uplink,
+            "down": reading.downlink,
+            "quantity": reading.quantity,
+            "epoch": reading.epoch,
+            "width": reading.width,
+            "zone": reading.zone,
+            "rat": reading.rat,
+            "apn": reading.apn,
+        } == {
+            "seq": shown["seq"],
+            "at": datetime.fromisoformat(shown["at"]),
+            "meter": shown["meter"],
+            "kind": shown.get("kind", "delta"),
+            "up": shown.get("up", 0),
+            "down": shown.get("down", 0),
+            "quantity": shown.get("quantity", 0),
+            "epoch": shown.get("epoch"),
+            "width": shown.get("width"),
+            "zone": shown.get("zone"),
+            "rat": shown.get("rat"),
+            "apn": shown.get("apn"),
+        }
+
+
+@pytest.mark.parametrize("payload", examples("ack"))
+def test_an_example_acknowledgement_is_valid_and_is_what_the_code_writes(
+    payload: dict[str, Any],
+) -> None:
+    validator("Ack").validate(payload)
+    told = ack.decode(json.dumps(payload).encode())
+    assert json.loads(ack.encode(told)) == payload
+
+
+def test_the_examples_show_every_meter_kind_and_field() -> None:
+    shown = [
+        reading
+        for example in MESSAGES["usage"]["examples"]
+        for reading in example["payload"]["readings"]
+    ]
+    assert {reading["meter"] for reading in shown} == set(METERS)
+    assert {reading.get("kind", "delta") for reading in shown} == {"delta", "total"}
+    assert {field for reading in shown for field in reading} == set(
+        native.NativeReading.model_fields
+    )
+
+
+def test_the_example_with_gaps_says_what_its_summary_says() -> None:
+    (gaps,) = [each for each in MESSAGES["ack"]["examples"] if each["name"] == "gaps"]
+    told = ack.decode(json.dumps(gaps["payload"]).encode())
+    held = [seq for seq in range(1, 25) if told.holds(seq)]
+    assert held == [1, 2, 3, 4, 5, 6, 7, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20]
+    assert gaps["summary"] == "1 to 7, 10 and 12 to 20 are durable; 8, 9 and 11 are missing."
+
+
+# The schema and the decoder agree
+
+SOUND: dict[str, dict[str, Any]] = {
+    "data": {"seq": 1, "at": "2026-03-29T12:00:00Z", "meter": "data", "up": 1, "down": 2},
+    "sms": {"seq": 1, "at": "2026-03-29T12:00:00Z", "meter": "sms", "quantity": 3},
+}
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 70)
+    | st.sampled_from([2**53 - 1, 2**53, 0.5, "", "x", "x" * 65, "x" * 129, "a b", "é", [], {}])
+    | st.sampled_from(["delta", "total", *METERS, "fuel"])
+    | st.sampled_from(["2026-03-29T11:00:00Z", "2026-03-29", "1774746000"])
+)
+changes = st.dictionaries(
+    st.sampled_from([*native.NativeReading.model_fields, "colour"]), values, max_size=3
+)
+
+
+@given(st.sampled_from(list(SOUND)), changes, st.sets(st.sampled_from(["seq", "at", "up"])))
+def test_a_reading_is_valid_exactly_if_the_decoder_takes_it(
+    meter: str, changed: dict[str, Any], without: set[str]
+) -> None:
+    reading = {
+        name: value for name, value in (SOUND[meter] | changed).items() if name not in without
+    }
+    outcome = native.decode(
+        json.dumps({"boot": "b", "readings": [reading]}).encode(),
+        payload_octets_max=10_000,
+        readings_max=1,
+    )
+    assert isinstance(outcome, native.DecodedMessage)
+    taken = not outcome.rejections
+    if taken:
+        validator("Reading").validate(reading)
+    elif is_valid("Reading", reading):
+        # A schema cannot compare two fields; the rest of the rules it has.
+        (rejection,) = outcome.rejections
+        assert re.search("together pass|does not fit a counter|after at", rejection.detail)
+
+
+# The page
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table under a heading of the page, without its head."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_page_lists_every_field_of_a_reading() -> None:
+    fields = [row[0].strip("`") for row in rows("The message")]
+    assert fields == [
+        "boot", "sent", "readings", *native.NativeReading.model_fields,
+    ]  # fmt: skip
+
+
+def test_the_page_says_what_to_do_about_every_reason() -> None:
+    table = rows("When something is rejected")
+    assert [row[0].strip("`") for row in table] == [reason.value for reason in RejectReason]
+    assert all(len(row) == 4 and all(row) for row in table)
+
+
+def test_the_page_states_the_limits_of_the_code() -> None:
+    limits = {row[2].strip("`"): row[1] for row in rows("Limits")}
+    stated = {
+        name: int(limits.pop(f"FLEETMETER_{name.upper()}").split()[0])
+        for name in DOCUMENT["x-limits"]
+        if name != "topic_root"
+    }
+    assert stated == {name: SETTINGS[name] for name in stated}
+    assert sorted(limits) == [""]
+    fixed = {row[0]: row[1] for row in rows("Limits") if not row[2]}
+    assert fixed == {
+        "largest quantity, counter value or sequence number": f"{QUANTITY_MAX} (2^53 − 1)",
+        "missing ranges that one acknowledgement names": f"{ack.GAPS_MAX}",
+        "rejections that one acknowledgement names": f"{acknowledger._REJECTIONS_MAX}",
+        "missing ranges that a boot may have open": f"{GAPS_OPEN_MAX}",
+    }
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_the_json_of_the_page_is_valid() -> None:
+    shown = [json.loads(block) for block in blocks("json")]
+    assert len(shown) >= 3
+    for each in shown:
+        assert is_valid("Message", each) or is_valid("Ack", each), each
+
+
+def test_what_the_page_publishes_is_taken() -> None:
+    payloads = [
+        payload
+        for block in blocks("sh")
+        for payload in re.findall(r"-m '(.*)'$", block, flags=re.MULTILINE)
+    ]
+    assert payloads
+    for payload in payloads:
+        # The shell puts the time in.
+        text = payload.replace("'$at'", "2026-03-29T12:00:00Z")
+        outcome = native.decode(text.encode(), payload_octets_max=10_000, readings_max=10)
+        assert isinstance(outcome, native.DecodedMessage), text
+        assert outcome.rejections == []
+
+
+def test_the_program_of_the_page_is_python() -> None:
+    (program,) = blocks("python")
+    compile(program, "docs/mqtt.md", "exec")
+    assert len([line for line in program.splitlines() if line.strip()]) <= 30
