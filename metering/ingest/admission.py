@@ -55,8 +55,8 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
             rejections = list(decoded.rejections)
             earliest = received_at - timedelta(days=settings.clock_behind_days_max)
             latest = received_at + timedelta(seconds=settings.clock_ahead_seconds_max)
-            for reading in decoded.readings:
-                problem = _clock_problem(reading, boot, earliest, latest)
+            for position, reading in zip(decoded.positions, decoded.readings, strict=True):
+                problem = _clock_problem(reading, position, boot, earliest, latest)
                 if problem is None:
                     readings.append(reading)
                 else:
@@ -129,7 +129,7 @@ def refused_by_storage(message: Message, problem: str) -> Rejection:
 
 
 def _clock_problem(
-    reading: Reading, boot: str, earliest: datetime, latest: datetime
+    reading: Reading, position: int, boot: str, earliest: datetime, latest: datetime
 ) -> Rejection | None:
     began = reading.since or reading.at
     if reading.at <= latest and began >= earliest:
@@ -142,7 +142,7 @@ def _clock_problem(
         detail = f"{began.isoformat()} is before {earliest.isoformat()}; set the device's clock"
     return Rejection(
         reason=reason,
-        field=field,
+        field=f"readings.{position}.{field}",
         detail=detail,
         boot=boot,
         seq=reading.seq,

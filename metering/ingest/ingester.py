@@ -19,6 +19,7 @@ from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import Message, admit, refused_by_storage
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.mqtt import BrokerConnection, Delivery
+from metering.ingest.narrowing import narrowed
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
 from metering.sequence import SequenceSet
 from metering.settings import Settings
@@ -156,18 +157,18 @@ class Ingester:
                 return connection
 
     async def _write(self, connection: Connection, messages: Sequence[Message]) -> None:
-        """Write a batch; one that the database refuses is halved until the culprit stands alone."""
+        """Write a batch; one that the database refuses is narrowed to what it refuses of it."""
         started = perf_counter()
         try:
             outcome = await write_batch(connection, self._devices, messages, now=clock.now())
         except _REFUSALS as error:
-            if len(messages) == 1:
+            smaller = narrowed(messages, str(error))
+            if smaller is None:
                 log.exception("the database refuses a message on %s", messages[0].topic)
                 await _keep_refused(connection, messages[0], str(error))
                 return
-            middle = len(messages) // 2
-            await self._write(connection, messages[:middle])
-            await self._write(connection, messages[middle:])
+            for part in smaller:
+                await self._write(connection, part)
             return
         metrics.COMMIT_SECONDS.observe(perf_counter() - started)
         self._acknowledger.add(outcome.boots)

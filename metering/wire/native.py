@@ -123,6 +123,8 @@ class DecodedMessage(BaseModel):
     sent: datetime | None
     readings: list[Reading]
     rejections: list[Rejection]
+    positions: list[int]
+    """Where each reading stood in the message, from 0."""
 
 
 _MESSAGE = TypeAdapter(NativeMessage)
@@ -160,15 +162,21 @@ def decode(
             boot=message.boot,
         )
     readings: list[Reading] = []
+    positions: list[int] = []
     rejections: list[Rejection] = []
     for position, given in enumerate(message.readings):
         outcome = _reading(given, position, message.boot)
         if isinstance(outcome, Reading):
             readings.append(outcome)
+            positions.append(position)
         else:
             rejections.append(outcome)
     return DecodedMessage.model_construct(
-        boot=message.boot, sent=message.sent, readings=readings, rejections=rejections
+        boot=message.boot,
+        sent=message.sent,
+        readings=readings,
+        rejections=rejections,
+        positions=positions,
     )
 
 

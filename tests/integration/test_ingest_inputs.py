@@ -231,9 +231,9 @@ READINGS: dict[str, tuple[Fields, str, str]] = {
     "nested": ({"zone": [[[[[1]]]]]}, "invalid_reading", "readings.1.zone"),
     "an unknown meter": ({"meter": "steam"}, "unknown_meter", "readings.1.meter"),
     "directions": ({"up": 1}, "invalid_reading", "readings.1.quantity"),
-    "from 2038": ({"at": "2038-01-19T03:14:08Z"}, "clock_ahead", "at"),
-    "from 1970": ({"at": "1970-01-01T00:00:00Z"}, "clock_behind", "at"),
-    "since 1970": ({"since": "1970-01-01T00:00:00Z"}, "clock_behind", "since"),
+    "from 2038": ({"at": "2038-01-19T03:14:08Z"}, "clock_ahead", "readings.1.at"),
+    "from 1970": ({"at": "1970-01-01T00:00:00Z"}, "clock_behind", "readings.1.at"),
+    "since 1970": ({"since": "1970-01-01T00:00:00Z"}, "clock_behind", "readings.1.since"),
     "before year 1": ({"at": "0001-01-01T00:00:00+14:00"}, "invalid_reading", "readings.1.at"),
     "after 9999": ({"at": "9999-12-31T23:59:59-14:00"}, "invalid_reading", "readings.1.at"),
 }
@@ -379,7 +379,7 @@ def test_the_broker_refuses_what_is_over_its_own_limit(scene: Scene, version: Mq
     scene.expect_good_is_charged()
 
 
-def test_a_poisoned_batch_harms_only_the_poisoned_message(
+def test_a_poisoned_batch_harms_only_the_poisoned_reading(
     stack_settings: Settings, version: MqttVersion, tmp_path: Path
 ) -> None:
     assert stack_settings.database_url is not None
@@ -402,15 +402,36 @@ def test_a_poisoned_batch_harms_only_the_poisoned_message(
         scenes = [Scene(own, client, device) for device in TRACKERS[:5]]
         for place, each in enumerate(scenes):
             quantity = 666 if place == 2 else 1
-            client.publish(each.device, message(each.boot, [reading(1, quantity=quantity)]))
+            readings = [reading(1), reading(2, quantity=quantity), reading(3)]
+            client.publish(each.device, message(each.boot, readings))
         for place, each in enumerate(scenes):
-            if place != 2:
-                each.wait_until_charged(1)
+            for seq in (1, 3) if place == 2 else (1, 2, 3):
+                each.wait_until_charged(seq)
         row = scenes[2].wait_for_rejection()
         assert row["reason"] == "storage_error"
         assert "poison" in str(row["detail"])
-        assert scenes[2].stored() == []
-        assert client.acks_of(scenes[2].device, scenes[2].boot) == []
-        scenes[2].expect_good_is_charged(1)
+        assert scenes[2].stored() == [1, 3]
+        # The device keeps it: once the database takes it, it is charged like any other.
+        name = (scenes[2].device, scenes[2].boot)
+        wait_until(
+            lambda: any(
+                ack.gaps == ((2, 2),) and ack.highest == 3 for ack in client.acks_of(*name)
+            ),
+            "an acknowledgement with the gap",
+        )
+        wait_until(
+            lambda: (
+                (None, "storage_error")
+                in [
+                    (each.seq, each.reason)
+                    for ack in client.acks_of(*name)
+                    for each in ack.rejected
+                ]
+            ),
+            "the refusal",
+        )
+        own.execute("ALTER TABLE reading DROP CONSTRAINT poison")
+        client.publish(scenes[2].device, message(scenes[2].boot, [reading(2, quantity=666)]))
+        wait_until(lambda: (2, 666) in scenes[2].charged(), "the charge of what was refused")
         client.close()
         own.assert_running()

@@ -278,6 +278,7 @@ CREATE TABLE parked (
     PRIMARY KEY (boot_no, seq)
 );
 CREATE INDEX parked_by_fleet ON parked (fleet_no, parked_at DESC);
+CREATE INDEX parked_by_device ON parked (device_no, parked_at DESC);
 
 -- A bill cycle that was opened for a fleet: grants made, fees charged.
 CREATE TABLE fleet_cycle (
