@@ -1,14 +1,28 @@
 """A plan document is taken as it stands, or refused naming the path, the problem and the fix."""
 
 import copy
+import json
+import re
 from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from metering.errors import InvalidValue
-from metering.plan_document import PlanDocument, read_plan, stored_terms, terms_of
-from metering.usage import QUANTITY_MAX
+from metering.plan_document import (
+    SUBUNIT_PRICE_MAX,
+    SUBUNITS_PER_UNIT_MAX,
+    MeterDocument,
+    PlanDocument,
+    read_plan,
+    stored_terms,
+    terms_of,
+)
+from metering.rating.charge import rated
+from metering.units import MULTIPLES
+from metering.usage import METERS, QUANTITY_MAX
 
 
 def document() -> dict[str, Any]:
@@ -192,3 +206,48 @@ def test_a_price_whose_cycle_could_not_be_summed_is_refused() -> None:
 def test_the_document_is_strict_and_frozen() -> None:
     assert PlanDocument.model_config["extra"] == "forbid"
     assert PlanDocument.model_config["frozen"] is True
+
+
+# docs/plans.md
+
+PAGE = (Path(__file__).parents[2] / "docs/plans.md").read_text("utf-8")
+
+
+def plans_of_the_page() -> dict[str, PlanDocument]:
+    found = [
+        read_plan(json.loads(block))
+        for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)
+    ]
+    return {plan.plan: plan for plan in found}
+
+
+def test_the_bill_lines_of_the_page_are_what_the_core_computes() -> None:
+    plans = plans_of_the_page()
+    rows = re.findall(
+        r"^\| (\S+) \| (\S+) \| (\d+) \| (\S+) \| (\S+) \|$", PAGE, flags=re.MULTILINE
+    )
+    assert {row[0] for row in rows} == set(plans)
+    for plan_id, meter, overage, exact, line in rows:
+        terms = terms_of(plans[plan_id])
+        money = terms.money(rated(int(overage), terms.subunit_prices[meter]))
+        assert money.exact == Fraction(exact), plan_id
+        assert str(money.rounded()) == line
+        assert f"**{line} EUR**" in PAGE or (plan_id, overage) in {
+            ("lift-alarm", "600"),
+            ("lift-alarm", "2"),
+        }
+
+
+def test_the_page_names_every_field_unit_and_limit() -> None:
+    fields = re.findall(r"^\| `([a-z_.*]+)` \|", PAGE.split("## An allowance")[0], re.MULTILINE)
+    documented = set(fields) - set(METERS)
+    expected = set(PlanDocument.model_fields) | {
+        f"meters.*.{name}" for name in MeterDocument.model_fields
+    }
+    assert documented == expected
+    for meter in METERS.values():
+        for unit in MULTIPLES[meter.unit]:
+            assert unit in PAGE
+    assert str(QUANTITY_MAX) in PAGE
+    for power in (SUBUNITS_PER_UNIT_MAX, SUBUNIT_PRICE_MAX):
+        assert re.search(rf"10\^-?{len(str(power)) - 1}\b", PAGE)
