@@ -1,5 +1,6 @@
 """Kill -9 of everything, in the middle of a run: what was acknowledged is stored and charged once."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,22 +40,21 @@ class OwnStack:
         """End a server and wait until it is gone."""
         process = self._process(name)
         process.send_signal(number)
-        wait_until(
-            lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE,
-            f"the end of the {name}",
-        )
+        wait_until(lambda: _has_ended(process), f"the end of the {name}")
 
     def freeze(self, name: ServerName, seconds: float) -> None:
         """Stop a server and all its children for a while: nobody is told, nothing answers."""
         process = self._process(name)
         family = [process, *process.children(recursive=True)]
-        for each in family:
-            each.suspend()
+        for each in family:  # one that served an autovacuum may be gone by now
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.suspend()
         try:
             time.sleep(seconds)
         finally:
             for each in family:
-                each.resume()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.resume()
 
     def forget_sessions(self) -> None:
         """Delete what the killed broker had written: queues and sessions are lost."""
@@ -67,6 +67,13 @@ class OwnStack:
         pid = next(each.pid for each in stack.status(self.settings) if each.name == name)
         assert pid is not None, f"the {name} does not run"
         return psutil.Process(pid)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.fixture(scope="module")

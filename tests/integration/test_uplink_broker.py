@@ -21,12 +21,12 @@ import pytest
 from device_sim.device import Habits
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
+from metering.broker_address import parse_broker_url
 from metering.sequence import SequenceSet
 from metering.settings import Settings
 from metering.stack import fetch, finder
 from metering.stack.folders import cache_folder
 from metering.stack.model import Program
-from metering.broker_address import parse_broker_url
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Pace
