@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     )
 
     # The broker connection
-    mqtt_version: Literal["5", "3.1.1"] = "5"
+    mqtt_version: Literal["5", "3.1.1"] = Field(
+        "5", description="of ingester, simulator and agent; over 3.1.1 the broker sets the window"
+    )
     topic_root: str = Field("fm/v1", description="first levels of every topic", pattern=r"^[^+#]+$")
 
     # Ingest
@@ -66,8 +68,8 @@ class Settings(BaseSettings):
     charging_batch_readings_max: int = Field(5000, ge=1, description="readings a transaction takes")
 
     # Listening
-    api_host: str = "127.0.0.1"
-    api_port: int = Field(8000, ge=0, le=65535, description="0: a free port")
+    api_host: str = Field("127.0.0.1", description="address on which the API listens")
+    api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of ingester and worker; 0: none"
     )

@@ -82,6 +82,8 @@ async def charge_usage(
             return None
         run_no = await next_run_no(connection)
         readings = await queued_readings(connection, items)
+        # A reading that came while the run was waiting for its shards was received after `now`.
+        now = max(now, *(each.received_at for each in readings))
         devices = sorted({each.stored.device_no for each in readings})
         fleets, members = await fleets_of_devices(connection, devices)
         subscriptions = await subscriptions_of_devices(connection, devices)
