@@ -15,8 +15,12 @@ def usage_in_order(points: list[CounterPoint]) -> tuple[int, list[int]]:
     known: list[CounterPoint] = []
     added: list[int] = []
     for point in points:
-        before = max((k for k in known if k.order < point.order), key=lambda k: k.order, default=None)
-        after = min((k for k in known if k.order > point.order), key=lambda k: k.order, default=None)
+        before = max(
+            (k for k in known if k.order < point.order), key=lambda k: k.order, default=None
+        )
+        after = min(
+            (k for k in known if k.order > point.order), key=lambda k: k.order, default=None
+        )
         added.append(growth(before, point, after).quantities[0])
         known.append(point)
     return sum(added), added
@@ -29,7 +33,9 @@ def test_any_order_gives_the_same_usage_and_never_a_negative_part(
     top = 2 ** (width or 20) - 1
     values = data.draw(st.lists(st.integers(0, top), min_size=1, max_size=8))
     points = [
-        CounterPoint(boot_no=1, seq=seq, at=START + timedelta(seconds=seq), values=(value,), width=width)
+        CounterPoint(
+            boot_no=1, seq=seq, at=START + timedelta(seconds=seq), values=(value,), width=width
+        )
         for seq, value in enumerate(values, 1)
     ]
     straight, _ = usage_in_order(points)
