@@ -133,9 +133,7 @@ async def _load_epochs(
         points = {ends.first.order: ends.first, ends.last.order: ends.last}
         for stored in totals[key]:
             if ends.first.order < stored.point.order < ends.last.order:
-                for point in await counted_neighbours(
-                    connection, key, stored.point, ends, batch_nos
-                ):
+                for point in await counted_neighbours(connection, key, stored.point, batch_nos):
                     points[point.order] = point
         epochs[key] = CounterEpoch([points[order] for order in sorted(points)])
     return epochs

@@ -21,7 +21,7 @@ UseKey = tuple[int, int, datetime]
 PoolKey = tuple[int, int, datetime]
 """(fleet_no, meter_no, cycle_start)"""
 EpochKey = tuple[int, int, str]
-"""(device_no, meter_no, epoch)"""
+"""(device_no, meter_no, epoch); the epoch is `boot_no/` and the name that the device gave it."""
 
 
 @dataclass(slots=True)
@@ -101,8 +101,8 @@ class StoredReading:
 
     @property
     def epoch_key(self) -> EpochKey:
-        """Which counter epoch a TOTAL reading belongs to; without a name, its boot is its epoch."""
-        epoch = self.reading.epoch or f"#{self.boot_no}"
+        """Which counter epoch a TOTAL reading belongs to: one of its boot, named or not."""
+        epoch = f"{self.boot_no}/{self.reading.epoch or ''}"
         return (self.device_no, self.reading.meter.meter_no, epoch)
 
     @property

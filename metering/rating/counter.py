@@ -1,6 +1,7 @@
 """Cumulative counters: how much the readings of one epoch say was used, in whatever order they come.
 
-The points of an epoch are ordered by boot and sequence number. An epoch starts at zero; usage is the
+An epoch lies within one boot, and its points are ordered by their sequence numbers, which do not
+depend on when they arrive. It starts at zero; usage is the
 sum of the growth from each point to the next. A later point therefore adds its growth over its
 neighbour, and a point that arrives late, between two that are known, adds only what the two did not
 already tell: nothing, unless it reveals a reset.
@@ -53,13 +54,15 @@ def step(before: int, after: int, width: int | None) -> tuple[int, CounterEvent 
     """Return how far a counter moved from one value to the next, and why it fell if it did.
 
     A fall is a wrap when the counter's width is declared below 64 bits and the value before was in
-    the top quarter of its range; any other fall is a reset, after which the counter started at zero.
+    the top quarter of that range; any other fall is a reset, after which the counter started at
+    zero. A value before that does not even fit the width was counted by another counter: a reset.
     Because this looks at the value before alone, a point put between two others never takes usage
     away.
     """
     if after >= before:
         return after - before, None
-    if width is not None and width < 64 and before >= 3 << (width - 2):  # noqa: PLR2004 - no 64-bit counter lives to wrap
+    wraps = width is not None and width < 64  # noqa: PLR2004 - no 64-bit counter lives to wrap
+    if width is not None and wraps and 3 << (width - 2) <= before < 1 << width:
         return after + (1 << width) - before, CounterEvent.WRAP
     return after, CounterEvent.RESET
 
@@ -81,7 +84,8 @@ def growth(
             counted, _ = step(origin[position], following.values[position], following.width)
             quantity += onward - counted
             fell = fell or fell_onward
-        quantities.append(quantity)
+        # Points of one epoch that declare different widths can contradict what was counted.
+        quantities.append(max(0, quantity))
         event = event or fell
     since = min(before.at, point.at) if before else point.at
     return Growth(quantities=tuple(quantities), since=since, event=event)

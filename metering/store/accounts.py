@@ -156,61 +156,30 @@ async def store_counters(connection: Connection, counters: dict[EpochKey, Counte
 
 
 async def counted_neighbours(
-    connection: Connection,
-    key: EpochKey,
-    point: CounterPoint,
-    ends: CounterEnds,
-    batch_nos: Sequence[int],
+    connection: Connection, key: EpochKey, point: CounterPoint, batch_nos: Sequence[int]
 ) -> list[CounterPoint]:
     """Return the counted points just before and just after one that came out of order.
 
     Points still queued for charging, and those of the batches at hand, are not counted yet.
     """
-    device_no, _, _ = key
-    found = await connection.execute(
-        "SELECT boot_no FROM boot WHERE device_no = %s AND boot_no BETWEEN %s AND %s"
-        " ORDER BY boot_no",
-        [device_no, ends.first.boot_no, ends.last.boot_no],
-    )
-    boots = [row[0] for row in await found.fetchall()]
+    boot_no, _, epoch = key[2].partition("/")
+    arguments = [int(boot_no), key[1], epoch or None, list(batch_nos), point.seq]
     neighbours: list[CounterPoint] = []
-    for boot_no in reversed([boot_no for boot_no in boots if boot_no <= point.boot_no]):
-        seq_end = point.seq if boot_no == point.boot_no else None
-        rows = await connection.execute(
-            _NEIGHBOUR + " AND (%s::bigint IS NULL OR seq < %s) ORDER BY seq DESC LIMIT 1",
-            [*_neighbour_arguments(key, boot_no, batch_nos), seq_end, seq_end],
-        )
-        row = await rows.fetchone()
-        if row is not None:
-            neighbours.append(_point(key[1], row))
-            break
-    for boot_no in [boot_no for boot_no in boots if boot_no >= point.boot_no]:
-        seq_start = point.seq if boot_no == point.boot_no else 0
-        rows = await connection.execute(
-            _NEIGHBOUR + " AND seq > %s ORDER BY seq LIMIT 1",
-            [*_neighbour_arguments(key, boot_no, batch_nos), seq_start],
-        )
-        row = await rows.fetchone()
-        if row is not None:
-            neighbours.append(_point(key[1], row))
-            break
+    for query in (NEIGHBOUR_BEFORE, NEIGHBOUR_AFTER):
+        found = await connection.execute(query, arguments)
+        neighbours += [_point(key[1], row) for row in await found.fetchall()]
     return neighbours
 
 
 _NEIGHBOUR = (
     "SELECT boot_no, seq, measured_at, uplink, downlink, quantity, width FROM reading"
-    " WHERE boot_no = %s AND device_no = %s AND meter_no = %s AND kind = 2"
-    " AND coalesce(epoch, '#' || boot_no) = %s AND batch_no <> ALL(%s)"
+    " WHERE boot_no = %s AND meter_no = %s AND kind = 2 AND epoch IS NOT DISTINCT FROM %s"
+    " AND batch_no <> ALL(%s)"
     " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
     " AND work_item.batch_no = reading.batch_no)"
 )
-
-
-def _neighbour_arguments(
-    key: EpochKey, boot_no: int, batch_nos: Sequence[int]
-) -> tuple[object, ...]:
-    device_no, meter_no, epoch = key
-    return (boot_no, device_no, meter_no, epoch, list(batch_nos))
+NEIGHBOUR_BEFORE = _NEIGHBOUR + " AND seq < %s ORDER BY seq DESC LIMIT 1"
+NEIGHBOUR_AFTER = _NEIGHBOUR + " AND seq > %s ORDER BY seq LIMIT 1"
 
 
 def _columns(keys: Iterable[tuple[object, ...]]) -> list[list[object]]:

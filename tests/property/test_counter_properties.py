@@ -70,3 +70,22 @@ def test_a_reset_found_only_by_a_late_reading_adds_what_was_hidden() -> None:
         for seq, value in [(1, 100), (3, 900), (2, 40)]
     ]
     assert usage_in_order(points) == (100 + 40 + 860, [100, 800, 100])
+
+
+@given(
+    data=st.data(),
+    points=st.lists(
+        st.tuples(st.integers(0, 2**40), st.sampled_from([None, 8, 16, 32, 64])),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_no_part_is_ever_negative_even_if_widths_contradict_one_another(
+    data: st.DataObject, points: list[tuple[int, int | None]]
+) -> None:
+    stored = [
+        CounterPoint(boot_no=1, seq=seq, at=START, values=(value,), width=width)
+        for seq, (value, width) in enumerate(points, 1)
+    ]
+    _, added = usage_in_order(data.draw(st.permutations(stored)))
+    assert all(quantity >= 0 for quantity in added)

@@ -23,6 +23,7 @@ from metering.rating.account import (
     usage_of,
 )
 from metering.rating.charge import ChargeParts, charge, rated
+from metering.rating.counter import CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
 from metering.rating.plan import MeterTerms, PlanTerms, UnitPrice
 from metering.rating.proration import (
@@ -472,8 +473,23 @@ def test_a_total_is_used_by_its_growth_in_its_epoch() -> None:
     assert grown == [(110, 10), (35, 5), (7, 7), (1, 0)]
 
 
-def test_a_named_epoch_lives_on_across_boots() -> None:
-    epochs: dict[EpochKey, CounterEpoch] = {}
-    usage_of(total(9, 10, 100, boot_no=1, epoch="meter"), epochs)
-    onward = usage_of(total(1, 12, 100, boot_no=2, epoch="meter"), epochs)
-    assert (onward.quantity, onward.uplink) == (2, 2)
+def test_an_epoch_ends_with_its_boot_whichever_boot_is_heard_of_first() -> None:
+    for order in ((1, 2), (2, 1)):
+        epochs: dict[EpochKey, CounterEpoch] = {}
+        values = {1: 110, 2: 55}
+        grown = [
+            usage_of(total(1, 0, values[boot], boot_no=boot, epoch="meter"), epochs)
+            for boot in order
+        ]
+        assert [usage.quantity for usage in grown] == [values[boot] for boot in order]
+
+
+def test_usage_never_falls_below_nothing_whatever_widths_a_device_declares() -> None:
+    def point(seq: int, value: int, width: int | None) -> CounterPoint:
+        return CounterPoint(
+            boot_no=1, seq=seq, at=at("2026-04-10T12:00Z"), values=(value,), width=width
+        )
+
+    before = point(1, 10**12, None)
+    assert growth(before, point(2, 1, 8), None).quantities == (1,)  # no 8-bit counter was at 10^12
+    assert growth(None, point(0, 1, 8), before).quantities == (0,)
