@@ -15,7 +15,13 @@ from metering.settings import Settings
 Connection = AsyncConnection[TupleRow]
 """What every function of the store takes: it runs inside the caller's transaction."""
 
-UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, OSError, asyncio.TimeoutError)
+UNREACHABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    OSError,
+    asyncio.TimeoutError,
+)
 """What is raised when the database is away, or went away, and the work may be tried again."""
 
 _OPTIONS = "-c timezone=GMT -c statement_timeout=0 -c idle_in_transaction_session_timeout=60000"
