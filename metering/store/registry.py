@@ -172,6 +172,14 @@ async def lock_shard(connection: Connection, shard_no: int) -> None:
     )
 
 
+async def try_lock_shard(connection: Connection, shard_no: int) -> bool:
+    """Own a shard's fleets as `lock_shard` does, without waiting; False if somebody else does."""
+    locked = await connection.execute(
+        "SELECT FROM charging_shard WHERE shard_no = %s FOR NO KEY UPDATE SKIP LOCKED", [shard_no]
+    )
+    return locked.rowcount == 1
+
+
 async def insert_subscriptions(
     connection: Connection,
     *,

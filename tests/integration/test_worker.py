@@ -7,6 +7,7 @@ from time import monotonic
 
 from pydantic import SecretStr
 
+from metering.charging.open_cycle import open_due_cycles
 from metering.charging.worker import Worker
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
@@ -58,12 +59,31 @@ def test_what_it_was_not_notified_of_is_found_by_the_poll(database_url: str) -> 
             worker(database_url, poll_seconds=0.5),
             await connect(database_url, application="test") as owner,
         ):
-            await owner.execute("SELECT FROM charging_shard FOR UPDATE")
             await write_batch(connection, DeviceCache(10), [message("a", 1)], now=NOW)
-            await asyncio.sleep(0.3)  # the notification comes, while somebody else owns the shard
-            assert (await tally(connection)).charges == 0
-            await owner.rollback()
             await charged(connection, 1, within_seconds=20)
+            await asyncio.sleep(0.3)  # whatever else its start wakes it for is over
+            await owner.execute("SELECT FROM charging_shard FOR UPDATE")
+            await write_batch(connection, DeviceCache(10), [message("a", 2)], now=NOW)
+            await asyncio.sleep(0.3)  # the notification comes, while somebody else owns the shard
+            assert (await tally(connection)).charges == 1
+            await owner.rollback()
+            await charged(connection, 2, within_seconds=20)
+
+    asyncio.run(scenario())
+
+
+def test_a_cycle_whose_fleet_is_being_charged_is_opened_at_the_next_look(database_url: str) -> None:
+    async def scenario() -> None:
+        async with (
+            await with_device(database_url, "a") as connection,
+            await connect(database_url, application="test") as owner,
+        ):
+            await owner.execute("SELECT FROM charging_shard FOR UPDATE")
+            await connection.execute("SET lock_timeout = '300ms'")
+            assert await open_due_cycles(connection, now=NOW) == 0
+            await owner.rollback()
+            assert await open_due_cycles(connection, now=NOW) == 1
+            assert await open_due_cycles(connection, now=NOW) == 0
 
     asyncio.run(scenario())
 
