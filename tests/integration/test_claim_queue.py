@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from psycopg.errors import LockNotAvailable
 
 from metering.charging.charge_usage import charge_usage
 from metering.ids import DeviceId, TenantId
@@ -14,6 +15,7 @@ from metering.ingest.write_batch import write_batch
 from metering.insight.audit import AuditResult, audit_database
 from metering.store.audit import read_from_one_snapshot
 from metering.store.connection import Connection, connect
+from metering.store.work import claim
 from metering.usage import DATA, SMS, Reading, ReadingKind
 from tests.integration.pipeline import OWN_PLAN, POOLED_PLAN, TENANT, Operator, migrated
 
@@ -197,6 +199,50 @@ def test_late_counter_values_are_charged_with_what_they_take_from_their_neighbou
         charged = await connection.execute("SELECT sum(quantity) FROM charge")
         assert await charged.fetchone() == (30 * 1100,)
         assert (await audited(url)).differences == []
+
+    play(database_url, scene)
+
+
+def test_a_late_counter_value_does_not_stand_next_to_one_that_is_still_queued(
+    database_url: str,
+) -> None:
+    def value(seq: int, quantity: int) -> Message:
+        reading = Reading(
+            seq=seq, at=minutes(seq), meter=SMS, kind=ReadingKind.TOTAL, quantity=quantity,
+            epoch="bearer-1",
+        )  # fmt: skip
+        return sent_by("device-0-0", [reading])
+
+    async def scene(url: str, connection: Connection) -> None:
+        await store(connection, value(1, 100))
+        await store(connection, value(5, 500))
+        assert await charge_all(url) == 2
+        await store(connection, value(3, 40))
+        await store(connection, value(2, 50))
+        for _ in range(2):
+            outcome = await charge_usage(connection, readings_max=1, now=NOW)
+            assert outcome is not None
+            assert len(outcome.readings) == 1
+        charged = await connection.execute("SELECT sum(quantity) FROM charge")
+        # The counter began again at 50 and at 40: 100 + 50 + 40 + (500 - 40).
+        assert await charged.fetchone() == (650,)
+        assert (await audited(url)).differences == []
+
+    play(database_url, scene)
+
+
+def test_subscribing_waits_while_the_fleet_is_being_charged(database_url: str) -> None:
+    async def scene(url: str, connection: Connection) -> None:
+        operator = await Operator.of(connection, now=NOW)
+        fleet, plan = await operator.fleet("fleet-0"), await operator.plan(OWN_PLAN)
+        await store(connection, sent_by("device-0-0", deltas(1)))
+        async with await connect(url, application="charging") as charging:
+            assert len(await claim(charging, readings_max=10)) == 1
+            await connection.execute("SET lock_timeout = '300ms'")
+            with pytest.raises(LockNotAvailable):
+                await operator.devices(fleet, ["newcomer"], plan=plan)
+            await charging.rollback()
+        await operator.devices(fleet, ["newcomer"], plan=plan)
 
     play(database_url, scene)
 
