@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from metering.charging.open_cycle import open_cycle
+from metering.errors import FleetmeterError
 from metering.rating.account import (
     Accounts,
     Charge,
@@ -36,7 +37,7 @@ from metering.store.charges import (
     store_charges,
     store_parked,
 )
-from metering.store.connection import Connection
+from metering.store.connection import UNREACHABLE, Connection
 from metering.store.cycles import opened_cycles
 from metering.store.registry import (
     Fleet,
@@ -57,6 +58,14 @@ class RunOutcome:
     parked: int
 
 
+class RunFailed(FleetmeterError):
+    """Claimed work could not be charged, which its `__cause__` tells; it is queued as before."""
+
+    def __init__(self, items: Sequence[WorkItem]) -> None:
+        super().__init__(f"could not charge work items {[item.work_item_no for item in items]}")
+        self.items = items
+
+
 @dataclass(slots=True)
 class _Guided:
     """A reading on its way through a run: its usage, then its records or why it has none."""
@@ -74,39 +83,53 @@ async def charge_usage(
     """Charge some of what is queued, in one transaction; None when nothing is to be had.
 
     Charges, balances, counters, rollups and the end of the work items commit together or not at
-    all. Raises psycopg's errors, after which nothing was charged.
+    all. Raises `UNREACHABLE` when the run may simply be tried again, and `RunFailed` when what was
+    claimed could not be charged; after either nothing was charged.
     """
-    async with connection.transaction():
-        items = await claim(connection, readings_max=readings_max)
+    items: list[WorkItem] = []
+    try:
+        async with connection.transaction():
+            items = await claim(connection, readings_max=readings_max)
+            return await _charge_items(connection, items, now=now) if items else None
+    except UNREACHABLE:
+        raise
+    except Exception as error:
+        # Whatever it is, a fault of the data or of this program: its work items are known by it.
         if not items:
-            return None
-        run_no = await next_run_no(connection)
-        readings = await queued_readings(connection, items)
-        # A reading that came while the run was waiting for its shards was received after `now`.
-        now = max(now, *(each.received_at for each in readings))
-        devices = sorted({each.stored.device_no for each in readings})
-        fleets, members = await fleets_of_devices(connection, devices)
-        subscriptions = await subscriptions_of_devices(connection, devices)
-        plans = await _plans_of(connection, subscriptions)
-        epochs = await _load_epochs(connection, readings, items)
-        guided = [
-            _guide(each, fleets[members[each.stored.device_no]], subscriptions, plans, epochs)
-            for each in readings
-        ]
-        await _open_cycles(connection, guided, run_no=run_no, now=now)
-        fleet_of_use, pools = _accounts_touched(guided)
-        accounts, numbers = await load_accounts(connection, fleet_of_use, pools)
-        for each in guided:
-            _charge(each, plans, accounts)
-        await store_accounts(connection, accounts, numbers, fleet_of_use)
-        await _store_run(connection, run_no, guided, now=now)
-        if epochs:
-            await store_counters(connection, _ends(epochs))
-        return RunOutcome(
-            readings=readings,
-            charges=sum(len(each.charges) for each in guided),
-            parked=sum(isinstance(each.records, ParkReason) for each in guided),
-        )
+            raise
+        raise RunFailed(items) from error
+
+
+async def _charge_items(
+    connection: Connection, items: Sequence[WorkItem], *, now: datetime
+) -> RunOutcome:
+    run_no = await next_run_no(connection)
+    readings = await queued_readings(connection, items)
+    # A reading that came while the run was waiting for its shards was received after `now`.
+    now = max(now, *(each.received_at for each in readings))
+    devices = sorted({each.stored.device_no for each in readings})
+    fleets, members = await fleets_of_devices(connection, devices)
+    subscriptions = await subscriptions_of_devices(connection, devices)
+    plans = await _plans_of(connection, subscriptions)
+    epochs = await _load_epochs(connection, readings, items)
+    guided = [
+        _guide(each, fleets[members[each.stored.device_no]], subscriptions, plans, epochs)
+        for each in readings
+    ]
+    await _open_cycles(connection, guided, run_no=run_no, now=now)
+    fleet_of_use, pools = _accounts_touched(guided)
+    accounts, numbers = await load_accounts(connection, fleet_of_use, pools)
+    for each in guided:
+        _charge(each, plans, accounts)
+    await store_accounts(connection, accounts, numbers, fleet_of_use)
+    await _store_run(connection, run_no, guided, now=now)
+    if epochs:
+        await store_counters(connection, _ends(epochs))
+    return RunOutcome(
+        readings=readings,
+        charges=sum(len(each.charges) for each in guided),
+        parked=sum(isinstance(each.records, ParkReason) for each in guided),
+    )
 
 
 async def _plans_of(

@@ -9,6 +9,9 @@ CHARGES = Counter("fleetmeter_charging_charges", "Charges")
 PARKED = Counter("fleetmeter_charging_parked", "Readings that cannot be charged yet")
 RUNS = Counter("fleetmeter_charging_runs", "Committed charging runs")
 RETRIES = Counter("fleetmeter_charging_retries", "Runs tried again after a database error")
+REFUSED_ITEMS = Counter(
+    "fleetmeter_charging_refused_items", "Work items set aside because charging them failed"
+)
 RUN_SECONDS = Histogram(
     "fleetmeter_charging_run_seconds", "From the start of a run's transaction to its commit",
     buckets=LATENCY_BUCKETS,

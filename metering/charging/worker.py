@@ -6,7 +6,7 @@ from time import monotonic, perf_counter
 
 from metering import clock
 from metering.charging import metrics
-from metering.charging.charge_usage import RunOutcome, charge_usage
+from metering.charging.charge_usage import RunFailed, RunOutcome, charge_usage
 from metering.charging.open_cycle import open_due_cycles
 from metering.settings import Settings
 from metering.store.connection import (
@@ -16,8 +16,12 @@ from metering.store.connection import (
     database_url,
 )
 from metering.store.readings import WORK_CHANNEL
+from metering.store.work import readmit, refuse
 
 log = logging.getLogger(__name__)
+
+REASON_CHARACTERS_MAX = 500
+"""As much of an error's text as is kept with a refused work item; the log has it all."""
 
 
 class Worker:
@@ -28,6 +32,7 @@ class Worker:
         self._database_url = database_url(settings)
         self._wake = asyncio.Event()
         self._look_for_cycles_at = 0.0
+        self._readmitted = False
 
     async def run(self) -> None:
         """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
@@ -52,6 +57,7 @@ class Worker:
         while True:
             connection = await self._connect("charge")
             try:
+                await self._readmit_once(connection)
                 while True:
                     self._wake.clear()
                     await self._open_due_cycles(connection)
@@ -63,16 +69,39 @@ class Worker:
             finally:
                 await connection.close()
 
+    async def _readmit_once(self, connection: Connection) -> None:
+        """Let refused work be tried again: by this process, which may be of a mended release."""
+        if not self._readmitted:
+            async with connection.transaction():
+                readmitted = await readmit(connection)
+            self._readmitted = True
+            if readmitted:
+                log.info("%d refused work items are tried again", readmitted)
+
     async def _charge_what_is_queued(self, connection: Connection) -> None:
+        """Charge until nothing is to be had.
+
+        After a run that failed, as many runs as it had work items take one item each. One that fails
+        then is set aside, so that it stops neither this process nor any other fleet's charging.
+        """
+        single_runs = 0
         while True:
             started = perf_counter()
-            outcome = await charge_usage(
-                connection,
-                readings_max=self._settings.charging_batch_readings_max,
-                now=clock.now(),
-            )
+            readings_max = 1 if single_runs else self._settings.charging_batch_readings_max
+            try:
+                outcome = await charge_usage(connection, readings_max=readings_max, now=clock.now())
+            except RunFailed as failure:
+                if single_runs:
+                    single_runs -= 1
+                    log.exception("set aside")
+                    await _set_aside(connection, failure)
+                else:
+                    single_runs = len(failure.items)
+                    log.warning("%s together: %r", failure, failure.__cause__)
+                continue
             if outcome is None:
                 return
+            single_runs = max(0, single_runs - 1)
             metrics.RUN_SECONDS.observe(perf_counter() - started)
             _count(outcome)
 
@@ -96,6 +125,21 @@ class Worker:
             autocommit=autocommit,
             waiting=_away,
         )
+
+
+async def _set_aside(connection: Connection, failure: RunFailed) -> None:
+    """Refuse the one work item of a run that failed; it stays queued, and the audit counts it."""
+    (item,) = failure.items
+    async with connection.transaction():
+        if await refuse(connection, item.work_item_no, reason=_reason(failure.__cause__)):
+            metrics.REFUSED_ITEMS.inc()
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return an error as text that PostgreSQL can keep, whatever the error quotes."""
+    text = f"{type(error).__name__}: {error}".replace("\0", "\\0")
+    storable = text.encode(errors="backslashreplace").decode()
+    return storable[:REASON_CHARACTERS_MAX]
 
 
 def _count(outcome: RunOutcome) -> None:

@@ -36,10 +36,12 @@ async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
     At least one item is claimed if there is any, then more while their readings stay within
     `readings_max`. The items are deleted: they are gone if the transaction commits, and back if it
     does not. Locking the shard before reading its items keeps each fleet's charging single-file.
+    Refused items are left alone.
     """
     owned = await connection.execute(
         "SELECT shard_no FROM charging_shard"
-        " WHERE EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no)"
+        " WHERE EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no"
+        "   AND work_item.refused IS NULL)"
         " ORDER BY shard_no FOR NO KEY UPDATE SKIP LOCKED"
     )
     shards = [row[0] for row in await owned.fetchall()]
@@ -47,7 +49,7 @@ async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
         return []
     found = await connection.execute(
         "SELECT work_item_no, shard_no, batch_no, readings, measured_from, measured_to"
-        " FROM work_item WHERE shard_no = ANY(%s) ORDER BY work_item_no LIMIT 1000",
+        " FROM work_item WHERE shard_no = ANY(%s) AND refused IS NULL ORDER BY work_item_no LIMIT 1000",
         [shards],
     )
     claimed: list[WorkItem] = []
@@ -62,6 +64,23 @@ async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
         [[item.work_item_no for item in claimed]],
     )
     return claimed
+
+
+async def refuse(connection: Connection, work_item_no: int, *, reason: str) -> bool:
+    """Set a work item aside until `readmit`; False if somebody else ended or refused it first."""
+    refused = await connection.execute(
+        "UPDATE work_item SET refused = %s WHERE work_item_no = %s AND refused IS NULL",
+        [reason, work_item_no],
+    )
+    return refused.rowcount == 1
+
+
+async def readmit(connection: Connection) -> int:
+    """Let every refused work item be claimed again; return how many there were."""
+    readmitted = await connection.execute(
+        "UPDATE work_item SET refused = NULL WHERE refused IS NOT NULL"
+    )
+    return readmitted.rowcount
 
 
 QUEUED_READINGS = (

@@ -192,6 +192,8 @@ CREATE TABLE work_item (
     readings      integer NOT NULL,
     measured_from timestamptz NOT NULL,
     measured_to   timestamptz NOT NULL,
+    -- Why charging it failed; NULL while it may be claimed.
+    refused       text,
     CONSTRAINT a_batch_is_queued_once_a_shard UNIQUE (shard_no, batch_no)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
