@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 GAPS_OPEN_MAX = 1000
-"""With this many missing ranges, a boot's numbering counts as scattered."""
+"""With this many missing ranges, a boot's numbering is too scattered for more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +33,13 @@ class SequenceSet:
         return self.beyond[-1][1] if self.beyond else self.up_to
 
     @property
-    def is_scattered(self) -> bool:
-        """Whether so many ranges are missing that no more should be opened."""
-        return len(self.beyond) >= GAPS_OPEN_MAX
+    def room(self) -> int:
+        """How many more ranges may be opened before the numbering counts as too scattered."""
+        return max(0, GAPS_OPEN_MAX - len(self.beyond))
+
+    def opens_range(self, seq: int) -> bool:
+        """Whether `seq` would add a range: neither it nor a number next to it has arrived."""
+        return seq > self.up_to + 1 and not any(near in self for near in (seq - 1, seq, seq + 1))
 
     def with_added(self, seqs: Iterable[int]) -> "SequenceSet":
         """Return the set that also holds `seqs`, each at least 1, in any order."""

@@ -17,7 +17,7 @@ class Acknowledger:
     """Publishes, at most once an interval for each boot, what is durable of it."""
 
     def __init__(
-        self, *, publish: Callable[[str, bytes], None], topic_root: str, interval_seconds: float
+        self, *, publish: Callable[[str, bytes], bool], topic_root: str, interval_seconds: float
     ) -> None:
         self._publish = publish
         self._topic_root = topic_root
@@ -37,10 +37,10 @@ class Acknowledger:
         self._wake.set()
 
     def flush(self) -> None:
-        """Publish what is due."""
+        """Publish what is due; what the broker is not there for stays due."""
         due, self._due = self._due, {}
         self._wake.clear()
-        for each, rejections in due.values():
+        for key, (each, rejections) in due.items():
             message = ack.ack_of(
                 each.boot,
                 each.arrived,
@@ -50,7 +50,9 @@ class Acknowledger:
                 ),
             )
             topic = ack_topic(self._topic_root, each.tenant_id, each.device_id)
-            self._publish(topic, ack.encode(message))
+            if not self._publish(topic, ack.encode(message)):
+                self._due[key] = (each, rejections)
+                self._wake.set()
 
     async def run(self) -> None:
         """Publish what is due, an interval apart, until cancelled."""

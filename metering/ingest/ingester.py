@@ -16,7 +16,7 @@ from metering import clock
 from metering.broker_address import broker_of
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
-from metering.ingest.admission import Message, admit, refused_by_storage
+from metering.ingest.admission import Message, admit, refused_by_storage, unknown_device
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.mqtt import BrokerConnection, Delivery
 from metering.ingest.narrowing import narrowed
@@ -49,6 +49,7 @@ class Ingester:
         self._pending: list[tuple[Delivery, Message]] = []
         self._pending_readings = 0
         self._held_octets = 0
+        self._held_messages = 0
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._broker = BrokerConnection(
@@ -81,24 +82,33 @@ class Ingester:
         self._pending.append((delivery, message))
         self._pending_readings += max(1, len(message.readings))
         self._held_octets += message.octets
+        self._held_messages += 1
         metrics.IN_FLIGHT.inc()
         self._arrived.set()
         if self._pending_readings >= self._settings.ingest_batch_readings_max:
             self._full.set()
-        if self._held_octets >= self._settings.ingest_buffer_octets_max:
+        if not self._has_room():
             self._broker.pause()
 
     def _connection_lost(self) -> None:
         """Forget what no batch has taken yet: it comes again, and would else be held twice."""
         self._held_octets -= sum(message.octets for _, message in self._pending)
+        self._held_messages -= len(self._pending)
         metrics.IN_FLIGHT.dec(len(self._pending))
         self._pending.clear()
         self._pending_readings = 0
         self._full.clear()
         self._resume_if_room()
 
+    def _has_room(self) -> bool:
+        """Whether more may be held; QoS 0 messages are in no window, so messages are counted too."""
+        return (
+            self._held_octets < self._settings.ingest_buffer_octets_max
+            and self._held_messages < 2 * self._settings.ingest_window
+        )
+
     def _resume_if_room(self) -> None:
-        if self._held_octets < self._settings.ingest_buffer_octets_max:
+        if self._has_room():
             self._broker.resume()
 
     async def _write_for_ever(self) -> None:
@@ -110,6 +120,7 @@ class Ingester:
                     continue
                 connection = await self._make_durable(connection, [message for _, message in batch])
                 self._broker.acknowledge(delivery for delivery, _ in batch)
+                self._held_messages -= len(batch)
                 metrics.IN_FLIGHT.dec(len(batch))
                 self._held_octets -= sum(message.octets for _, message in batch)
                 self._resume_if_room()
@@ -172,22 +183,26 @@ class Ingester:
             return
         metrics.COMMIT_SECONDS.observe(perf_counter() - started)
         self._acknowledger.add(outcome.boots)
-        self._acknowledger.add(_refused_messages(messages))
+        self._acknowledger.add(_refused_messages(outcome, messages))
         _count(outcome, messages, clock.now())
 
 
-def _refused_messages(messages: Sequence[Message]) -> list[BootArrivals]:
-    """Return what to tell devices whose message was refused as a whole."""
+def _refused_messages(outcome: BatchOutcome, messages: Sequence[Message]) -> list[BootArrivals]:
+    """Return what to tell senders whose message was refused as a whole.
+
+    So is every message of a device that is not registered: it may have nothing wrong but that.
+    """
+    answered = {(each.tenant_id, each.device_id, each.boot) for each in outcome.boots}
     return [
         BootArrivals(
             tenant_id=message.sender[0],
             device_id=message.sender[1],
-            boot=message.rejections[0].boot or "",
+            boot=message.boot or message.rejections[0].boot or "",
             arrived=SequenceSet(),
-            rejections=message.rejections,
+            rejections=message.rejections if message.boot is None else [unknown_device(message)],
         )
         for message in messages
-        if message.sender is not None and message.boot is None
+        if message.sender is not None and (*message.sender, message.boot) not in answered
     ]
 
 

@@ -30,7 +30,7 @@ _NEVER_EXPIRES = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One QoS 1 message, not acknowledged yet."""
+    """One message, not acknowledged yet; one that came at QoS 0 has packet id 0 and never is."""
 
     topic: str
     payload: bytes
@@ -94,13 +94,16 @@ class BrokerConnection:
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge deliveries to the broker; those of an earlier connection are left out."""
         for delivery in deliveries:
-            if delivery.connection == self._connection and self._client.is_connected():
+            current = delivery.connection == self._connection and self._client.is_connected()
+            if current and delivery.packet_id:
                 self._client.ack(delivery.packet_id, 1)
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        """Publish at QoS 0; nothing happens while the broker is away."""
-        if self._client.is_connected():
-            self._client.publish(topic, payload, qos=0)
+    def publish(self, topic: str, payload: bytes) -> bool:
+        """Publish at QoS 0; False while the broker is away."""
+        if not self._client.is_connected():
+            return False
+        self._client.publish(topic, payload, qos=0)
+        return True
 
     def pause(self) -> None:
         """Stop reading from the broker, which then stops sending."""
@@ -239,7 +242,8 @@ class BrokerConnection:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
-        self._received(Delivery(topic, bytes(message.payload), message.mid, self._connection))
+        packet_id = message.mid if message.qos else 0
+        self._received(Delivery(topic, bytes(message.payload), packet_id, self._connection))
 
     def _on_disconnect(
         self,

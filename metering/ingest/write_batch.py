@@ -1,10 +1,10 @@
 """The ingest transaction: a batch of messages becomes durable, each reading once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from metering.ids import DeviceNo
+from metering.ids import DeviceNo, TenantNo
 from metering.ingest.admission import (
     Message,
     kept_content,
@@ -26,6 +26,7 @@ from metering.store.readings import (
     store_readings,
     store_rejections,
     stored_readings,
+    tenants_by_id,
 )
 from metering.store.registry import RegisteredDevice
 from metering.usage import Reading, Rejection
@@ -77,10 +78,13 @@ async def write_batch(
     """
     async with connection.transaction():
         batch_no = await next_batch_no(connection)
-        known = await devices.find(
-            connection, {message.sender for message in messages if message.sender}
-        )
-        work, rejected = _sorted_by_boot(messages, known)
+        senders = {message.sender for message in messages if message.sender}
+        known = await devices.find(connection, senders)
+        strangers = {
+            tenant_id for tenant_id, device_id in senders if (tenant_id, device_id) not in known
+        }
+        tenants = await tenants_by_id(connection, strangers) if strangers else {}
+        work, rejected = _sorted_by_boot(messages, known, tenants)
         outcome = BatchOutcome(batch_no=batch_no)
         boots = await lock_boots(connection, sorted(work), now=now) if work else {}
         admitted = await _admit_new(connection, work, boots, outcome)
@@ -113,7 +117,9 @@ async def write_batch(
 
 
 def _sorted_by_boot(
-    messages: Sequence[Message], known: dict[tuple[str, str], RegisteredDevice]
+    messages: Sequence[Message],
+    known: dict[tuple[str, str], RegisteredDevice],
+    tenants: dict[str, TenantNo],
 ) -> tuple[dict[BootKey, _BootWork], list[RejectedInput]]:
     """Gather a batch by boot; what belongs to no boot of a known device is rejected here."""
     work: dict[BootKey, _BootWork] = {}
@@ -121,22 +127,7 @@ def _sorted_by_boot(
     for message in messages:
         device = known.get(message.sender) if message.sender else None
         if device is None or message.sender is None or message.boot is None:
-            unregistered = message.sender is not None and device is None
-            rejections = (
-                [unknown_device(message)]
-                if unregistered and message.boot is not None
-                else message.rejections
-            )
-            rejected += [
-                RejectedInput(
-                    topic=message.topic,
-                    tenant_no=device.tenant_no if device else None,
-                    device_no=device.device_no if device else None,
-                    received_at=message.received_at,
-                    rejection=rejection,
-                )
-                for rejection in rejections
-            ]
+            rejected += _refused_as_a_whole(message, device, tenants)
             continue
         tenant_id, device_id = message.sender
         of_boot = work.setdefault(
@@ -145,6 +136,30 @@ def _sorted_by_boot(
         of_boot.given += [(message, reading) for reading in message.readings]
         of_boot.rejections += [(message.received_at, each) for each in message.rejections]
     return work, rejected
+
+
+def _refused_as_a_whole(
+    message: Message, device: RegisteredDevice | None, tenants: dict[str, TenantNo]
+) -> list[RejectedInput]:
+    """Return the rejections of a message that belongs to no boot of a registered device.
+
+    An unregistered device's are its tenant's to see, if the topic names a tenant that exists.
+    """
+    unregistered = message.sender is not None and device is None and message.boot is not None
+    rejections = [unknown_device(message)] if unregistered else message.rejections
+    tenant_no = device.tenant_no if device else None
+    if tenant_no is None and message.sender is not None:
+        tenant_no = tenants.get(message.sender[0])
+    return [
+        RejectedInput(
+            topic=message.topic,
+            tenant_no=tenant_no,
+            device_no=device.device_no if device else None,
+            received_at=message.received_at,
+            rejection=rejection,
+        )
+        for rejection in rejections
+    ]
 
 
 async def _admit_new(
@@ -159,12 +174,17 @@ async def _admit_new(
     for key, of_boot in work.items():
         boot = boots[key]
         first: dict[int, Reading] = {}
+        room = boot.arrived.room
         for message, reading in of_boot.given:
             if reading.seq in boot.arrived:
                 repeated.append((key, message, reading))
-            elif boot.arrived.is_scattered and reading.seq > boot.arrived.highest + 1:
-                of_boot.rejections.append((message.received_at, too_many_gaps(key[1], reading)))
             elif reading.seq not in first:
+                opens = boot.arrived.opens_range(reading.seq) and reading.seq - 1 not in first
+                if opens and not room:
+                    refused = too_many_gaps(key[1], reading)
+                    of_boot.rejections.append((message.received_at, refused))
+                    continue
+                room -= opens
                 first[reading.seq] = reading
                 admitted.append(
                     AdmittedReading(
@@ -231,9 +251,25 @@ def _arrivals(
     for key, of_boot in work.items():
         boot = boots[key]
         seqs = arriving.get(boot.boot_no, [])
-        seqs += [rejection.seq for _, rejection in of_boot.rejections if rejection.seq is not None]
-        arrivals[key] = boot.arrived.with_added(seqs)
+        arrived = boot.arrived.with_added(seqs)
+        arrivals[key] = arrived.with_added(_seqs_used_up(of_boot, arrived))
     return arrivals
+
+
+def _seqs_used_up(of_boot: _BootWork, arrived: SequenceSet) -> list[int]:
+    """Return the numbers that rejected readings use up; one without room keeps its number open."""
+    used: list[int] = []
+    room = arrived.room
+    for position, (received_at, rejection) in enumerate(of_boot.rejections):
+        if rejection.seq is None:
+            continue
+        opens = arrived.opens_range(rejection.seq) and rejection.seq - 1 not in used[-1:]
+        if opens and not room:
+            of_boot.rejections[position] = (received_at, replace(rejection, seq=None))
+        else:
+            room -= opens
+            used.append(rejection.seq)
+    return used
 
 
 def _rejected_inputs(work: Iterable[_BootWork]) -> list[RejectedInput]:

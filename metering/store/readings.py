@@ -228,6 +228,14 @@ async def rejected_contents(
     return contents
 
 
+async def tenants_by_id(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantNo]:
+    """Return the numbers of the tenants that exist among some ids."""
+    found = await connection.execute(
+        "SELECT tenant_id, tenant_no FROM tenant WHERE tenant_id = ANY(%s)", [sorted(tenant_ids)]
+    )
+    return dict(await found.fetchall())
+
+
 async def store_rejections(connection: Connection, inputs: Iterable[RejectedInput]) -> None:
     """Keep what was rejected; the same bytes on the same topic again only raise a count."""
     rows: dict[tuple[str, str, bytes], list[RejectedInput]] = {}

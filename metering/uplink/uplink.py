@@ -78,7 +78,7 @@ class Uplink:
         steady: Callable[[], float] = time.monotonic,
         disturb: Disturbance = undisturbed,
     ) -> None:
-        self.client_id = f"fm-{tenant}-{device}"
+        self.client_id = f"fm/{tenant}/{device}"
         self.outbox = outbox
         self.pace = Pace() if pace is None else pace
         self.traffic = Traffic()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -113,6 +114,7 @@ def test_at_most_one_window_is_taken_and_nothing_is_lost(
                 client.publish(device, one_reading(number))
             seen.append(pipeline.metric(IN_FLIGHT) or 0)
         wait_until(lambda: pipeline.metric(IN_FLIGHT) == WINDOW, "a full window")
+        time.sleep(0.5)  # several times as long as acknowledgements are gathered for
         assert len(client.acks) == acknowledged
     assert max(seen) <= WINDOW
     wait_until_charged(pipeline, 9 * len(TRACKERS))
@@ -151,3 +153,45 @@ def test_the_ingesters_memory_does_not_grow_with_what_waits(
     # A window of these is 2.5 MB, all of them are 40 MB.
     assert grown < 20_000_000
     wait_until_charged(pipeline, WINDOW * 9)
+
+
+def test_reading_pauses_at_its_bound_in_octets(
+    database_url: str, broker_url: str, tmp_path: Path
+) -> None:
+    bound = 20_000
+    with pipeline_of(
+        database_url, broker_url, tmp_path, FLEETMETER_INGEST_BUFFER_OCTETS_MAX=str(bound)
+    ) as pipeline:
+        pipeline.start_ingest()
+        pipeline.start("charge")
+        client = DeviceClient(pipeline)
+        padded = [one_reading(number) + " " * 5000 for number in range(1, 41)]
+        with locked_readings(pipeline):
+            for payload in padded:
+                client.publish(TRACKERS[0], payload)
+            time.sleep(0.5)
+            held = pipeline.metric(IN_FLIGHT) or 0
+            assert held <= bound // 5000 + 2
+        wait_until_charged(pipeline, len(padded))
+        client.close()
+        pipeline.assert_running()
+
+
+def test_messages_at_qos_0_cut_nothing_and_are_bounded_as_well(
+    pipeline: Pipeline, client: DeviceClient
+) -> None:
+    topic = f"{client.root}/demo/{TRACKERS[0]}/usage"
+    client.publish(TRACKERS[1], one_reading(1))
+    client.wait_for_ack(TRACKERS[1], "b", up_to=1)
+    for number in range(1, 31):
+        client.client.publish(topic, one_reading(number), qos=0)
+        client.publish(TRACKERS[1], one_reading(number + 1))
+    client.wait_for_ack(TRACKERS[0], "b", up_to=30)
+    client.wait_for_ack(TRACKERS[1], "b", up_to=31)
+    with locked_readings(pipeline):
+        for number in range(31, 31 + 4 * WINDOW):
+            client.client.publish(topic, one_reading(number), qos=0)
+        time.sleep(0.5)
+        assert (pipeline.metric(IN_FLIGHT) or 0) <= 2 * WINDOW
+    wait_until_charged(pipeline, 61 + 4 * WINDOW)
+    assert "the broker is away" not in pipeline.log("ingest").read_text()

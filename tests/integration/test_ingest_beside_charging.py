@@ -1,15 +1,17 @@
 """What ingest shares with charging and with operators: locks, and what it remembers of devices."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from metering.ids import DeviceId, TenantId
 from metering.ingest.admission import Message
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
+from metering.sequence import GAPS_OPEN_MAX
 from metering.store.connection import Connection, connect
 from metering.store.work import claim
-from metering.usage import SMS, Reading, ReadingKind, RejectReason
+from metering.usage import SMS, Reading, ReadingKind, Rejection, RejectReason
 from tests.integration.pipeline import OWN_PLAN, TENANT, Operator, migrated
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
@@ -26,7 +28,7 @@ def message(device: str, *seqs: int, boot: str = "boot-1") -> Message:
         readings=[
             Reading(
                 seq=seq,
-                at=NOW + timedelta(seconds=seq),
+                at=NOW + timedelta(microseconds=seq),
                 meter=SMS,
                 kind=ReadingKind.DELTA,
                 quantity=1,
@@ -126,5 +128,48 @@ def test_two_ingesters_with_the_same_boots_in_opposite_order_both_get_through(
                 asyncio.gather(ingester(devices, 0), ingester(devices[::-1], 1)), timeout=60
             )
             assert tuple(counts) == (450, 450)
+
+    asyncio.run(scenario())
+
+
+def test_a_scattered_numbering_is_bounded_however_it_is_scattered(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a") as connection:
+            cache = DeviceCache(10)
+            far = 2**30
+            await write_batch(connection, cache, [message("a", far)], now=NOW)
+            for first in range(10, 6010, 1000):
+                batch = [message("a", *range(first, first + 1000, 2))]
+                await write_batch(connection, cache, batch, now=NOW)
+            found = await connection.execute("SELECT cardinality(beyond) / 2 FROM boot")
+            assert await found.fetchone() == (GAPS_OPEN_MAX,)
+            bad = message("a")
+            refused = [
+                Rejection(reason=RejectReason.INVALID_READING, detail="bad", boot="boot-1", seq=seq)
+                for seq in (*range(7000, 7100, 2), 11)
+            ]
+            outcome = await write_batch(
+                connection, cache, [replace(bad, rejections=refused)], now=NOW
+            )
+            assert [each.seq for each in outcome.rejections] == [None] * 50 + [11]
+            found = await connection.execute("SELECT cardinality(beyond) / 2 FROM boot")
+            ranges = await found.fetchone()
+            assert ranges is not None
+            assert ranges[0] <= GAPS_OPEN_MAX
+            # What closes a gap is taken, however many there are.
+            closing = await write_batch(connection, cache, [message("a", *range(1, 10))], now=NOW)
+            assert closing.stored == 9
+
+    asyncio.run(scenario())
+
+
+def test_a_strangers_message_is_its_tenants_to_see(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a") as connection:
+            await write_batch(connection, DeviceCache(10), [message("nobody", 1)], now=NOW)
+            found = await connection.execute(
+                "SELECT tenant_id, reason FROM rejected JOIN tenant USING (tenant_no)"
+            )
+            assert await found.fetchall() == [(TENANT, "unknown_device")]
 
     asyncio.run(scenario())
