@@ -195,6 +195,8 @@ class _Demo:
             for device in self._devices
             if self._processes.finish(device, seconds=_DRAIN_SECONDS + 15)
         ]
+        for line in watch.lines(monotonic() - self._began):
+            print(line)
         _say("auditing: ledger, readings, charges, balances")
         audit = ["audit", "--settle", str(_DRAIN_SECONDS)]
         for ledger in self._ledgers:
@@ -207,8 +209,6 @@ class _Demo:
             text=True,
             check=False,
         )
-        for line in watch.lines(monotonic() - self._began):
-            print(line)
         self._processes.end()
         for name in unacknowledged:
             print(f"{name} has readings left that were not acknowledged; see its log")

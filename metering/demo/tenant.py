@@ -20,6 +20,8 @@ from metering.store.registry import (
 )
 
 TENANT = "demo"
+SPARE_DEVICE = "my-gateway"
+"""Registered, and published for by nobody: for those who try it with a device of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ def demo_fleets(trackers: int, meters: int, interfaces: Sequence[str]) -> list[D
             time_zone="UTC",
             anchor_day=31,
             plan="gateway",
-            device_ids=[machine_device_id(interface) for interface in interfaces],
+            device_ids=[*(machine_device_id(interface) for interface in interfaces), SPARE_DEVICE],
         ),
     ]
 

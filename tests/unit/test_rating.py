@@ -493,3 +493,11 @@ def test_usage_never_falls_below_nothing_whatever_widths_a_device_declares() -> 
     before = point(1, 10**12, None)
     assert growth(before, point(2, 1, 8), None).quantities == (1,)  # no 8-bit counter was at 10^12
     assert growth(None, point(0, 1, 8), before).quantities == (0,)
+
+
+def test_a_charge_is_exact_beyond_what_a_float_holds() -> None:
+    # (2^53 - 1) * 3 = 27021597764222973, which a float rounds to ...972.
+    largest = charge(
+        2**53 - 1, allowance_left=0, pool_left=0, overage_before=2**53 - 1, subunit_price=3
+    )
+    assert largest.amount == 27021597764222973
