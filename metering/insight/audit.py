@@ -22,6 +22,7 @@ from metering.store.audit import (
     stored_hours,
     stored_uses,
     tally,
+    unequal_arrivals,
 )
 from metering.store.connection import Connection
 from metering.store.cycles import billed_subscriptions
@@ -68,6 +69,18 @@ async def audit_database(connection: Connection) -> AuditResult:
     result.differences += [
         f"reading boot {boot_no} seq {seq} is stored, but not charged, parked or queued"
         for boot_no, seq in counted.unaccounted
+    ]
+    result.differences += [
+        f"reading boot {boot_no} seq {seq} is both charged and {fate}"
+        for fate, names in (
+            ("parked", counted.charged_and_parked),
+            ("queued", counted.charged_and_queued),
+        )
+        for boot_no, seq in names
+    ]
+    result.differences += [
+        f"boot {boot_no}: {arrived} sequence numbers arrived, {kept} are stored or rejected"
+        for boot_no, arrived, kept in await unequal_arrivals(connection)
     ]
     if counted.stored_twice:
         result.differences.append(f"{counted.stored_twice} readings are stored more than once")

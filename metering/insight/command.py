@@ -47,9 +47,7 @@ async def _audit(url: str, ledgers: list[Path], settle_seconds: float) -> AuditR
         if settle_seconds and result.queued:
             result.differences.append(f"{result.queued} readings are still queued")
         if ledgers:
-            compared = await compare_ledger(
-                connection, _lines(ledgers), parked_allowed=bool(result.parked)
-            )
+            compared = await compare_ledger(connection, _lines(ledgers))
             result.differences += compared.differences
     return result
 

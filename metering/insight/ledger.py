@@ -28,20 +28,18 @@ class LedgerComparison:
     charged: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
 
-async def compare_ledger(
-    connection: Connection, lines: Iterable[LedgerLine], *, parked_allowed: bool = False
-) -> LedgerComparison:
+async def compare_ledger(connection: Connection, lines: Iterable[LedgerLine]) -> LedgerComparison:
     """Hold every line against what is stored and charged of it.
 
-    Each reading must be stored once with the content that was sent, and charged: a delta with its
-    very quantity. Counters are compared by device and meter, because a reading that came out of
-    order has its growth charged with its neighbour's. The database must hold no reading of the
-    ledger's boots beside these.
+    Each reading must be stored once with the content that was sent, and charged unless it is
+    parked: a delta with its very quantity. Counters are compared by device and meter, because a
+    reading that came out of order has its growth charged with its neighbour's. The database must
+    hold no reading of the ledger's boots beside these.
     """
     comparison = LedgerComparison()
     remaining = iter(lines)
     while chunk := list(islice(remaining, _LINES_AT_ONCE)):
-        await _compare(connection, chunk, comparison, parked_allowed=parked_allowed)
+        await _compare(connection, chunk, comparison)
     boots = sorted(comparison.sent)
     stored = await arrived_counts(connection, boots)
     comparison.differences += list(_finish(comparison, stored))
@@ -49,11 +47,7 @@ async def compare_ledger(
 
 
 async def _compare(
-    connection: Connection,
-    lines: Sequence[LedgerLine],
-    comparison: LedgerComparison,
-    *,
-    parked_allowed: bool,
+    connection: Connection, lines: Sequence[LedgerLine], comparison: LedgerComparison
 ) -> None:
     found = await readings_by_name(connection, sorted({_name(line) for line in lines}))
     for line in lines:
@@ -66,13 +60,14 @@ async def _compare(
             count = "not" if not stored else f"{len(stored)} times"
             comparison.differences.append(f"{_called(line)} is stored {count}")
             continue
-        reading, charged = stored[0]
-        if reading != _reading(line):
+        fate = stored[0]
+        if fate.reading != _reading(line):
             comparison.differences.append(
-                f"{_called(line)} is stored as {reading}, sent was {_reading(line)}"
+                f"{_called(line)} is stored as {fate.reading}, sent was {_reading(line)}"
             )
+        charged = fate.charged
         if charged is None:
-            if not parked_allowed:
+            if not fate.parked:
                 comparison.differences.append(f"{_called(line)} is not charged")
             continue
         if again:  # its writer was killed before it could note that the line was written

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
+from typing import LiteralString
 
 from psycopg.rows import TupleRow
 
@@ -139,7 +140,7 @@ def _step(rows: Sequence[TupleRow]) -> RunStep:
         boot_no=first[2],
         seq=first[3],
         stored=stored,
-        charges=[] if reason else [(*row[18:30], int(row[30])) for row in rows],
+        charges=[(*row[18:30], int(row[30])) for row in rows if row[17] is None],
         parked=(reason, first[25], first[26], first[23], first[24]) if reason else None,
     )
 
@@ -266,20 +267,34 @@ class Tally:
     queued: int
     unaccounted: Sequence[tuple[int, int]]
     """(boot_no, seq) of readings that are neither charged nor parked nor queued; at most 20."""
+    charged_and_parked: Sequence[tuple[int, int]]
+    """(boot_no, seq); at most 20."""
+    charged_and_queued: Sequence[tuple[int, int]]
+    """(boot_no, seq); at most 20."""
 
 
 async def tally(connection: Connection) -> Tally:
     """Count readings and their fates over the whole database."""
-    unaccounted = await connection.execute(
+    unaccounted = await _names(
+        connection,
         "SELECT boot_no, seq FROM reading WHERE"
         " NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
         "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
         " AND NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
         "   AND parked.seq = reading.seq)"
         " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
-        "   AND work_item.batch_no = reading.batch_no) LIMIT 20"
+        "   AND work_item.batch_no = reading.batch_no) LIMIT 20",
     )
-    missing = [(row[0], row[1]) for row in await unaccounted.fetchall()]
+    charged_and_parked = await _names(
+        connection,
+        "SELECT DISTINCT boot_no, seq FROM parked JOIN charge USING (boot_no, seq) LIMIT 20",
+    )
+    charged_and_queued = await _names(
+        connection,
+        "SELECT DISTINCT boot_no, reading.seq FROM work_item"
+        " JOIN reading USING (shard_no, batch_no)"
+        " JOIN charge USING (boot_no, seq, measured_at) LIMIT 20",
+    )
     counted = await connection.execute(
         "SELECT (SELECT count(*) FROM reading),"
         " (SELECT count(*) FROM (SELECT FROM reading GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
@@ -294,23 +309,66 @@ async def tally(connection: Connection) -> Tally:
         charges=row[2],
         parked=row[3],
         queued=row[4],
-        unaccounted=missing,
+        unaccounted=unaccounted,
+        charged_and_parked=charged_and_parked,
+        charged_and_queued=charged_and_queued,
     )
+
+
+async def _names(connection: Connection, query: LiteralString) -> list[tuple[int, int]]:
+    found = await connection.execute(query)
+    return sorted((row[0], row[1]) for row in await found.fetchall())
+
+
+async def unequal_arrivals(connection: Connection) -> list[tuple[int, int, int]]:
+    """Return `(boot_no, arrived, kept)` of boots that count more or fewer arrivals than are kept.
+
+    Kept is a sequence number that is stored or rejected. At most 20 boots are returned.
+    """
+    found = await connection.execute(_UNEQUAL_ARRIVALS)
+    return [(row[0], int(row[1]), row[2]) for row in await found.fetchall()]
+
+
+# The kept bytes of some rejections do not tell their boot, so the same reading of a later boot only
+# raises `times`: there, a number that arrived counts as kept if the device has it in any boot.
+_UNEQUAL_ARRIVALS = (
+    "WITH arrivals AS (SELECT boot_no, up_to + coalesce((SELECT sum(beyond[at + 1] - beyond[at] + 1)"
+    "   FROM generate_series(1, cardinality(beyond), 2) AS at), 0) AS arrived FROM boot),"
+    " keeping AS (SELECT boot_no, count(*) AS kept FROM ("
+    "   SELECT boot_no, seq FROM reading"
+    "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no, boot_id)"
+    "   WHERE seq IS NOT NULL"
+    "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no)"
+    "   WHERE seq IS NOT NULL AND times > 1 AND reason IN ('invalid_reading', 'unknown_meter')"
+    "   AND (seq <= up_to OR EXISTS (SELECT FROM generate_series(1, cardinality(beyond), 2) AS at"
+    "     WHERE seq BETWEEN beyond[at] AND beyond[at + 1]))) AS numbers GROUP BY boot_no)"
+    " SELECT boot_no, coalesce(arrived, 0), coalesce(kept, 0)"
+    " FROM arrivals FULL JOIN keeping USING (boot_no)"
+    " WHERE coalesce(arrived, 0) <> coalesce(kept, 0) ORDER BY boot_no LIMIT 20"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingFate:
+    """A stored reading and what became of it; `charged` is None when it has no charge."""
+
+    reading: Reading
+    charged: int | None
+    parked: bool
 
 
 async def readings_by_name(
     connection: Connection, names: Sequence[tuple[str, str, str, int]]
-) -> dict[tuple[str, str, str, int], list[tuple[Reading, int | None]]]:
-    """Return what is stored of `(tenant_id, device_id, boot_id, seq)`, with the quantity charged.
-
-    The quantity is None when the reading has no charge.
-    """
+) -> dict[tuple[str, str, str, int], list[ReadingFate]]:
+    """Return what is stored of `(tenant_id, device_id, boot_id, seq)`, and what became of it."""
     found = await connection.execute(
         "SELECT given.tenant_id, given.device_id, given.boot_id, reading.seq, reading.measured_at,"
         " reading.meter_no, reading.kind, reading.uplink, reading.downlink, reading.quantity,"
         " reading.since, reading.epoch, reading.width, reading.zone, reading.rat, reading.apn,"
         " (SELECT sum(charge.quantity) FROM charge WHERE charge.boot_no = reading.boot_no"
-        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
+        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at),"
+        " EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
+        "   AND parked.seq = reading.seq)"
         " FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])"
         " AS given (tenant_id, device_id, boot_id, seq)"
         " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
@@ -321,7 +379,14 @@ async def readings_by_name(
     )
     rows = await found.fetchall()
     return {
-        key: [(reading_of(row[3:16]), None if row[16] is None else int(row[16])) for row in same]
+        key: [
+            ReadingFate(
+                reading=reading_of(row[3:16]),
+                charged=None if row[16] is None else int(row[16]),
+                parked=row[17],
+            )
+            for row in same
+        ]
         for key, same in groupby(rows, key=lambda row: (row[0], row[1], row[2], row[3]))
     }
 

@@ -18,7 +18,7 @@ from metering.ingest.write_batch import write_batch
 from metering.period import cycle_at
 from metering.store.connection import Connection, connect
 from metering.store.registry import Fleet
-from metering.usage import DATA, SMS, Reading, ReadingKind
+from metering.usage import DATA, SMS, Reading, ReadingKind, Rejection, RejectReason
 from metering.wire.ledger import ledger_line, line_of
 from tests.integration.pipeline import (
     OWN_PLAN,
@@ -66,7 +66,13 @@ class Story:
         self.operator = operator
         self.lines: list[str] = []
 
-    async def publish(self, device: str, *readings: Reading, boot: str = "boot-1") -> None:
+    async def publish(
+        self,
+        device: str,
+        *readings: Reading,
+        boot: str = "boot-1",
+        rejections: Sequence[Rejection] = (),
+    ) -> None:
         """Store one message and charge it."""
         message = Message(
             topic=f"fm/v1/{TENANT}/{device}/usage",
@@ -76,7 +82,7 @@ class Story:
             published_at=None,
             boot=boot,
             readings=readings,
-            rejections=(),
+            rejections=rejections,
         )
         await write_batch(self.connection, DeviceCache(100), [message], now=NOW)
         while await charge_usage(self.connection, readings_max=100, now=NOW):
@@ -224,7 +230,7 @@ DAMAGES = {
     "a missing hour": ("DELETE FROM usage_hour WHERE fleet_no = 2", "fleet meters: hour .*None"),
     "a counter": (
         "UPDATE counter SET downlink = downlink + 1",
-        r"fleet trackers: counter \(2, 1, 'bearer-1'\)",
+        r"fleet trackers: counter \(2, 1, '\d/bearer-1'\)",
     ),
     "a missing counter": ("DELETE FROM counter", r"fleet trackers: counter .* stored None"),
     "a missing grant": (
@@ -251,6 +257,35 @@ DAMAGES = {
             " quantity FROM reading WHERE device_no = 1 AND seq = 1"
         ),
         "1 readings are stored more than once",
+    ),
+    "arrivals that were never stored": (
+        "UPDATE boot SET up_to = up_to + 5 WHERE device_no = 1",
+        r"boot \d: 9 sequence numbers arrived, 4 are stored or rejected",
+    ),
+    "arrivals beyond a gap that were never stored": (
+        "UPDATE boot SET beyond = ARRAY[7, 8, 11, 11] WHERE device_no = 1",
+        r"boot \d: 7 sequence numbers arrived, 4 are stored or rejected",
+    ),
+    "a forgotten arrival": (
+        "UPDATE boot SET up_to = up_to - 1 WHERE device_no = 1",
+        r"boot \d: 3 sequence numbers arrived, 4 are stored or rejected",
+    ),
+    "a charged reading that is parked too": (
+        (
+            "INSERT INTO parked (boot_no, seq, measured_at, device_no, fleet_no, reason, quantity,"
+            " uplink, usage_from, usage_to, run_no, run_position, parked_at) SELECT boot_no, seq,"
+            " measured_at, device_no, fleet_no, 'no_subscription', quantity, uplink, usage_from,"
+            " usage_to, run_no, run_position, charged_at FROM charge WHERE device_no = 1 AND seq = 2"
+        ),
+        r"reading boot \d seq 2 is both charged and parked",
+    ),
+    "a charged reading that is queued again": (
+        (
+            "INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)"
+            " SELECT shard_no, batch_no, 1, measured_at, measured_at FROM reading"
+            " WHERE device_no = 1 AND seq = 2"
+        ),
+        r"reading boot \d seq 2 is both charged and queued",
     ),
 }
 
@@ -401,6 +436,59 @@ def test_parked_readings_are_told_and_replay_equal(database_url: str, tmp_path: 
     asyncio.run(scene())
     pipeline = Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=tmp_path)
     assert pipeline.audit() == (0, "audit: equal (3 readings, 1 charges, 2 parked)")
+
+
+def test_a_parked_reading_excuses_no_other_that_is_not_charged(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def scene() -> list[str]:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story, _ = await begin(connection)
+            for device in ("newcomer", "tracker-1"):
+                await story.publish(device, sms(1, 1, at=day(2)))
+                story.tell(device, sms(1, 1, at=day(2)), (1,))
+            await connection.execute("DELETE FROM charge")
+            return story.lines
+
+    (tmp_path / "ledger.jsonl").write_text("".join(asyncio.run(scene())))
+    pipeline = Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=tmp_path)
+    code, printed = run(pipeline)
+    assert code == 1
+    assert [line for line in printed if line.endswith(" is not charged")] == [
+        f"reading {TENANT}/tracker-1/boot-1 seq 1 is not charged"
+    ]
+
+
+def test_rejected_readings_have_arrived(database_url: str, tmp_path: Path) -> None:
+    """So have they beyond a gap, with a number that is stored, and with the bytes of a boot before."""
+
+    def rejected(seq: int, boot: str) -> Rejection:
+        return Rejection(
+            reason=RejectReason.INVALID_READING, detail="at is missing", boot=boot, seq=seq,
+            content=b'{"seq":%d}' % seq,
+        )  # fmt: skip
+
+    async def scene() -> None:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story, _ = await begin(connection)
+            for boot in ("boot-1", "boot-2"):
+                await story.publish(
+                    "tracker-1", sms(1, 1, at=day(2)), boot=boot,
+                    rejections=[rejected(2, boot), rejected(6, boot)],
+                )  # fmt: skip
+            await story.publish("tracker-1", sms(1, 2, at=day(2)), sms(2, 1, at=day(2)))
+            found = await connection.execute("SELECT up_to, beyond FROM boot ORDER BY boot_no")
+            assert await found.fetchall() == [(2, [6, 6]), (2, [6, 6])]
+            kept = await connection.execute("SELECT reason, seq FROM rejected ORDER BY 1, 2")
+            assert await kept.fetchall() == [
+                ("invalid_reading", 2), ("invalid_reading", 6),
+                ("sequence_conflict", 1), ("sequence_conflict", 2),
+            ]  # fmt: skip
+
+    asyncio.run(scene())
+    assert_equal(database_url, tmp_path, readings=2, charges=2)
 
 
 def assert_equal(database_url: str, folder: Path, *, readings: int, charges: int) -> None:
