@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import psycopg
 from pydantic import ValidationError
 
 from metering import __version__, stack
@@ -49,12 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=chosen.run)
     parsed = parser.parse_args(arguments)
     try:
-        return int(parsed.run(parsed, _settings(parsed.command)))
-    except KeyboardInterrupt:
-        return 130
-    except FleetmeterError as error:
-        print(f"fleetmeter {parsed.command}: {error}", file=sys.stderr)
-        return 1
+        settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
             field = ".".join(str(part) for part in problem["loc"])
@@ -62,14 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"fleetmeter: setting FLEETMETER_{field.upper()}: {problem['msg']}", file=sys.stderr
             )
         return 2
+    try:
+        return int(parsed.run(parsed, _with_addresses(settings, parsed.command)))
+    except KeyboardInterrupt:
+        return 130
+    except FleetmeterError as error:
+        print(f"fleetmeter {parsed.command}: {error}", file=sys.stderr)
+        return 1
+    except psycopg.OperationalError as error:
+        reason = str(error).partition("\n")[0]
+        print(
+            f"fleetmeter {parsed.command}: the database does not answer: {reason};"
+            " is it up? 'fleetmeter stack status'",
+            file=sys.stderr,
+        )
+        return 1
 
 
-def _settings(command: str) -> Settings:
+def _with_addresses(settings: Settings, command: str) -> Settings:
     """Return the settings, with the addresses of the stack's servers where none are set.
 
     A command that needs an address which nobody knows says so itself.
     """
-    settings = Settings()
     if command in _RUNS_THE_STACK:
         return settings
     with contextlib.suppress(StackError):
