@@ -20,7 +20,6 @@ DeviceNo = NewType("DeviceNo", int)
 BootNo = NewType("BootNo", int)
 PlanNo = NewType("PlanNo", int)
 """One plan *version*."""
-SubscriptionNo = NewType("SubscriptionNo", int)
 ShardNo = NewType("ShardNo", int)
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"

@@ -15,6 +15,9 @@ TOPIC_LENGTH_MAX = 500
 """How much of a topic is kept, in characters; an index entry holds at most 2704 octets."""
 
 
+_SENT_APART_MAX = timedelta(days=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One message, decoded: who sent it, when, and what of it is sound.
@@ -51,7 +54,7 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
         if isinstance(decoded, Rejection):
             rejections = [decoded]
         else:
-            boot, published_at = decoded.boot, decoded.sent
+            boot, published_at = decoded.boot, _believable(decoded.sent, received_at)
             rejections = list(decoded.rejections)
             earliest = received_at - timedelta(days=settings.clock_behind_days_max)
             latest = received_at + timedelta(seconds=settings.clock_ahead_seconds_max)
@@ -71,6 +74,11 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
         readings=readings,
         rejections=rejections,
     )
+
+
+def _believable(sent: datetime | None, received_at: datetime) -> datetime | None:
+    """Return when a message was sent, if its clock is near enough to say anything of latency."""
+    return sent if sent is not None and abs(sent - received_at) <= _SENT_APART_MAX else None
 
 
 def unknown_device(message: Message) -> Rejection:
