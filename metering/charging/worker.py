@@ -93,7 +93,7 @@ class Worker:
             except RunFailed as failure:
                 if single_runs:
                     single_runs -= 1
-                    log.exception("set aside")
+                    log.exception("work item %d is set aside", failure.items[0].work_item_no)
                     await _set_aside(connection, failure)
                 else:
                     single_runs = len(failure.items)
