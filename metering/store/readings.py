@@ -249,7 +249,8 @@ async def store_rejections(connection: Connection, inputs: Iterable[RejectedInpu
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (topic, reason, content_sha256) DO UPDATE SET"
         " last_received_at = excluded.last_received_at, times = rejected.times + excluded.times,"
-        " tenant_no = excluded.tenant_no, device_no = excluded.device_no",
+        " tenant_no = excluded.tenant_no, device_no = excluded.device_no,"
+        " seq = coalesce(rejected.seq, excluded.seq)",
         [
             (
                 topic, same[0].tenant_no, same[0].device_no, reason, same[0].rejection.field,
