@@ -6,7 +6,8 @@
     ├── StackError              TimescaleDB or Mosquitto cannot be found, started or stopped
     ├── MigrationError          the schema is newer than, or differs from, this release
     ├── NotFound                a named thing does not exist
-    └── ProcessEnded            a process of ours ended that should be running
+    ├── ProcessEnded            a process of ours ended that should be running
+    └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
 
 Expected outcomes (a duplicate, an exhausted pool, a rejected message) are returned values, not
 exceptions.
