@@ -1,7 +1,8 @@
 """The ingester: gathers deliveries into batches, makes each durable, then acknowledges it.
 
-At most one window of messages is held: the broker sends no more until some are acknowledged, and
-reading from it pauses while their payloads pass a bound in octets.
+At most one window of QoS 1 messages is held: the broker sends no more until some are acknowledged.
+Reading from it pauses while what is held passes a bound in octets, or two windows, which is what bounds
+messages at QoS 0.
 """
 
 import asyncio
