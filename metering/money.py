@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, localcontext
+from enum import StrEnum
 from fractions import Fraction
 from math import lcm
 
@@ -30,6 +31,27 @@ def minor_digits(currency: str) -> int:
             "currency", f"{currency!r} is no ISO 4217 currency", "use a code such as 'EUR'"
         )
     return MINOR_DIGITS[currency]
+
+
+class RoundingMode(StrEnum):
+    """Which way an amount between two digits goes; a negative one as its positive twin."""
+
+    HALF_UP = "half_up"
+    """To the nearer; the half away from zero."""
+    HALF_EVEN = "half_even"
+    """To the nearer; the half to the even digit."""
+    UP = "up"
+    """Away from zero."""
+    DOWN = "down"
+    """Towards zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """How an amount is rounded: the mode, and to how many digits (None: the currency's, ISO 4217)."""
+
+    mode: RoundingMode = RoundingMode.HALF_UP
+    digits: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +86,30 @@ class Money:
         """The amount in units of the currency, exactly."""
         return Fraction(self.count, self.per_unit)
 
-    def rounded(self) -> Decimal:
-        """Round half-up (away from zero at the half) to the currency's minor unit.
+    def rounded(self, rounding: Rounding = Rounding()) -> Decimal:  # noqa: B008 - frozen
+        """Round to the currency's minor unit, half-up unless told otherwise.
 
         Only a bill line and a displayed amount may call this.
         """
-        digits = minor_digits(self.currency)
+        digits = minor_digits(self.currency) if rounding.digits is None else rounding.digits
         scaled = self.exact * 10**digits
         whole, rest = divmod(abs(scaled), 1)
-        cents = int(whole) + (rest >= Fraction(1, 2))
+        count = int(whole) + _rounds_away(rounding.mode, int(whole), rest)
         # Read from text, which is exact; arithmetic would round to the context's precision.
-        return Decimal(f"{cents if scaled >= 0 else -cents}E-{digits}")
+        return Decimal(f"{count if scaled >= 0 else -count}E-{digits}")
+
+
+def _rounds_away(mode: RoundingMode, whole: int, rest: Fraction) -> bool:
+    half = Fraction(1, 2)
+    match mode:
+        case RoundingMode.HALF_UP:
+            return rest >= half
+        case RoundingMode.HALF_EVEN:
+            return rest > half or (rest == half and whole % 2 == 1)
+        case RoundingMode.UP:
+            return rest > 0
+        case RoundingMode.DOWN:
+            return False
 
 
 def decimal_text(amount: Fraction, *, digits_max: int = 30) -> str:

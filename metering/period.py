@@ -51,24 +51,71 @@ def midnight(day: date, zone_name: str) -> datetime:
 
 
 @lru_cache(maxsize=4096)
-def cycle_of_day(day: date, zone_name: str, anchor_day: int) -> BillCycle:
-    """Return the monthly bill cycle that holds a local day.
+def cycle_of_day(
+    day: date, zone_name: str, anchor_day: int, months: int = 1, anchor_month: int = 1
+) -> BillCycle:
+    """Return the bill cycle that holds a local day: of one month unless `months` says more.
 
-    `anchor_day` is 1 to 31; in a month that is shorter the cycle begins on its last day.
+    `anchor_day` is 1 to 31; in a month that is shorter the cycle begins on its last day. A longer
+    cycle begins in `anchor_month` (1 to 12) and every `months` from there; 12 is a multiple of them.
     """
     if not 1 <= anchor_day <= 31:  # noqa: PLR2004 - the days of a month
         raise InvalidValue("anchor_day", f"{anchor_day} is no day of a month", "use 1 to 31")
-    begins_here = _anchored(day.year, day.month, anchor_day)
-    if day >= begins_here:
-        first, following = begins_here, _anchored(*_next_month(day.year, day.month), anchor_day)
-    else:
-        first, following = _anchored(*_previous_month(day.year, day.month), anchor_day), begins_here
+    month = day.year * 12 + day.month - 1 - (day < _anchored(day.year, day.month, anchor_day))
+    month -= (month - anchor_month + 1) % months
+    first = _anchored(month // 12, month % 12 + 1, anchor_day)
+    month += months
+    following = _anchored(month // 12, month % 12 + 1, anchor_day)
     return BillCycle(
         first_day=first,
         next_first_day=following,
         start=midnight(first, zone_name),
         end=midnight(following, zone_name),
     )
+
+
+class Calendar:
+    """A fleet's bill cycles: its time zone, its anchor, and how many months each has.
+
+    It remembers the cycle that it was asked for last, which most instants lie in.
+    """
+
+    __slots__ = ("_latest", "anchor_day", "anchor_month", "months", "time_zone")
+
+    def __init__(
+        self, time_zone: str, anchor_day: int = 1, *, months: int = 1, anchor_month: int = 1
+    ) -> None:
+        self.time_zone = time_zone
+        self.anchor_day = anchor_day
+        self.months = months
+        self.anchor_month = anchor_month
+        self._latest: BillCycle | None = None
+
+    def cycle_at(self, instant: datetime) -> BillCycle:
+        """Return the cycle that holds an instant."""
+        latest = self._latest
+        if latest is None or not latest.start <= instant < latest.end:
+            latest = self._latest = self.cycle_of_day(local_day(instant, self.time_zone))
+        return latest
+
+    def cycle_of_day(self, day: date) -> BillCycle:
+        """Return the cycle that holds a local day."""
+        return cycle_of_day(
+            day, self.time_zone, self.anchor_day, self.months, self.anchor_month
+        )
+
+    def following(self, cycle: BillCycle) -> BillCycle:
+        """Return the cycle after one."""
+        return self.cycle_of_day(cycle.next_first_day)
+
+    def boundaries_between(self, start: datetime, end: datetime) -> list[datetime]:
+        """Return the cycle starts strictly inside `(start, end)`, ascending."""
+        found: list[datetime] = []
+        cycle = self.cycle_at(start)
+        while cycle.end < end:
+            found.append(cycle.end)
+            cycle = self.following(cycle)
+        return found
 
 
 def cycle_at(instant: datetime, zone_name: str, anchor_day: int) -> BillCycle:
@@ -83,18 +130,6 @@ def local_day(instant: datetime, zone_name: str) -> date:
     return (
         day + timedelta(days=1) if instant >= midnight(day + timedelta(days=1), zone_name) else day
     )
-
-
-def boundaries_between(
-    start: datetime, end: datetime, zone_name: str, anchor_day: int
-) -> list[datetime]:
-    """Return the cycle starts strictly inside `(start, end)`, ascending."""
-    found: list[datetime] = []
-    cycle = cycle_at(start, zone_name, anchor_day)
-    while cycle.end < end:
-        found.append(cycle.end)
-        cycle = cycle_of_day(cycle.next_first_day, zone_name, anchor_day)
-    return found
 
 
 def split_by_time(
@@ -124,11 +159,3 @@ _TICK = timedelta(microseconds=1)
 
 def _anchored(year: int, month: int, anchor_day: int) -> date:
     return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
-
-
-def _next_month(year: int, month: int) -> tuple[int, int]:
-    return (year + month // 12, month % 12 + 1)
-
-
-def _previous_month(year: int, month: int) -> tuple[int, int]:
-    return (year - (month == 1), 12 if month == 1 else month - 1)

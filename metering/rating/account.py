@@ -7,66 +7,81 @@ changes: their owner loads them, hands them through, and stores them.
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
+from metering.period import Calendar, local_day, split_by_time
+from metering.rating.band import BandTable
+from metering.rating.bucket import Bucket, burn_order
 from metering.rating.charge import ChargeParts, charge
 from metering.rating.counter import CounterEvent, CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
-from metering.rating.plan import PlanTerms
+from metering.rating.increment import Increment, IncrementScope
+from metering.rating.plan import MeterTerms, PlanTerms
 from metering.usage import Reading, ReadingKind
 
-UseKey = tuple[int, int, datetime]
-"""(subscription_no, meter_no, cycle_start)"""
-PoolKey = tuple[int, int, datetime]
-"""(fleet_no, meter_no, cycle_start)"""
+UseKey = tuple[int, int, datetime, int]
+"""(subscription_no, meter_no, cycle_start, variant)"""
 EpochKey = tuple[int, int, str]
 """(device_no, meter_no, epoch); the epoch is `boot_no/` and the name that the device gave it."""
+CountKey = tuple[int, int, datetime, int, str]
+"""(subscription_no, meter_no, cycle_start, variant, name); a whole fleet's stand under −fleet_no."""
+
+_ANY_VARIANT = -1
 
 
 @dataclass(slots=True)
 class MeterUse:
-    """One subscription's cumulative use of one meter in one cycle; `amount` in sub-units."""
+    """One subscription's cumulative use of one meter at one price in one cycle.
+
+    `amount` and `from_money` are in sub-units. `quantity` is what was used, `billed` what is charged
+    of it, `overage` what of that was priced.
+    """
 
     records: int = 0
     quantity: int = 0
     uplink: int = 0
+    billed: int = 0
     from_allowance: int = 0
     from_pool: int = 0
     overage: int = 0
     amount: int = 0
+    from_money: int = 0
 
     def add(self, record: UsageRecord, parts: ChargeParts) -> None:
         """Count one more charged usage record."""
         self.records += 1
         self.quantity += record.quantity
         self.uplink += record.uplink
+        self.billed += parts.billed
         self.from_allowance += parts.from_allowance
         self.from_pool += parts.from_pool
         self.overage += parts.overage
         self.amount += parts.amount
+        self.from_money += parts.from_money
 
 
-@dataclass(slots=True)
-class Bucket:
-    """An allowance or a pool in one cycle: what was granted and what was drawn."""
-
-    granted: int = 0
-    used: int = 0
-
-    @property
-    def left(self) -> int:
-        """What may still be drawn."""
-        return self.granted - self.used
+BucketsKey = tuple[int, int, datetime]
+"""(subscription_no, meter_no, cycle_start)"""
 
 
 @dataclass(slots=True)
 class Accounts:
-    """The accounts that some readings touch."""
+    """The accounts that some readings touch.
+
+    `buckets` are what each subscription's meter draws from in a cycle, in burn order; a shared bucket
+    stands in many of them. `counts` are cumulative quantities beside the use itself: of a fleet-wide
+    price, of an increment's group, of a session that was connected.
+    """
 
     uses: dict[UseKey, MeterUse] = field(default_factory=dict)
-    allowances: dict[UseKey, Bucket] = field(default_factory=dict)
-    pools: dict[PoolKey, Bucket] = field(default_factory=dict)
+    buckets: dict[BucketsKey, list[Bucket]] = field(default_factory=dict)
+    counts: dict[CountKey, int] = field(default_factory=dict)
+
+    def put(self, key: BucketsKey, buckets: Sequence[Bucket]) -> None:
+        """Let a subscription's meter draw from more buckets in a cycle."""
+        self.buckets[key] = burn_order([*self.buckets.get(key, ()), *buckets])
 
 
 @dataclass(slots=True)
@@ -119,28 +134,53 @@ class StoredReading:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one reading says was used, over `[start, end)`; `uplink` is part of `quantity`."""
+class Usage(NamedTuple):
+    """What one reading says was used, over `[start, end)`; `uplink` is part of `quantity`.
+
+    `zone`, `network` (MCC and MNC) and `country` are where; `session` and `packets` what else it told.
+    """
 
     quantity: int
     uplink: int
     start: datetime
     end: datetime
     event: CounterEvent | None = None
+    zone: str | None = None
+    network: str | None = None
+    country: str | None = None
+    session: str | None = None
+    packets: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class FleetTerms:
-    """What guiding needs to know of a fleet."""
+    """What guiding needs to know of a fleet: its number, its bill cycles, and its time zone."""
 
-    fleet_no: int
-    time_zone: str
-    anchor_day: int
+    __slots__ = ("_bands", "calendar", "fleet_no")
+
+    def __init__(self, fleet_no: int, calendar: Calendar) -> None:
+        self.fleet_no = fleet_no
+        self.calendar = calendar
+        self._bands: dict[int, BandTable] = {}
+
+    @property
+    def time_zone(self) -> str:
+        """The fleet's IANA time zone."""
+        return self.calendar.time_zone
+
+    def zone_of(self, terms: PlanTerms) -> str:
+        """Return the time zone of a plan's days and bands: its own, or the fleet's."""
+        return terms.time_zone or self.calendar.time_zone
+
+    def bands_of(self, plan_no: int, terms: PlanTerms) -> BandTable | None:
+        """Return a plan's time bands in its zone."""
+        if terms.bands is None:
+            return None
+        if plan_no not in self._bands:
+            self._bands[plan_no] = replace(terms.bands, time_zone=self.zone_of(terms))
+        return self._bands[plan_no]
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """One usage record and how it was charged."""
 
     record: UsageRecord
@@ -150,16 +190,18 @@ class Charge:
 def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usage:
     """Return what a reading says was used; a counter's point is added to its epoch."""
     reading = stored.reading
+    event: CounterEvent | None = None
     if reading.kind is ReadingKind.TOTAL:
         point = stored.point
         before, following = epochs.setdefault(stored.epoch_key, CounterEpoch()).insert(point)
         grown = growth(before, point, following)
         uplink = grown.quantities[0] if reading.meter.directed else 0
-        return Usage(sum(grown.quantities), uplink, grown.since, reading.at, grown.event)
-    start = reading.since or reading.at
-    if reading.meter.directed:
-        return Usage(reading.uplink + reading.downlink, reading.uplink, start, reading.at)
-    return Usage(reading.quantity, 0, start, reading.at)
+        quantity, start, event = sum(grown.quantities), grown.since, grown.event
+    else:
+        start = reading.since or reading.at
+        uplink = reading.uplink
+        quantity = uplink + reading.downlink if reading.meter.directed else reading.quantity
+    return Usage(quantity, uplink, start, reading.at, event, reading.zone)
 
 
 def records_of(
@@ -176,44 +218,218 @@ def records_of(
         uplink=usage.uplink,
         start=usage.start,
         end=usage.end,
-        time_zone=fleet.time_zone,
-        anchor_day=fleet.anchor_day,
+        calendar=fleet.calendar,
         subscriptions=subscriptions,
     )
     if isinstance(records, ParkReason):
         return records
-    if any(meter not in plans[record.subscription.plan_no].meters for record in records):
-        return ParkReason.NO_PRICE
-    return records
+    plain = True
+    for record in records:
+        of_meter = plans[record.subscription.plan_no].meters.get(meter)
+        if of_meter is None:
+            return ParkReason.NO_PRICE
+        plain = plain and of_meter.plain
+    return records if plain else _priced(records, usage, meter=meter, fleet=fleet, plans=plans)
 
 
-def charge_record(
-    record: UsageRecord,
+def _priced(
+    records: Sequence[UsageRecord],
+    usage: Usage,
+    *,
+    meter: str,
+    fleet: FleetTerms,
+    plans: Mapping[int, PlanTerms],
+) -> list[UsageRecord] | ParkReason:
+    """Find each record's zone, band, variant and billed quantity; split it where its band changes."""
+    found: list[UsageRecord] = []
+    for record in records:
+        plan_no = record.subscription.plan_no
+        terms = plans[plan_no]
+        zone = (
+            terms.zones.zone_of(zone=usage.zone, network=usage.network, country=usage.country)
+            if terms.zones
+            else usage.zone
+        )
+        for piece in _by_band(record, fleet.bands_of(plan_no, terms)):
+            variant = terms.meters[meter].variant_of(zone, piece.band)
+            if variant is None:
+                return ParkReason.NO_PRICE
+            found.append(piece._replace(part=len(found), zone=zone, variant=variant))
+    raw_before = 0
+    for position, record in enumerate(found):
+        terms = plans[record.subscription.plan_no]
+        variant_terms = terms.meters[meter].variants[record.variant]
+        raw = record.quantity
+        overhead = variant_terms.overhead
+        if overhead and position == len(found) - 1:
+            raw += overhead.per_packet * usage.packets
+            raw += overhead.per_record if usage.quantity else 0
+        increment = variant_terms.increment
+        billed, group = raw, None
+        if increment:
+            group = _group(increment, usage, record, fleet.zone_of(terms))
+            if group is None:
+                billed = increment.billed(raw_before + raw) - increment.billed(raw_before)
+        raw_before += raw
+        found[position] = record._replace(raw=raw, billed=billed, group=group)
+    return found
+
+
+def _by_band(record: UsageRecord, bands: BandTable | None) -> list[UsageRecord]:
+    """Split a record where its time band changes, unless its start decides for all of it."""
+    if bands is None:
+        return [record]
+    cuts = bands.split(record.start, record.end) if record.start < record.end else []
+    if not cuts:
+        return [record._replace(band=bands.band_at(record.start))]
+    downs = split_by_time(record.quantity - record.uplink, record.start, record.end, cuts)
+    ups = split_by_time(record.uplink, record.start, record.end, cuts)
+    return [
+        record._replace(
+            start=left, end=right, quantity=down + up, uplink=up, band=bands.band_at(left)
+        )
+        for (left, right, down), (_, _, up) in zip(downs, ups, strict=True)
+    ]
+
+
+def _group(
+    increment: Increment, usage: Usage, record: UsageRecord, time_zone: str
+) -> str | None:
+    """Name what a record is rounded together with; None: with the rest of its reading alone."""
+    day = local_day(record.start, time_zone)
+    match increment.scope:
+        case IncrementScope.RECORD:
+            return None
+        case IncrementScope.SESSION:
+            return None if usage.session is None else f"session:{usage.session}"
+        case IncrementScope.DEVICE_DAY:
+            return f"day:{day}"
+        case IncrementScope.DEVICE_MONTH:
+            return f"month:{day:%Y-%m}"
+        case IncrementScope.DEVICE_NETWORK_MONTH:
+            return f"network:{usage.network or usage.zone or ''}:{day:%Y-%m}"
+        case IncrementScope.PERIOD:
+            return "period"
+
+
+def charge_records(
+    records: Sequence[UsageRecord],
+    usage: Usage,
     *,
     meter: str,
     meter_no: int,
     fleet_no: int,
-    terms: PlanTerms,
+    plans: Mapping[int, PlanTerms],
     accounts: Accounts,
-) -> Charge:
-    """Charge one usage record to the accounts: own allowance, then pool, then overage."""
-    cycle_start = record.cycle.start
-    key: UseKey = (record.subscription.subscription_no, meter_no, cycle_start)
-    use = accounts.uses.setdefault(key, MeterUse())
-    allowance = accounts.allowances.setdefault(key, Bucket())
-    pooled = terms.meters[meter].pooled
-    pool = (
-        accounts.pools.setdefault((fleet_no, meter_no, cycle_start), Bucket()) if pooled else None
-    )
-    parts = charge(
-        record.quantity,
-        allowance_left=allowance.left,
-        pool_left=pool.left if pool else 0,
-        overage_before=use.overage,
-        subunit_price=terms.subunit_prices[meter],
-    )
-    allowance.used += parts.from_allowance
-    if pool:
-        pool.used += parts.from_pool
-    use.add(record, parts)
-    return Charge(record, parts)
+) -> list[Charge]:
+    """Charge the records of one reading to the accounts: buckets in burn order, then the price."""
+    connected = False
+    charges: list[Charge] = []
+    for record in records:
+        subscription_no = record.subscription.subscription_no
+        plan_no = record.subscription.plan_no
+        cycle_start = record.cycle.start
+        variant = record.variant
+        terms = plans[plan_no]
+        key = (subscription_no, meter_no, cycle_start, variant)
+        use = accounts.uses.get(key)
+        if use is None:
+            use = accounts.uses[key] = MeterUse()
+        of_meter = terms.meters[meter]
+        rate = terms.rates[meter][variant]
+        billed, before, fee, fee_on_allowance = record.billed, use.overage, 0, False
+        if not of_meter.plain:
+            price = of_meter.variants[variant].price
+            if record.group is not None:
+                billed = _grouped(record, meter_no, of_meter, accounts)
+            if price.fleet_wide:
+                before = accounts.counts.get(_fleet_count(record, meter_no, fleet_no), 0)
+            fee = terms.connection_fees[meter][variant]
+            fee_on_allowance = price.connection_fee_on_allowance
+            if fee and (
+                connected or not usage.quantity or _is_connected(record, usage, meter_no, accounts)
+            ):
+                fee = 0
+        parts = charge(
+            record,
+            billed,
+            buckets=accounts.buckets.get((subscription_no, meter_no, cycle_start), ()),
+            rate=rate,
+            before=before,
+            subunits_per_unit=terms.subunits_per_unit,
+            connection_fee=fee,
+            fee_on_allowance=fee_on_allowance,
+        )
+        if not of_meter.plain:
+            if of_meter.variants[variant].price.fleet_wide:
+                accounts.counts[_fleet_count(record, meter_no, fleet_no)] = before + parts.overage
+            if parts.connection_fee:
+                connected = True
+                if usage.session is not None:
+                    accounts.counts[_connection(record, usage.session, meter_no)] = 1
+        use.add(record, parts)
+        charges.append(Charge(record, parts))
+    return charges
+
+
+def count_keys(
+    records: Sequence[UsageRecord],
+    usage: Usage,
+    *,
+    meter: str,
+    meter_no: int,
+    fleet_no: int,
+    plans: Mapping[int, PlanTerms],
+) -> set[CountKey]:
+    """Return the counts that charging these records reads and changes."""
+    keys: set[CountKey] = set()
+    for record in records:
+        of_meter = plans[record.subscription.plan_no].meters[meter]
+        if of_meter.plain:
+            continue
+        price = of_meter.variants[record.variant].price
+        if record.group is not None:
+            keys.add(_group_count(record, meter_no))
+        if price.fleet_wide:
+            keys.add(_fleet_count(record, meter_no, fleet_no))
+        if price.connection_fee and usage.session is not None:
+            keys.add(_connection(record, usage.session, meter_no))
+    return keys
+
+
+def _grouped(
+    record: UsageRecord, meter_no: int, of_meter: MeterTerms, accounts: Accounts
+) -> int:
+    """Return what is billed of a record that is rounded with others of its group."""
+    increment = of_meter.variants[record.variant].increment
+    if increment is None:  # a group was named by an increment
+        return record.raw
+    key = _group_count(record, meter_no)
+    before = accounts.counts.get(key, 0)
+    accounts.counts[key] = before + record.raw
+    return increment.billed(before + record.raw) - increment.billed(before)
+
+
+def _is_connected(
+    record: UsageRecord, usage: Usage, meter_no: int, accounts: Accounts
+) -> bool:
+    session = usage.session
+    return session is not None and _connection(record, session, meter_no) in accounts.counts
+
+
+def _group_count(record: UsageRecord, meter_no: int) -> CountKey:
+    group = record.group or ""
+    # A session goes on across bands; days, months and periods are rounded apart at each price.
+    variant = _ANY_VARIANT if group.startswith("session:") else record.variant
+    subscription_no = record.subscription.subscription_no
+    return (subscription_no, meter_no, record.cycle.start, variant, group)
+
+
+def _fleet_count(record: UsageRecord, meter_no: int, fleet_no: int) -> CountKey:
+    name = f"price:{record.subscription.plan_no}"
+    return (-fleet_no, meter_no, record.cycle.start, record.variant, name)
+
+
+def _connection(record: UsageRecord, session: str, meter_no: int) -> CountKey:
+    subscription_no = record.subscription.subscription_no
+    return (subscription_no, meter_no, record.cycle.start, _ANY_VARIANT, f"connected:{session}")

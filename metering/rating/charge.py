@@ -1,45 +1,126 @@
-"""The charge of one usage record: own allowance, then the fleet's pool, then overage at a price."""
+"""The charge of one usage record: what its buckets pay, and what the rest costs."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from metering.rating.bucket import Bucket, BucketKind
+from metering.rating.guide import UsageRecord
+from metering.rating.price import Rate
 
 
-@dataclass(frozen=True, slots=True)
-class ChargeParts:
-    """How one usage record's quantity was met, in base units, and what it costs in sub-units.
+class Draw(NamedTuple):
+    """What one bucket paid: base units, or sub-units of money."""
 
-    `from_allowance + from_pool + overage` is the record's quantity.
+    bucket: Bucket
+    quantity: int
+
+
+class ChargeParts(NamedTuple):
+    """How one usage record was met, and what it costs.
+
+    `from_allowance + from_pool + overage` is what is billed of it, in base units; `overage` is what no
+    allowance paid, priced after `before` units that were priced already. `amount` is in sub-units,
+    `connection_fee` a part of it; `from_money` is what money buckets paid of it. (A named tuple,
+    because one is made for every record.)
     """
 
     from_allowance: int
     from_pool: int
     overage: int
     amount: int
+    before: int = 0
+    connection_fee: int = 0
+    from_money: int = 0
+    draws: Sequence[Draw] = ()
 
-
-def rated(overage: int, subunit_price: int) -> int:
-    """Return what a cycle's cumulative overage costs, in sub-units."""
-    return overage * subunit_price
+    @property
+    def billed(self) -> int:
+        """What is charged of the record, in base units."""
+        return self.from_allowance + self.from_pool + self.overage
 
 
 def charge(
-    quantity: int,
+    record: UsageRecord,
+    billed: int,
     *,
-    allowance_left: int,
-    pool_left: int,
-    overage_before: int,
-    subunit_price: int,
+    buckets: Sequence[Bucket],
+    rate: Rate,
+    before: int,
+    subunits_per_unit: int,
+    connection_fee: int = 0,
+    fee_on_allowance: bool = False,
 ) -> ChargeParts:
-    """Charge one usage record.
+    """Charge `billed` units of a record: `buckets` in their burn order, then the price.
 
-    `allowance_left` and `pool_left` are what the device's own bucket and its fleet's pool still
-    hold (0 or less: nothing); `overage_before` is the device's overage earlier in the cycle. The
-    amount is rated(after) − rated(before), so that splitting or batching records never changes a
-    cycle's total.
+    What is priced costs rated(after) − rated(before) and, if anything is priced (or
+    `fee_on_allowance`), the connection fee. The buckets are drawn from.
     """
-    from_allowance = max(0, min(quantity, allowance_left))
-    rest = quantity - from_allowance
-    from_pool = max(0, min(rest, pool_left))
-    overage = rest - from_pool
-    before = rated(overage_before, subunit_price)
-    amount = rated(overage_before + overage, subunit_price) - before
-    return ChargeParts(from_allowance, from_pool, overage, amount)
+    member = record.subscription.subscription_no
+    rest = billed
+    own = pooled = priced = paid = 0
+    draws: list[Draw] = []
+    for position, bucket in enumerate(buckets):
+        if not rest:
+            break
+        if not bucket.admits(record.start, record.zone, record.band):
+            continue
+        if bucket.kind is BucketKind.MONEY:
+            if not _units_follow(buckets, position, record):
+                continue  # the last ones pay amounts, below
+            fee_due = 0 if priced else connection_fee
+            purse = bucket.money_left(subunits_per_unit) - fee_due
+            units = rate.affordable(before + priced, rest, purse) if purse >= 0 else 0
+            if units:
+                cost = max(0, rate.increment(before + priced, units) + fee_due)
+                bucket.used += Fraction(cost, subunits_per_unit)
+                draws.append(Draw(bucket, cost))
+                paid += cost
+                priced += units
+                rest -= units
+            continue
+        taken = min(rest, bucket.available(member))
+        if taken:
+            bucket.draw(member, taken)
+            draws.append(Draw(bucket, taken))
+            rest -= taken
+            if bucket.kind is BucketKind.POOL:
+                pooled += taken
+            else:
+                own += taken
+    overage = priced + rest
+    fee = connection_fee if overage or (fee_on_allowance and billed) else 0
+    amount = rate.increment(before, overage) + fee
+    if amount > paid:
+        paid += _pay(amount - paid, buckets, record, subunits_per_unit, draws)
+    return ChargeParts(own, pooled, overage, amount, before, fee, paid, tuple(draws))
+
+
+def _units_follow(buckets: Sequence[Bucket], position: int, record: UsageRecord) -> bool:
+    """Whether a bucket of units stands behind the bucket of money at `position`."""
+    member = record.subscription.subscription_no
+    return any(
+        bucket.kind is not BucketKind.MONEY
+        and bucket.admits(record.start, record.zone, record.band)
+        and bucket.available(member)
+        for bucket in buckets[position + 1 :]
+    )
+
+
+def _pay(
+    owed: int,
+    buckets: Sequence[Bucket],
+    record: UsageRecord,
+    subunits_per_unit: int,
+    draws: list[Draw],
+) -> int:
+    """Let money buckets pay what they can of `owed` sub-units; return how much that is."""
+    rest = owed
+    for bucket in buckets:
+        if bucket.kind is BucketKind.MONEY and bucket.admits(record.start, record.zone, record.band):
+            paid = max(0, min(rest, bucket.money_left(subunits_per_unit)))
+            if paid:
+                bucket.used += Fraction(paid, subunits_per_unit)
+                draws.append(Draw(bucket, paid))
+                rest -= paid
+    return owed - rest

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
-from metering.period import BillCycle, boundaries_between, cycle_at, split_by_time
+from metering.period import BillCycle, Calendar, split_by_time
 
 
 class ParkReason(StrEnum):
@@ -32,11 +33,13 @@ class Subscription:
         return self.valid_from <= instant and (self.valid_to is None or instant < self.valid_to)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRecord:
-    """One part of a reading's usage that lies in one cycle and one subscription.
+class UsageRecord(NamedTuple):
+    """One part of a reading's usage: of one cycle, one subscription and one price.
 
-    `quantity` is all of it in the meter's base unit; `uplink` is the part of it that went up.
+    `quantity` is all of it in the meter's base unit; `uplink` is the part of it that went up. `raw`
+    is the quantity with its overhead, `billed` what is charged for it; where `group` is set, `billed`
+    depends on what else was used in that group, and is found when the record is charged. (A named
+    tuple, because one is made for every record.)
     """
 
     part: int
@@ -46,6 +49,12 @@ class UsageRecord:
     uplink: int
     cycle: BillCycle
     subscription: Subscription
+    raw: int
+    billed: int
+    variant: int = 0
+    zone: str | None = None
+    band: str | None = None
+    group: str | None = None
 
 
 def guide(
@@ -54,8 +63,7 @@ def guide(
     uplink: int,
     start: datetime,
     end: datetime,
-    time_zone: str,
-    anchor_day: int,
+    calendar: Calendar,
     subscriptions: Sequence[Subscription],
 ) -> list[UsageRecord] | ParkReason:
     """Split a usage over `[start, end)` by cycle and subscription, in proportion to time.
@@ -63,36 +71,40 @@ def guide(
     `subscriptions` are the device's, ascending. A usage whose start is its end lies wholly where
     that instant lies. Returns the reason when a part of the time has no subscription.
     """
-    cuts: list[datetime] = []
-    if start < end:
-        inner = boundaries_between(start, end, time_zone, anchor_day)
-        changes = [
-            edge
-            for subscription in subscriptions
-            for edge in (subscription.valid_from, subscription.valid_to)
-            if edge is not None and start < edge < end
+    cycle = calendar.cycle_at(start)
+    subscription = _covering(subscriptions, start)
+    if subscription is None:
+        return ParkReason.NO_SUBSCRIPTION
+    valid_to = subscription.valid_to
+    if end <= cycle.end and (valid_to is None or end <= valid_to):
+        return [
+            UsageRecord(0, start, end, quantity, uplink, cycle, subscription, quantity, quantity)
         ]
-        cuts = sorted({*inner, *changes})
-    downs = (
-        split_by_time(quantity - uplink, start, end, cuts)
-        if cuts
-        else [(start, end, quantity - uplink)]
-    )
-    ups = split_by_time(uplink, start, end, cuts) if cuts else [(start, end, uplink)]
+    inner = calendar.boundaries_between(start, end)
+    changes = [
+        edge
+        for each in subscriptions
+        for edge in (each.valid_from, each.valid_to)
+        if edge is not None and start < edge < end
+    ]
+    cuts = sorted({*inner, *changes})
+    downs = split_by_time(quantity - uplink, start, end, cuts)
+    ups = split_by_time(uplink, start, end, cuts)
     records: list[UsageRecord] = []
     for part, ((left, right, down), (_, _, up)) in enumerate(zip(downs, ups, strict=True)):
-        subscription = next((each for each in subscriptions if each.covers(left)), None)
+        subscription = _covering(subscriptions, left)
         if subscription is None:
             return ParkReason.NO_SUBSCRIPTION
+        cycle = calendar.cycle_at(left)
+        whole = down + up
         records.append(
-            UsageRecord(
-                part=part,
-                start=left,
-                end=right,
-                quantity=down + up,
-                uplink=up,
-                cycle=cycle_at(left, time_zone, anchor_day),
-                subscription=subscription,
-            )
+            UsageRecord(part, left, right, whole, up, cycle, subscription, whole, whole)
         )
     return records
+
+
+def _covering(subscriptions: Sequence[Subscription], instant: datetime) -> Subscription | None:
+    for subscription in reversed(subscriptions):
+        if subscription.valid_from <= instant:
+            return subscription if subscription.covers(instant) else None
+    return None

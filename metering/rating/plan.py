@@ -1,66 +1,352 @@
-"""A plan version's terms: what it grants and what it charges, exactly."""
+"""A plan version's terms: what it grants, what it charges and how it rounds, exactly.
 
-from collections.abc import Mapping
+The document that people write (`metering.plan_document`) becomes these values; docs/plans.md tells
+what each means.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
+from enum import StrEnum
 from fractions import Fraction
 from math import lcm
 
-from metering.money import Money
+from metering.money import Money, Rounding
+from metering.rating.band import BandTable
+from metering.rating.increment import Increment
+from metering.rating.price import Price, Rate
+from metering.rating.zone import ZoneTable
+
+OWN_PRIORITY = 100
+"""The priority of a device's own allowance, unless the plan says otherwise; lower burns first."""
+POOL_PRIORITY = 200
+"""The priority of a pool, unless the plan says otherwise: a device's own bucket comes before it."""
+
+
+class DeviceState(StrEnum):
+    """The states of a device (TMF639); every change is dated."""
+
+    INVENTORY = "inventory"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    RETIRED = "retired"
+
+
+class Proration(StrEnum):
+    """How a share of a term is counted."""
+
+    DAYS = "days"
+    """Local days over the term's days; the day it begins counts, the day it ends does not."""
+    DAYS_INCLUSIVE = "days_inclusive"
+    """The same, but the day it ends counts too."""
+    SECONDS = "seconds"
+    THIRTY_DAYS = "thirty_days"
+    """Days over 30, at most the whole; a whole term is 1 however long."""
+    NONE = "none"
+    """The whole, however short."""
+
+
+class SharedBy(StrEnum):
+    """Who draws from an allowance."""
+
+    DEVICE = "device"
+    PLAN = "plan"
+    """A pool of the fleet's devices on the plan."""
+    FLEET = "fleet"
+    """A pool across plans: allowances of one name and meter."""
+
+
+class Renews(StrEnum):
+    """When an allowance is granted anew."""
+
+    PERIOD = "period"
+    DAY = "day"
+    NEVER = "never"
+
+
+class LifetimeUnit(StrEnum):
+    """What an allowance's lifetime is counted in."""
+
+    DAYS = "days"
+    MONTHS = "months"
+    YEARS = "years"
+
+
+class Burn(StrEnum):
+    """Which lot of an allowance that rolls over burns first."""
+
+    OLDEST_FIRST = "oldest_first"
+    NEWEST_FIRST = "newest_first"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnitPrice:
-    """A price of `amount` units of currency per `per` base units of a meter, never pre-divided."""
+class Rollover:
+    """What is left rolls over: none of a lot below `minimum`, at most `maximum` of all lots.
 
-    amount: Decimal
-    per: int
+    A lot of one period burns in up to `periods` periods after it.
+    """
 
-    @property
-    def exact(self) -> Fraction:
-        """The price of one base unit."""
-        return Fraction(self.amount) / self.per
+    minimum: int = 0
+    maximum: int | None = None
+    periods: int = 1
+    burn: Burn = Burn.OLDEST_FIRST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """When a part of a plan holds: local days `[first_day, end_day)`, and whose it is.
+
+    `periods`: only in the first so many periods of a subscription; `coupon`: only for those who
+    redeemed it.
+    """
+
+    first_day: date | None = None
+    end_day: date | None = None
+    periods: int | None = None
+    coupon: str | None = None
+
+
+ALWAYS = Offer()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowanceTerms:
+    """A quantity, in base units, that usage draws from before anything is priced.
+
+    Where it is shared it is each member's contribution, or the whole pool's size if `fixed`.
+    `states` are those in which a device brings it. `zones` and `bands` are where and when usage may
+    draw from it (None: always; an element None: no zone, no band). `floor` is what each member of a
+    pool is guaranteed, `ceiling` the most that one may draw in a period.
+    """
+
+    name: str
+    quantity: int
+    shared_by: SharedBy = SharedBy.DEVICE
+    fixed: bool = False
+    states: frozenset[DeviceState] = frozenset({DeviceState.ACTIVE})
+    priority: int = OWN_PRIORITY
+    zones: frozenset[str | None] | None = None
+    bands: frozenset[str | None] | None = None
+    renews: Renews = Renews.PERIOD
+    lifetime: tuple[int, LifetimeUnit] | None = None
+    proration: Proration = Proration.DAYS
+    rollover: Rollover | None = None
+    floor: int = 0
+    ceiling: int | None = None
+    offer: Offer = ALWAYS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """Base units that are added to a record before its increment is applied."""
+
+    per_record: int = 0
+    per_packet: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A meter's price in some zones and time bands (None: in all; an element None: outside of all)."""
+
+    price: Price
+    zones: frozenset[str | None] | None = None
+    bands: frozenset[str | None] | None = None
+    increment: Increment | None = None
+    overhead: Overhead | None = None
+
+    def holds(self, zone: str | None, band: str | None) -> bool:
+        """Whether it prices usage of this zone and band."""
+        return (self.zones is None or zone in self.zones) and (
+            self.bands is None or band in self.bands
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterTerms:
-    """One meter's terms: an allowance each cycle, then a price.
+    """One meter's terms: allowances, then prices.
 
-    `allowance` is in the meter's base unit. Where `pooled`, it is the device's contribution to its
-    fleet's pool, and the device draws from the pool; else it is the device's own.
+    `variants` are in the order in which they are tried; the meter's own price, if it has one, is the
+    last and holds always. `unit` is its base unit; `decimals` how many places a quantity of a meter
+    of the plan's own may have, of which base units are the last.
     """
 
     meter: str
-    allowance: int
-    pooled: bool
-    overage: UnitPrice
+    unit: str
+    variants: Sequence[Variant]
+    allowances: Sequence[AllowanceTerms] = ()
+    decimals: int = 0
+    has_own_price: bool = True
+    plain: bool = field(init=False)
+    """Whether a record is charged as it stands: one price, counted by device, and nothing beside it."""
+
+    def __post_init__(self) -> None:
+        variant = self.variants[0]
+        plain = (
+            len(self.variants) == 1
+            and variant.zones is None
+            and variant.bands is None
+            and variant.increment is None
+            and variant.overhead is None
+            and not variant.price.fleet_wide
+            and not variant.price.connection_fee
+            and all(each.zones is None and each.bands is None for each in self.allowances)
+        )
+        object.__setattr__(self, "plain", plain)
+
+    def variant_of(self, zone: str | None, band: str | None) -> int | None:
+        """Return which variant prices usage of a zone and band; None when none does."""
+        for position, variant in enumerate(self.variants):
+            if variant.holds(zone, band):
+                return position
+        return None
+
+    def label(self, position: int) -> int | None:
+        """Return a variant's number as the plan's document counts them; None is the meter's own."""
+        return None if self.has_own_price and position == len(self.variants) - 1 else position
+
+
+class FeeBasis(StrEnum):
+    """When a fee falls due."""
+
+    PERIOD = "period"
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+    ONCE = "once"
+    ACTIVATION = "activation"
+
+
+class FeeCount(StrEnum):
+    """How the devices are counted that a fee's price is looked up by."""
+
+    DEVICES = "devices"
+    PEAK = "peak"
+    """The most that were active at one time."""
+
+
+class FeeState(StrEnum):
+    """What a fee may distinguish: a device's state and whether its subscription used anything."""
+
+    INVENTORY = "inventory"
+    ACTIVE = "active"
+    ACTIVE_UNUSED = "active_unused"
+    SUSPENDED = "suspended"
+    SUSPENDED_USED = "suspended_used"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeeTerms:
+    """A recurring or one-time fee: one of `amount`, `by_state` and `price` (by number of devices)."""
+
+    name: str
+    amount: Decimal | None = None
+    by_state: Mapping[FeeState, Decimal] | None = None
+    price: Price | None = None
+    in_advance: bool = False
+    every: FeeBasis = FeeBasis.PERIOD
+    per_fleet: bool = False
+    proration: Proration = Proration.DAYS
+    count: FeeCount = FeeCount.DEVICES
+    states: frozenset[DeviceState] = frozenset({DeviceState.ACTIVE})
+    refund: bool = False
+    offer: Offer = ALWAYS
+
+
+class AdjustmentKind(StrEnum):
+    """What an adjustment does to the sum that it is on."""
+
+    PERCENTAGE_DISCOUNT = "percentage_discount"
+    FIXED_DISCOUNT = "fixed_discount"
+    """Down by an amount, never below 0."""
+    CREDIT = "credit"
+    """Down by an amount, below 0 if need be."""
+    COMMITMENT = "commitment"
+    """Up to an amount."""
+    MAXIMUM = "maximum"
+    """Down to an amount."""
+
+
+class AdjustmentScope(StrEnum):
+    """Whose sum an adjustment is on."""
+
+    PLAN = "plan"
+    DEVICE = "device"
+    FLEET = "fleet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdjustmentTerms:
+    """A discount, credit, commitment or maximum; `amount` is a percentage for the first kind.
+
+    `on` is `all`, `usage`, `fees`, or a set of meters.
+    """
+
+    name: str
+    kind: AdjustmentKind
+    amount: Decimal
+    on: str | frozenset[str] = "all"
+    scope: AdjustmentScope = AdjustmentScope.PLAN
+    prorated: bool = False
+    offer: Offer = ALWAYS
+
+
+class ChangeTakesEffect(StrEnum):
+    """When a change of plan takes effect."""
+
+    AT_ONCE = "at_once"
+    NEXT_PERIOD = "next_period"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanTerms:
-    """The terms of one plan version."""
+    """The terms of one plan version.
+
+    `time_zone` is that of bands and day scopes; None: the fleet's.
+    """
 
     currency: str
-    monthly_fee: Decimal
     meters: Mapping[str, MeterTerms]
+    plan: str = ""
+    fees: Sequence[FeeTerms] = ()
+    adjustments: Sequence[AdjustmentTerms] = ()
+    time_zone: str | None = None
+    octet_multiple: int = 1000
+    proration: Proration = Proration.DAYS
+    upward: ChangeTakesEffect = ChangeTakesEffect.AT_ONCE
+    downward: ChangeTakesEffect = ChangeTakesEffect.NEXT_PERIOD
+    zones: ZoneTable | None = None
+    bands: BandTable | None = None
+    rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
+    round_bill: bool = False
+    """Whether a bill is rounded as a whole, and not its lines."""
+    lines_per_device: bool = False
     subunits_per_unit: int = field(init=False)
     """How many of the plan's sub-units make one unit of currency.
 
-    The least number that makes the fee and the price of every single base unit whole.
+    The least number that makes every amount of a meter's prices whole.
     """
-    subunit_prices: Mapping[str, int] = field(init=False)
-    """The price of one base unit of each meter's overage, in the plan's sub-units."""
+    rates: Mapping[str, Sequence[Rate]] = field(init=False)
+    """Each meter's compiled prices, variant by variant."""
+    connection_fees: Mapping[str, Sequence[int]] = field(init=False)
+    """Each meter's connection fees in sub-units, variant by variant."""
 
     def __post_init__(self) -> None:
-        prices = {meter: terms.overage.exact for meter, terms in self.meters.items()}
-        fee = Fraction(self.monthly_fee)
-        per_unit = lcm(fee.denominator, *(price.denominator for price in prices.values()))
-        object.__setattr__(self, "subunits_per_unit", per_unit)
-        object.__setattr__(
-            self,
-            "subunit_prices",
-            {meter: int(price * per_unit) for meter, price in prices.items()},
+        prices = {
+            name: [variant.price for variant in meter.variants] for name, meter in self.meters.items()
+        }
+        parts = (
+            part for of_meter in prices.values() for price in of_meter for part in price.exact_parts()
         )
+        per_unit = lcm(*(part.denominator for part in parts))
+        rates = {name: [price.compiled(per_unit) for price in each] for name, each in prices.items()}
+        fees = {
+            name: [int(Fraction(price.connection_fee) * per_unit) for price in each]
+            for name, each in prices.items()
+        }
+        object.__setattr__(self, "subunits_per_unit", per_unit)
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "connection_fees", fees)
 
     def money(self, subunits: int) -> Money:
         """Return a count of the plan's sub-units as money."""

@@ -1,0 +1,119 @@
+"""Buckets: amounts of allowance or money that usage draws from, and the order in which they burn."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from fractions import Fraction
+
+_NO_END = datetime.max.replace(tzinfo=UTC)
+
+
+class BucketKind(StrEnum):
+    """What a bucket holds, and for whom."""
+
+    ALLOWANCE = "allowance"
+    """Units of one meter, for one device."""
+    POOL = "pool"
+    """Units of one meter, for the devices that share it."""
+    MONEY = "money"
+    """Prepaid units of currency, for one device or a fleet."""
+
+
+BurnKey = tuple[int, datetime, datetime, str]
+"""(priority, expiry, creation, id): total and deterministic."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What was granted and what was drawn: base units, or units of currency exactly.
+
+    `zones` and `bands` are where and when usage may draw from it (None: anywhere, any time; an
+    element None: outside of all). `[created_at, expires_at)` is when. Of a pool, `ceiling` is the
+    most that one member may draw, `floor` what the others leave to each of its `members`.
+    """
+
+    granted: int | Fraction = 0
+    used: int | Fraction = 0
+    kind: BucketKind = BucketKind.ALLOWANCE
+    name: str = "allowance"
+    bucket_id: str = ""
+    priority: int = 0
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    zones: frozenset[str | None] | None = None
+    bands: frozenset[str | None] | None = None
+    newest_first: bool = False
+    ceiling: int | None = None
+    floor: int = 0
+    members: set[int] = field(default_factory=set)
+    drawn: dict[int, int] = field(default_factory=dict)
+    """What each member drew, where a ceiling or a floor asks for it."""
+    _promised: int | None = None
+
+    @property
+    def left(self) -> int | Fraction:
+        """What may still be drawn."""
+        return self.granted - self.used
+
+    @property
+    def burn_key(self) -> BurnKey:
+        """Its place among others: priority, then soonest expiry, then creation, then id.
+
+        Lots of an allowance that burns its newest first stand the other way round.
+        """
+        expires = self.expires_at or _NO_END
+        created = self.created_at or datetime.min.replace(tzinfo=UTC)
+        if self.newest_first:
+            expires = _NO_END - (expires - datetime.min.replace(tzinfo=UTC))
+        return (self.priority, expires, created, self.bucket_id)
+
+    def admits(self, instant: datetime, zone: str | None, band: str | None) -> bool:
+        """Whether usage that began then, there, may draw from it."""
+        return (
+            (self.zones is None or zone in self.zones)
+            and (self.bands is None or band in self.bands)
+            and (self.created_at is None or self.created_at <= instant)
+            and (self.expires_at is None or instant < self.expires_at)
+        )
+
+    def money_left(self, subunits_per_unit: int) -> int:
+        """Return how many whole sub-units of money are left."""
+        return int(self.left * subunits_per_unit)
+
+    def available(self, member: int) -> int:
+        """Return how many units a member (a subscription's number) may draw; 0 at least."""
+        whole = int(self.granted - self.used)
+        left = whole
+        if self.ceiling is not None:
+            left = min(left, self.ceiling - self.drawn.get(member, 0))
+        if self.floor:
+            left = min(left, whole - self._promised_to_others(member))
+        return max(0, left)
+
+    def draw(self, member: int, quantity: int) -> None:
+        """Take units that are available to a member."""
+        self.used += quantity
+        if self.ceiling is None and not self.floor:
+            return
+        before = self.drawn.get(member, 0)
+        self.drawn[member] = before + quantity
+        if self.floor and member in self.members:
+            kept = self._promised_to_all()
+            self._promised = kept - min(quantity, max(0, self.floor - before))
+
+    def _promised_to_all(self) -> int:
+        if self._promised is None:
+            self._promised = sum(
+                max(0, self.floor - self.drawn.get(member, 0)) for member in self.members
+            )
+        return self._promised
+
+    def _promised_to_others(self, member: int) -> int:
+        own = max(0, self.floor - self.drawn.get(member, 0)) if member in self.members else 0
+        return self._promised_to_all() - own
+
+
+def burn_order(buckets: Iterable[Bucket]) -> list[Bucket]:
+    """Return buckets in the order in which they burn."""
+    return sorted(buckets, key=lambda bucket: bucket.burn_key)

@@ -1,0 +1,1 @@
+"""Rating without a database: what usage would cost under a plan (`fleetmeter rate`)."""

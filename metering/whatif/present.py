@@ -1,0 +1,162 @@
+"""A rating run as JSON (all quantities and amounts as decimal strings) and as tables for people."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+
+from metering.money import Money, decimal_text
+from metering.rating.bucket import BucketKind
+from metering.rating.charge import Draw
+from metering.rating.plan import MeterTerms, PlanTerms
+from metering.rating.price import PriceStep
+from metering.rating.statement import Line, Statement
+from metering.whatif.run import RatedPeriod, RatedRecord, RatingRun
+from metering.whatif.usage_file import RejectedLine
+
+
+def as_document(run: RatingRun) -> dict[str, object]:
+    """Return a rating run as a document for JSON."""
+    return {
+        "currency": run.currency,
+        "time_zone": run.calendar.time_zone,
+        "periods": [_period(run, period) for period in run.periods],
+        "total": format(run.total, "f"),
+        "due": format(run.due, "f"),
+        "rejected": [_rejected(line) for line in run.rejected],
+        "duplicates": run.duplicates,
+        "outside": run.outside,
+    }
+
+
+def as_tables(run: RatingRun) -> Iterator[str]:
+    """Write a rating run as lines of text."""
+    for period in run.periods:
+        statement = period.statement
+        yield f"{_local(run, period.cycle.start)} to {_local(run, period.cycle.end)}"
+        yield from _record_table(run, period.records)
+        yield from _line_table(run, statement)
+        yield ""
+    if len(run.periods) != 1:
+        yield f"total {run.total:f} {run.currency}"
+    for line in run.rejected:
+        yield f"line {line.line} is not rated: {line.field}: {line.problem}; {line.fix}"
+    if run.duplicates:
+        yield f"{run.duplicates} lines came again and are not rated again"
+    if run.outside:
+        yield f"{run.outside} lines lie outside of the periods"
+
+
+def _period(run: RatingRun, period: RatedPeriod) -> dict[str, object]:
+    statement = period.statement
+    return {
+        "from": _local(run, period.cycle.start),
+        "to": _local(run, period.cycle.end),
+        "records": [_record(run, record) for record in period.records],
+        "lines": [_line(run, line) for line in statement.lines],
+        "exact": _exact(statement.exact),
+        "total": format(statement.total, "f"),
+        "from_money": format(statement.from_money, "f"),
+        "due": format(statement.due, "f"),
+        "buckets": [
+            {
+                "bucket": held.bucket.name,
+                "kind": held.bucket.kind.value,
+                "device": held.device,
+                "meter": held.meter,
+                "granted": _held(run, held.meter, held.bucket.granted),
+                "used": _held(run, held.meter, held.bucket.used),
+                "left": _held(run, held.meter, held.bucket.left),
+            }
+            for held in period.buckets
+        ],
+    }
+
+
+def _record(run: RatingRun, rated: RatedRecord) -> dict[str, object]:
+    record, parts = rated.charge
+    terms = run.plans[record.subscription.plan_no]
+    of_meter = terms.meters[rated.meter]
+    rate = terms.rates[rated.meter][record.variant]
+    amount = terms.money(parts.amount)
+    return {
+        "line": rated.line,
+        "device": rated.device,
+        "meter": rated.meter,
+        "plan": terms.plan,
+        "variant": of_meter.label(record.variant),
+        "start": _local(run, record.start),
+        "end": _local(run, record.end),
+        "zone": record.zone,
+        "band": record.band,
+        "quantity": quantity_text(record.quantity, of_meter),
+        "raw": quantity_text(record.raw, of_meter),
+        "billed": quantity_text(parts.billed, of_meter),
+        "buckets": [_draw(draw, terms, of_meter) for draw in parts.draws],
+        "from_allowance": quantity_text(parts.from_allowance, of_meter),
+        "from_pool": quantity_text(parts.from_pool, of_meter),
+        "priced": quantity_text(parts.overage, of_meter),
+        "priced_before": quantity_text(parts.before, of_meter),
+        "tiers": [
+            _step(step, terms, of_meter) for step in rate.walk(parts.before, parts.overage)
+        ],
+        "connection_fee": _exact(terms.money(parts.connection_fee).exact),
+        "amount": _exact(amount.exact),
+        "rounded": format(amount.rounded(terms.rounding), "f"),
+        "from_money": _exact(terms.money(parts.from_money).exact),
+        **_fraction("amount", amount.exact),
+    }
+
+
+def _draw(draw: Draw, terms: PlanTerms, of_meter: MeterTerms) -> dict[str, object]:
+    paid: dict[str, object] = {"bucket": draw.bucket.name, "kind": draw.bucket.kind.value}
+    if draw.bucket.kind is BucketKind.MONEY:
+        return paid | {"amount": _exact(terms.money(draw.quantity).exact)}
+    return paid | {"quantity": quantity_text(draw.quantity, of_meter)}
+
+
+def _step(step: PriceStep, terms: PlanTerms, of_meter: MeterTerms) -> dict[str, object]:
+    price = Fraction(step.unit_price, terms.subunits_per_unit)
+    per = step.block or 10**of_meter.decimals
+    return {
+        "what": step.what,
+        "tier": step.tier,
+        "quantity": quantity_text(step.quantity, of_meter),
+        "price": _exact(price if step.block else price * per),
+        "per": quantity_text(per, of_meter),
+        "flat": _exact(terms.money(step.flat).exact),
+        "amount": _exact(terms.money(step.amount).exact),
+    }
+
+
+def _line(run: RatingRun, line: Line) -> dict[str, object]:
+    raise NotImplementedError
+
+
+def _rejected(line: RejectedLine) -> dict[str, object]:
+    return {"line": line.line, "field": line.field, "problem": line.problem, "fix": line.fix}
+
+
+def quantity_text(quantity: int, of_meter: MeterTerms) -> str:
+    """Write base units of a meter in its unit."""
+    return decimal_text(Fraction(quantity, 10**of_meter.decimals))
+
+
+def _held(run: RatingRun, meter: str | None, amount: int | Fraction) -> str:
+    if meter is None:
+        return decimal_text(Fraction(amount))
+    return quantity_text(int(amount), run.meter_terms(meter))
+
+
+def _exact(amount: Fraction) -> str:
+    return decimal_text(amount)
+
+
+def _fraction(name: str, amount: Fraction) -> dict[str, object]:
+    """Tell an amount that no decimal can hold as a fraction beside its first thirty places."""
+    text = decimal_text(amount)
+    return {} if Fraction(text) == amount else {f"{name}_fraction": f"{amount}"}
+
+
+def _local(run: RatingRun, instant: datetime) -> str:
+    return instant.astimezone(run.zone).isoformat()

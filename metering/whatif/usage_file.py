@@ -1,0 +1,245 @@
+"""Usage as JSON Lines: each line one reading, checked by itself, so that a bad one costs no other."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from metering.errors import InvalidValue
+from metering.period import zone
+from metering.rating.account import Usage
+from metering.rating.plan import MeterTerms
+from metering.units import parse_quantity
+from metering.usage import QUANTITY_MAX
+
+
+def _text(given: object) -> object:
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+def _number_or_text(given: object) -> object:
+    if isinstance(given, int | Decimal | str) and not isinstance(given, bool):
+        return str(given)
+    raise PydanticCustomError(
+        "quantity", 'not a quantity; use a whole number, or text such as "1.5 MB"'
+    )
+
+
+_Name = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=128)]
+_Quantity = Annotated[str, BeforeValidator(_number_or_text)]
+
+
+class UsageLineDocument(BaseModel):
+    """One line of a usage file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    device: _Name
+    meter: str
+    quantity: _Quantity | None = None
+    value: _Quantity | None = None
+    uplink: _Quantity | None = None
+    downlink: _Quantity | None = None
+    time: str | None = None
+    start: str | None = None
+    end: str | None = None
+    zone: _Name | None = None
+    network: _Name | None = None
+    country: _Name | None = None
+    session: _Name | None = None
+    packets: Annotated[int, Field(ge=0, le=QUANTITY_MAX)] = 0
+    id: _Name | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageLine:
+    """A sound line: whose usage it is, of which meter, and what was used when and where."""
+
+    line: int
+    device: str
+    meter: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedLine:
+    """A line that is not rated: the field, what is wrong with it, and what would be right."""
+
+    line: int
+    field: str
+    problem: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageFile:
+    """What a usage file holds; `duplicates` came again with the same id and the same content."""
+
+    lines: list[UsageLine]
+    rejected: list[RejectedLine]
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterUnits:
+    """How a meter's quantities are written: its terms, and what its plan means by kB, MB and GB."""
+
+    terms: MeterTerms
+    octet_multiple: int
+
+
+def read_usage(
+    lines: Iterable[str],
+    *,
+    meters: Mapping[str, MeterUnits],
+    time_zone: str,
+    default_time: datetime | None,
+) -> UsageFile:
+    """Read usage lines; a time without a zone is in `time_zone`, a missing one is `default_time`."""
+    found = UsageFile(lines=[], rejected=[], duplicates=0)
+    contents: dict[str, UsageLineDocument] = {}
+    duplicates = 0
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            document = _document(text)
+            if document.id is not None:
+                known = contents.setdefault(document.id, document)
+                if known is not document:
+                    if known == document:
+                        duplicates += 1
+                        continue
+                    raise InvalidValue(
+                        "id",
+                        f"{document.id!r} came before with another content",
+                        "give each reading an id of its own",
+                    )
+            found.lines.append(_usage_line(number, document, meters, time_zone, default_time))
+        except InvalidValue as error:
+            found.rejected.append(
+                RejectedLine(line=number, field=error.field, problem=error.problem, fix=error.fix)
+            )
+    return UsageFile(lines=found.lines, rejected=found.rejected, duplicates=duplicates)
+
+
+def read_instant(text: str, time_zone: str, field: str) -> datetime:
+    """Return an RFC 3339 instant, a local time or a local day (its midnight) of `time_zone`."""
+    try:
+        instant = datetime.fromisoformat(text.strip().upper())
+    except ValueError as error:
+        raise InvalidValue(
+            field, f"{text!r} is no time", "write it like 2026-01-31T12:00:00Z"
+        ) from error
+    local = instant if instant.tzinfo else instant.replace(tzinfo=zone(time_zone))
+    return local.astimezone(UTC)
+
+
+def _document(text: str) -> UsageLineDocument:
+    try:
+        given = json.loads(text, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValue("line", f"is not JSON ({error})", "write one JSON object a line") from error
+    try:
+        return UsageLineDocument.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"]) or "line"
+        problem = first["msg"][:1].lower() + first["msg"][1:]
+        raise InvalidValue(path, problem, "see docs/rate.md for what a line may hold") from error
+
+
+def _usage_line(
+    number: int,
+    document: UsageLineDocument,
+    meters: Mapping[str, MeterUnits],
+    time_zone: str,
+    default_time: datetime | None,
+) -> UsageLine:
+    if document.meter not in meters:
+        known = ", ".join(meters)
+        raise InvalidValue(
+            "meter", f"no plan prices {document.meter!r}", f"use one of {known}, or price it"
+        )
+    start, end = _interval(document, time_zone, default_time)
+    quantity, uplink = _quantity(document, meters[document.meter], start, end)
+    usage = Usage(
+        quantity=quantity,
+        uplink=uplink,
+        start=start,
+        end=end,
+        zone=document.zone,
+        network=document.network,
+        country=document.country,
+        session=document.session,
+        packets=document.packets,
+    )
+    return UsageLine(line=number, device=document.device, meter=document.meter, usage=usage)
+
+
+def _interval(
+    document: UsageLineDocument, time_zone: str, default_time: datetime | None
+) -> tuple[datetime, datetime]:
+    if document.start is None and document.end is None:
+        if document.time is None:
+            if default_time is None:
+                raise InvalidValue(
+                    "time", "is missing", "say when it was used, or give the command --from"
+                )
+            return default_time, default_time
+        at = read_instant(document.time, time_zone, "time")
+        return at, at
+    if document.start is None:
+        raise InvalidValue("start", "is missing beside end", "give both, or time")
+    start = read_instant(document.start, time_zone, "start")
+    last = document.end or document.time
+    end = start if last is None else read_instant(last, time_zone, "end")
+    if end < start:
+        raise InvalidValue("end", "is before start", "an interval ends after it begins")
+    return start, end
+
+
+def _quantity(
+    document: UsageLineDocument, units: MeterUnits, start: datetime, end: datetime
+) -> tuple[int, int]:
+    """Return the whole quantity and the part of it that went up, in base units."""
+    given = {
+        name: value
+        for name, value in (("quantity", document.quantity), ("value", document.value))
+        if value is not None
+    }
+    directed = {
+        name: value
+        for name, value in (("uplink", document.uplink), ("downlink", document.downlink))
+        if value is not None
+    }
+    if len(given) + bool(directed) > 1:
+        raise InvalidValue(
+            "quantity", "is given twice", "give one of quantity, value, or uplink and downlink"
+        )
+    if directed:
+        parts = {name: _base_units(value, units, name) for name, value in directed.items()}
+        return sum(parts.values()), parts.get("uplink", 0)
+    for name, value in given.items():
+        return _base_units(value, units, name), 0
+    if units.terms.unit == "second" and end > start:
+        return -(-(end - start) // timedelta(seconds=1)), 0
+    raise InvalidValue("quantity", "is missing", "say how much was used")
+
+
+def _base_units(given: str, units: MeterUnits, field: str) -> int:
+    quantity = parse_quantity(
+        given,
+        units.terms.unit,
+        field,
+        octet_multiple=units.octet_multiple,
+        decimals=units.terms.decimals,
+    )
+    if quantity > QUANTITY_MAX:
+        raise InvalidValue(field, f"is more than {QUANTITY_MAX} {units.terms.unit}s", "send less")
+    return quantity
