@@ -48,10 +48,27 @@ class RoundingMode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """How an amount is rounded: the mode, and to how many digits (None: the currency's, ISO 4217)."""
+    """How an amount is rounded: the mode, and to what.
+
+    To so many `digits` (None: the currency's, ISO 4217) or to multiples of `step`, such as 0.05.
+    """
 
     mode: RoundingMode = RoundingMode.HALF_UP
     digits: int | None = None
+    step: Decimal | None = None
+
+    def quantum(self, currency: str) -> Decimal:
+        """Return what every rounded amount is a multiple of."""
+        if self.step is not None:
+            return self.step
+        digits = minor_digits(currency) if self.digits is None else self.digits
+        return Decimal(1).scaleb(-digits)
+
+    def multiples(self, amount: Fraction) -> int:
+        """Round a count of quanta to a whole one."""
+        whole, rest = divmod(abs(amount), 1)
+        count = int(whole) + _rounds_away(self.mode, int(whole), rest)
+        return count if amount >= 0 else -count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +108,11 @@ class Money:
 
         Only a bill line and a displayed amount may call this.
         """
-        digits = minor_digits(self.currency) if rounding.digits is None else rounding.digits
-        scaled = self.exact * 10**digits
-        whole, rest = divmod(abs(scaled), 1)
-        count = int(whole) + _rounds_away(rounding.mode, int(whole), rest)
+        quantum = rounding.quantum(self.currency)
+        _, digits, exponent = quantum.as_tuple()
+        count = rounding.multiples(self.exact / Fraction(quantum))
         # Read from text, which is exact; arithmetic would round to the context's precision.
-        return Decimal(f"{count if scaled >= 0 else -count}E-{digits}")
+        return Decimal(f"{count * int(''.join(map(str, digits)))}E{exponent}")
 
 
 def _rounds_away(mode: RoundingMode, whole: int, rest: Fraction) -> bool:

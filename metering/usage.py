@@ -47,7 +47,8 @@ class Reading:
     `seq` counts from 1 within the device's boot and, like `at`, is assigned once and resent
     unchanged. `at` is when it was measured; `since`, if given, is when a delta's interval began.
     A directed meter fills `uplink` and `downlink`, any other `quantity`; all in the meter's base
-    unit. `epoch` and `width` (bits) describe the counter of a TOTAL reading.
+    unit. `epoch` and `width` (bits) describe the counter of a TOTAL reading. `session` names what some
+    plans round or price together, `packets` says how many carried it.
     """
 
     seq: int
@@ -63,6 +64,8 @@ class Reading:
     zone: str | None = None
     rat: str | None = None
     apn: str | None = None
+    session: str | None = None
+    packets: int = 0
 
 
 class RejectReason(StrEnum):

@@ -18,7 +18,8 @@ from metering.rating.charge import ChargeParts, charge
 from metering.rating.counter import CounterEvent, CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
 from metering.rating.increment import Increment, IncrementScope
-from metering.rating.plan import MeterTerms, PlanTerms
+from metering.rating.plan import Aggregate, MeterTerms, PlanTerms
+from metering.rating.price import CountedPer, Price
 from metering.usage import Reading, ReadingKind
 
 UseKey = tuple[int, int, datetime, int]
@@ -29,6 +30,7 @@ CountKey = tuple[int, int, datetime, int, str]
 """(subscription_no, meter_no, cycle_start, variant, name); a whole fleet's stand under −fleet_no."""
 
 _ANY_VARIANT = -1
+_NO_ATTRIBUTES: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -137,7 +139,8 @@ class StoredReading:
 class Usage(NamedTuple):
     """What one reading says was used, over `[start, end)`; `uplink` is part of `quantity`.
 
-    `zone`, `network` (MCC and MNC) and `country` are where; `session` and `packets` what else it told.
+    `zone`, `network` (MCC and MNC) and `country` are where, `destination` (E.164) is whereto; `session`,
+    `packets` and `attributes` what else it told.
     """
 
     quantity: int
@@ -150,6 +153,8 @@ class Usage(NamedTuple):
     country: str | None = None
     session: str | None = None
     packets: int = 0
+    destination: str | None = None
+    attributes: Mapping[str, str] = _NO_ATTRIBUTES
 
 
 class FleetTerms:
@@ -201,7 +206,25 @@ def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usa
         start = reading.since or reading.at
         uplink = reading.uplink
         quantity = uplink + reading.downlink if reading.meter.directed else reading.quantity
-    return Usage(quantity, uplink, start, reading.at, event, reading.zone)
+    return Usage(
+        quantity,
+        uplink,
+        start,
+        reading.at,
+        event,
+        zone=reading.zone,
+        session=reading.session,
+        packets=reading.packets,
+        attributes=_attributes(reading),
+    )
+
+
+def _attributes(reading: Reading) -> Mapping[str, str]:
+    """Return what a plan may price a reading by, beside its zone."""
+    if reading.rat is None and reading.apn is None:
+        return _NO_ATTRIBUTES
+    given = {"rat": reading.rat, "apn": reading.apn}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def records_of(
@@ -246,12 +269,18 @@ def _priced(
         plan_no = record.subscription.plan_no
         terms = plans[plan_no]
         zone = (
-            terms.zones.zone_of(zone=usage.zone, network=usage.network, country=usage.country)
+            terms.zones.zone_of(
+                zone=usage.zone,
+                network=usage.network,
+                country=usage.country,
+                destination=usage.destination,
+            )
             if terms.zones
             else usage.zone
         )
         for piece in _by_band(record, fleet.bands_of(plan_no, terms)):
-            variant = terms.meters[meter].variant_of(zone, piece.band)
+            day = local_day(piece.start, fleet.zone_of(terms))
+            variant = terms.meters[meter].variant_of(zone, piece.band, usage.attributes, day)
             if variant is None:
                 return ParkReason.NO_PRICE
             found.append(piece._replace(part=len(found), zone=zone, variant=variant))
@@ -266,7 +295,9 @@ def _priced(
             raw += overhead.per_record if usage.quantity else 0
         increment = variant_terms.increment
         billed, group = raw, None
-        if increment:
+        if terms.meters[meter].aggregate is Aggregate.MAX:
+            group = "max"
+        elif increment:
             group = _group(increment, usage, record, fleet.zone_of(terms))
             if group is None:
                 billed = increment.billed(raw_before + raw) - increment.billed(raw_before)
@@ -321,52 +352,63 @@ def charge_records(
     fleet_no: int,
     plans: Mapping[int, PlanTerms],
     accounts: Accounts,
+    connected: bool = False,
 ) -> list[Charge]:
-    """Charge the records of one reading to the accounts: buckets in burn order, then the price."""
-    connected = False
+    """Charge the records of one reading to the accounts: buckets in burn order, then the price.
+
+    `connected`: earlier records of the reading bore its connection fee.
+    """
     charges: list[Charge] = []
+    alone: dict[int, int] = {}
     for record in records:
         subscription_no = record.subscription.subscription_no
-        plan_no = record.subscription.plan_no
         cycle_start = record.cycle.start
         variant = record.variant
-        terms = plans[plan_no]
+        terms = plans[record.subscription.plan_no]
         key = (subscription_no, meter_no, cycle_start, variant)
         use = accounts.uses.get(key)
         if use is None:
             use = accounts.uses[key] = MeterUse()
+        buckets = accounts.buckets.get((subscription_no, meter_no, cycle_start), ())
         of_meter = terms.meters[meter]
         rate = terms.rates[meter][variant]
-        billed, before, fee, fee_on_allowance = record.billed, use.overage, 0, False
-        if not of_meter.plain:
+        if of_meter.plain:
+            parts = charge(
+                record, record.billed, buckets=buckets, rate=rate, before=use.overage, terms=terms
+            )
+        else:
             price = of_meter.variants[variant].price
+            billed = record.billed
             if record.group is not None:
                 billed = _grouped(record, meter_no, of_meter, accounts)
-            if price.fleet_wide:
-                before = accounts.counts.get(_fleet_count(record, meter_no, fleet_no), 0)
-            fee = terms.connection_fees[meter][variant]
-            fee_on_allowance = price.connection_fee_on_allowance
-            if fee and (
-                connected or not usage.quantity or _is_connected(record, usage, meter_no, accounts)
-            ):
-                fee = 0
-        parts = charge(
-            record,
-            billed,
-            buckets=accounts.buckets.get((subscription_no, meter_no, cycle_start), ()),
-            rate=rate,
-            before=before,
-            subunits_per_unit=terms.subunits_per_unit,
-            connection_fee=fee,
-            fee_on_allowance=fee_on_allowance,
-        )
-        if not of_meter.plain:
-            if of_meter.variants[variant].price.fleet_wide:
-                accounts.counts[_fleet_count(record, meter_no, fleet_no)] = before + parts.overage
+            counter = _price_count(price, record, usage, meter_no, fleet_no)
+            place = _ANY_VARIANT if price.joint else variant
+            if counter is not None:
+                before = accounts.counts.get(counter, 0)
+            else:
+                before = alone.get(place, 0) if price.counts_alone else use.overage
+            fee_due = terms.connection_fees[meter][variant]
+            connection = _connection(record, usage.session, meter_no) if fee_due else None
+            if connected or not usage.quantity or connection in accounts.counts:
+                fee_due = 0
+            parts = charge(
+                record,
+                billed,
+                buckets=buckets,
+                rate=rate,
+                before=before,
+                terms=terms,
+                connection_fee=fee_due,
+                fee_on_allowance=price.connection_fee_on_allowance,
+            )
+            if counter is not None:
+                accounts.counts[counter] = before + parts.overage
+            elif price.counts_alone:
+                alone[place] = before + parts.overage
             if parts.connection_fee:
                 connected = True
-                if usage.session is not None:
-                    accounts.counts[_connection(record, usage.session, meter_no)] = 1
+                if connection is not None:
+                    accounts.counts[connection] = 1
         use.add(record, parts)
         charges.append(Charge(record, parts))
     return charges
@@ -382,7 +424,7 @@ def count_keys(
     plans: Mapping[int, PlanTerms],
 ) -> set[CountKey]:
     """Return the counts that charging these records reads and changes."""
-    keys: set[CountKey] = set()
+    keys: set[CountKey | None] = set()
     for record in records:
         of_meter = plans[record.subscription.plan_no].meters[meter]
         if of_meter.plain:
@@ -390,31 +432,24 @@ def count_keys(
         price = of_meter.variants[record.variant].price
         if record.group is not None:
             keys.add(_group_count(record, meter_no))
-        if price.fleet_wide:
-            keys.add(_fleet_count(record, meter_no, fleet_no))
-        if price.connection_fee and usage.session is not None:
+        keys.add(_price_count(price, record, usage, meter_no, fleet_no))
+        if price.connection_fee:
             keys.add(_connection(record, usage.session, meter_no))
-    return keys
+    return {key for key in keys if key is not None}
 
 
 def _grouped(
     record: UsageRecord, meter_no: int, of_meter: MeterTerms, accounts: Accounts
 ) -> int:
-    """Return what is billed of a record that is rounded with others of its group."""
-    increment = of_meter.variants[record.variant].increment
-    if increment is None:  # a group was named by an increment
-        return record.raw
+    """Return what is billed of a record that is taken together with others of its group."""
+    increment = of_meter.variants[record.variant].increment or Increment()
     key = _group_count(record, meter_no)
     before = accounts.counts.get(key, 0)
-    accounts.counts[key] = before + record.raw
-    return increment.billed(before + record.raw) - increment.billed(before)
-
-
-def _is_connected(
-    record: UsageRecord, usage: Usage, meter_no: int, accounts: Accounts
-) -> bool:
-    session = usage.session
-    return session is not None and _connection(record, session, meter_no) in accounts.counts
+    together = (
+        max(before, record.raw) if of_meter.aggregate is Aggregate.MAX else before + record.raw
+    )
+    accounts.counts[key] = together
+    return increment.billed(together) - increment.billed(before)
 
 
 def _group_count(record: UsageRecord, meter_no: int) -> CountKey:
@@ -425,11 +460,27 @@ def _group_count(record: UsageRecord, meter_no: int) -> CountKey:
     return (subscription_no, meter_no, record.cycle.start, variant, group)
 
 
-def _fleet_count(record: UsageRecord, meter_no: int, fleet_no: int) -> CountKey:
-    name = f"price:{record.subscription.plan_no}"
-    return (-fleet_no, meter_no, record.cycle.start, record.variant, name)
+def _price_count(
+    price: Price, record: UsageRecord, usage: Usage, meter_no: int, fleet_no: int
+) -> CountKey | None:
+    """Name what is counted towards a price; None: the use itself, or this reading alone."""
+    variant = _ANY_VARIANT if price.joint else record.variant
+    subscription_no, plan_no = record.subscription.subscription_no, record.subscription.plan_no
+    cycle_start = record.cycle.start
+    match price.counted_per:
+        case CountedPer.DEVICE:
+            return (subscription_no, meter_no, cycle_start, variant, "price") if price.joint else None
+        case CountedPer.FLEET:
+            return (-fleet_no, meter_no, cycle_start, variant, f"price:{plan_no}")
+        case CountedPer.SESSION if usage.session is not None:
+            name = f"price:session:{usage.session}"
+            return (subscription_no, meter_no, cycle_start, variant, name)
+        case CountedPer.SESSION | CountedPer.RECORD:
+            return None
 
 
-def _connection(record: UsageRecord, session: str, meter_no: int) -> CountKey:
+def _connection(record: UsageRecord, session: str | None, meter_no: int) -> CountKey | None:
+    if session is None:
+        return None
     subscription_no = record.subscription.subscription_no
     return (subscription_no, meter_no, record.cycle.start, _ANY_VARIANT, f"connected:{session}")

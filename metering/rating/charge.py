@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import UsageRecord
+from metering.rating.plan import PlanTerms
 from metering.rating.price import Rate
 
 
@@ -47,7 +48,7 @@ def charge(
     buckets: Sequence[Bucket],
     rate: Rate,
     before: int,
-    subunits_per_unit: int,
+    terms: PlanTerms,
     connection_fee: int = 0,
     fee_on_allowance: bool = False,
 ) -> ChargeParts:
@@ -57,6 +58,7 @@ def charge(
     `fee_on_allowance`), the connection fee. The buckets are drawn from.
     """
     member = record.subscription.subscription_no
+    subunits_per_unit = terms.subunits_per_unit
     rest = billed
     own = pooled = priced = paid = 0
     draws: list[Draw] = []
@@ -91,6 +93,8 @@ def charge(
     overage = priced + rest
     fee = connection_fee if overage or (fee_on_allowance and billed) else 0
     amount = rate.increment(before, overage) + fee
+    if terms.record_quantum is not None:
+        amount = terms.record_amount(amount)
     if amount > paid:
         paid += _pay(amount - paid, buckets, record, subunits_per_unit, draws)
     return ChargeParts(own, pooled, overage, amount, before, fee, paid, tuple(draws))

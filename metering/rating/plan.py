@@ -15,7 +15,7 @@ from math import lcm
 from metering.money import Money, Rounding
 from metering.rating.band import BandTable
 from metering.rating.increment import Increment
-from metering.rating.price import Price, Rate
+from metering.rating.price import CountedPer, Price, Rate
 from metering.rating.zone import ZoneTable
 
 OWN_PRIORITY = 100
@@ -58,10 +58,14 @@ class SharedBy(StrEnum):
 
 
 class Renews(StrEnum):
-    """When an allowance is granted anew."""
+    """When an allowance is granted anew: each bill cycle or local day, from the subscription's start."""
 
     PERIOD = "period"
     DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
     NEVER = "never"
 
 
@@ -108,6 +112,7 @@ class Offer:
 
 
 ALWAYS = Offer()
+_NO_ATTRIBUTES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,19 +152,55 @@ class Overhead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A meter's price in some zones and time bands (None: in all; an element None: outside of all)."""
+    """A meter's price in some zones and time bands (None: in all; an element None: outside of all).
+
+    `where` are the values that attributes of the usage may have, `[first_day, end_day)` the local days
+    on which it begins.
+    """
 
     price: Price
     zones: frozenset[str | None] | None = None
     bands: frozenset[str | None] | None = None
+    where: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    first_day: date | None = None
+    end_day: date | None = None
     increment: Increment | None = None
     overhead: Overhead | None = None
 
-    def holds(self, zone: str | None, band: str | None) -> bool:
-        """Whether it prices usage of this zone and band."""
-        return (self.zones is None or zone in self.zones) and (
-            self.bands is None or band in self.bands
+    def holds(
+        self,
+        zone: str | None,
+        band: str | None,
+        attributes: Mapping[str, str] = _NO_ATTRIBUTES,
+        day: date | None = None,
+    ) -> bool:
+        """Whether it prices usage of this zone, band, attributes and local day."""
+        return (
+            (self.zones is None or zone in self.zones)
+            and (self.bands is None or band in self.bands)
+            and (self.first_day is None or (day is not None and day >= self.first_day))
+            and (self.end_day is None or (day is not None and day < self.end_day))
+            and all(attributes.get(name) in values for name, values in self.where.items())
         )
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether it prices any usage."""
+        return (
+            self.zones is None
+            and self.bands is None
+            and not self.where
+            and self.first_day is None
+            and self.end_day is None
+        )
+
+
+class Aggregate(StrEnum):
+    """What a device's readings of a period make together."""
+
+    SUM = "sum"
+    MAX = "max"
+    """The largest of them counts: a capacity, not an amount."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +218,7 @@ class MeterTerms:
     allowances: Sequence[AllowanceTerms] = ()
     decimals: int = 0
     has_own_price: bool = True
+    aggregate: Aggregate = Aggregate.SUM
     plain: bool = field(init=False)
     """Whether a record is charged as it stands: one price, counted by device, and nothing beside it."""
 
@@ -184,20 +226,26 @@ class MeterTerms:
         variant = self.variants[0]
         plain = (
             len(self.variants) == 1
-            and variant.zones is None
-            and variant.bands is None
+            and self.aggregate is Aggregate.SUM
+            and variant.unconditional
             and variant.increment is None
             and variant.overhead is None
-            and not variant.price.fleet_wide
+            and variant.price.counted_per is CountedPer.DEVICE
             and not variant.price.connection_fee
             and all(each.zones is None and each.bands is None for each in self.allowances)
         )
         object.__setattr__(self, "plain", plain)
 
-    def variant_of(self, zone: str | None, band: str | None) -> int | None:
-        """Return which variant prices usage of a zone and band; None when none does."""
+    def variant_of(
+        self,
+        zone: str | None,
+        band: str | None,
+        attributes: Mapping[str, str] = _NO_ATTRIBUTES,
+        day: date | None = None,
+    ) -> int | None:
+        """Return which variant prices usage: the first that holds; None when none does."""
         for position, variant in enumerate(self.variants):
-            if variant.holds(zone, band):
+            if variant.holds(zone, band, attributes, day):
                 return position
         return None
 
@@ -209,6 +257,8 @@ class MeterTerms:
 class FeeBasis(StrEnum):
     """When a fee falls due."""
 
+    DAY = "day"
+    """For each local day, billed with its period."""
     PERIOD = "period"
     MONTH = "month"
     QUARTER = "quarter"
@@ -250,6 +300,8 @@ class FeeTerms:
     count: FeeCount = FeeCount.DEVICES
     states: frozenset[DeviceState] = frozenset({DeviceState.ACTIVE})
     refund: bool = False
+    quantity: int = 1
+    """How many of it: every amount is multiplied."""
     offer: Offer = ALWAYS
 
 
@@ -279,7 +331,7 @@ class AdjustmentScope(StrEnum):
 class AdjustmentTerms:
     """A discount, credit, commitment or maximum; `amount` is a percentage for the first kind.
 
-    `on` is `all`, `usage`, `fees`, or a set of meters.
+    `on` is `all`, `usage`, `fees`, or a set of names of meters and fees.
     """
 
     name: str
@@ -289,6 +341,16 @@ class AdjustmentTerms:
     scope: AdjustmentScope = AdjustmentScope.PLAN
     prorated: bool = False
     offer: Offer = ALWAYS
+
+
+class RoundAt(StrEnum):
+    """What is rounded, once."""
+
+    RECORD = "record"
+    """The price of each usage record; lines are rounded too, which does nothing to those of usage."""
+    LINE = "line"
+    BILL = "bill"
+    """The total; its lines stay exact."""
 
 
 class ChangeTakesEffect(StrEnum):
@@ -318,8 +380,7 @@ class PlanTerms:
     zones: ZoneTable | None = None
     bands: BandTable | None = None
     rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
-    round_bill: bool = False
-    """Whether a bill is rounded as a whole, and not its lines."""
+    round_at: RoundAt = RoundAt.LINE
     lines_per_device: bool = False
     subunits_per_unit: int = field(init=False)
     """How many of the plan's sub-units make one unit of currency.
@@ -330,6 +391,8 @@ class PlanTerms:
     """Each meter's compiled prices, variant by variant."""
     connection_fees: Mapping[str, Sequence[int]] = field(init=False)
     """Each meter's connection fees in sub-units, variant by variant."""
+    record_quantum: int | None = field(init=False)
+    """What each record's amount is a multiple of, in sub-units, where records are rounded."""
 
     def __post_init__(self) -> None:
         prices = {
@@ -338,7 +401,13 @@ class PlanTerms:
         parts = (
             part for of_meter in prices.values() for price in of_meter for part in price.exact_parts()
         )
-        per_unit = lcm(*(part.denominator for part in parts))
+        quantum = (
+            Fraction(self.rounding.quantum(self.currency))
+            if self.round_at is RoundAt.RECORD
+            else None
+        )
+        coarsest = quantum.denominator if quantum else 1
+        per_unit = lcm(coarsest, *(part.denominator for part in parts))
         rates = {name: [price.compiled(per_unit) for price in each] for name, each in prices.items()}
         fees = {
             name: [int(Fraction(price.connection_fee) * per_unit) for price in each]
@@ -347,6 +416,21 @@ class PlanTerms:
         object.__setattr__(self, "subunits_per_unit", per_unit)
         object.__setattr__(self, "rates", rates)
         object.__setattr__(self, "connection_fees", fees)
+        object.__setattr__(
+            self, "record_quantum", None if quantum is None else int(quantum * per_unit)
+        )
+
+    @property
+    def round_bill(self) -> bool:
+        """Whether a bill is rounded as a whole, and not its lines."""
+        return self.round_at is RoundAt.BILL
+
+    def record_amount(self, amount: int) -> int:
+        """Return what a record costs, in sub-units, rounded where the plan rounds records."""
+        if self.record_quantum is None:
+            return amount
+        multiples = self.rounding.multiples(Fraction(amount, self.record_quantum))
+        return multiples * self.record_quantum
 
     def money(self, subunits: int) -> Money:
         """Return a count of the plan's sub-units as money."""

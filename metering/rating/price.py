@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
 from fractions import Fraction
 from itertools import chain
 
@@ -74,15 +75,28 @@ class PackagePrice:
 PriceShape = UnitPrice | GraduatedPrice | VolumePrice | PackagePrice
 
 
+class CountedPer(StrEnum):
+    """Whose quantity accumulates into one walk through a price."""
+
+    DEVICE = "device"
+    """A device's, in a period."""
+    FLEET = "fleet"
+    """That of all devices of the fleet on the plan, in a period."""
+    RECORD = "record"
+    """A record's alone: each begins anew."""
+    SESSION = "session"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """A price shape and what is common to all: free units, a cap, and what is due beside it.
 
-    `free` is how many units cost nothing before the shape begins; `maximum` caps what a period's
-    quantity may cost. `minimum` is trued up when the period ends (`minimum_prorated`: in the share of
-    the device's proration). `fleet_wide`: the quantity of all devices counts together. The
-    `connection_fee` is due once for each record, or session, of which anything is priced
-    (`connection_fee_on_allowance`: also where allowances pay all of it).
+    `free` is how many units cost nothing before the shape begins; `maximum` caps what the quantity
+    that is `counted_per` may cost. A `minimum` is trued up when the period ends (`minimum_prorated`: in
+    the share of the device's proration), or at once where each record or session counts alone. `joint`:
+    the quantity accumulates over all of the meter's prices that are joint. The `connection_fee` is
+    due once for each record, or session, of which anything is priced (`connection_fee_on_allowance`:
+    also where allowances pay all of it).
     """
 
     shape: PriceShape
@@ -90,9 +104,20 @@ class Price:
     maximum: Decimal | None = None
     minimum: Decimal = Decimal(0)
     minimum_prorated: bool = False
-    fleet_wide: bool = False
+    counted_per: CountedPer = CountedPer.DEVICE
+    joint: bool = False
     connection_fee: Decimal = Decimal(0)
     connection_fee_on_allowance: bool = False
+
+    @property
+    def fleet_wide(self) -> bool:
+        """Whether the quantity of all devices counts together."""
+        return self.counted_per is CountedPer.FLEET
+
+    @property
+    def counts_alone(self) -> bool:
+        """Whether each record or session is priced by itself."""
+        return self.counted_per in (CountedPer.RECORD, CountedPer.SESSION)
 
     def exact_parts(self) -> Iterator[Fraction]:
         """Every amount that must be a whole number of sub-units."""
@@ -106,23 +131,31 @@ class Price:
         yield Fraction(self.connection_fee)
         if self.maximum is not None:
             yield Fraction(self.maximum)
+        if self.counts_alone:
+            yield Fraction(self.minimum)
 
     def compiled(self, subunits_per_unit: int) -> "Rate":
         """Return the price in whole sub-units; `subunits_per_unit` makes each exact part whole."""
-        maximum = None if self.maximum is None else _whole(self.maximum, subunits_per_unit)
+        rate = self._compiled_shape(subunits_per_unit)
+        rate.free = self.free
+        if self.maximum is not None:
+            rate.maximum = _whole(self.maximum, subunits_per_unit)
+        if self.counts_alone:
+            rate.minimum = _whole(self.minimum, subunits_per_unit)
+        return rate
+
+    def _compiled_shape(self, subunits_per_unit: int) -> "Rate":
         match self.shape:
             case UnitPrice():
-                price = _whole(self.shape.exact, subunits_per_unit)
-                return UnitRate(free=self.free, maximum=maximum, price=price)
+                return UnitRate(_whole(self.shape.exact, subunits_per_unit))
             case PackagePrice(amount=amount, size=size):
-                price = _whole(amount, subunits_per_unit)
-                return PackageRate(free=self.free, maximum=maximum, price=price, size=size)
+                return PackageRate(_whole(amount, subunits_per_unit), size)
             case GraduatedPrice(tiers=tiers, flat_at_zero=flat_at_zero):
                 rates = [_tier_rate(tier, subunits_per_unit) for tier in tiers]
-                return GraduatedRate(self.free, maximum, rates, flat_at_zero=flat_at_zero)
+                return GraduatedRate(rates, flat_at_zero=flat_at_zero)
             case VolumePrice(tiers=tiers, flat_at_zero=flat_at_zero):
                 rates = [_tier_rate(tier, subunits_per_unit) for tier in tiers]
-                return VolumeRate(self.free, maximum, rates, flat_at_zero=flat_at_zero)
+                return VolumeRate(rates, flat_at_zero=flat_at_zero)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +163,7 @@ class PriceStep:
     """One line of a price's explanation: `quantity` units of a tier, and what they add.
 
     `tier` counts from 1; 0 is the free units, and None an amount that no units bear: `what` then says
-    which (`maximum`, or `before`, what a volume price had charged earlier).
+    which (`minimum`, `maximum`, or `before`, what a volume price had charged earlier).
     """
 
     what: str
@@ -143,13 +176,17 @@ class PriceStep:
 
 
 class Rate(ABC):
-    """A compiled price: whole sub-units for a cumulative quantity of base units."""
+    """A compiled price: whole sub-units for a cumulative quantity of base units.
 
-    __slots__ = ("free", "maximum")
+    The first `free` units cost nothing; any quantity costs `minimum` at least and `maximum` at most.
+    """
 
-    def __init__(self, free: int, maximum: int | None) -> None:
-        self.free = free
-        self.maximum = maximum
+    __slots__ = ("free", "maximum", "minimum")
+
+    def __init__(self) -> None:
+        self.free = 0
+        self.maximum: int | None = None
+        self.minimum = 0
 
     @abstractmethod
     def _shaped(self, quantity: int) -> int:
@@ -162,6 +199,8 @@ class Rate(ABC):
     def rated(self, quantity: int) -> int:
         """Return what a period's cumulative quantity costs, in sub-units."""
         cost = self._shaped(max(0, quantity - self.free))
+        if quantity and cost < self.minimum:
+            cost = self.minimum
         return cost if self.maximum is None else min(cost, self.maximum)
 
     def increment(self, before: int, quantity: int) -> int:
@@ -180,9 +219,10 @@ class Rate(ABC):
         shaped_before, shaped_after = max(0, before - self.free), max(0, after - self.free)
         if shaped_after > shaped_before:
             steps.extend(self._steps(shaped_before, shaped_after))
-        capped = self.increment(before, quantity) - sum(step.amount for step in steps)
-        if capped:
-            steps.append(PriceStep("maximum", None, 0, 0, 0, capped))
+        bounded = self.increment(before, quantity) - sum(step.amount for step in steps)
+        if bounded:
+            what = "minimum" if bounded > 0 else "maximum"
+            steps.append(PriceStep(what, None, 0, 0, 0, bounded))
         return steps
 
     def affordable(self, before: int, quantity: int, money: int) -> int:
@@ -205,19 +245,20 @@ class Rate(ABC):
 class UnitRate(Rate):
     """A price for each unit."""
 
-    __slots__ = ("_plain", "price")
+    __slots__ = ("price",)
 
-    def __init__(self, *, free: int = 0, maximum: int | None = None, price: int) -> None:
-        super().__init__(free, maximum)
+    def __init__(self, price: int) -> None:
+        super().__init__()
         self.price = price
-        self._plain = free == 0 and maximum is None
 
     def _shaped(self, quantity: int) -> int:
         return quantity * self.price
 
     def increment(self, before: int, quantity: int) -> int:
         """Return what `quantity` more units cost after `before`."""
-        return quantity * self.price if self._plain else super().increment(before, quantity)
+        if self.free or self.minimum or self.maximum is not None:
+            return super().increment(before, quantity)
+        return quantity * self.price
 
     def _steps(self, before: int, after: int) -> Iterator[PriceStep]:
         units = after - before
@@ -229,8 +270,8 @@ class PackageRate(Rate):
 
     __slots__ = ("price", "size")
 
-    def __init__(self, *, free: int = 0, maximum: int | None = None, price: int, size: int) -> None:
-        super().__init__(free, maximum)
+    def __init__(self, price: int, size: int) -> None:
+        super().__init__()
         self.price = price
         self.size = size
 
@@ -261,15 +302,8 @@ class _TieredRate(Rate):
 
     __slots__ = ("lasts", "tiers", "zero")
 
-    def __init__(
-        self,
-        free: int,
-        maximum: int | None,
-        tiers: Sequence[TierRate],
-        *,
-        flat_at_zero: bool = False,
-    ) -> None:
-        super().__init__(free, maximum)
+    def __init__(self, tiers: Sequence[TierRate], *, flat_at_zero: bool = False) -> None:
+        super().__init__()
         self.tiers = tiers
         self.zero = tiers[0].flat if flat_at_zero else 0
         self.lasts = [tier.last for tier in tiers if tier.last is not None]
@@ -287,15 +321,8 @@ class GraduatedRate(_TieredRate):
 
     __slots__ = ("sums",)
 
-    def __init__(
-        self,
-        free: int,
-        maximum: int | None,
-        tiers: Sequence[TierRate],
-        *,
-        flat_at_zero: bool = False,
-    ) -> None:
-        super().__init__(free, maximum, tiers, flat_at_zero=flat_at_zero)
+    def __init__(self, tiers: Sequence[TierRate], *, flat_at_zero: bool = False) -> None:
+        super().__init__(tiers, flat_at_zero=flat_at_zero)
         self.sums = [0]
         begin = 0
         for tier, last in zip(tiers, self.lasts, strict=False):

@@ -14,6 +14,7 @@ ELSEWHERE = "elsewhere"
 
 _MCC_DIGITS = 3
 _NETWORK_DIGITS = (6, 5)  # an MNC has three digits or two
+_E164_DIGITS_MAX = 15
 _PLACES_REMEMBERED = 4096
 
 
@@ -42,7 +43,7 @@ class ZoneTable:
         """Build the table of a plan's `zones`, `groups` and `default_zone`.
 
         An entry is an MCC (3 digits), an MCC+MNC (5 or 6; ITU-T E.212), a country (ISO 3166-1
-        alpha-2), a group's name, or `world`. An entry that a zone lists itself wins over a zone
+        alpha-2), what a called number begins with (`+49`; ITU-T E.164), a group's name, or `world`. An entry that a zone lists itself wins over a zone
         that holds it through a group. Raises `InvalidValue` naming the entry: if it is none of
         these, if two zones list it or hold it through groups, if groups hold each other in a
         circle, if a name is reserved, or if the default is no zone.
@@ -67,15 +68,27 @@ class ZoneTable:
             )
         return cls(names=tuple(zones), places=grouped | listed, default=default)
 
-    def zone_of(self, *, zone: str | None, network: str | None, country: str | None) -> str | None:
+    def zone_of(
+        self,
+        *,
+        zone: str | None,
+        network: str | None,
+        country: str | None,
+        destination: str | None = None,
+    ) -> str | None:
         """Return the zone of a record, or None if it was used elsewhere.
 
         The record's own word `zone` wins if it names a zone; else digits stand for a network and
         two letters for a country that the record does not give itself. Then the longest entry that
-        begins `network` (MCC+MNC) wins, then the `country` (if none is given, that of the network's
+        begins the called `destination` wins, then the longest that begins `network` (MCC+MNC), then the `country` (if none is given, that of the network's
         MCC), then `world`, then the default. A record that says nothing but a word unknown to the
         plan is not taken to be in the world: it has the default.
         """
+        if destination is not None and zone not in self.names:
+            dialled = "+" + destination.lstrip("+0 ") if destination else ""
+            for length in range(len(dialled), 1, -1):
+                if dialled[:length] in self.places:
+                    return self.places[dialled[:length]]
         key = (zone, network, country)
         try:
             return self._found[key]
@@ -122,7 +135,8 @@ def _entries(
                     path,
                     f"{entry!r} is no network, country or group",
                     "write an MCC (3 digits), an MCC and MNC (5 or 6 digits), a country's two "
-                    "capital letters (ISO 3166), a group's name or 'world'",
+                    "capital letters (ISO 3166), the beginning of a number ('+49'), a group's "
+                    "name or 'world'",
                 )
             found.append((name, path, entry))
     return found
@@ -172,6 +186,8 @@ def _claim(
 def _is_place(entry: str) -> bool:
     if _is_digits(entry):
         return len(entry) in {_MCC_DIGITS, *_NETWORK_DIGITS}
+    if entry.startswith("+"):
+        return _is_digits(entry[1:]) and len(entry) <= _E164_DIGITS_MAX + 1
     return entry in COUNTRIES or entry == WORLD
 
 
