@@ -1,0 +1,393 @@
+"""Allowances, lots and money: plain lists of what was granted and what was drawn."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from math import floor
+from typing import NamedTuple
+
+from tests.reference.amounts import Doc, exact
+from tests.reference.fleet import (
+    BILLED,
+    Fleet,
+    Subscription,
+    ended_by_change,
+    local_days,
+)
+from tests.reference.places import place_fits
+from tests.reference.spans import FAR_FUTURE, FAR_PAST, Span, clip, instant, lasting, share
+from tests.reference.usage import Part
+
+Key = tuple[object, ...]
+
+
+class Draw(NamedTuple):
+    device: str
+    quantity: int
+    money: Fraction
+    period: int
+
+
+@dataclass(eq=False)
+class Bucket:
+    name: str
+    key: Key  # whose it is: one subscription's, a plan's, the fleet's; or from the state
+    meter: str | None
+    quantity: int
+    priority: int
+    expires: datetime
+    created: datetime
+    usable: Span
+    doc: Doc
+    money: Fraction | None = None
+    device: str | None = None  # of a state's bucket; None: the fleet's
+    period: int = 0  # of a grant: the number of its period
+    members: dict[str, tuple[int, int | None]] = field(default_factory=dict)  # floor, ceiling
+    draws: list[Draw] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return self.quantity - sum(draw.quantity for draw in self.draws)
+
+    @property
+    def money_left(self) -> Fraction:
+        return (self.money or Fraction(0)) - sum((d.money for d in self.draws), Fraction(0))
+
+
+class Held(NamedTuple):
+    """An allowance as one subscription has it."""
+
+    sub: Subscription
+    plan: str
+    meter: str
+    doc: Doc
+    quantity: int
+
+    @property
+    def key(self) -> Key:
+        shared = self.doc.get("shared_by", "device")
+        if shared == "device":
+            return ("device", id(self.sub), self.meter, self.doc["name"])
+        if shared == "plan":
+            return ("plan", self.plan, self.meter, self.doc["name"])
+        return ("fleet", self.meter, self.doc["name"])
+
+    @property
+    def priority(self) -> int:
+        default = 100 if self.doc.get("shared_by", "device") == "device" else 200
+        return int(self.doc.get("priority", default))
+
+
+def held(fleet: Fleet, sub: Subscription, period: Span) -> list[Held]:
+    """Give the allowances to which the subscription is entitled in the period."""
+    return [
+        Held(sub, sub.plan, meter, doc, fleet.measure(sub.plan, meter).of(doc["quantity"]))
+        for meter, of in fleet.plans[sub.plan]["meters"].items()
+        for doc in of["allowances"]
+        if fleet.entitled(doc, sub.device, sub.begin, period)
+    ]
+
+
+# Grants ------------------------------------------------------------------------------------
+
+
+def period_share(fleet: Fleet, one: Held, period: Span) -> Fraction:
+    """Give what part of its quantity an allowance of the period brings."""
+    # reading: a device's own allowance is prorated as a pool's contribution is: from the first
+    # day in a billed state to the cycle's end, or to a change of plan.
+    stints = clip(fleet.billed_stints(one.sub, one.doc.get("states", BILLED)), period)
+    if not stints:
+        return Fraction(0)
+    end = min(period.end, one.sub.end) if ended_by_change(fleet, one.sub) else period.end
+    method = one.doc.get("proration", fleet.proration(one.plan))
+    return share([Span(min(stints).start, end)], period, method, fleet.zone)
+
+
+def is_billed(fleet: Fleet, one: Held, span: Span) -> bool:
+    return bool(clip(fleet.billed_stints(one.sub, one.doc.get("states", BILLED)), span))
+
+
+def usable_span(fleet: Fleet, one: Held, span: Span) -> Span:
+    # reading: a promotion pays for usage within its from/to only, and is granted unprorated by
+    # them; with a coupon from its redemption on.
+    redeemed = FAR_PAST
+    if "coupon" in one.doc and one.doc.get("shared_by", "device") == "device":
+        redeemed = fleet.redeemed(one.doc, one.sub.device) or FAR_PAST
+    usable = span.within(fleet.validity(one.doc))
+    return Span(max(usable.start, redeemed), usable.end)
+
+
+def floors(one: Held, fleet: Fleet) -> tuple[int, int | None]:
+    measure = fleet.measure(one.plan, one.meter)
+    ceiling = measure.of(one.doc["ceiling"]) if "ceiling" in one.doc else None
+    return measure.of(one.doc.get("floor", 0)), ceiling
+
+
+def bucket(
+    fleet: Fleet, group: list[Held], quantity: int, *, usable: Span, expires: datetime, number: int
+) -> Bucket:
+    first = group[0]
+    created = usable.start
+    if first.key[0] == "device":
+        created = max(created, first.sub.begin)
+    window = usable_span(fleet, first, usable)
+    return Bucket(
+        name=first.doc["name"],
+        key=first.key,
+        meter=first.meter,
+        quantity=quantity,
+        priority=first.priority,
+        expires=expires if expires > usable.end else window.end,
+        created=created,
+        usable=window,
+        doc=first.doc,
+        period=number,
+        members={one.sub.device: floors(one, fleet) for one in group},
+    )
+
+
+def grouped(every: Iterable[Held]) -> list[list[Held]]:
+    groups: dict[Key, list[Held]] = {}
+    for one in every:
+        groups.setdefault(one.key, []).append(one)
+    return list(groups.values())
+
+
+def of_renewal(fleet: Fleet, number: int, renews: str) -> list[list[Held]]:
+    period = fleet.cycle.period(number)
+    subs = [sub for sub in fleet.subscriptions() if sub.span.overlaps(period)]
+    every = [one for sub in subs for one in held(fleet, sub, period)]
+    return grouped(one for one in every if one.doc.get("renews", "period") == renews)
+
+
+def lot_end(fleet: Fleet, doc: Doc, number: int) -> datetime:
+    """Give until when what is granted in the period may be used at the latest."""
+    last = number + (int(doc["rollover"].get("periods", 1)) if "rollover" in doc else 0)
+    return fleet.cycle.period(last).end
+
+
+def period_grants(fleet: Fleet, number: int) -> Iterator[Bucket]:
+    period = fleet.cycle.period(number)
+    for group in of_renewal(fleet, number, "period"):
+        first = group[0]
+        shares = [period_share(fleet, one, period) for one in group]
+        brought = [floor(one.quantity * part) for one, part in zip(group, shares, strict=True)]
+        # reading: a fixed pool is never prorated; if several plans state it, the first counts.
+        quantity = first.quantity if first.doc.get("fixed") else sum(brought)
+        brings = [one for one, part in zip(group, shares, strict=True) if part > 0]
+        if brings or first.doc.get("fixed"):
+            expires = lot_end(fleet, first.doc, number)
+            yield bucket(
+                fleet, brings or group, quantity, usable=period, expires=expires, number=number
+            )
+
+
+def day_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[Bucket]:
+    # reading: a member brings its whole quantity on each day on which it is billed at any time.
+    period = fleet.cycle.period(number)
+    for group in of_renewal(fleet, number, "day"):
+        first = group[0]
+        for _, day in local_days(period, fleet.plan_zone(first.plan)):
+            if any(one.key == first.key and one.usable.overlaps(day) for one in there):
+                continue
+            brings = [one for one in group if is_billed(fleet, one, day)]
+            fixed = bool(first.doc.get("fixed"))
+            quantity = first.quantity if fixed else sum(one.quantity for one in brings)
+            if brings or fixed:
+                yield bucket(
+                    fleet, brings or group, quantity, usable=day, expires=day.end, number=number
+                )
+
+
+def lifetime_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[Bucket]:
+    # reading: each member of a pool brings a bucket of its own into it, with its own end; a
+    # fixed pool starts with the fleet.
+    period = fleet.cycle.period(number)
+    granted = {(*one.key, *one.members) for one in there}
+    for group in of_renewal(fleet, number, "never"):
+        fixed = bool(group[0].doc.get("fixed"))
+        for one in group[:1] if fixed else group:
+            is_new = (*one.key, one.sub.device) not in granted
+            if is_new and (fixed or is_billed(fleet, one, Span(FAR_PAST, period.end))):
+                start = fleet.starts if fixed else one.sub.begin
+                lasts = one.doc.get("lasts")
+                end = lasting(start, lasts, fleet.zone) if lasts else FAR_FUTURE
+                usable = Span(min(start, one.sub.start), end)
+                yield bucket(fleet, [one], one.quantity, usable=usable, expires=end, number=number)
+
+
+def grants(fleet: Fleet, number: int, there: list[Bucket]) -> list[Bucket]:
+    """Give the new buckets of a period."""
+    return [
+        *period_grants(fleet, number),
+        *day_grants(fleet, number, there),
+        *lifetime_grants(fleet, number, there),
+    ]
+
+
+def state_buckets(fleet: Fleet) -> list[Bucket]:
+    found = []
+    for doc in fleet.state.get("buckets", []):
+        device, meter = doc.get("device"), doc.get("meter")
+        created = instant(doc["created"], fleet.zone) if "created" in doc else FAR_PAST
+        expires = instant(doc["expires"], fleet.zone) if "expires" in doc else FAR_FUTURE
+        # reading: money has the same default priorities as quantities.
+        found.append(
+            Bucket(
+                name=doc["id"],
+                key=("state", doc["id"]),
+                meter=meter,
+                quantity=state_quantity(fleet, doc) if "quantity" in doc else 0,
+                priority=int(doc.get("priority", 200 if device is None else 100)),
+                expires=expires,
+                created=created,
+                usable=Span(created, expires),
+                doc=doc,
+                money=exact(doc["money"]) if "money" in doc else None,
+                device=device,
+            )
+        )
+    return found
+
+
+def state_quantity(fleet: Fleet, doc: Doc) -> int:
+    # reading: its units are those of the device's first plan with the meter, else of the first.
+    subs = [sub.plan for sub in fleet.subscriptions() if doc.get("device") == sub.device]
+    plan = next(p for p in [*subs, *fleet.plans] if doc["meter"] in fleet.plans[p]["meters"])
+    return fleet.measure(plan, doc["meter"]).of(doc["quantity"])
+
+
+# Draws -------------------------------------------------------------------------------------
+
+
+def keys_held(fleet: Fleet, part: Part) -> set[Key]:
+    return {one.key for one in held(fleet, part.sub, fleet.cycle.period(part.period))}
+
+
+def lot_keys(fleet: Fleet, part: Part) -> set[Key]:
+    """Give the keys of allowances that the subscription has or once had."""
+    every = fleet.plans[part.plan]["meters"]
+    return {
+        Held(part.sub, part.plan, meter, doc, 0).key
+        for meter, of in every.items()
+        for doc in of["allowances"]
+    }
+
+
+def is_open(fleet: Fleet, one: Bucket, part: Part) -> bool:
+    """Tell whether the part may draw from the bucket."""
+    if one.meter not in {None, part.meter} or not one.usable.holds(part.start):
+        return False
+    if not place_fits(one.doc, part.zone, part.band):
+        return False
+    if one.key[0] == "state":
+        return one.device in {None, part.device}
+    is_lot = one.period < part.period or one.doc.get("renews") == "never"
+    return one.key in (lot_keys if is_lot else keys_held)(fleet, part)
+
+
+def available(one: Bucket, part: Part, there: list[Bucket]) -> int:
+    """Give what the part's device may draw at most."""
+    limit = one.left
+    pool = [other for other in there if other.key == one.key and other.usable.holds(part.start)]
+    if one.members and one.key[0] != "device":
+        fresh = [other for other in pool if is_kept(other) or other.period == part.period]
+        every = {device: of for other in fresh for device, of in other.members.items()}
+        drawn = {
+            device: sum(
+                draw.quantity
+                for other in there
+                for draw in other.draws
+                if other.key == one.key and draw.device == device and draw.period == part.period
+            )
+            for device in {*every, part.device}
+        }
+        others = [device for device in every if device != part.device]
+        reserved = sum(max(0, every[device][0] - drawn[device]) for device in others)
+        limit = min(limit, sum(other.left for other in pool) - reserved)
+        ceiling = every.get(part.device, (0, None))[1]
+        if ceiling is not None:
+            limit = min(limit, ceiling - drawn[part.device])
+    return max(0, limit)
+
+
+def burn_order(fleet: Fleet, one: Bucket, number: int) -> tuple[object, ...]:
+    # reading: what rolls over expires at the end of the last period in which it may be used, the
+    # fresh grant too; newest_first puts the lots right behind the fresh grant, the newest first.
+    rollover = one.doc.get("rollover", {})
+    if rollover.get("burn", "oldest_first") == "newest_first" and one.key[0] != "state":
+        start = fleet.cycle.period(number).start
+        fresh = lot_end(fleet, one.doc, number)
+        return (one.priority, fresh, start, one.name, -one.period)
+    return (one.priority, one.expires, one.created, one.name, one.period)
+
+
+def in_burn_order(fleet: Fleet, there: list[Bucket], part: Part) -> list[Bucket]:
+    mine = [one for one in there if is_open(fleet, one, part)]
+    return sorted(mine, key=lambda one: burn_order(fleet, one, part.period))
+
+
+# Rollover ----------------------------------------------------------------------------------
+
+
+def rolled(fleet: Fleet, there: list[Bucket], number: int) -> list[Bucket]:
+    """Give the buckets that are there in the next period."""
+    following = fleet.cycle.period(number + 1)
+    kept = [one for one in there if is_kept(one)]
+    lots: dict[Key, list[Bucket]] = {}
+    for one in there:
+        if not is_kept(one) and "rollover" in one.doc:
+            lots.setdefault(one.key, []).append(one)
+    for group in lots.values():
+        kept += [as_lot(one, left, following) for one, left in rolling(fleet, group, number)]
+    return kept
+
+
+def is_kept(one: Bucket) -> bool:
+    return one.key[0] == "state" or one.doc.get("renews", "period") != "period"
+
+
+def rolling(fleet: Fleet, group: list[Bucket], number: int) -> list[tuple[Bucket, int]]:
+    """Give the lots that roll, with what is left of each; the oldest are cut first."""
+    doc = group[0].doc
+    rules = doc["rollover"]
+    measure = fleet.measure(plan_stating(fleet, group[0]), str(group[0].meter))
+    least = max(1, measure.of(rules.get("minimum", 0)))
+    young = [one for one in group if one.period + int(rules.get("periods", 1)) > number]
+    lots = [(one, one.left) for one in young if one.left >= least]
+    lots.sort(key=lambda lot: lot[0].period, reverse=True)
+    if "maximum" not in rules:
+        return lots
+    room = measure.of(rules["maximum"])
+    found = []
+    for one, left in lots:
+        fits = min(left, room)
+        room -= fits
+        if fits > 0:
+            found.append((one, fits))
+    return found
+
+
+def plan_stating(fleet: Fleet, one: Bucket) -> str:
+    return next(
+        name
+        for name, plan in fleet.plans.items()
+        if any(doc is one.doc for of in plan["meters"].values() for doc in of["allowances"])
+    )
+
+
+def as_lot(one: Bucket, left: int, following: Span) -> Bucket:
+    return Bucket(
+        name=one.name,
+        key=one.key,
+        meter=one.meter,
+        quantity=left,
+        priority=one.priority,
+        expires=one.expires,
+        created=one.created,
+        usable=following,
+        doc=one.doc,
+        period=one.period,
+        members=one.members,
+    )

@@ -1,0 +1,231 @@
+"""Fees of devices and of fleets."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from fractions import Fraction
+
+from tests.reference.amounts import Doc, amount_of
+from tests.reference.fleet import BILLED, COUNT, Fleet, Subscription
+from tests.reference.items import Item
+from tests.reference.prices import rated
+from tests.reference.spans import FAR_FUTURE, FAR_PAST, MONTHS, Span, clip, share, terms_from
+from tests.reference.usage import Part
+
+ONCE = {"once", "activation"}
+USED_INSTEAD = {"active": "active_unused", "suspended": "suspended_used"}
+
+
+def fee_items(fleet: Fleet, period: Span, parts: list[Part]) -> Iterator[Item]:
+    for plan, doc in fleet.plans.items():
+        for number, fee in enumerate(doc["fees"]):
+            for item in items_of(fleet, plan, fee, period, parts):
+                yield replace(item, number=number)
+
+
+def items_of(fleet: Fleet, plan: str, fee: Doc, period: Span, parts: list[Part]) -> Iterator[Item]:
+    if fee.get("every", "period") in ONCE:
+        yield from once_items(fleet, plan, fee, period)
+    elif "price" in fee:
+        yield from counted_items(fleet, plan, fee, period)
+    elif fee.get("per", "device") == "fleet":
+        yield from fleet_items(fleet, plan, fee, period)
+    else:
+        yield from device_items(fleet, plan, fee, period, parts)
+
+
+def item(plan: str, fee: Doc, amount: Fraction, device: str | None = None) -> Item:
+    return Item("fee", plan, fee["name"], amount, None, device)
+
+
+def in_advance(fee: Doc) -> bool:
+    return bool(fee.get("charged", "in_arrears") == "in_advance")
+
+
+def terms_due(fleet: Fleet, fee: Doc, begin: datetime, period: Span) -> list[Span]:
+    """Give the terms that are charged in the period."""
+    # reading: a term that ends with the period is charged in it; a term ends where it would have,
+    # also where the subscription ended before.
+    every = fee.get("every", "period")
+    if every == "period":
+        return [period]
+    terms = terms_from(begin, MONTHS[every], period.end, fleet.zone)
+    if in_advance(fee):
+        return [term for term in terms if period.holds(term.start)]
+    return [term for term in terms if period.start < term.end <= period.end]
+
+
+# Once --------------------------------------------------------------------------------------
+
+
+def activation_of(fleet: Fleet, device: str) -> tuple[datetime, Subscription] | None:
+    """Give when the device first became active, and on which subscription."""
+    for sub in fleet.devices[device].subscriptions:
+        for stint in fleet.billed_stints(sub):
+            return max(stint.start, sub.begin), sub
+    return None
+
+
+def once_at(fleet: Fleet, fee: Doc, sub: Subscription) -> datetime | None:
+    if fee["every"] == "once":
+        return sub.begin
+    found = activation_of(fleet, sub.device)
+    return found[0] if found and found[1] is sub else None
+
+
+def once_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Item]:
+    # reading: `once` does not ask for the state; the fleet's is due if a device is on the plan.
+    subs = fleet.subscriptions(plan)
+    if fee.get("per", "device") == "fleet":
+        due = period.holds(fleet.starts) and any(sub.span.overlaps(period) for sub in subs)
+        if due and fleet.entitled(fee, None, fleet.starts, period):
+            yield item(plan, fee, amount_of(fee, "amount"))
+        return
+    for sub in subs:
+        at = once_at(fleet, fee, sub)
+        if at is None or not period.holds(at) or not fleet.validity(fee).holds(at):
+            continue
+        if fleet.entitled(fee, sub.device, sub.begin, period):
+            yield item(plan, fee, amount_of(fee, "amount"), sub.device)
+
+
+# By device ---------------------------------------------------------------------------------
+
+
+def method_of(fleet: Fleet, plan: str, fee: Doc) -> str:
+    return str(fee.get("proration", fleet.proration(plan)))
+
+
+def charged_share(fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: Span) -> Fraction:
+    """Give the share of the term that is charged for the billed stints."""
+    method = method_of(fleet, plan, fee)
+    parts = clip(stints, term)
+    if not in_advance(fee) or not parts:
+        return share(parts, term, method, fleet.zone)
+    start, end = min(parts).start, max(part.end for part in parts)
+    charged = share([Span(start, term.end)], term, method, fleet.zone)
+    if fee.get("refund") and end < term.end:
+        # reading: what is given back is the share from the end of the last billed stint.
+        charged -= share([Span(end, term.end)], term, method, fleet.zone)
+    return charged
+
+
+def valid_stints(
+    fleet: Fleet, fee: Doc, sub: Subscription, stints: list[Span], period: Span
+) -> list[Span]:
+    # reading: a fee with from/to is prorated to them, as if the device were billed in them only.
+    if not fleet.entitled(fee, sub.device, sub.begin, period):
+        return []
+    return clip(stints, fleet.validity(fee))
+
+
+def device_items(
+    fleet: Fleet, plan: str, fee: Doc, period: Span, parts: list[Part]
+) -> Iterator[Item]:
+    for sub in fleet.subscriptions(plan):
+        for term in terms_due(fleet, fee, sub.begin, period):
+            if not sub.span.overlaps(term):
+                continue
+            if "by_state" in fee:
+                amount = by_state(fleet, fee, sub, term, parts)
+            else:
+                stints = fleet.billed_stints(sub, fee.get("states", BILLED))
+                stints = valid_stints(fleet, fee, sub, stints, period)
+                amount = amount_of(fee, "amount")
+                amount *= charged_share(fleet, plan, fee, stints, term)
+            if amount:
+                yield item(plan, fee, amount, sub.device)
+
+
+def state_amount(fee: Doc, state: str, *, used: bool) -> Fraction:
+    by: Doc = fee["by_state"]
+    special = USED_INSTEAD.get(state, state)
+    if special in by and used == (special == "suspended_used"):
+        return amount_of(by, special)
+    return amount_of(by, state)
+
+
+def by_state(fleet: Fleet, fee: Doc, sub: Subscription, term: Span, parts: list[Part]) -> Fraction:
+    # reading: whether there is usage is asked of the term, of the subscription and of any meter.
+    used = any(part.sub is sub and part.used > 0 and term.holds(part.start) for part in parts)
+    device = fleet.devices[sub.device]
+    if in_advance(fee):
+        stints = valid_stints(fleet, fee, sub, [sub.span], term)
+        start = max(term.start, min(stints).start) if clip(stints, term) else term.start
+        amount = state_amount(fee, device.state_at(start), used=used)
+        return amount * charged_share(fleet, sub.plan, fee, stints, term)
+    total = Fraction(0)
+    for state in dict.fromkeys(state for state, _ in device.states):
+        stints = valid_stints(fleet, fee, sub, fleet.billed_stints(sub, [state]), term)
+        part = charged_share(fleet, sub.plan, fee, stints, term)
+        total += state_amount(fee, state, used=used) * part
+    return total
+
+
+# By fleet, and by number of devices -----------------------------------------------------------
+
+
+def fleet_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Item]:
+    # reading: a fleet owes its fee for the term if any device is on the plan in it, whatever the
+    # devices' states; only the fleet's `starts` prorates it.
+    subs = fleet.subscriptions(plan)
+    start = fleet.starts if fleet.starts_given else FAR_PAST
+    for term in terms_due(fleet, fee, fleet.starts, period):
+        if not any(sub.span.overlaps(term) for sub in subs):
+            continue
+        if fleet.entitled(fee, None, fleet.starts, period):
+            stints = clip([Span(start, FAR_FUTURE)], fleet.validity(fee))
+            part = charged_share(fleet, plan, fee, stints, term)
+            yield item(plan, fee, amount_of(fee, "amount") * part)
+
+
+def device_stints(fleet: Fleet, plan: str, fee: Doc, period: Span) -> dict[str, list[Span]]:
+    """Give the devices' billed stints, by activation, then id."""
+    found: dict[str, list[Span]] = {}
+    for sub in fleet.subscriptions(plan):
+        stints = fleet.billed_stints(sub, fee.get("states", BILLED))
+        found.setdefault(sub.device, []).extend(valid_stints(fleet, fee, sub, stints, period))
+
+    def place(device: str) -> tuple[datetime, str]:
+        activation = activation_of(fleet, device)
+        return (activation[0] if activation else FAR_FUTURE, device)
+
+    return {device: found[device] for device in sorted(found, key=place)}
+
+
+def peak(stints: list[Span]) -> int:
+    """Give the most stints at one time."""
+    return max((sum(one.holds(other.start) for one in stints) for other in stints), default=0)
+
+
+def flat_of(price: Doc, number: int) -> Fraction:
+    """Give the flat of the volume tier in which the number of devices falls."""
+    if price.get("model") not in {"volume", "stair_step"} or number == 0:
+        return Fraction(0)
+    bare = [{key: one for key, one in tier.items() if key != "amount"} for tier in price["tiers"]]
+    return rated({"model": "volume", "bounds": price.get("bounds"), "tiers": bare}, number, COUNT)
+
+
+def device_costs(price: Doc, number: int) -> list[Fraction]:
+    """Give what each of so many devices costs for a whole term, without a volume tier's flat."""
+    # reading: a package, as graduated: device k costs rated(k) - rated(k - 1).
+    if price.get("model") in {"volume", "stair_step"}:
+        return [(rated(price, number, COUNT) - flat_of(price, number)) / number] * number
+    return [rated(price, k, COUNT) - rated(price, k - 1, COUNT) for k in range(1, number + 1)]
+
+
+def counted_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Item]:
+    # reading: longer terms of a fee by number run from the fleet's start.
+    price: Doc = fee["price"]
+    for term in terms_due(fleet, fee, fleet.starts, period):
+        every = device_stints(fleet, plan, fee, period)
+        if fee.get("count") == "peak":
+            most = peak([one for stints in every.values() for one in clip(stints, term)])
+            yield item(plan, fee, rated(price, most, COUNT))
+            continue
+        billed = [device for device, stints in every.items() if clip(stints, term)]
+        costs = device_costs(price, len(billed)) if billed else []
+        for device, whole in zip(billed, costs, strict=True):
+            part = charged_share(fleet, plan, fee, every[device], term)
+            yield item(plan, fee, whole * part, device)
+        yield item(plan, fee, flat_of(price, len(billed)))
