@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from fractions import Fraction
-from itertools import pairwise
 from typing import TypeVar, assert_never
 
 from metering.period import BillCycle, local_day, midnight
@@ -24,6 +23,7 @@ from metering.rating.plan import (
     PlanTerms,
     Proration,
 )
+from metering.rating.price import Price, Rate
 
 CycleOf = Callable[[datetime], BillCycle]
 """Returns the fleet's bill cycle that holds an instant."""
@@ -207,9 +207,7 @@ def shares(
             days = _days(billed, time_zone=time_zone)
             return {key: Fraction(count, term.days) for key, count in days.items()}
         case Proration.DAYS_INCLUSIVE:
-            days = _days_inclusive(
-                billed, term=term, time_zone=time_zone, next_begins=next_begins
-            )
+            days = _days_inclusive(billed, term=term, time_zone=time_zone, next_begins=next_begins)
             return {key: Fraction(count, term.days) for key, count in days.items()}
         case Proration.THIRTY_DAYS:
             return _of_thirty(_days(billed, time_zone=time_zone), term)
@@ -330,37 +328,22 @@ def effective_subscriptions(
     `assigned` are its subscriptions as they were ordered, ascending and without overlap. The plan
     that is left says when a change takes effect. A change to a higher recurring fee, or to the same
     fee and no smaller allowances, is upward. One that waits for the next period leaves the earlier
-    subscription running until then, and is dropped when another change comes first.
+    subscription running until then; where another change comes first, it never takes effect.
     """
     found: list[Subscription] = []
-    waiting: Subscription | None = None
     for position, ordered in enumerate(assigned):
-        if waiting is not None and waiting.valid_from <= ordered.valid_from:
-            _follow(found, waiting)
-        waiting = None
-        before = found[-1] if found else None
-        previous = assigned[position - 1] if position else None
-        adjoins = previous is not None and previous.valid_to == ordered.valid_from
-        if before is None or not adjoins:
+        adjoins = position > 0 and assigned[position - 1].valid_to == ordered.valid_from
+        if not adjoins:
             found.append(ordered)
             continue
+        before = found[-1]
         starts = _takes_effect(before, ordered, plans, cycle_of)
-        if starts == ordered.valid_from:
-            _follow(found, ordered)
-            continue
-        # The earlier subscription runs on; where the device leaves before the change, to its end.
-        ends = starts if ordered.valid_to is None else min(starts, ordered.valid_to)
-        found[-1] = replace(before, valid_to=ends)
         if ordered.valid_to is None or starts < ordered.valid_to:
-            waiting = replace(ordered, valid_from=starts)
-    if waiting is not None:
-        _follow(found, waiting)
+            found[-1] = replace(before, valid_to=starts)
+            found.append(replace(ordered, valid_from=starts))
+        else:
+            found[-1] = replace(before, valid_to=ordered.valid_to)
     return [each for each in found if each.valid_to is None or each.valid_from < each.valid_to]
-
-
-def _follow(found: list[Subscription], following: Subscription) -> None:
-    found[-1] = replace(found[-1], valid_to=following.valid_from)
-    found.append(following)
 
 
 def _takes_effect(
@@ -383,13 +366,25 @@ def _takes_effect(
 
 
 def _worth(terms: PlanTerms) -> tuple[Fraction, int]:
-    """What two plans are compared by: recurring fees of an active device, then allowances."""
+    """Return what plans are compared by: an active device's recurring fees, then allowances."""
     fee = sum((_monthly(each) for each in terms.fees), start=Fraction(0))
     quantity = sum(each.quantity for meter in terms.meters.values() for each in meter.allowances)
     return (fee, quantity)
 
 
-_MONTHS = {FeeBasis.PERIOD: 1, FeeBasis.MONTH: 1, FeeBasis.QUARTER: 3, FeeBasis.YEAR: 12}
+def fee_rate(price: Price) -> tuple[Rate, int]:
+    """Return a fee's price by number of devices, compiled, and its sub-units per unit of currency."""
+    per_unit = price.whole_at()
+    return price.compiled(per_unit), per_unit
+
+
+_MONTHS = {
+    FeeBasis.DAY: Fraction(1, _THIRTY),
+    FeeBasis.PERIOD: Fraction(1),
+    FeeBasis.MONTH: Fraction(1),
+    FeeBasis.QUARTER: Fraction(3),
+    FeeBasis.YEAR: Fraction(12),
+}
 
 
 def _monthly(fee: FeeTerms) -> Fraction:
@@ -400,8 +395,8 @@ def _monthly(fee: FeeTerms) -> Fraction:
     elif DeviceState.ACTIVE not in fee.states:
         amount = Fraction(0)
     elif fee.price is not None:
-        per_unit = fee.price.whole_at()
-        amount = Fraction(fee.price.compiled(per_unit).rated(1), per_unit)
+        rate, per_unit = fee_rate(fee.price)
+        amount = Fraction(rate.rated(1), per_unit)
     else:
         amount = Fraction(fee.amount or 0)
-    return amount / _MONTHS[fee.every]
+    return amount * fee.quantity / _MONTHS[fee.every]
