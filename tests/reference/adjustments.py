@@ -22,7 +22,7 @@ def is_on(item: Item, on: object) -> bool:
         return item.kind in USAGE
     if on == "fees":
         return item.kind == "fee"
-    return item.kind in USAGE and isinstance(on, frozenset) and item.name in on
+    return isinstance(on, frozenset) and item.name in on
 
 
 def on_of(doc: Doc) -> object:

@@ -47,7 +47,7 @@ class Measure(NamedTuple):
     def _octets(self, unit: str) -> int:
         if unit in {"B", "octet", "octets"}:
             return 1
-        power = PREFIXES.index(unit.replace("K", "k")[0]) + 1
+        power = PREFIXES.index(unit[0].replace("K", "k")) + 1
         return int((1024 if unit.endswith("iB") else self.multiple) ** power)
 
     def of(self, value: object) -> int:
@@ -83,9 +83,10 @@ def whole_by_mode(size: Fraction, mode: str) -> int:
     return below + (1 if rest > Fraction(1, 2) else 0)
 
 
-def rounded_money(value: Fraction, *, mode: str, digits: int) -> Decimal:
-    whole = whole_by_mode(abs(value) * 10**digits, mode)
-    return Decimal(-whole if value < 0 else whole).scaleb(-digits)
+def rounded_money(value: Fraction, *, mode: str, step: Decimal) -> Decimal:
+    """Round to a multiple of the step."""
+    whole = whole_by_mode(abs(value) / Fraction(step), mode)
+    return (-whole if value < 0 else whole) * step
 
 
 def digits_of(currency: str) -> int:

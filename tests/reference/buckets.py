@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 from typing import NamedTuple
 
@@ -16,7 +17,19 @@ from tests.reference.fleet import (
     local_days,
 )
 from tests.reference.places import place_fits
-from tests.reference.spans import FAR_FUTURE, FAR_PAST, Span, clip, instant, lasting, share
+from tests.reference.spans import (
+    FAR_FUTURE,
+    FAR_PAST,
+    MONTHS,
+    Span,
+    clip,
+    instant,
+    lasting,
+    local_day,
+    midnight,
+    share,
+    terms_from,
+)
 from tests.reference.usage import Part
 
 Key = tuple[object, ...]
@@ -217,12 +230,44 @@ def lifetime_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[
                 yield bucket(fleet, [one], one.quantity, usable=usable, expires=end, number=number)
 
 
+def recurring_spans(fleet: Fleet, one: Held, start: datetime, until: datetime) -> list[Span]:
+    renews = one.doc["renews"]
+    if renews in MONTHS:
+        return terms_from(start, MONTHS[renews], until, fleet.zone)
+    first = local_day(start, fleet.zone)
+    bounds = [start]
+    while bounds[-1] < until:
+        bounds.append(midnight(first + timedelta(weeks=len(bounds)), fleet.zone))
+    return [Span(*pair) for pair in pairwise(bounds)]
+
+
+def recurring_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[Bucket]:
+    # reading: as of a lifetime allowance, each member of a pool brings a bucket of its own; it
+    # brings the whole quantity if it is billed at any time in the week, month, quarter or year.
+    period = fleet.cycle.period(number)
+    granted = {(*one.key, *one.members, one.usable.end) for one in there}
+    for renews in ("week", *MONTHS):
+        for group in of_renewal(fleet, number, renews):
+            fixed = bool(group[0].doc.get("fixed"))
+            for one in group[:1] if fixed else group:
+                start = fleet.starts if fixed else one.sub.begin
+                for span in recurring_spans(fleet, one, start, period.end):
+                    usable = usable_span(fleet, one, span)
+                    is_new = (*one.key, one.sub.device, usable.end) not in granted
+                    is_brought = fixed or is_billed(fleet, one, span)
+                    if span.overlaps(period) and is_new and is_brought:
+                        yield bucket(
+                            fleet, [one], one.quantity, usable=span, expires=span.end, number=number
+                        )
+
+
 def grants(fleet: Fleet, number: int, there: list[Bucket]) -> list[Bucket]:
     """Give the new buckets of a period."""
     return [
         *period_grants(fleet, number),
         *day_grants(fleet, number, there),
         *lifetime_grants(fleet, number, there),
+        *recurring_grants(fleet, number, there),
     ]
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
 
-from tests.reference.amounts import Doc, amount_of
-from tests.reference.fleet import BILLED, COUNT, Fleet, Subscription
+from tests.reference.amounts import Doc, amount_of, exact
+from tests.reference.fleet import BILLED, COUNT, Fleet, Subscription, local_days
 from tests.reference.items import Item
 from tests.reference.prices import rated
 from tests.reference.spans import FAR_FUTURE, FAR_PAST, MONTHS, Span, clip, share, terms_from
@@ -19,8 +19,9 @@ USED_INSTEAD = {"active": "active_unused", "suspended": "suspended_used"}
 def fee_items(fleet: Fleet, period: Span, parts: list[Part]) -> Iterator[Item]:
     for plan, doc in fleet.plans.items():
         for number, fee in enumerate(doc["fees"]):
-            for item in items_of(fleet, plan, fee, period, parts):
-                yield replace(item, number=number)
+            times = exact(fee.get("quantity", 1))
+            for one in items_of(fleet, plan, fee, period, parts):
+                yield replace(one, number=number, amount=one.amount * times)
 
 
 def items_of(fleet: Fleet, plan: str, fee: Doc, period: Span, parts: list[Part]) -> Iterator[Item]:
@@ -49,6 +50,9 @@ def terms_due(fleet: Fleet, fee: Doc, begin: datetime, period: Span) -> list[Spa
     every = fee.get("every", "period")
     if every == "period":
         return [period]
+    if every == "day":
+        # reading: each local day of the fleet's zone is a term of its own.
+        return [day.within(period) for _, day in local_days(period, fleet.zone)]
     terms = terms_from(begin, MONTHS[every], period.end, fleet.zone)
     if in_advance(fee):
         return [term for term in terms if period.holds(term.start)]
@@ -127,7 +131,9 @@ def device_items(
             if not sub.span.overlaps(term):
                 continue
             if "by_state" in fee:
-                amount = by_state(fleet, fee, sub, term, parts)
+                asked = period if fee.get("every") == "day" else term
+                used = was_used(sub, asked, parts)
+                amount = by_state(fleet, fee, sub, term, used=used)
             else:
                 stints = fleet.billed_stints(sub, fee.get("states", BILLED))
                 stints = valid_stints(fleet, fee, sub, stints, period)
@@ -145,9 +151,13 @@ def state_amount(fee: Doc, state: str, *, used: bool) -> Fraction:
     return amount_of(by, state)
 
 
-def by_state(fleet: Fleet, fee: Doc, sub: Subscription, term: Span, parts: list[Part]) -> Fraction:
-    # reading: whether there is usage is asked of the term, of the subscription and of any meter.
-    used = any(part.sub is sub and part.used > 0 and term.holds(part.start) for part in parts)
+def was_used(sub: Subscription, span: Span, parts: list[Part]) -> bool:
+    # reading: whether there is usage is asked of the term (of each day's: of the period), of the
+    # subscription and of any meter.
+    return any(part.sub is sub and part.used > 0 and span.holds(part.start) for part in parts)
+
+
+def by_state(fleet: Fleet, fee: Doc, sub: Subscription, term: Span, *, used: bool) -> Fraction:
     device = fleet.devices[sub.device]
     if in_advance(fee):
         stints = valid_stints(fleet, fee, sub, [sub.span], term)

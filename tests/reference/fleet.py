@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from tests.reference.amounts import Doc, Measure, amount_of
+from tests.reference.amounts import Doc, Measure, amount_of, exact
 from tests.reference.prices import rated
 from tests.reference.spans import (
     FAR_FUTURE,
@@ -142,16 +142,18 @@ def full_plan(doc: Doc) -> dict[str, Any]:
     fees = list(doc.get("fees", []))
     if "monthly_fee" in doc:
         fees.insert(0, {"name": "monthly_fee", "amount": doc["monthly_fee"]})
-    meters = {name: full_meter(meter) for name, meter in doc["meters"].items()}
+    meters = {name: full_meter(meter) for name, meter in doc.get("meters", {}).items()}
     return {**doc, "fees": fees, "meters": meters}
 
 
 def recurring_amount(fee: Doc) -> Fraction:
     if "by_state" in fee:
-        return amount_of(fee["by_state"], "active")
+        return amount_of(fee["by_state"], "active") * exact(fee.get("quantity", 1))
     if "price" in fee:
-        return rated(fee["price"], 1, COUNT)
-    return amount_of(fee, "amount") if "active" in fee.get("states", BILLED) else Fraction(0)
+        return rated(fee["price"], 1, COUNT) * exact(fee.get("quantity", 1))
+    if "active" not in fee.get("states", BILLED):
+        return Fraction(0)
+    return amount_of(fee, "amount") * exact(fee.get("quantity", 1))
 
 
 def worth(fleet: Fleet, plan: str) -> tuple[Fraction, int]:

@@ -37,8 +37,7 @@ def prices_of(fleet: Fleet) -> Iterator[tuple[str, str, int | None, Doc]]:
 
 
 def usage_items(fleet: Fleet, period: Span, parts: list[Part]) -> Iterator[Item]:
-    # reading: a line has what is due, that is, less what money paid; what is due at zero is in the
-    # usage line, and is never paid from money.
+    # reading: what is due at zero is in the usage line, and is never paid from money.
     for plan, meter, variant, price in prices_of(fleet):
         measure = fleet.measure(plan, meter)
         at_zero = rated(price, 0, measure)
@@ -46,7 +45,7 @@ def usage_items(fleet: Fleet, period: Span, parts: list[Part]) -> Iterator[Item]
             yield Item("usage", plan, meter, at_zero, variant, device)
         for part in parts:
             if (part.plan, part.meter, part.variant) == (plan, meter, variant):
-                yield Item("usage", plan, meter, part.due, variant, part.device)
+                yield Item("usage", plan, meter, part.amount, variant, part.device)
 
 
 def counting(fleet: Fleet, plan: str, price: Doc, period: Span) -> list[str | None]:
@@ -57,18 +56,27 @@ def counting(fleet: Fleet, plan: str, price: Doc, period: Span) -> list[str | No
 
 def minimum_items(fleet: Fleet, period: Span, parts: list[Part], before: Before) -> Iterator[Item]:
     # reading: what is compared with a minimum is rated(q) without connection fees, before money; a
-    # prorated minimum of the fleet is so by the days on which any device is active on the plan.
+    # prorated minimum of the fleet is so by the days on which any device is active on the plan; with
+    # a cumulative quantity of the whole meter it is compared with what the price's own records cost.
     for plan, meter, variant, price in prices_of(fleet):
+        if price.get("counted_per") in {"record", "session"}:
+            continue
         for device in counting(fleet, plan, price, period) if "minimum" in price else []:
-            quantity = before(plan, meter, variant, device) + sum(
-                part.priced
+            mine = [
+                part
                 for part in parts
                 if (part.plan, part.meter, part.variant) == (plan, meter, variant)
                 and device in {None, part.device}
-            )
+            ]
             minimum = amount_of(price, "minimum")
             if price.get("prorated"):
                 minimum *= fleet.active_share(plan, device, period)
-            missing = minimum - rated(price, quantity, fleet.measure(plan, meter))
+            measure = fleet.measure(plan, meter)
+            if price.get("counted_with") == "meter":
+                reached = rated(price, 0, measure) + sum(part.amount - part.fee for part in mine)
+            else:
+                quantity = before(plan, meter, variant, device) + sum(part.priced for part in mine)
+                reached = rated(price, quantity, measure)
+            missing = minimum - reached
             if missing > 0:
                 yield Item("minimum", plan, meter, missing, variant, device)

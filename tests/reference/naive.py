@@ -25,7 +25,7 @@ from tests.reference.buckets import (
 )
 from tests.reference.fees import fee_items
 from tests.reference.fleet import Fleet, add_devices, full_plan
-from tests.reference.items import Item, minimum_items, usage_items
+from tests.reference.items import Item, minimum_items, prices_of, usage_items
 from tests.reference.prices import affordable, cost
 from tests.reference.spans import MONTHS, Cycle, cycle_of, instant
 from tests.reference.usage import Intake, Part, Reading, bill_parts, parts_of, rule, take_in
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 # A record is a reading, or its part between two boundaries of bands, cycles and plans. Quantities are
 # whole numbers of the smallest countable unit. `amount` is what all that was priced costs, with the
-# connection fee; of it `from_money` is paid from money, and the rest is in the line.
+# connection fee, and is all in the line; of it `from_money` is paid from money.
 Record = TypedDict(
     "Record",
     {
@@ -72,6 +72,8 @@ Period = TypedDict(
         "to": datetime,
         "lines": list[Line],
         "total": Decimal,
+        "from_money": Fraction,
+        "due": Fraction,
         "records": list[Record],
     },
 )
@@ -91,14 +93,38 @@ class Rated(TypedDict):
 
 def priced_before(fleet: Fleet, part: Part, earlier: Iterable[Part], first: int) -> int:
     """Give the cumulative quantity of the part's price in its period."""
-    whole_fleet = rule(fleet, part, "price").get("counted_per") == "fleet"
-    own = None if whole_fleet else part.device
-    total = counted(fleet, part.plan, part.meter, part.variant, own) if part.period == first else 0
-    same = (part.plan, part.meter, part.variant, part.period)
-    for other in earlier:
-        if (other.plan, other.meter, other.variant, other.period) == same:
-            total += other.priced if own in {None, other.device} else 0
-    return total
+    price = rule(fleet, part, "price")
+    per = price.get("counted_per", "device")
+    with_meter = price.get("counted_with") == "meter"
+
+    def walk(one: Part) -> tuple[object, ...]:
+        """Say with which other parts this one is counted."""
+        # reading: the walk of a record or session goes on over the end of a cycle.
+        keys: dict[str, tuple[object, ...]] = {
+            "record": (one.reading.line,),
+            "session": connection_key(one),
+            "device": (one.period, one.device),
+            "fleet": (one.period,),
+        }
+        return (one.plan, one.meter, *keys[per])
+
+    # reading: what is counted with the meter is so with all variants that say it, the base too.
+    variants = variants_with_meter(fleet, part) if with_meter else [part.variant]
+    total = 0
+    if part.period == first and per in {"device", "fleet"}:
+        own = part.device if per == "device" else None
+        for variant in variants:
+            total += counted(fleet, part.plan, part.meter, variant, own)
+    same = [one for one in earlier if walk(one) == walk(part) and one.variant in variants]
+    return total + sum(one.priced for one in same)
+
+
+def variants_with_meter(fleet: Fleet, part: Part) -> list[int | None]:
+    return [
+        variant
+        for plan, meter, variant, price in prices_of(fleet)
+        if (plan, meter) == (part.plan, part.meter) and price.get("counted_with") == "meter"
+    ]
 
 
 def counted(fleet: Fleet, plan: str, meter: str, variant: int | None, device: str | None) -> int:
@@ -125,11 +151,13 @@ class Charge:
     """One part's way through the buckets."""
 
     def __init__(self, fleet: Fleet, part: Part, earlier: Sequence[Part], first: int) -> None:
+        self.fleet = fleet
         self.part = part
+        # reading: a record that is rounded is each part, with its connection fee; money pays the
+        # rounded amount.
+        self.rounds = fleet.plans[part.plan].get("rounding", {}).get("at") == "record"
         self.price: Doc = rule(fleet, part, "price")
         self.before = priced_before(fleet, part, earlier, first)
-        # reading: a session, or a divided reading, owes one connection fee: that of the price of
-        # the first part in which anything is priced.
         key = connection_key(part)
         paid = any(connection_key(one) == key and one.fee_is_due for one in earlier)
         self.fee = amount_of(self.price, "connection_fee")
@@ -141,7 +169,8 @@ class Charge:
 
     def cost(self, priced: int) -> Fraction:
         fee = self.fee if priced > 0 or self.always_fee else Fraction(0)
-        return cost(self.price, self.before, priced, self.part.measure) + fee
+        amount = cost(self.price, self.before, priced, self.part.measure) + fee
+        return Fraction(rounded(self.fleet, self.part.plan, amount)) if self.rounds else amount
 
     def draw(self, bucket: Bucket, quantity: int) -> None:
         if quantity > 0:
@@ -161,10 +190,13 @@ class Charge:
     def pay_whole_units(self, bucket: Bucket) -> None:
         if bucket.money_left == 0:
             return
-        done = self.part.priced
-        owed = self.cost(done) - self.paid if done > 0 else Fraction(0)
-        money = bucket.money_left - owed - (self.fee if done == 0 else 0)
-        most = affordable(self.price, self.before + done, self.remaining, money, self.part.measure)
+        done, money = self.part.priced, bucket.money_left
+
+        def fits(units: int) -> bool:
+            return self.cost(done + units) - self.paid <= money
+
+        start, measure = self.before + done, self.part.measure
+        most = affordable(self.price, start, self.remaining, measure, fits)
         if most > 0:
             self.part.priced += most
             self.remaining -= most
@@ -185,6 +217,7 @@ class Charge:
         part = self.part
         part.priced += self.remaining
         part.amount = self.cost(part.priced)
+        part.fee = self.fee if part.priced > 0 or self.always_fee else Fraction(0)
         part.fee_is_due = part.recorded > 0 and (part.priced > 0 or self.always_fee)
         for bucket in last:
             self.pay(bucket, min(bucket.money_left, part.amount - self.paid))
@@ -272,12 +305,14 @@ def rounded(fleet: Fleet, plan: str, amount: Fraction) -> Decimal:
     doc = fleet.plans[plan]
     rules = doc.get("rounding", {})
     digits = int(rules.get("digits", digits_of(doc["currency"])))
-    return rounded_money(amount, mode=rules.get("mode", "half_up"), digits=digits)
+    step = Decimal(str(rules["step"])) if "step" in rules else Decimal(1).scaleb(-digits)
+    return rounded_money(amount, mode=rules.get("mode", "half_up"), step=step)
 
 
 def total_of(fleet: Fleet, lines: list[Line]) -> Decimal:
     # reading: with several plans the first one's rounding says whether lines or the bill are rounded;
-    # a line is rounded by its own plan's mode and digits.
+    # a line is rounded by its own plan's mode and digits. With rounded records, lines are rounded too,
+    # which only matters to fees, minimums and adjustments.
     first = next(iter(fleet.plans))
     if fleet.plans[first].get("rounding", {}).get("at", "line") == "bill":
         return rounded(fleet, first, sum((line.amount for line in lines), Fraction(0)))
@@ -299,11 +334,15 @@ def period_of(fleet: Fleet, number: int, parts: list[Part], first: int) -> Perio
     ]
     adjust(fleet, span, items)
     lines = lines_of(fleet, items)
+    total = total_of(fleet, lines)
+    from_money = sum((part.from_money for part in inside), Fraction(0))
     return {
         "from": span.start,
         "to": span.end,
         "lines": lines,
-        "total": total_of(fleet, lines),
+        "total": total,
+        "from_money": from_money,
+        "due": Fraction(total) - from_money,  # reading: it is not rounded again
         "records": [record_of(part) for part in inside],
     }
 

@@ -1,7 +1,7 @@
 """The zone and the band of usage, and the variant that prices it."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from tests.reference.amounts import Doc
@@ -35,7 +35,9 @@ def zone_of(plan: Doc, usage: Doc) -> str | None:
     elif zone is not None and len(str(zone)) == 2:
         country = str(zone)
     # reading: "the longest digits prefix" also lets a five-digit entry match a six-digit network.
-    wanted = [network[:n] for n in (6, 5, 3) if len(network) >= n]
+    called = str(usage.get("destination") or "")
+    wanted = [called[:n] for n in range(len(called), 1, -1)]
+    wanted += [network[:n] for n in (6, 5, 3) if len(network) >= n]
     wanted += [country.upper(), "world"]
     found = [zone_with(plan, entry) for entry in wanted if entry]
     return next((name for name in found if name), plan.get("default_zone"))
@@ -95,10 +97,21 @@ def place_fits(doc: Doc, zone: str | None, band: str | None) -> bool:
     return "bands" not in doc or (band or "otherwise") in doc["bands"]
 
 
-def variant_of(meter: Doc, zone: str | None, band: str | None) -> int | None:
+def usage_fits(variant: Doc, usage: Doc, day: date) -> bool:
+    """Tell whether the conditions `where`, `from` and `to` hold."""
+    known = {**(usage.get("attributes") or {}), "rat": usage.get("rat"), "apn": usage.get("apn")}
+    for name, values in variant.get("where", {}).items():
+        if known.get(name) is None or str(known[name]) not in [str(one) for one in values]:
+            return False
+    if "from" in variant and day.isoformat() < str(variant["from"]):
+        return False
+    return "to" not in variant or day.isoformat() < str(variant["to"])
+
+
+def variant_of(meter: Doc, usage: Doc, day: date, zone: str | None, band: str | None) -> int | None:
     """Give the first variant's number that fits; None is the meter's own price."""
     for number, variant in enumerate(meter.get("variants", [])):
-        if place_fits(variant, zone, band):
+        if place_fits(variant, zone, band) and usage_fits(variant, usage, day):
             return number
     if "price" not in meter:
         raise ValueError(f"no price: {zone}, {band}")

@@ -1,5 +1,6 @@
 """What a quantity costs and what is billed of it, from zero each time."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from math import ceil
 
@@ -78,7 +79,13 @@ def shape(price: Doc, units: int, measure: Measure) -> Fraction:
 
 def rated(price: Doc, quantity: int, measure: Measure) -> Fraction:
     """Price a cumulative quantity; minimums and connection fees come apart."""
+    by_record = price.get("counted_per") in {"record", "session"}
+    if by_record and quantity == 0:
+        # reading: nothing is due at zero of a price that is counted by record or session.
+        return Fraction(0)
     value = shape(price, max(0, quantity - measure.of(price.get("free", 0))), measure)
+    if by_record:
+        value = max(value, amount_of(price, "minimum"))
     return min(value, amount_of(price, "maximum")) if "maximum" in price else value
 
 
@@ -94,17 +101,18 @@ def corners(price: Doc, measure: Measure) -> list[int]:
     return [last + free for last in last_units(price, measure) if last is not None]
 
 
-def affordable(price: Doc, before: int, most: int, money: Fraction, measure: Measure) -> int:
-    """Give the most units that the money pays for, at most `most`."""
+def affordable(
+    price: Doc, before: int, most: int, measure: Measure, fits: Callable[[int], bool]
+) -> int:
+    """Give the most units that fit what there is to pay, at most `most`."""
     ends = {before + most, *(c for c in corners(price, measure) if before < c < before + most)}
     for end in sorted(ends, reverse=True):
         low, high = max([c for c in ends if c < end], default=before) + 1, end
-        if low > high or cost(price, before, low - before, measure) > money:
+        if low > high or not fits(low - before):
             continue
         while low < high:
             middle = (low + high + 1) // 2
-            fits = cost(price, before, middle - before, measure) <= money
-            low, high = (middle, high) if fits else (low, middle - 1)
+            low, high = (middle, high) if fits(middle - before) else (low, middle - 1)
         return low - before
     return 0
 

@@ -12,7 +12,7 @@ from tests.reference.amounts import Doc, Measure
 from tests.reference.fleet import Fleet, Subscription, day_key
 from tests.reference.places import band_at, band_boundaries, variant_of, zone_of
 from tests.reference.prices import billed
-from tests.reference.spans import MICROSECOND, Span, instant
+from tests.reference.spans import MICROSECOND, Span, instant, local_day
 
 
 @dataclass(eq=False)
@@ -40,6 +40,7 @@ class Part:
     billed: int = 0
     priced: int = 0
     amount: Fraction = Fraction(0)
+    fee: Fraction = Fraction(0)  # of the amount: the connection fee
     fee_is_due: bool = False
     draws: dict[str, int] = field(default_factory=dict)
     money: dict[str, Fraction] = field(default_factory=dict)
@@ -59,10 +60,6 @@ class Part:
     @property
     def from_money(self) -> Fraction:
         return sum(self.money.values(), Fraction(0))
-
-    @property
-    def due(self) -> Fraction:
-        return self.amount - self.from_money
 
 
 @dataclass
@@ -158,6 +155,7 @@ def part_of(fleet: Fleet, reading: Reading, at: datetime, used: int) -> Part | N
     crossing = plan.get("band_crossing", "split")
     banded = reading.span.start if crossing == "start" else at
     zone = zone_of(plan, reading.doc)
+    day = local_day(reading.span.start, fleet.plan_zone(sub.plan))
     band = band_at(plan, banded, fleet.plan_zone(sub.plan))
     return Part(
         reading=reading,
@@ -168,7 +166,7 @@ def part_of(fleet: Fleet, reading: Reading, at: datetime, used: int) -> Part | N
         recorded=0,
         zone=zone,
         band=band,
-        variant=variant_of(plan["meters"][reading.meter], zone, band),
+        variant=variant_of(plan["meters"][reading.meter], reading.doc, day, zone, band),
         measure=fleet.measure(sub.plan, reading.meter),
     )
 
@@ -181,7 +179,10 @@ def parts_of(fleet: Fleet, reading: Reading) -> list[Part]:
     quantity = quantity_of(reading, fleet.measure(first.plan, reading.meter))
     bounds = bounds_of(fleet, reading)
     parts = []
-    for at, used in zip(bounds, divided(quantity, bounds), strict=False):
+    # reading: a value of which the largest counts is not divided: each part has the whole.
+    whole = fleet.plans[first.plan]["meters"][reading.meter].get("aggregate") == "max"
+    shares = [quantity] * (len(bounds) - 1) if whole else divided(quantity, bounds)
+    for at, used in zip(bounds, shares, strict=False):
         part = part_of(fleet, reading, at, used)
         if part is None:
             return []
@@ -219,13 +220,13 @@ def add_overhead(fleet: Fleet, parts: list[Part]) -> None:
 def group_of(fleet: Fleet, part: Part) -> tuple[object, ...]:
     """Say with which other parts this one is rounded up."""
     scope = (rule(fleet, part, "increment") or {}).get("scope", "record")
-    meter = meter_doc(fleet, part)
+    if meter_doc(fleet, part).get("aggregate") == "max":
+        # reading: the largest value is one over all variants, whatever the increment's scope; each
+        # part is billed for what it adds to it.
+        return ("max", part.device, part.plan, part.meter, part.period)
     if scope == "record":
-        # reading: a record's parts are rounded together also over bands and cycles, as long as
-        # they have the same increment (the meter's own, or that of one variant).
-        variant = meter["variants"][part.variant] if part.variant is not None else {}
-        own = part.variant if "increment" in variant else None
-        return (scope, part.plan, part.reading.line, own)
+        # reading: a record's parts are rounded together also over cycles, a session's are not.
+        return (scope, part.plan, part.reading.line)
     zone = fleet.plan_zone(part.plan)
     network = str(part.reading.doc.get("network") or "")
     session = part.reading.doc.get("session")
@@ -237,19 +238,24 @@ def group_of(fleet: Fleet, part: Part) -> tuple[object, ...]:
         "device_network_month": (month, network),
         "period": (),
     }
-    common = (scope, part.device, part.plan, part.meter, part.variant, part.period)
-    return (*common, *keys[scope])
+    apart = None if scope == "session" else part.variant
+    return (scope, part.device, part.plan, part.meter, part.period, apart, *keys[scope])
 
 
 def bill_parts(fleet: Fleet, parts: list[Part]) -> None:
     """Set what is billed: what the group comes to with the part, less without it."""
     groups = [group_of(fleet, part) for part in parts]
     for number, part in enumerate(parts):
-        before = sum(
+        mine = groups[number]
+        earlier = [
             other.raw
             for other, group in zip(parts[:number], groups[:number], strict=True)
-            if group == groups[number]
-        )
+            if group == mine
+        ]
+        before = max(earlier, default=0) if mine[0] == "max" else sum(earlier)
         increment = rule(fleet, part, "increment")
-        after = billed(increment, before + part.raw, part.measure)
+        # reading: where the parts of a group have different increments, each is rounded by its own
+        # before and after.
+        total = max(before, part.raw) if mine[0] == "max" else before + part.raw
+        after = billed(increment, total, part.measure)
         part.billed = after - billed(increment, before, part.measure)

@@ -145,7 +145,7 @@ def test_increments(increment: Doc, raw: int, expected: int) -> None:
 )
 def test_rounding(mode: str, expected: str) -> None:
     values = [Fraction("0.125"), Fraction("-0.125"), Fraction("0.121")]
-    found = [rounded_money(value, mode=mode, digits=2) for value in values]
+    found = [rounded_money(value, mode=mode, step=Decimal("0.01")) for value in values]
     assert found == [Decimal(text) for text in expected.split()]
 
 
@@ -154,7 +154,11 @@ def test_rounding(mode: str, expected: str) -> None:
 def test_affordable_is_the_most_that_fits(model: str, money: str) -> None:
     price = {"model": model, "tiers": STEPS}
     fitting = [n for n in range(301) if rated(price, n, MESSAGES) <= Fraction(money)]
-    assert affordable(price, 0, 300, Fraction(money), MESSAGES) == max(fitting)
+
+    def fits(units: int) -> bool:
+        return rated(price, units, MESSAGES) <= Fraction(money)
+
+    assert affordable(price, 0, 300, MESSAGES, fits) == max(fitting)
 
 
 # Records -----------------------------------------------------------------------------------
@@ -340,7 +344,93 @@ def test_money_pays_whole_units_before_an_allowance_and_anything_after() -> None
     assert record["draws"] == {"allowance": 4}
     assert record["money"] == {"first": Fraction("0.9"), "last": 1}
     assert record["amount"] - record["from_money"] == Fraction("0.5")
-    assert rating["total"] == Decimal("0.50")
+    assert (rating["total"], rating["periods"][0]["due"]) == (Decimal("2.40"), Fraction("0.5"))
+
+
+# Walks, places and terms of other kinds -------------------------------------------------------
+
+FIRST_DEARER = {
+    "model": "graduated",
+    "tiers": [{"up_to": 2, "amount": "5"}, {"amount": "1"}],
+    "minimum": "7",
+    "maximum": "20",
+}
+
+
+@pytest.mark.parametrize(
+    ("per", "expected"),
+    [
+        ("record", [7, 13, 7, 7, 20]),  # 5 -> 7; 2 x 5 + 3; 7; 7; 2 x 5 + 18 -> 20
+        ("session", [7, 13, 7, 3, 10]),  # the last three: 5 -> 7; 10; 2 x 5 + 18 -> 20
+    ],
+)
+def test_walk_of_a_record_or_session(per: str, expected: list[int]) -> None:
+    meter = {"price": {**FIRST_DEARER, "counted_per": per}}
+    usage = [use(1), use(5)] + [use(n, session="s") for n in (1, 1, 20)]
+    rating = rate([plan(meter)], usage)
+    assert amounts(rating) == expected
+    assert [line[0] for line in lines(rating)] == ["usage"]
+
+
+def test_variants_counted_together() -> None:
+    def price(amount: str) -> Doc:
+        tiers = [{"up_to": 10, "amount": amount}, {"amount": "1"}]
+        return {"model": "graduated", "counted_with": "meter", "tiers": tiers}
+
+    meter = {
+        "price": price("2"),
+        "variants": [
+            {"where": {"rat": ["LTE"]}, "price": price("3")},
+            {"where": {"speed": ["fast"]}, "from": "2026-01-20", "price": {"amount": "9"}},
+        ],
+    }
+    usage = [
+        use(8, rat="LTE"),
+        use(4),  # units 9 to 12: 2 x 2 + 2 x 1
+        use(1, attributes={"speed": "fast"}),  # the thirteenth
+        use(1, "2026-01-20", attributes={"speed": "fast"}),
+        use(1, "2026-01-21", rat="LTE"),  # the fourteenth
+    ]
+    assert amounts(rate([plan(meter)], usage)) == [24, 6, 1, 9, 1]
+
+
+def test_the_largest_value_counts() -> None:
+    meter = {"aggregate": "max", "price": ONE, "increment": {"step": 10}}
+    rating = rate([plan(meter)], [use(15), use(7), use(21), use(18)])
+    assert [record["billed"] for record in rating["periods"][0]["records"]] == [20, 0, 10, 0]
+
+
+def test_the_number_called_comes_before_the_network() -> None:
+    document = plan({"price": ONE}, zones={"german": ["+49"], "mobile": ["+4917"], "net": ["262"]})
+    called = ["+491712345", "+4930123", "+33123", ""]
+    usage = [use(1, destination=number, network="26201") for number in called]
+    records = rate([document], usage)["periods"][0]["records"]
+    assert [record["zone"] for record in records] == ["mobile", "german", "net", "net"]
+
+
+def test_a_weekly_allowance_runs_from_the_subscription() -> None:
+    allowance = {"name": "w", "quantity": 10, "renews": "week"}
+    state = {"devices": {"d1": {"from": "2026-01-28"}}}
+    usage = [use(6, "2026-01-29"), use(6, "2026-02-03"), use(6, "2026-02-04")]
+    rating = rate([plan({"price": ONE, "allowances": [allowance]})], usage, state)
+    assert [*draws(rating), *draws(rating, 1)] == [{"w": 6}, {"w": 4}, {"w": 6}]
+
+
+def test_records_are_rounded_to_a_step() -> None:
+    rounding = {"at": "record", "step": "0.05"}
+    document = plan({"price": {"amount": "0.03"}}, rounding=rounding)
+    rating = rate([document], [use(1), use(2), use(4)])
+    # 0.03, 0.06 and 0.12
+    assert amounts(rating) == [Fraction("0.05"), Fraction("0.05"), Fraction("0.1")]
+    assert rating["total"] == Decimal("0.20")
+
+
+def test_a_fee_for_each_day_and_times_a_number() -> None:
+    fee = {"name": "f", "amount": "0.5", "every": "day", "quantity": 20}
+    state = {"devices": {"d1": {"from": "2026-01-11", "to": "2026-01-14"}}}
+    document = {"plan": "p", "currency": "EUR", "fees": [fee]}
+    rating = rate([document], [], state, "2026-01-01", "2026-02-01")
+    assert lines(rating) == [("fee", "f", 30)]
 
 
 # Fees and adjustments ------------------------------------------------------------------------
