@@ -256,7 +256,7 @@ def _days_inclusive(
     time_zone: str,
     next_begins: datetime | None,
 ) -> dict[K, int]:
-    following: list[datetime | None] = [*(left for _, left, _ in billed[1:]), next_begins]
+    following: list[datetime | None] = [*(left for _, left, _ in billed), next_begins][1:]
     counts: list[tuple[K, int]] = []
     for (key, left, right), begins_next in zip(billed, following, strict=True):
         end_day = local_day(right, time_zone)
