@@ -26,7 +26,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),
     "agent": ("metering.agent.command", "publish this machine's interface counters"),
+    "rate": ("metering.whatif.command", "say what usage costs under a plan, without a database"),
     "audit": ("metering.insight.command", "compare ledger, readings and charges"),
+    "plan": ("metering.plan_document.command", "check plan files, or print their schema"),
     "demo": ("metering.demo.command", "run the whole pipeline and watch it"),
 }
 

@@ -19,6 +19,9 @@ _CURRENCIES_OF_TWO_DIGITS = (
 MINOR_DIGITS: dict[str, int] = {
     **dict.fromkeys(_CURRENCIES_OF_TWO_DIGITS.split(), 2),
     **dict.fromkeys("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF".split(), 0),
+    **dict.fromkeys("BOV CHE CHW COU MXV USN".split(), 2),
+    **dict.fromkeys("CLF UYW".split(), 4),
+    "UYI": 0,
     **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3),
 }
 """ISO 4217 currency code → digits of its minor unit."""

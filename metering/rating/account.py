@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from metering.period import Calendar, local_day, split_by_time
 from metering.rating.band import BandTable
-from metering.rating.bucket import Bucket, burn_order
+from metering.rating.bucket import Bucket
 from metering.rating.charge import ChargeParts, charge
 from metering.rating.counter import CounterEvent, CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
@@ -81,9 +81,26 @@ class Accounts:
     buckets: dict[BucketsKey, list[Bucket]] = field(default_factory=dict)
     counts: dict[CountKey, int] = field(default_factory=dict)
 
-    def put(self, key: BucketsKey, buckets: Sequence[Bucket]) -> None:
-        """Let a subscription's meter draw from more buckets in a cycle."""
-        self.buckets[key] = burn_order([*self.buckets.get(key, ()), *buckets])
+    def count_before(
+        self,
+        subscription: Subscription,
+        meter_no: int,
+        cycle_start: datetime,
+        variant: int,
+        price: Price,
+        *,
+        fleet_no: int,
+        quantity: int,
+    ) -> None:
+        """Enter units that were priced before at one of a meter's prices."""
+        if price.fleet_wide or price.joint:
+            place = _ANY_VARIANT if price.joint else variant
+            owner = -fleet_no if price.fleet_wide else subscription.subscription_no
+            name = f"price:{subscription.plan_no}" if price.fleet_wide else "price"
+            self.counts[owner, meter_no, cycle_start, place, name] = quantity
+        else:
+            key = (subscription.subscription_no, meter_no, cycle_start, variant)
+            self.uses.setdefault(key, MeterUse()).overage += quantity
 
 
 @dataclass(slots=True)
@@ -248,10 +265,11 @@ def records_of(
         return records
     plain = True
     for record in records:
-        of_meter = plans[record.subscription.plan_no].meters.get(meter)
+        terms = plans[record.subscription.plan_no]
+        of_meter = terms.meters.get(meter)
         if of_meter is None:
             return ParkReason.NO_PRICE
-        plain = plain and of_meter.plain
+        plain = plain and of_meter.plain and terms.zones is None and terms.bands is None
     return records if plain else _priced(records, usage, meter=meter, fleet=fleet, plans=plans)
 
 
@@ -323,9 +341,7 @@ def _by_band(record: UsageRecord, bands: BandTable | None) -> list[UsageRecord]:
     ]
 
 
-def _group(
-    increment: Increment, usage: Usage, record: UsageRecord, time_zone: str
-) -> str | None:
+def _group(increment: Increment, usage: Usage, record: UsageRecord, time_zone: str) -> str | None:
     """Name what a record is rounded together with; None: with the rest of its reading alone."""
     day = local_day(record.start, time_zone)
     match increment.scope:
@@ -438,9 +454,7 @@ def count_keys(
     return {key for key in keys if key is not None}
 
 
-def _grouped(
-    record: UsageRecord, meter_no: int, of_meter: MeterTerms, accounts: Accounts
-) -> int:
+def _grouped(record: UsageRecord, meter_no: int, of_meter: MeterTerms, accounts: Accounts) -> int:
     """Return what is billed of a record that is taken together with others of its group."""
     increment = of_meter.variants[record.variant].increment or Increment()
     key = _group_count(record, meter_no)
@@ -469,7 +483,9 @@ def _price_count(
     cycle_start = record.cycle.start
     match price.counted_per:
         case CountedPer.DEVICE:
-            return (subscription_no, meter_no, cycle_start, variant, "price") if price.joint else None
+            return (
+                (subscription_no, meter_no, cycle_start, variant, "price") if price.joint else None
+            )
         case CountedPer.FLEET:
             return (-fleet_no, meter_no, cycle_start, variant, f"price:{plan_no}")
         case CountedPer.SESSION if usage.session is not None:

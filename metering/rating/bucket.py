@@ -49,7 +49,8 @@ class Bucket:
     members: set[int] = field(default_factory=set)
     drawn: dict[int, int] = field(default_factory=dict)
     """What each member drew, where a ceiling or a floor asks for it."""
-    _promised: int | None = None
+    promised: int | None = None
+    """What all members are still guaranteed; None until it is asked for."""
 
     @property
     def left(self) -> int | Fraction:
@@ -99,19 +100,27 @@ class Bucket:
         before = self.drawn.get(member, 0)
         self.drawn[member] = before + quantity
         if self.floor and member in self.members:
-            kept = self._promised_to_all()
-            self._promised = kept - min(quantity, max(0, self.floor - before))
+            kept = self.promised_to_all()
+            self.promised = kept - min(quantity, max(0, self.floor - before))
 
-    def _promised_to_all(self) -> int:
-        if self._promised is None:
-            self._promised = sum(
+    def admit(self, member: int) -> None:
+        """Let a member in: the pool's floor is guaranteed to it too."""
+        if member not in self.members:
+            self.members.add(member)
+            if self.promised is not None:
+                self.promised += self.floor
+
+    def promised_to_all(self) -> int:
+        """Return what all members are still guaranteed."""
+        if self.promised is None:
+            self.promised = sum(
                 max(0, self.floor - self.drawn.get(member, 0)) for member in self.members
             )
-        return self._promised
+        return self.promised
 
     def _promised_to_others(self, member: int) -> int:
         own = max(0, self.floor - self.drawn.get(member, 0)) if member in self.members else 0
-        return self._promised_to_all() - own
+        return self.promised_to_all() - own
 
 
 def burn_order(buckets: Iterable[Bucket]) -> list[Bucket]:

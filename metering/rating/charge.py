@@ -121,7 +121,9 @@ def _pay(
     """Let money buckets pay what they can of `owed` sub-units; return how much that is."""
     rest = owed
     for bucket in buckets:
-        if bucket.kind is BucketKind.MONEY and bucket.admits(record.start, record.zone, record.band):
+        if bucket.kind is BucketKind.MONEY and bucket.admits(
+            record.start, record.zone, record.band
+        ):
             paid = max(0, min(rest, bucket.money_left(subunits_per_unit)))
             if paid:
                 bucket.used += Fraction(paid, subunits_per_unit)

@@ -97,9 +97,7 @@ def guide(
             return ParkReason.NO_SUBSCRIPTION
         cycle = calendar.cycle_at(left)
         whole = down + up
-        records.append(
-            UsageRecord(part, left, right, whole, up, cycle, subscription, whole, whole)
-        )
+        records.append(UsageRecord(part, left, right, whole, up, cycle, subscription, whole, whole))
     return records
 
 

@@ -396,10 +396,14 @@ class PlanTerms:
 
     def __post_init__(self) -> None:
         prices = {
-            name: [variant.price for variant in meter.variants] for name, meter in self.meters.items()
+            name: [variant.price for variant in meter.variants]
+            for name, meter in self.meters.items()
         }
         parts = (
-            part for of_meter in prices.values() for price in of_meter for part in price.exact_parts()
+            part
+            for of_meter in prices.values()
+            for price in of_meter
+            for part in price.exact_parts()
         )
         quantum = (
             Fraction(self.rounding.quantum(self.currency))
@@ -408,7 +412,9 @@ class PlanTerms:
         )
         coarsest = quantum.denominator if quantum else 1
         per_unit = lcm(coarsest, *(part.denominator for part in parts))
-        rates = {name: [price.compiled(per_unit) for price in each] for name, each in prices.items()}
+        rates = {
+            name: [price.compiled(per_unit) for price in each] for name, each in prices.items()
+        }
         fees = {
             name: [int(Fraction(price.connection_fee) * per_unit) for price in each]
             for name, each in prices.items()

@@ -13,6 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from itertools import chain
+from math import lcm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +134,10 @@ class Price:
             yield Fraction(self.maximum)
         if self.counts_alone:
             yield Fraction(self.minimum)
+
+    def whole_at(self) -> int:
+        """Return the least number of sub-units a unit of currency that makes each exact part whole."""
+        return lcm(*(part.denominator for part in self.exact_parts()))
 
     def compiled(self, subunits_per_unit: int) -> "Rate":
         """Return the price in whole sub-units; `subunits_per_unit` makes each exact part whole."""
@@ -349,9 +354,7 @@ class GraduatedRate(_TieredRate):
             flat = (tier.flat if low == begin else 0) - paid
             paid = 0
             amount = tier.cost(high - begin) - tier.cost(low - begin) + flat
-            yield PriceStep(
-                "tier", position + 1, high - low, tier.price, flat, amount, tier.block
-            )
+            yield PriceStep("tier", position + 1, high - low, tier.price, flat, amount, tier.block)
 
 
 class VolumeRate(_TieredRate):

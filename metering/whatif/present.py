@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from decimal import Decimal
 from fractions import Fraction
 
-from metering.money import Money, decimal_text
+from metering.money import decimal_text
 from metering.rating.bucket import BucketKind
 from metering.rating.charge import Draw
 from metering.rating.plan import MeterTerms, PlanTerms
 from metering.rating.price import PriceStep
-from metering.rating.statement import Line, Statement
+from metering.rating.statement import Line, LineKind, Statement
 from metering.whatif.run import RatedPeriod, RatedRecord, RatingRun
 from metering.whatif.usage_file import RejectedLine
 
@@ -61,6 +60,8 @@ def _period(run: RatingRun, period: RatedPeriod) -> dict[str, object]:
         "buckets": [
             {
                 "bucket": held.bucket.name,
+                "from": held.bucket.created_at and _local(run, held.bucket.created_at),
+                "expires": held.bucket.expires_at and _local(run, held.bucket.expires_at),
                 "kind": held.bucket.kind.value,
                 "device": held.device,
                 "meter": held.meter,
@@ -97,9 +98,7 @@ def _record(run: RatingRun, rated: RatedRecord) -> dict[str, object]:
         "from_pool": quantity_text(parts.from_pool, of_meter),
         "priced": quantity_text(parts.overage, of_meter),
         "priced_before": quantity_text(parts.before, of_meter),
-        "tiers": [
-            _step(step, terms, of_meter) for step in rate.walk(parts.before, parts.overage)
-        ],
+        "tiers": [_step(step, terms, of_meter) for step in rate.walk(parts.before, parts.overage)],
         "connection_fee": _exact(terms.money(parts.connection_fee).exact),
         "amount": _exact(amount.exact),
         "rounded": format(amount.rounded(terms.rounding), "f"),
@@ -130,7 +129,39 @@ def _step(step: PriceStep, terms: PlanTerms, of_meter: MeterTerms) -> dict[str, 
 
 
 def _line(run: RatingRun, line: Line) -> dict[str, object]:
-    raise NotImplementedError
+    terms = run.plans[line.plan_no]
+    shown: dict[str, object] = {
+        "kind": line.kind.value,
+        "plan": terms.plan,
+        "name": line.name,
+        "device": None if line.device_no is None else run.devices[line.device_no],
+    }
+    if line.meter is not None:
+        of_meter = terms.meters[line.meter]
+        shown |= {
+            "meter": line.meter,
+            "variant": line.label,
+            "records": line.records,
+            "quantity": quantity_text(line.quantity, of_meter),
+            "billed": quantity_text(line.billed, of_meter),
+            "from_allowance": quantity_text(line.from_allowance, of_meter),
+            "from_pool": quantity_text(line.from_pool, of_meter),
+            "priced": quantity_text(line.priced, of_meter),
+            "from_money": _exact(line.from_money),
+        }
+    if line.kind is LineKind.FEE:
+        shown |= {
+            "devices": line.devices,
+            "shares": _exact(line.shares),
+            "from": line.term and _local(run, line.term[0]),
+            "to": line.term and _local(run, line.term[1]),
+            "due": line.due and _local(run, line.due),
+        }
+    return shown | {
+        "exact": _exact(line.exact),
+        "amount": None if line.amount is None else format(line.amount, "f"),
+        **_fraction("exact", line.exact),
+    }
 
 
 def _rejected(line: RejectedLine) -> dict[str, object]:
@@ -160,3 +191,76 @@ def _fraction(name: str, amount: Fraction) -> dict[str, object]:
 
 def _local(run: RatingRun, instant: datetime) -> str:
     return instant.astimezone(run.zone).isoformat()
+
+
+_RECORD_COLUMNS = (
+    "line", "device", "meter", "time", "quantity", "billed", "allowance", "pool", "priced", "tiers", "amount",
+)  # fmt: skip
+_LINE_COLUMNS = ("line", "device", "quantity", "allowance", "pool", "priced", "exact", "amount")
+
+
+def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[str]:
+    rows = []
+    for rated in records:
+        record, parts = rated.charge
+        terms = run.plans[record.subscription.plan_no]
+        of_meter = terms.meters[rated.meter]
+        rate = terms.rates[rated.meter][record.variant]
+        tiers = [
+            f"{step.what}{'' if step.tier is None else f' {step.tier}'} {step.quantity}"
+            for step in rate.walk(parts.before, parts.overage)
+        ]
+        quantities = (
+            record.quantity, parts.billed, parts.from_allowance, parts.from_pool, parts.overage,
+        )  # fmt: skip
+        rows.append(
+            [
+                str(rated.line),
+                rated.device,
+                rated.meter,
+                record.start.astimezone(run.zone).strftime("%Y-%m-%d %H:%M:%S"),
+                *(quantity_text(quantity, of_meter) for quantity in quantities),
+                ", ".join(tiers),
+                _exact(terms.money(parts.amount).exact),
+            ]
+        )
+    return _table(_RECORD_COLUMNS, rows)
+
+
+def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:
+    rows = []
+    for line in statement.lines:
+        terms = run.plans[line.plan_no]
+        quantities = [""] * 4
+        if line.meter is not None:
+            of_meter = terms.meters[line.meter]
+            quantities = [
+                quantity_text(quantity, of_meter)
+                for quantity in (line.quantity, line.from_allowance, line.from_pool, line.priced)
+            ]
+        label = "" if line.label is None else f" (variant {line.label})"
+        rows.append(
+            [
+                f"{line.kind.value} {line.name}{label}",
+                "" if line.device_no is None else run.devices[line.device_no],
+                *quantities,
+                _exact(line.exact),
+                "" if line.amount is None else format(line.amount, "f"),
+            ]
+        )
+    rows.append(["total", *[""] * 5, _exact(statement.exact), format(statement.total, "f")])
+    if statement.from_money:
+        rows.append(["prepaid", *[""] * 6, format(-statement.from_money, "f")])
+        rows.append(["due", *[""] * 6, format(statement.due, "f")])
+    return _table(_LINE_COLUMNS, rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in [columns, *rows]:
+        cells = [
+            cell.ljust(width) if not cell[:1].isdigit() and cell[:1] != "-" else cell.rjust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()
+    yield ""

@@ -36,6 +36,7 @@ _Amount = Annotated[
 ]
 _Quantity = Annotated[str, BeforeValidator(_amount)]
 _Name = Annotated[str, Field(min_length=1, max_length=128)]
+_State = Annotated[DeviceState, Field(strict=False)]
 
 
 class _Document(BaseModel):
@@ -72,7 +73,7 @@ class AssignedPlanDocument(_Document):
 class DatedStateDocument(_Document):
     """A device's state from a moment on."""
 
-    state: DeviceState
+    state: _State
     begins: Annotated[str | None, Field(alias="from")] = None
 
 
@@ -83,7 +84,7 @@ class DeviceDocument(_Document):
     begins: Annotated[str | None, Field(alias="from")] = None
     to: str | None = None
     plans: list[AssignedPlanDocument] = []
-    state: DeviceState | None = None
+    state: _State | None = None
     states: list[DatedStateDocument] = []
     coupons: list[CouponDocument] = []
 
@@ -107,7 +108,7 @@ class BucketDocument(_Document):
 class CountedDocument(_Document):
     """What was priced already, in the first period, of one device's meter at one price."""
 
-    device: _Name
+    device: _Name | None = None
     meter: str
     quantity: _Quantity
     variant: int | None = None
@@ -232,9 +233,7 @@ class _Reader:
     def member(self, device_no: int, device: DeviceDocument, path: str) -> Member:
         subscriptions = self._subscriptions(device_no, device, path)
         states = self._states(device, subscriptions[0].valid_from, path)
-        redeemed = self.redemptions(
-            device.coupons, subscriptions[0].valid_from, f"{path}.coupons"
-        )
+        redeemed = self.redemptions(device.coupons, subscriptions[0].valid_from, f"{path}.coupons")
         return Member(
             device_no=device_no,
             subscriptions=subscriptions,
@@ -248,7 +247,9 @@ class _Reader:
         found: list[Redemption] = []
         for position, coupon in enumerate(coupons):
             at = self.instant(coupon.redeemed, f"{path}.{position}.redeemed") or otherwise
-            found.append(Redemption(code=coupon.code, day=at.astimezone(zone(self.time_zone)).date()))
+            found.append(
+                Redemption(code=coupon.code, day=at.astimezone(zone(self.time_zone)).date())
+            )
         return found
 
     def _subscriptions(
@@ -257,9 +258,9 @@ class _Reader:
         if device.plans and (device.plan or device.begins or device.to):
             raise InvalidValue(f"{path}.plans", "stands beside plan, from or to", "use one way")
         assigned = device.plans or [
-            AssignedPlanDocument(plan=device.plan or self._only_plan(path), to=device.to).model_copy(
-                update={"begins": device.begins}
-            )
+            AssignedPlanDocument(
+                plan=device.plan or self._only_plan(path), to=device.to
+            ).model_copy(update={"begins": device.begins})
         ]
         begins = [
             self.instant(each.begins, f"{path}.plans.{position}.from") or self.first_instant
@@ -270,7 +271,9 @@ class _Reader:
             following = begins[position + 1] if position + 1 < len(begins) else None
             ends = self.instant(each.to, f"{path}.plans.{position}.to") or following
             start = begins[position]
-            if (ends is not None and ends <= start) or (following is not None and ends is not None and following < ends):
+            if (ends is not None and ends <= start) or (
+                following is not None and ends is not None and following < ends
+            ):
                 raise InvalidValue(
                     f"{path}.plans.{position}.from",
                     "is not before its end and the next plan's start",
@@ -279,7 +282,9 @@ class _Reader:
             if each.plan not in self.plan_nos:
                 known = ", ".join(self.plan_nos)
                 raise InvalidValue(
-                    f"{path}.plans.{position}.plan", f"{each.plan!r} is no plan", f"use one of {known}"
+                    f"{path}.plans.{position}.plan",
+                    f"{each.plan!r} is no plan",
+                    f"use one of {known}",
                 )
             self.subscriptions += 1
             found.append(
@@ -299,9 +304,7 @@ class _Reader:
         known = ", ".join(self.plan_nos)
         raise InvalidValue(f"{path}.plan", "is missing", f"use one of {known}")
 
-    def _states(
-        self, device: DeviceDocument, otherwise: datetime, path: str
-    ) -> list[StateChange]:
+    def _states(self, device: DeviceDocument, otherwise: datetime, path: str) -> list[StateChange]:
         if device.states and device.state:
             raise InvalidValue(f"{path}.states", "stands beside state", "use one way")
         dated = device.states or [DatedStateDocument(state=device.state or DeviceState.ACTIVE)]
@@ -369,10 +372,12 @@ def _counted(
     members: Mapping[str, Member],
     path: str,
 ) -> Counted:
-    if each.device not in members:
+    # What a whole fleet was charged may stand at any of its devices.
+    device = next(iter(members), None) if each.device is None else each.device
+    if device is None or device not in members:
         raise InvalidValue(f"{path}.device", f"{each.device!r} is no device", "list it in devices")
     meter = _known_meter(each.meter, units, f"{path}.meter")
-    of_meter = plans[members[each.device].subscriptions[0].plan_no].meters.get(meter)
+    of_meter = plans[members[device].subscriptions[0].plan_no].meters.get(meter)
     if of_meter is None:
         raise InvalidValue(f"{path}.meter", "is not in the device's plan", "price it there")
     last = len(of_meter.variants) - 1
@@ -380,7 +385,7 @@ def _counted(
     if not 0 <= variant <= last:
         raise InvalidValue(f"{path}.variant", f"{variant} is no variant", f"use 0 to {last}")
     quantity = _units(each.quantity, units[meter], f"{path}.quantity")
-    return Counted(device=each.device, meter=meter, variant=variant, quantity=quantity)
+    return Counted(device=device, meter=meter, variant=variant, quantity=quantity)
 
 
 def _known_meter(meter: str | None, units: Mapping[str, MeterUnits], path: str) -> str:

@@ -52,6 +52,10 @@ class UsageLineDocument(BaseModel):
     network: _Name | None = None
     country: _Name | None = None
     session: _Name | None = None
+    destination: _Name | None = None
+    rat: _Name | None = None
+    apn: _Name | None = None
+    attributes: dict[str, _Name] = {}
     packets: Annotated[int, Field(ge=0, le=QUANTITY_MAX)] = 0
     id: _Name | None = None
 
@@ -144,7 +148,9 @@ def _document(text: str) -> UsageLineDocument:
     try:
         given = json.loads(text, parse_float=Decimal)
     except (ValueError, RecursionError) as error:
-        raise InvalidValue("line", f"is not JSON ({error})", "write one JSON object a line") from error
+        raise InvalidValue(
+            "line", f"is not JSON ({error})", "write one JSON object a line"
+        ) from error
     try:
         return UsageLineDocument.model_validate(given)
     except ValidationError as error:
@@ -178,6 +184,13 @@ def _usage_line(
         country=document.country,
         session=document.session,
         packets=document.packets,
+        destination=document.destination,
+        attributes=document.attributes
+        | {
+            name: value
+            for name, value in (("rat", document.rat), ("apn", document.apn))
+            if value is not None
+        },
     )
     return UsageLine(line=number, device=document.device, meter=document.meter, usage=usage)
 

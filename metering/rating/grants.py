@@ -1,0 +1,326 @@
+"""Grants: what subscriptions bring into buckets in a bill cycle, and what rolls over when it ends."""
+
+import calendar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from math import floor
+
+from metering.period import BillCycle, local_day, midnight
+from metering.rating.bucket import Bucket, BucketKind
+from metering.rating.guide import Subscription
+from metering.rating.membership import (
+    Fleet,
+    Member,
+    Term,
+    offer_holds,
+    share_of,
+    subscribed_intervals,
+    term_of,
+)
+from metering.rating.plan import (
+    AllowanceTerms,
+    Burn,
+    LifetimeUnit,
+    PlanTerms,
+    Proration,
+    Renews,
+    Rollover,
+    SharedBy,
+)
+
+_MONTHS = {Renews.MONTH: 1, Renews.QUARTER: 3, Renews.YEAR: 12}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A quantity, in base units, that a subscription brings into a lot of an allowance.
+
+    The lot holds in `[begins_at, expires_at)`; None: it has no end. It is granted in the bill cycle that
+    starts at `cycle_start`. Of a pool of fixed size each
+    member's grant is that size, and the lot holds it once.
+    """
+
+    subscription: Subscription
+    meter: str
+    allowance: AllowanceTerms
+    quantity: int
+    begins_at: datetime
+    expires_at: datetime | None
+    cycle_start: datetime
+
+    @property
+    def subscription_no(self) -> int:
+        """The number of the subscription that brings it."""
+        return self.subscription.subscription_no
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it goes to a pool."""
+        return self.allowance.shared_by is not SharedBy.DEVICE
+
+    @property
+    def pool_plan_no(self) -> int | None:
+        """The plan whose devices alone share the pool; None: any plan's."""
+        return self.subscription.plan_no if self.allowance.shared_by is SharedBy.PLAN else None
+
+
+def cycle_grants(
+    members: Iterable[Member],
+    plans: Mapping[int, PlanTerms],
+    *,
+    cycle: BillCycle,
+    fleet: Fleet,
+) -> list[Grant]:
+    """Return what all subscriptions of some members bring in a cycle."""
+    return [
+        grant
+        for member in members
+        for subscription in member.subscriptions
+        for grant in grants_of(
+            member, subscription, plans[subscription.plan_no], cycle=cycle, fleet=fleet
+        )
+    ]
+
+
+def grants_of(
+    member: Member, subscription: Subscription, terms: PlanTerms, *, cycle: BillCycle, fleet: Fleet
+) -> list[Grant]:
+    """Return what a subscription brings in a cycle, meter by meter, allowance by allowance.
+
+    What an allowance renews otherwise than by cycle is granted in the cycle in which its lot begins.
+    """
+    found: list[Grant] = []
+    for meter, of_meter in terms.meters.items():
+        for allowance in of_meter.allowances:
+            holds = offer_holds(
+                allowance.offer,
+                cycle=cycle,
+                cycle_of=fleet.cycle_of,
+                begins=subscription.valid_from,
+                redemptions=[*member.redemptions, *fleet.redemptions],
+            )
+            if not holds:
+                continue
+            for begins_at, expires_at, quantity in _lots(
+                member, subscription, allowance, cycle=cycle, fleet=fleet
+            ):
+                found.append(
+                    Grant(
+                        subscription=subscription,
+                        meter=meter,
+                        allowance=allowance,
+                        quantity=quantity,
+                        begins_at=begins_at,
+                        expires_at=expires_at,
+                        cycle_start=cycle.start,
+                    )
+                )
+    return found
+
+
+_Lot = tuple[datetime, datetime | None, int]
+"""Begins at, expires at, quantity."""
+
+
+def _lots(
+    member: Member,
+    subscription: Subscription,
+    allowance: AllowanceTerms,
+    *,
+    cycle: BillCycle,
+    fleet: Fleet,
+) -> Iterator[_Lot]:
+    term = term_of(cycle)
+    active = subscribed_intervals(member, subscription, allowance.states, term)
+    if not active:
+        return
+    begins = active[0][0]
+    match allowance.renews:
+        case Renews.PERIOD:
+            quantity = _contribution(member, subscription, allowance, begins, term, fleet)
+            yield cycle.start, _expiry(allowance.rollover, cycle, fleet), quantity
+        case Renews.DAY:
+            ends = active[-1][1]
+            day = local_day(begins, fleet.time_zone)
+            while midnight(day, fleet.time_zone) < ends:
+                start, day = midnight(day, fleet.time_zone), day + timedelta(days=1)
+                yield start, midnight(day, fleet.time_zone), allowance.quantity
+        case Renews.NEVER:
+            if _starts_in(member, subscription, allowance, cycle, fleet):
+                first_day = local_day(begins, fleet.time_zone)
+                yield begins, _lifetime_end(allowance, first_day, fleet), allowance.quantity
+        case Renews.WEEK | Renews.MONTH | Renews.QUARTER | Renews.YEAR:
+            for start, end in _renewals(subscription, allowance.renews, cycle, fleet):
+                yield start, end, allowance.quantity
+
+
+def _contribution(
+    member: Member,
+    subscription: Subscription,
+    allowance: AllowanceTerms,
+    begins: datetime,
+    term: Term,
+    fleet: Fleet,
+) -> int:
+    """Prorate from the first billed day on, rounded down to whole units.
+
+    Who leaves keeps what is granted until the cycle ends, unless another plan follows; an own
+    allowance ends with its subscription.
+    """
+    if allowance.fixed or allowance.proration is Proration.NONE:
+        return allowance.quantity
+    ends, following = subscription.valid_to, None
+    if ends is not None:
+        following = next(
+            (each.valid_from for each in member.subscriptions if each.valid_from >= ends), None
+        )
+    if (
+        ends is None
+        or ends > term.ends
+        or (allowance.shared_by is not SharedBy.DEVICE and following != ends)
+    ):
+        ends, following = term.ends, None
+    share = share_of(
+        [(begins, ends)],
+        term=term,
+        proration=allowance.proration,
+        time_zone=fleet.time_zone,
+        next_begins=following,
+    )
+    return floor(allowance.quantity * share)
+
+
+def _expiry(rollover: Rollover | None, cycle: BillCycle, fleet: Fleet) -> datetime:
+    last = cycle
+    for _ in range(rollover.periods if rollover else 0):
+        last = fleet.cycle_of(last.end)
+    return last.end
+
+
+def _starts_in(
+    member: Member,
+    subscription: Subscription,
+    allowance: AllowanceTerms,
+    cycle: BillCycle,
+    fleet: Fleet,
+) -> bool:
+    """Whether this is the first cycle in which the subscription's device is in a billed state."""
+    if subscription.valid_from >= cycle.start:
+        return True
+    before = Term(
+        first_day=local_day(subscription.valid_from, fleet.time_zone),
+        end_day=cycle.first_day,
+        begins=subscription.valid_from,
+        ends=cycle.start,
+    )
+    return not subscribed_intervals(member, subscription, allowance.states, before)
+
+
+def _lifetime_end(allowance: AllowanceTerms, first_day: date, fleet: Fleet) -> datetime | None:
+    if allowance.lifetime is None:
+        return None
+    count, unit = allowance.lifetime
+    if unit is LifetimeUnit.DAYS:
+        return midnight(first_day + timedelta(days=count), fleet.time_zone)
+    months = count if unit is LifetimeUnit.MONTHS else 12 * count
+    return midnight(months_after(first_day, months), fleet.time_zone)
+
+
+def _renewals(
+    subscription: Subscription, renews: Renews, cycle: BillCycle, fleet: Fleet
+) -> Iterator[tuple[datetime, datetime]]:
+    """Return the lots that begin in a cycle, counted from the subscription's first day."""
+    first_day = local_day(subscription.valid_from, fleet.time_zone)
+    if renews is Renews.WEEK:
+        number = max(0, -(-(cycle.first_day - first_day).days // 7))
+    else:
+        months = (cycle.first_day.year - first_day.year) * 12
+        months += cycle.first_day.month - first_day.month
+        number = max(0, months // _MONTHS[renews] - 1)
+    while True:
+        begins, ends = (
+            first_day + timedelta(days=7 * each)
+            if renews is Renews.WEEK
+            else months_after(first_day, _MONTHS[renews] * each)
+            for each in (number, number + 1)
+        )
+        start = midnight(begins, fleet.time_zone)
+        if start >= cycle.end or (subscription.valid_to and start >= subscription.valid_to):
+            return
+        if begins >= cycle.first_day:
+            yield start, midnight(ends, fleet.time_zone)
+        number += 1
+
+
+def months_after(day: date, months: int) -> date:
+    """Return the day so many months later; in a shorter month its last, without drifting."""
+    month = day.year * 12 + day.month - 1 + months
+    year, month = month // 12, month % 12 + 1
+    return date(year, month, min(day.day, calendar.monthrange(year, month)[1]))
+
+
+def lot_of(
+    allowance: AllowanceTerms,
+    *,
+    bucket_id: str,
+    begins_at: datetime,
+    expires_at: datetime | None,
+) -> Bucket:
+    """Return an allowance's lot, empty."""
+    rollover = allowance.rollover
+    pooled = allowance.shared_by is not SharedBy.DEVICE
+    return Bucket(
+        kind=BucketKind.POOL if pooled else BucketKind.ALLOWANCE,
+        name=allowance.name,
+        bucket_id=bucket_id,
+        priority=allowance.priority,
+        created_at=begins_at,
+        expires_at=expires_at,
+        zones=allowance.zones,
+        bands=allowance.bands,
+        newest_first=rollover is not None and rollover.burn is Burn.NEWEST_FIRST,
+        ceiling=allowance.ceiling,
+        floor=allowance.floor,
+    )
+
+
+def enter(bucket: Bucket, grant: Grant) -> None:
+    """Put a grant into its bucket; a pool of fixed size holds one member's grant."""
+    if not grant.allowance.fixed:
+        bucket.granted += grant.quantity
+    elif not bucket.members:
+        bucket.granted = grant.quantity
+    bucket.admit(grant.subscription_no)
+
+
+def rolled_over(
+    lots: Iterable[Bucket], rollover: Rollover, ends: datetime
+) -> list[tuple[Bucket, int]]:
+    """Return what each lot loses when a cycle ends at `ends`: `(lot, quantity)`, none of them 0.
+
+    A lot that expires then loses nothing more: nobody can draw from it. Of the others one with less
+    than the minimum is lost, and of what is over the maximum the oldest.
+    """
+    going_on = [
+        lot for lot in lots if lot.left > 0 and (lot.expires_at is None or lot.expires_at > ends)
+    ]
+    lost: list[tuple[Bucket, int]] = []
+    kept: list[Bucket] = []
+    for lot in going_on:
+        if lot.left < rollover.minimum:
+            lost.append((lot, int(lot.left)))
+        else:
+            kept.append(lot)
+    if rollover.maximum is not None:
+        over = sum(int(lot.left) for lot in kept) - rollover.maximum
+        for lot in sorted(kept, key=_age):
+            cut = min(over, int(lot.left))
+            if cut > 0:
+                lost.append((lot, cut))
+                over -= cut
+    return lost
+
+
+def _age(lot: Bucket) -> tuple[datetime | None, str]:
+    return (lot.created_at, lot.bucket_id)

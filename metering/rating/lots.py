@@ -1,0 +1,100 @@
+"""Lots: a fleet's or many fleets' allowance buckets, and which of them a subscription's meter draws from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from metering.period import BillCycle
+from metering.rating.account import Accounts
+from metering.rating.bucket import Bucket, burn_order
+from metering.rating.guide import Subscription, UsageRecord
+from metering.rating.plan import AllowanceTerms, MeterTerms, PlanTerms, SharedBy
+
+LotsKey = tuple[int, int, str, str]
+"""(fleet_no, owner, meter, name of the allowance).
+
+The owner is a subscription_no; of a pool −plan_no, or 0 where it is shared across plans.
+"""
+
+
+def lots_key(
+    fleet_no: int, subscription: Subscription, shared_by: SharedBy, meter: str, name: str
+) -> LotsKey:
+    """Return where the lots of an allowance of a subscription's plan stand."""
+    owner = 0
+    if shared_by is SharedBy.DEVICE:
+        owner = subscription.subscription_no
+    elif shared_by is SharedBy.PLAN:
+        owner = -subscription.plan_no
+    return (fleet_no, owner, meter, name)
+
+
+@dataclass(slots=True)
+class Lots:
+    """Buckets by allowance, each allowance's by when it begins."""
+
+    buckets: dict[LotsKey, dict[datetime, Bucket]] = field(default_factory=dict)
+
+    def put(self, key: LotsKey, begins_at: datetime, bucket: Bucket) -> None:
+        """Add a lot."""
+        self.buckets.setdefault(key, {})[begins_at] = bucket
+
+    def get(self, key: LotsKey, begins_at: datetime) -> Bucket | None:
+        """Return the lot of an allowance that begins at an instant."""
+        return self.buckets.get(key, {}).get(begins_at)
+
+    def drawn_by(
+        self, fleet_no: int, subscription: Subscription, of_meter: MeterTerms, cycle: BillCycle
+    ) -> list[Bucket]:
+        """Return what a subscription's meter may draw from in a cycle, in no order."""
+        found: list[Bucket] = []
+        for allowance in of_meter.allowances:
+            key = lots_key(
+                fleet_no, subscription, allowance.shared_by, of_meter.meter, allowance.name
+            )
+            lots = self.buckets.get(key)
+            if lots:
+                found += [bucket for bucket in lots.values() if overlaps(bucket, cycle)]
+        return found
+
+    def fill(
+        self,
+        accounts: Accounts,
+        records: Iterable[UsageRecord],
+        *,
+        meter: str,
+        meter_no: int,
+        fleet_no: int,
+        plans: Mapping[int, PlanTerms],
+    ) -> None:
+        """Put what some records draw from into `accounts`, in burn order, where it is not yet."""
+        for record in records:
+            subscription = record.subscription
+            key = (subscription.subscription_no, meter_no, record.cycle.start)
+            if key not in accounts.buckets:
+                of_meter = plans[subscription.plan_no].meters[meter]
+                buckets = self.drawn_by(fleet_no, subscription, of_meter, record.cycle)
+                accounts.buckets[key] = burn_order(buckets)
+
+
+def allowances_of(
+    fleet_no: int, subscriptions: Iterable[Subscription], plans: Mapping[int, PlanTerms]
+) -> dict[LotsKey, AllowanceTerms]:
+    """Return the terms of every allowance that some subscriptions draw from, by where its lots stand.
+
+    Where plans that share a pool disagree on it, the first subscription's is taken.
+    """
+    found: dict[LotsKey, AllowanceTerms] = {}
+    for subscription in subscriptions:
+        for meter, of_meter in plans[subscription.plan_no].meters.items():
+            for allowance in of_meter.allowances:
+                key = lots_key(fleet_no, subscription, allowance.shared_by, meter, allowance.name)
+                found.setdefault(key, allowance)
+    return found
+
+
+def overlaps(bucket: Bucket, cycle: BillCycle) -> bool:
+    """Whether a bucket holds at any time of a cycle."""
+    return (bucket.created_at is None or bucket.created_at < cycle.end) and (
+        bucket.expires_at is None or cycle.start < bucket.expires_at
+    )

@@ -1,0 +1,97 @@
+"""`fleetmeter rate`: what usage costs under a plan, record by record and period by period."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from metering.errors import InvalidValue
+from metering.plan_document import terms_of
+from metering.plan_document.file import read_document, read_plans
+from metering.rating.plan import PlanTerms
+from metering.settings import Settings
+from metering.whatif.present import as_document, as_tables
+from metering.whatif.run import rate
+from metering.whatif.state_file import calendar_of, read_state
+from metering.whatif.usage_file import MeterUnits, read_instant, read_usage
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the files, the periods and the form of the answer."""
+    parser.add_argument(
+        "--plan", action="append", required=True, metavar="FILE", help="a plan (again: another)"
+    )
+    parser.add_argument(
+        "--usage",
+        required=True,
+        metavar="FILE",
+        help="readings, one JSON object a line; - for stdin",
+    )
+    parser.add_argument("--state", metavar="FILE", help="fleet, devices and balances")
+    parser.add_argument("--from", dest="from_", metavar="TIME", help="the first period holds it")
+    parser.add_argument("--to", metavar="TIME", help="periods that begin before it")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Rate and print; exit code 1 when a usage line was not rated."""
+    del settings
+    plans = [terms_of(plan) for path in arguments.plan for plan in read_plans(Path(path))]
+    state = read_state(read_document(Path(arguments.state)) if arguments.state else None)
+    calendar = calendar_of(state, plans)
+    from_ = arguments.from_ and read_instant(arguments.from_, calendar.time_zone, "--from")
+    to = arguments.to and read_instant(arguments.to, calendar.time_zone, "--to")
+    units = _units(plans)
+    usage = read_usage(
+        _lines(arguments.usage), meters=units, time_zone=calendar.time_zone, default_time=from_
+    )
+    rated = rate(
+        plans=plans,
+        usage=usage,
+        state=state,
+        units=units,
+        calendar=calendar,
+        from_=from_,
+        to=to,
+    )
+    if arguments.json:
+        json.dump(as_document(rated), sys.stdout, indent=2, ensure_ascii=False)
+        print()
+    else:
+        for line in as_tables(rated):
+            print(line)
+    for rejected in rated.rejected:
+        place = f"{arguments.usage}:{rejected.line}"
+        print(f"{place}: {rejected.field}: {rejected.problem}; {rejected.fix}", file=sys.stderr)
+    return 1 if rated.rejected else 0
+
+
+def _units(plans: Sequence[PlanTerms]) -> Mapping[str, MeterUnits]:
+    """Return how each meter's quantities are written; plans must agree on it."""
+    units: dict[str, MeterUnits] = {}
+    for terms in plans:
+        for meter, of_meter in terms.meters.items():
+            known = units.setdefault(
+                meter, MeterUnits(terms=of_meter, octet_multiple=terms.octet_multiple)
+            )
+            same = (
+                known.terms.unit == of_meter.unit
+                and known.terms.decimals == of_meter.decimals
+                and known.octet_multiple == terms.octet_multiple
+            )
+            if not same:
+                raise InvalidValue(
+                    f"meters.{meter}",
+                    "is counted in another unit by another plan",
+                    "give it one unit, decimals and octet_multiple",
+                )
+    return units
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue("--usage", f"cannot be read ({error})", "name a text file") from error
+    return text.split("\n")
