@@ -375,59 +375,89 @@ def charge_records(
     `connected`: earlier records of the reading bore its connection fee.
     """
     charges: list[Charge] = []
-    alone: dict[int, int] = {}
+    borne = _Borne(connected)
     for record in records:
         subscription_no = record.subscription.subscription_no
         cycle_start = record.cycle.start
-        variant = record.variant
         terms = plans[record.subscription.plan_no]
-        key = (subscription_no, meter_no, cycle_start, variant)
+        key = (subscription_no, meter_no, cycle_start, record.variant)
         use = accounts.uses.get(key)
         if use is None:
             use = accounts.uses[key] = MeterUse()
         buckets = accounts.buckets.get((subscription_no, meter_no, cycle_start), ())
-        of_meter = terms.meters[meter]
-        rate = terms.rates[meter][variant]
-        if of_meter.plain:
+        if terms.meters[meter].plain:
+            rate = terms.rates[meter][record.variant]
             parts = charge(
                 record, record.billed, buckets=buckets, rate=rate, before=use.overage, terms=terms
             )
         else:
-            price = of_meter.variants[variant].price
-            billed = record.billed
-            if record.group is not None:
-                billed = _grouped(record, meter_no, of_meter, accounts)
-            counter = _price_count(price, record, usage, meter_no, fleet_no)
-            place = _ANY_VARIANT if price.joint else variant
-            if counter is not None:
-                before = accounts.counts.get(counter, 0)
-            else:
-                before = alone.get(place, 0) if price.counts_alone else use.overage
-            fee_due = terms.connection_fees[meter][variant]
-            connection = _connection(record, usage.session, meter_no) if fee_due else None
-            if connected or not usage.quantity or connection in accounts.counts:
-                fee_due = 0
-            parts = charge(
-                record,
-                billed,
-                buckets=buckets,
-                rate=rate,
-                before=before,
-                terms=terms,
-                connection_fee=fee_due,
-                fee_on_allowance=price.connection_fee_on_allowance,
-            )
-            if counter is not None:
-                accounts.counts[counter] = before + parts.overage
-            elif price.counts_alone:
-                alone[place] = before + parts.overage
-            if parts.connection_fee:
-                connected = True
-                if connection is not None:
-                    accounts.counts[connection] = 1
+            place = _Place(meter, meter_no, fleet_no)
+            parts = _charge_counted(record, usage, place, terms, accounts, use, buckets, borne)
         use.add(record, parts)
         charges.append(Charge(record, parts))
     return charges
+
+
+@dataclass(slots=True)
+class _Borne:
+    """What earlier records of one reading bore: its connection fee, and units priced alone."""
+
+    connected: bool
+    alone: dict[int, int] = field(default_factory=dict)
+
+
+class _Place(NamedTuple):
+    meter: str
+    meter_no: int
+    fleet_no: int
+
+
+def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost more than they tell
+    record: UsageRecord,
+    usage: Usage,
+    place: _Place,
+    terms: PlanTerms,
+    accounts: Accounts,
+    use: MeterUse,
+    buckets: Sequence[Bucket],
+    borne: _Borne,
+) -> ChargeParts:
+    """Charge a record whose price needs more than its own use: groups, sessions, fleets, connections."""
+    meter, meter_no, fleet_no = place
+    of_meter = terms.meters[meter]
+    price = of_meter.variants[record.variant].price
+    billed = record.billed
+    if record.group is not None:
+        billed = _grouped(record, meter_no, of_meter, accounts)
+    counter = _price_count(price, record, usage, meter_no, fleet_no)
+    walk = _ANY_VARIANT if price.joint else record.variant
+    if counter is not None:
+        before = accounts.counts.get(counter, 0)
+    else:
+        before = borne.alone.get(walk, 0) if price.counts_alone else use.overage
+    fee_due = terms.connection_fees[meter][record.variant]
+    connection = _connection(record, usage.session, meter_no) if fee_due else None
+    if borne.connected or not usage.quantity or connection in accounts.counts:
+        fee_due = 0
+    parts = charge(
+        record,
+        billed,
+        buckets=buckets,
+        rate=terms.rates[meter][record.variant],
+        before=before,
+        terms=terms,
+        connection_fee=fee_due,
+        fee_on_allowance=price.connection_fee_on_allowance,
+    )
+    if counter is not None:
+        accounts.counts[counter] = before + parts.overage
+    elif price.counts_alone:
+        borne.alone[walk] = before + parts.overage
+    if parts.connection_fee:
+        borne.connected = True
+        if connection is not None:
+            accounts.counts[connection] = 1
+    return parts
 
 
 def count_keys(

@@ -4,12 +4,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
+from itertools import chain
 from typing import assert_never
 
 from metering.rating.plan import AdjustmentKind, AdjustmentTerms, PlanTerms
 
 _PER_CENT = 100
 _NOTHING = Fraction(0)
+
+
+def exact_sum(amounts: Iterable[Fraction]) -> Fraction:
+    """Add exactly; many fractions of few denominators, as bills have, are added as whole numbers."""
+    by_denominator: dict[int, int] = {}
+    for amount in amounts:
+        known = by_denominator.get(amount.denominator, 0)
+        by_denominator[amount.denominator] = known + amount.numerator
+    return sum((Fraction(n, d) for d, n in by_denominator.items()), _NOTHING)
 
 
 class PartKind(StrEnum):
@@ -59,7 +69,8 @@ class RunningSum:
 
     def add(self, part: Part, amount: Fraction) -> None:
         """Count a line for usage or a fee."""
-        self.parts[part] = self.parts.get(part, _NOTHING) + amount
+        before = self.parts.get(part)
+        self.parts[part] = amount if before is None else before + amount
 
     def adjust(self, on: Coverage, amount: Fraction) -> None:
         """Count an adjustment's line."""
@@ -69,7 +80,7 @@ class RunningSum:
         """Return what an adjustment finds, earlier ones included."""
         lines = (amount for part, amount in self.parts.items() if on is None or part in on)
         earlier = (amount for inner, amount in self.adjusted.items() if _within(inner, on))
-        return sum(lines, _NOTHING) + sum(earlier, _NOTHING)
+        return exact_sum(chain(lines, earlier))
 
 
 def _within(inner: Coverage, outer: Coverage) -> bool:

@@ -58,7 +58,6 @@ def charge(
     `fee_on_allowance`), the connection fee. The buckets are drawn from.
     """
     member = record.subscription.subscription_no
-    subunits_per_unit = terms.subunits_per_unit
     rest = billed
     own = pooled = priced = paid = 0
     draws: list[Draw] = []
@@ -67,37 +66,43 @@ def charge(
             break
         if not bucket.admits(record.start, record.zone, record.band):
             continue
-        if bucket.kind is BucketKind.MONEY:
-            if not _units_follow(buckets, position, record):
-                continue  # the last ones pay amounts, below
-            fee_due = 0 if priced else connection_fee
-            purse = bucket.money_left(subunits_per_unit) - fee_due
-            units = rate.affordable(before + priced, rest, purse) if purse >= 0 else 0
+        if bucket.kind is not BucketKind.MONEY:
+            taken = min(rest, bucket.available(member))
+            if taken:
+                bucket.draw(member, taken)
+                draws.append(Draw(bucket, taken))
+                rest -= taken
+                if bucket.kind is BucketKind.POOL:
+                    pooled += taken
+                else:
+                    own += taken
+        elif _units_follow(buckets, position, record):
+            fee = 0 if priced else connection_fee
+            units, cost = _bought(bucket, rate, before + priced, rest, fee, terms)
             if units:
-                cost = max(0, rate.increment(before + priced, units) + fee_due)
-                bucket.used += Fraction(cost, subunits_per_unit)
                 draws.append(Draw(bucket, cost))
                 paid += cost
                 priced += units
                 rest -= units
-            continue
-        taken = min(rest, bucket.available(member))
-        if taken:
-            bucket.draw(member, taken)
-            draws.append(Draw(bucket, taken))
-            rest -= taken
-            if bucket.kind is BucketKind.POOL:
-                pooled += taken
-            else:
-                own += taken
     overage = priced + rest
     fee = connection_fee if overage or (fee_on_allowance and billed) else 0
-    amount = rate.increment(before, overage) + fee
-    if terms.record_quantum is not None:
-        amount = terms.record_amount(amount)
-    if amount > paid:
-        paid += _pay(amount - paid, buckets, record, subunits_per_unit, draws)
+    amount = terms.record_amount(rate.increment(before, overage) + fee)
+    if buckets and amount > paid:
+        paid += _pay(amount - paid, buckets, record, terms.subunits_per_unit, draws)
     return ChargeParts(own, pooled, overage, amount, before, fee, paid, tuple(draws))
+
+
+def _bought(  # noqa: PLR0917 - a step of `charge`
+    bucket: Bucket, rate: Rate, before: int, rest: int, fee: int, terms: PlanTerms
+) -> tuple[int, int]:
+    """Let a bucket of money pay for as many whole units as it can: `(units, sub-units)`."""
+    purse = bucket.money_left(terms.subunits_per_unit) - fee
+    units = rate.affordable(before, rest, purse) if purse >= 0 else 0
+    if not units:
+        return 0, 0
+    cost = max(0, rate.increment(before, units) + fee)
+    bucket.used += Fraction(cost, terms.subunits_per_unit)
+    return units, cost
 
 
 def _units_follow(buckets: Sequence[Bucket], position: int, record: UsageRecord) -> bool:

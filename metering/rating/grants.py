@@ -138,7 +138,9 @@ def _lots(
     begins = active[0][0]
     match allowance.renews:
         case Renews.PERIOD:
-            quantity = _contribution(member, subscription, allowance, begins, term, fleet)
+            quantity = _contribution(
+                member, subscription, allowance, begins=begins, term=term, fleet=fleet
+            )
             yield cycle.start, _expiry(allowance.rollover, cycle, fleet), quantity
         case Renews.DAY:
             ends = active[-1][1]
@@ -159,6 +161,7 @@ def _contribution(
     member: Member,
     subscription: Subscription,
     allowance: AllowanceTerms,
+    *,
     begins: datetime,
     term: Term,
     fleet: Fleet,

@@ -195,11 +195,11 @@ class Rate(ABC):
 
     @abstractmethod
     def _shaped(self, quantity: int) -> int:
-        """What `quantity` units beyond the free ones cost, uncapped."""
+        """Return what `quantity` units beyond the free ones cost, unbounded."""
 
     @abstractmethod
     def _steps(self, before: int, after: int) -> Iterator[PriceStep]:
-        """The walk from `before` to `after` units beyond the free ones; sums to the difference."""
+        """Walk from `before` to `after` units beyond the free ones; the steps sum to the difference."""
 
     def rated(self, quantity: int) -> int:
         """Return what a period's cumulative quantity costs, in sub-units."""

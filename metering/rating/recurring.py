@@ -229,10 +229,16 @@ class _Reckoning:
     def _for_one(self, cycle: BillCycle) -> list[FeeItem]:
         price = self.fee.price
         if price is None:
-            return [
-                self._item(owed, owed.share * self._amount(owed.state))
-                for owed in self._owed(self._payers(cycle), cycle)
-            ]
+            # Most devices have the same share: what it costs is reckoned once.
+            costs: dict[tuple[FeeState | None, Fraction], Fraction] = {}
+            items: list[FeeItem] = []
+            for owed in self._owed(self._payers(cycle), cycle):
+                exact = costs.get((owed.state, owed.share))
+                if exact is None:
+                    exact = owed.share * self._amount(owed.state)
+                    costs[owed.state, owed.share] = exact
+                items.append(self._item(owed, exact))
+            return items
         if self.fee.count is FeeCount.PEAK:
             return self._peaks(price, cycle)
         return self._by_number(price, cycle)
@@ -505,7 +511,7 @@ class _Reckoning:
         charged: dict[datetime, dict[tuple[int | None, datetime], FeeItem]] = {}
         for payer in self._enders(cycle):
             if payer.ends is None or not cycle.start < payer.ends <= cycle.end:
-                continue
+                continue  # a fleet that goes on
             tick = timedelta(microseconds=1)
             for term in self._terms(payer, payer.ends - tick, payer.ends):
                 first = next(iter(payer.billed(term)), None)
@@ -539,7 +545,7 @@ class _Reckoning:
         return [
             self._device_payer(each)
             for each in self.on_plan
-            if each.overlaps(cycle.start, cycle.end)
+            if each.ends is not None and cycle.start < each.ends <= cycle.end
         ]
 
     # Prices by number of devices

@@ -21,6 +21,7 @@ from metering.rating.adjustment import (
     RunningSum,
     adjustment,
     coverage,
+    exact_sum,
     parts_of,
 )
 from metering.rating.membership import (
@@ -208,7 +209,7 @@ def _summed(
         cycle=cycle,
         lines=tuple(lines),
         fees=tuple(fees),
-        exact=sum((line.exact for line in lines), _NOTHING),
+        exact=exact_sum(line.exact for line in lines),
         total=total,
         from_money=from_money,
         due=due,
@@ -306,11 +307,14 @@ class _PlanAccount:
             return None
         return _money(exact, self.terms.currency).rounded(self.terms.rounding)
 
-    def count(self, part: Part, device_no: int | None, exact: Fraction) -> None:
-        """Count an amount to the running sums, a device's own among them where it has one."""
-        self.sums.add(part, exact)
-        if self.needs_devices and device_no is not None:
-            self.by_device.setdefault(device_no, RunningSum()).add(part, exact)
+    def count(self, part: Part, owed: Iterable[tuple[int | None, Fraction]]) -> None:
+        """Count what devices owe to the running sums, also to each one's own where one is needed."""
+        owed = list(owed)
+        self.sums.add(part, exact_sum(exact for _, exact in owed))
+        if self.needs_devices:
+            for device_no, exact in owed:
+                if device_no is not None:
+                    self.by_device.setdefault(device_no, RunningSum()).add(part, exact)
 
     # Usage
 
@@ -326,8 +330,9 @@ class _PlanAccount:
                 owed: dict[int | None, Fraction] = {}
                 for each in here:
                     exact = self.terms.money(each.use.amount).exact
-                    owed[each.device_no] = owed.get(each.device_no, _NOTHING) + exact
-                    self.count((PartKind.USAGE, meter), each.device_no, exact)
+                    before = owed.get(each.device_no)
+                    owed[each.device_no] = exact if before is None else before + exact
+                self.count((PartKind.USAGE, meter), owed.items())
                 self.priced[meter, variant] = owed
                 for group in self._lots(here):
                     yield self._usage_line(meter, variant, group)
@@ -358,7 +363,7 @@ class _PlanAccount:
             from_allowance=sum(use.from_allowance for use in uses),
             from_pool=sum(use.from_pool for use in uses),
             priced=sum(use.priced for use in uses),
-            from_money=sum((use.from_money for use in uses), _NOTHING),
+            from_money=exact_sum(use.from_money for use in uses),
             devices=len({each.device_no for each in group}),
             exact=exact,
             amount=self.rounded(exact),
@@ -395,9 +400,7 @@ class _PlanAccount:
             share = self.share_of_plan() if device_no is None else self.share_of_device(device_no)
         charged = self.priced[key]
         so_far = (
-            sum(charged.values(), _NOTHING)
-            if device_no is None
-            else charged.get(device_no, _NOTHING)
+            exact_sum(charged.values()) if device_no is None else charged.get(device_no, _NOTHING)
         )
         return max(_NOTHING, Fraction(price.minimum) * share - so_far)
 
@@ -418,8 +421,8 @@ class _PlanAccount:
         owed: Mapping[int | None, Fraction],
     ) -> Iterator[Line]:
         charged = self.priced[meter, variant]
+        self.count((PartKind.USAGE, meter), owed.items())
         for device_no, exact in owed.items():
-            self.count((PartKind.USAGE, meter), device_no, exact)
             charged[device_no] = charged.get(device_no, _NOTHING) + exact
         for device_no, devices, exact in self._merged(owed):
             yield Line(
@@ -444,7 +447,7 @@ class _PlanAccount:
                 yield device_no, len(self.active) if device_no is None else 1, exact
         elif owed:
             devices = len(self.active) if None in owed else len(owed)
-            yield None, devices, sum(owed.values(), _NOTHING)
+            yield None, devices, exact_sum(owed.values())
 
     # Fees
 
@@ -454,9 +457,9 @@ class _PlanAccount:
         for item in items:
             device_no = item.device_no if self.terms.lines_per_device else None
             lots.setdefault((item.fee, device_no), []).append(item)
-            self.count((PartKind.FEES, item.name), item.device_no, item.exact)
         for (_, device_no), lot in lots.items():
-            exact = sum((item.exact for item in lot), _NOTHING)
+            self.count((PartKind.FEES, lot[0].name), ((item.device_no, item.exact) for item in lot))
+            exact = exact_sum(item.exact for item in lot)
             terms = {(item.begins, item.ends) for item in lot}
             devices = {item.device_no for item in lot if item.device_no is not None}
             yield Line(
@@ -465,7 +468,7 @@ class _PlanAccount:
                 name=lot[0].name,
                 device_no=device_no,
                 devices=len(devices) or max(item.devices for item in lot),
-                shares=sum((-item.share if item.refund else item.share for item in lot), _NOTHING),
+                shares=exact_sum(-item.share if item.refund else item.share for item in lot),
                 term=terms.pop() if len(terms) == 1 else None,
                 due=max(item.due for item in lot),
                 exact=exact,
@@ -492,7 +495,7 @@ class _PlanAccount:
             added = adjustment(terms, self.sums.base(on), self._commitment_share(terms, None))
             if added:
                 owed[None] = added
-        self.sums.adjust(on, sum(owed.values(), _NOTHING))
+        self.sums.adjust(on, exact_sum(owed.values()))
         for whose, devices, exact in self._merged(owed):
             yield self.adjustment_line(terms, exact, device_no=whose, devices=devices)
 
@@ -564,7 +567,7 @@ class _FleetAccount:
         self.applied.add(terms)
         on = coverage(terms.on, parts_of(each.terms for each in self.accounts))
         base = self.own.base(on)
-        base += sum((each.sums.base(on) for each in self.accounts), _NOTHING)
+        base += exact_sum(each.sums.base(on) for each in self.accounts)
         share = self._share(account) if terms.prorated else _WHOLE
         added = adjustment(terms, base, share)
         self.own.adjust(on, added)

@@ -19,8 +19,8 @@ from metering.rating.account import (
 from metering.rating.bucket import burn_order
 from metering.rating.grants import cycle_grants, enter, lot_of, rolled_over
 from metering.rating.guide import ParkReason, UsageRecord
-from metering.rating.membership import Fleet, effective_subscriptions
 from metering.rating.lots import Lots, allowances_of, lots_key, overlaps
+from metering.rating.membership import Fleet, effective_subscriptions
 from metering.rating.plan import MeterTerms, PlanTerms
 from metering.rating.statement import Statement, UseTotal, statement
 from metering.whatif.state_file import FleetState, HeldBucket, StateDocument, fleet_state

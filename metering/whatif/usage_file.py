@@ -106,30 +106,36 @@ def read_usage(
 ) -> UsageFile:
     """Read usage lines; a time without a zone is in `time_zone`, a missing one is `default_time`."""
     found = UsageFile(lines=[], rejected=[], duplicates=0)
-    contents: dict[str, UsageLineDocument] = {}
+    contents: dict[str | None, UsageLineDocument] = {}
     duplicates = 0
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
             document = _document(text)
-            if document.id is not None:
-                known = contents.setdefault(document.id, document)
-                if known is not document:
-                    if known == document:
-                        duplicates += 1
-                        continue
-                    raise InvalidValue(
-                        "id",
-                        f"{document.id!r} came before with another content",
-                        "give each reading an id of its own",
-                    )
+            if document.id is not None and _came_before(document, contents):
+                duplicates += 1
+                continue
             found.lines.append(_usage_line(number, document, meters, time_zone, default_time))
         except InvalidValue as error:
             found.rejected.append(
                 RejectedLine(line=number, field=error.field, problem=error.problem, fix=error.fix)
             )
     return UsageFile(lines=found.lines, rejected=found.rejected, duplicates=duplicates)
+
+
+def _came_before(
+    document: UsageLineDocument, contents: dict[str | None, UsageLineDocument]
+) -> bool:
+    """Whether the same line came before; raise `InvalidValue` if another did under its id."""
+    known = contents.setdefault(document.id, document)
+    if known != document:
+        raise InvalidValue(
+            "id",
+            f"{document.id!r} came before with another content",
+            "give each reading an id of its own",
+        )
+    return known is not document
 
 
 def read_instant(text: str, time_zone: str, field: str) -> datetime:
