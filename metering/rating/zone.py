@@ -44,8 +44,9 @@ class ZoneTable:
 
         An entry is an MCC (3 digits), an MCC+MNC (5 or 6; ITU-T E.212), a country (ISO 3166-1
         alpha-2), what a called number begins with (`+49`; ITU-T E.164), a group's name, or `world`. An
-        entry that a zone lists itself wins over a zone that holds it through a group. Raises `InvalidValue` naming the entry: if it is none of
-        these, if two zones list it or hold it through groups, if groups hold each other in a
+        entry that a zone lists itself wins over a zone that holds it through a group. Raises
+        `InvalidValue` naming the entry: if it is none of these, if two zones list it or hold it
+        through groups, if groups hold each other in a
         circle, if a name is reserved, or if the default is no zone.
         """
         members = _members_of_groups(groups)
