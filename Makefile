@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock stack-up stack-down clean environment development
+.PHONY: help demo test check bench-rating format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -22,6 +22,9 @@ check: development ## check format, rules, types and the direction of imports
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+bench-rating: environment ## measure the rating core: usage records per second and core
+	@.venv/bin/python -m bench.rating
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format

@@ -53,15 +53,17 @@ class MeterUse:
 
     def add(self, record: UsageRecord, parts: ChargeParts) -> None:
         """Count one more charged usage record."""
+        own, pooled, overage, amount, _, _, from_money, draws = parts
         self.records += 1
         self.quantity += record.quantity
         self.uplink += record.uplink
-        self.billed += parts.billed
-        self.from_allowance += parts.from_allowance
-        self.from_pool += parts.from_pool
-        self.overage += parts.overage
-        self.amount += parts.amount
-        self.from_money += parts.from_money
+        self.billed += own + pooled + overage
+        self.overage += overage
+        self.amount += amount
+        if draws:
+            self.from_allowance += own
+            self.from_pool += pooled
+            self.from_money += from_money
 
 
 BucketsKey = tuple[int, int, datetime]
@@ -266,10 +268,10 @@ def records_of(
     plain = True
     for record in records:
         terms = plans[record.subscription.plan_no]
-        of_meter = terms.meters.get(meter)
-        if of_meter is None:
-            return ParkReason.NO_PRICE
-        plain = plain and of_meter.plain and terms.zones is None and terms.bands is None
+        if meter not in terms.plain_meters:
+            if meter not in terms.meters:
+                return ParkReason.NO_PRICE
+            plain = False
     return records if plain else _priced(records, usage, meter=meter, fleet=fleet, plans=plans)
 
 
@@ -375,21 +377,30 @@ def charge_records(
     `connected`: earlier records of the reading bore its connection fee.
     """
     charges: list[Charge] = []
-    borne = _Borne(connected)
+    borne = _Borne(connected=connected)
     for record in records:
-        subscription_no = record.subscription.subscription_no
+        subscription = record.subscription
+        subscription_no = subscription.subscription_no
         cycle_start = record.cycle.start
-        terms = plans[record.subscription.plan_no]
+        terms = plans[subscription.plan_no]
         key = (subscription_no, meter_no, cycle_start, record.variant)
         use = accounts.uses.get(key)
         if use is None:
             use = accounts.uses[key] = MeterUse()
-        buckets = accounts.buckets.get((subscription_no, meter_no, cycle_start), ())
+        buckets: Sequence[Bucket] = ()
+        if accounts.buckets:
+            buckets = accounts.buckets.get((subscription_no, meter_no, cycle_start), ())
         if terms.meters[meter].plain:
-            rate = terms.rates[meter][record.variant]
-            parts = charge(
-                record, record.billed, buckets=buckets, rate=rate, before=use.overage, terms=terms
-            )
+            rate, billed = terms.rates[meter][record.variant], record.billed
+            if buckets:
+                parts = charge(
+                    record, billed, buckets=buckets, rate=rate, before=use.overage, terms=terms
+                )
+            else:
+                amount = rate.increment(use.overage, billed)
+                if terms.record_quantum is not None:
+                    amount = terms.record_amount(amount)
+                parts = ChargeParts(0, 0, billed, amount, use.overage)
         else:
             place = _Place(meter, meter_no, fleet_no)
             parts = _charge_counted(record, usage, place, terms, accounts, use, buckets, borne)
@@ -398,12 +409,14 @@ def charge_records(
     return charges
 
 
-@dataclass(slots=True)
 class _Borne:
     """What earlier records of one reading bore: its connection fee, and units priced alone."""
 
-    connected: bool
-    alone: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("alone", "connected")
+
+    def __init__(self, *, connected: bool) -> None:
+        self.connected = connected
+        self.alone: dict[int, int] | None = None
 
 
 class _Place(NamedTuple):
@@ -434,7 +447,7 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
     if counter is not None:
         before = accounts.counts.get(counter, 0)
     else:
-        before = borne.alone.get(walk, 0) if price.counts_alone else use.overage
+        before = (borne.alone or {}).get(walk, 0) if price.counts_alone else use.overage
     fee_due = terms.connection_fees[meter][record.variant]
     connection = _connection(record, usage.session, meter_no) if fee_due else None
     if borne.connected or not usage.quantity or connection in accounts.counts:
@@ -452,7 +465,7 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
     if counter is not None:
         accounts.counts[counter] = before + parts.overage
     elif price.counts_alone:
-        borne.alone[walk] = before + parts.overage
+        borne.alone = (borne.alone or {}) | {walk: before + parts.overage}
     if parts.connection_fee:
         borne.connected = True
         if connection is not None:

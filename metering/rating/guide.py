@@ -102,7 +102,9 @@ def guide(
 
 
 def _covering(subscriptions: Sequence[Subscription], instant: datetime) -> Subscription | None:
-    for subscription in reversed(subscriptions):
+    for position in range(len(subscriptions) - 1, -1, -1):
+        subscription = subscriptions[position]
         if subscription.valid_from <= instant:
-            return subscription if subscription.covers(instant) else None
+            valid_to = subscription.valid_to
+            return subscription if valid_to is None or instant < valid_to else None
     return None

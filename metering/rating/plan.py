@@ -391,6 +391,8 @@ class PlanTerms:
     """Each meter's compiled prices, variant by variant."""
     connection_fees: Mapping[str, Sequence[int]] = field(init=False)
     """Each meter's connection fees in sub-units, variant by variant."""
+    plain_meters: frozenset[str] = field(init=False)
+    """The meters whose records are priced as guiding made them, whatever their zone and time."""
     record_quantum: int | None = field(init=False)
     """What each record's amount is a multiple of, in sub-units, where records are rounded."""
 
@@ -422,6 +424,9 @@ class PlanTerms:
         object.__setattr__(self, "subunits_per_unit", per_unit)
         object.__setattr__(self, "rates", rates)
         object.__setattr__(self, "connection_fees", fees)
+        placed = self.zones is not None or self.bands is not None
+        plain = () if placed else (name for name, meter in self.meters.items() if meter.plain)
+        object.__setattr__(self, "plain_meters", frozenset(plain))
         object.__setattr__(
             self, "record_quantum", None if quantum is None else int(quantum * per_unit)
         )

@@ -14,6 +14,7 @@ from enum import StrEnum
 from fractions import Fraction
 from itertools import chain
 from math import lcm
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +164,7 @@ class Price:
                 return VolumeRate(rates, flat_at_zero=flat_at_zero)
 
 
-@dataclass(frozen=True, slots=True)
-class PriceStep:
+class PriceStep(NamedTuple):
     """One line of a price's explanation: `quantity` units of a tier, and what they add.
 
     `tier` counts from 1; 0 is the free units, and None an amount that no units bear: `what` then says
@@ -264,6 +264,12 @@ class UnitRate(Rate):
         if self.free or self.minimum or self.maximum is not None:
             return super().increment(before, quantity)
         return quantity * self.price
+
+    def walk(self, before: int, quantity: int) -> list[PriceStep]:
+        """Explain `increment`."""
+        if self.free or self.minimum or self.maximum is not None or not quantity:
+            return super().walk(before, quantity)
+        return [PriceStep("unit", 1, quantity, self.price, 0, quantity * self.price)]
 
     def _steps(self, before: int, after: int) -> Iterator[PriceStep]:
         units = after - before

@@ -82,8 +82,9 @@ class ZoneTable:
         The record's own word `zone` wins if it names a zone; else digits stand for a network and
         two letters for a country that the record does not give itself. Then the longest entry that
         begins the called `destination` wins, then the longest that begins `network` (MCC+MNC), then
-        the `country` (if none is given, that of the network's MCC), then `world`, then the default. A record that says nothing but a word unknown to the
-        plan is not taken to be in the world: it has the default.
+        the `country` (if none is given, that of the network's MCC), then `world`, then the default.
+        A record that says nothing but a word unknown to the plan is not taken to be in the world: it
+        has the default.
         """
         if destination is not None and zone not in self.names:
             dialled = "+" + destination.lstrip("+0 ") if destination else ""
