@@ -32,7 +32,7 @@ async def get_plans(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None)
     )
 
 
-@router.get("/plans/{plan_id}")
+@router.get("/plans/{plan_id}", response_model_exclude_unset=True)
 async def get_plan(caller: AsCaller, plan_id: PlanId) -> schemas.PlanVersions:
     """Show every version of a plan with its terms, newest first."""
     rows = await plan_versions(caller.connection, caller.tenant_no, plan_id=plan_id)

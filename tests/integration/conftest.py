@@ -152,9 +152,9 @@ def _plan(name: str) -> dict[str, object]:
             "data": {
                 "allowance": "100 MB",
                 "pooled": True,
-                "overage": {"amount": "0.10", "per": "1 MB"},
+                "price": {"amount": "0.10", "per": "1 MB"},
             },
-            "sms": {"allowance": 10, "overage": {"amount": "0.07", "per": 1}},
+            "sms": {"allowance": 10, "price": {"amount": "0.07", "per": 1}},
         },
     }
 

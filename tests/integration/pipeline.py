@@ -51,10 +51,10 @@ OWN_PLAN = {
     "currency": "EUR",
     "monthly_fee": "2.99",
     "meters": {
-        "data": {"allowance": "2 kB", "overage": {"amount": "0.13", "per": "1 MB"}},
-        "sms": {"allowance": 3, "overage": {"amount": "0.07", "per": 1}},
-        "voice": {"allowance": 60, "overage": {"amount": "0.05", "per": 60}},
-        "messages": {"allowance": 2, "overage": {"amount": "0.001", "per": 1}},
+        "data": {"allowance": "2 kB", "price": {"amount": "0.13", "per": "1 MB"}},
+        "sms": {"allowance": 3, "price": {"amount": "0.07", "per": 1}},
+        "voice": {"allowance": 60, "price": {"amount": "0.05", "per": 60}},
+        "messages": {"allowance": 2, "price": {"amount": "0.001", "per": 1}},
     },
 }
 POOLED_PLAN = {
@@ -63,10 +63,10 @@ POOLED_PLAN = {
     "currency": "EUR",
     "monthly_fee": "0.90",
     "meters": {
-        "data": {"allowance": "3 kB", "pooled": True, "overage": {"amount": "0.2", "per": "1 MB"}},
-        "sms": {"overage": {"amount": "0.09", "per": 1}},
-        "voice": {"overage": {"amount": "0.01", "per": 1}},
-        "messages": {"allowance": 5, "pooled": True, "overage": {"amount": "0.002", "per": 3}},
+        "data": {"allowance": "3 kB", "pooled": True, "price": {"amount": "0.2", "per": "1 MB"}},
+        "sms": {"price": {"amount": "0.09", "per": 1}},
+        "voice": {"price": {"amount": "0.01", "per": 1}},
+        "messages": {"allowance": 5, "pooled": True, "price": {"amount": "0.002", "per": 3}},
     },
 }
 

@@ -237,7 +237,7 @@ def test_plans(api: "ApiUnderTest") -> None:
     (plan,) = body(api.acme.get("/v1/plans"))["items"]
     assert (plan["plan_id"], plan["newest_version"], plan["currency"]) == ("acme-basic", 1, "EUR")
     (version,) = body(api.acme.get("/v1/plans/acme-basic"))["versions"]
-    assert version["terms"]["meters"]["data"]["overage"] == {"amount": "0.10", "per": "1 MB"}
+    assert version["terms"]["meters"]["data"]["price"] == {"amount": "0.10", "per": "1 MB"}
 
 
 def test_rejected_parked_and_anomalies(api: "ApiUnderTest") -> None:

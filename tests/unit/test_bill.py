@@ -29,9 +29,9 @@ def terms(currency: str = "EUR", monthly_fee: str = "5.00") -> Mapping[str, obje
             "data": {
                 "allowance": "100 MB",
                 "pooled": True,
-                "overage": {"amount": "0.10", "per": "1 MB"},
+                "price": {"amount": "0.10", "per": "1 MB"},
             },
-            "sms": {"overage": {"amount": "0.07", "per": 1}},
+            "sms": {"price": {"amount": "0.07", "per": 1}},
         },
     }
 
