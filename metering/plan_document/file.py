@@ -7,6 +7,7 @@ and `null` are more than text, and a key stands once. So `NO`, `on`, `20:00` and
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -67,15 +68,8 @@ def parse_documents(content: str | bytes, *, is_json: bool = False) -> list[obje
     text = content if isinstance(content, str) else _decoded(content)
     text = text.removeprefix("\ufeff")
     try:
-        if is_json:
-            return [_json(text)]
-        if text.lstrip()[:1] in {"{", "["}:
-            # JSON is YAML but for tabs and characters beyond the first plane.
-            try:
-                return [_json(text)]
-            except json.JSONDecodeError:
-                pass
-        documents = _yaml(text)
+        documents = _parsed(text, is_json=is_json)
+        _check_characters(text, documents)
     except json.JSONDecodeError as error:
         raise _syntax_error(error.lineno, error.colno, error.msg, "JSON") from error
     except RecursionError as error:
@@ -83,6 +77,28 @@ def parse_documents(content: str | bytes, *, is_json: bool = False) -> list[obje
     if not documents:
         raise InvalidValue("document", "the file is empty", "write a document")
     return documents
+
+
+def _parsed(text: str, *, is_json: bool) -> list[object]:
+    if is_json:
+        return [_json(text)]
+    if text.lstrip()[:1] in {"{", "["}:
+        # JSON is YAML but for tabs and characters beyond the first plane.
+        with suppress(json.JSONDecodeError):
+            return [_json(text)]
+    return _yaml(text)
+
+
+def _check_characters(text: str, documents: list[object]) -> None:
+    """Raise if an escape wrote half a character, which nothing can print or store."""
+    if "\\" not in text:
+        return
+    try:
+        json.dumps(documents, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidValue(
+            "document", "an escape is half a character (a surrogate)", "write the character itself"
+        ) from error
 
 
 def _decoded(content: bytes) -> str:

@@ -139,6 +139,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
         ('{"a": NaN}', "document", "NaN is no number"),
         ('{"a": -Infinity}', "document", "-Infinity is no number"),
         ("[" * 100_000, "document", "is nested too deeply"),
+        ('a: "\\ud800"', "document", "an escape is half a character"),
+        ('{"\\ud800": 1}', "document", "an escape is half a character"),
         ("", "document", "the file is empty"),
         ("# nothing\n---\n", "document", "the file is empty"),
     ],
