@@ -77,14 +77,26 @@ def cycle_of_day(
 class Calendar:
     """A fleet's bill cycles: its time zone, its anchor, and how many months each has.
 
-    It remembers the cycle that it was asked for last, which most instants lie in.
+    Or how many `days`, counted from `first_day`. It remembers the cycle that it was asked for last,
+    which most instants lie in.
     """
 
-    __slots__ = ("_latest", "anchor_day", "anchor_month", "months", "time_zone")
+    __slots__ = (
+        "_latest", "anchor_day", "anchor_month", "days", "first_day", "months", "time_zone",
+    )  # fmt: skip
 
     def __init__(
-        self, time_zone: str, anchor_day: int = 1, *, months: int = 1, anchor_month: int = 1
+        self,
+        time_zone: str,
+        anchor_day: int = 1,
+        *,
+        months: int = 1,
+        anchor_month: int = 1,
+        days: int | None = None,
+        first_day: date = date(2000, 1, 1),
     ) -> None:
+        self.days = days
+        self.first_day = first_day
         self.time_zone = time_zone
         self.anchor_day = anchor_day
         self.months = months
@@ -100,9 +112,16 @@ class Calendar:
 
     def cycle_of_day(self, day: date) -> BillCycle:
         """Return the cycle that holds a local day."""
-        return cycle_of_day(
-            day, self.time_zone, self.anchor_day, self.months, self.anchor_month
-        )
+        if self.days is not None:
+            length = timedelta(days=self.days)
+            first = self.first_day + (day - self.first_day) // length * length
+            return BillCycle(
+                first_day=first,
+                next_first_day=first + length,
+                start=midnight(first, self.time_zone),
+                end=midnight(first + length, self.time_zone),
+            )
+        return cycle_of_day(day, self.time_zone, self.anchor_day, self.months, self.anchor_month)
 
     def following(self, cycle: BillCycle) -> BillCycle:
         """Return the cycle after one."""

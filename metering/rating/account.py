@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import NamedTuple
 
 from metering.period import Calendar, local_day, split_by_time
@@ -18,7 +19,7 @@ from metering.rating.charge import ChargeParts, charge
 from metering.rating.counter import CounterEvent, CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
 from metering.rating.increment import Increment, IncrementScope
-from metering.rating.plan import Aggregate, MeterTerms, PlanTerms
+from metering.rating.plan import DIRECTION, Aggregate, MeterTerms, PlanTerms
 from metering.rating.price import CountedPer, Price
 from metering.usage import Reading, ReadingKind
 
@@ -284,36 +285,53 @@ def _priced(
     plans: Mapping[int, PlanTerms],
 ) -> list[UsageRecord] | ParkReason:
     """Find each record's zone, band, variant and billed quantity; split it where its band changes."""
-    found: list[UsageRecord] = []
+    pieces: list[UsageRecord] = []
     for record in records:
-        plan_no = record.subscription.plan_no
-        terms = plans[plan_no]
-        zone = (
-            terms.zones.zone_of(
-                zone=usage.zone,
-                network=usage.network,
-                country=usage.country,
-                destination=usage.destination,
-            )
-            if terms.zones
-            else usage.zone
-        )
-        for piece in _by_band(record, fleet.bands_of(plan_no, terms)):
-            day = local_day(piece.start, fleet.zone_of(terms))
-            variant = terms.meters[meter].variant_of(zone, piece.band, usage.attributes, day)
+        terms = plans[record.subscription.plan_no]
+        placed = record._replace(zone=_zone_of(usage, terms))
+        pieces += _by_band(placed, fleet.bands_of(record.subscription.plan_no, terms))
+    found: list[UsageRecord] = []
+    for piece in _shared_out(pieces, usage, meter, plans):
+        terms = plans[piece.subscription.plan_no]
+        of_meter = terms.meters[meter]
+        day = local_day(piece.start, fleet.zone_of(terms))
+        for part, attributes in _by_direction(piece, usage, of_meter):
+            variant = of_meter.variant_of(piece.zone, piece.band, attributes, day)
             if variant is None:
                 return ParkReason.NO_PRICE
-            found.append(piece._replace(part=len(found), zone=zone, variant=variant))
+            found.append(part._replace(part=len(found), variant=variant))
+    return _billed(found, usage, meter=meter, fleet=fleet, plans=plans)
+
+
+def _zone_of(usage: Usage, terms: PlanTerms) -> str | None:
+    if terms.zones is None:
+        return usage.zone
+    return terms.zones.zone_of(
+        zone=usage.zone,
+        network=usage.network,
+        country=usage.country,
+        destination=usage.destination,
+    )
+
+
+def _billed(
+    found: list[UsageRecord],
+    usage: Usage,
+    *,
+    meter: str,
+    fleet: FleetTerms,
+    plans: Mapping[int, PlanTerms],
+) -> list[UsageRecord]:
+    """Find what is billed of each record of a reading, or the group on which it depends."""
     raw_before = 0
     for position, record in enumerate(found):
         terms = plans[record.subscription.plan_no]
-        variant_terms = terms.meters[meter].variants[record.variant]
+        variant = terms.meters[meter].variants[record.variant]
         raw = record.quantity
-        overhead = variant_terms.overhead
-        if overhead and position == len(found) - 1:
-            raw += overhead.per_packet * usage.packets
-            raw += overhead.per_record if usage.quantity else 0
-        increment = variant_terms.increment
+        if variant.overhead and position == len(found) - 1:
+            raw += variant.overhead.per_packet * usage.packets
+            raw += variant.overhead.per_record if usage.quantity else 0
+        increment = variant.increment
         billed, group = raw, None
         if terms.meters[meter].aggregate is Aggregate.MAX:
             group = "max"
@@ -321,7 +339,8 @@ def _priced(
             group = _group(increment, usage, record, fleet.zone_of(terms))
             if group is None:
                 billed = increment.billed(raw_before + raw) - increment.billed(raw_before)
-        raw_before += raw
+        if group is None:
+            raw_before += raw
         found[position] = record._replace(raw=raw, billed=billed, group=group)
     return found
 
@@ -331,15 +350,42 @@ def _by_band(record: UsageRecord, bands: BandTable | None) -> list[UsageRecord]:
     if bands is None:
         return [record]
     cuts = bands.split(record.start, record.end) if record.start < record.end else []
-    if not cuts:
-        return [record._replace(band=bands.band_at(record.start))]
-    downs = split_by_time(record.quantity - record.uplink, record.start, record.end, cuts)
-    ups = split_by_time(record.uplink, record.start, record.end, cuts)
+    edges = [record.start, *cuts, record.end]
     return [
-        record._replace(
-            start=left, end=right, quantity=down + up, uplink=up, band=bands.band_at(left)
-        )
-        for (left, right, down), (_, _, up) in zip(downs, ups, strict=True)
+        record._replace(start=left, end=right, band=bands.band_at(left))
+        for left, right in pairwise(edges)
+    ]
+
+
+def _shared_out(
+    pieces: Sequence[UsageRecord], usage: Usage, meter: str, plans: Mapping[int, PlanTerms]
+) -> list[UsageRecord]:
+    """Give each piece its share of the usage, by time; of a capacity each has the whole."""
+    if len(pieces) == 1:
+        return list(pieces)
+    cuts = [piece.start for piece in pieces[1:]]
+    downs = split_by_time(usage.quantity - usage.uplink, usage.start, usage.end, cuts)
+    ups = split_by_time(usage.uplink, usage.start, usage.end, cuts)
+    found: list[UsageRecord] = []
+    for piece, (_, _, down), (_, _, up) in zip(pieces, downs, ups, strict=True):
+        quantity, uplink = down + up, up
+        if plans[piece.subscription.plan_no].meters[meter].aggregate is Aggregate.MAX:
+            quantity, uplink = usage.quantity, usage.uplink
+        found.append(piece._replace(quantity=quantity, uplink=uplink))
+    return found
+
+
+def _by_direction(
+    record: UsageRecord, usage: Usage, of_meter: MeterTerms
+) -> list[tuple[UsageRecord, Mapping[str, str]]]:
+    """Split a record into uplink and downlink where the plan prices them apart."""
+    if not of_meter.directed:
+        return [(record, usage.attributes)]
+    up, down = record.uplink, record.quantity - record.uplink
+    return [
+        (record._replace(quantity=quantity, uplink=of_part), {**usage.attributes, DIRECTION: name})
+        for name, quantity, of_part in (("uplink", up, up), ("downlink", down, 0))
+        if quantity or not record.quantity
     ]
 
 
@@ -356,9 +402,22 @@ def _group(increment: Increment, usage: Usage, record: UsageRecord, time_zone: s
         case IncrementScope.DEVICE_MONTH:
             return f"month:{day:%Y-%m}"
         case IncrementScope.DEVICE_NETWORK_MONTH:
-            return f"network:{usage.network or usage.zone or ''}:{day:%Y-%m}"
+            # A place that is told in digits is a network.
+            place = usage.zone if usage.zone and usage.zone.isdecimal() else ""
+            return f"network:{usage.network or place}:{day:%Y-%m}"
         case IncrementScope.PERIOD:
             return "period"
+
+
+class Borne:
+    """What earlier records of one reading bore: its connection fee, and units priced alone."""
+
+    __slots__ = ("alone", "connected")
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.alone: dict[tuple[int, int], int] | None = None
+        """By plan and variant."""
 
 
 def charge_records(
@@ -370,14 +429,14 @@ def charge_records(
     fleet_no: int,
     plans: Mapping[int, PlanTerms],
     accounts: Accounts,
-    connected: bool = False,
+    borne: Borne | None = None,
 ) -> list[Charge]:
     """Charge the records of one reading to the accounts: buckets in burn order, then the price.
 
-    `connected`: earlier records of the reading bore its connection fee.
+    `borne` is what earlier records of the reading bore, where they are not charged all at once.
     """
     charges: list[Charge] = []
-    borne = _Borne(connected=connected)
+    borne = borne or Borne()
     for record in records:
         subscription = record.subscription
         subscription_no = subscription.subscription_no
@@ -409,16 +468,6 @@ def charge_records(
     return charges
 
 
-class _Borne:
-    """What earlier records of one reading bore: its connection fee, and units priced alone."""
-
-    __slots__ = ("alone", "connected")
-
-    def __init__(self, *, connected: bool) -> None:
-        self.connected = connected
-        self.alone: dict[int, int] | None = None
-
-
 class _Place(NamedTuple):
     meter: str
     meter_no: int
@@ -433,7 +482,7 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
     accounts: Accounts,
     use: MeterUse,
     buckets: Sequence[Bucket],
-    borne: _Borne,
+    borne: Borne,
 ) -> ChargeParts:
     """Charge a record whose price needs more than its own use: groups, sessions, fleets, connections."""
     meter, meter_no, fleet_no = place
@@ -443,7 +492,7 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
     if record.group is not None:
         billed = _grouped(record, meter_no, of_meter, accounts)
     counter = _price_count(price, record, usage, meter_no, fleet_no)
-    walk = _ANY_VARIANT if price.joint else record.variant
+    walk = (record.subscription.plan_no, _ANY_VARIANT if price.joint else record.variant)
     if counter is not None:
         before = accounts.counts.get(counter, 0)
     else:
@@ -511,8 +560,10 @@ def _grouped(record: UsageRecord, meter_no: int, of_meter: MeterTerms, accounts:
 
 def _group_count(record: UsageRecord, meter_no: int) -> CountKey:
     group = record.group or ""
-    # A session goes on across bands; days, months and periods are rounded apart at each price.
-    variant = _ANY_VARIANT if group.startswith("session:") else record.variant
+    # A session goes on across bands, and the largest value is one of the whole meter; days, months and
+    # periods are rounded apart at each price.
+    whole = group == "max" or group.startswith("session:")
+    variant = _ANY_VARIANT if whole else record.variant
     subscription_no = record.subscription.subscription_no
     return (subscription_no, meter_no, record.cycle.start, variant, group)
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from metering.period import BillCycle
 from metering.rating.account import Accounts
 from metering.rating.bucket import Bucket, burn_order
+from metering.rating.grants import rolled_over
 from metering.rating.guide import Subscription, UsageRecord
 from metering.rating.plan import AllowanceTerms, MeterTerms, PlanTerms, SharedBy
 
@@ -77,6 +78,14 @@ class Lots:
                 accounts.buckets[key] = burn_order(buckets)
 
 
+def allowance_of(terms: PlanTerms, meter: str, name: str) -> AllowanceTerms:
+    """Return an allowance of a plan's meter by name; raise `LookupError` when there is none."""
+    for allowance in terms.meters[meter].allowances:
+        if allowance.name == name:
+            return allowance
+    raise LookupError(f"plan {terms.plan!r} has no allowance {name!r} of {meter}")
+
+
 def allowances_of(
     fleet_no: int, subscriptions: Iterable[Subscription], plans: Mapping[int, PlanTerms]
 ) -> dict[LotsKey, AllowanceTerms]:
@@ -91,6 +100,30 @@ def allowances_of(
                 key = lots_key(fleet_no, subscription, allowance.shared_by, meter, allowance.name)
                 found.setdefault(key, allowance)
     return found
+
+
+LotTerms = tuple[Bucket, AllowanceTerms]
+"""A lot, and the terms that say how it is drawn from."""
+
+
+def rolled_into(
+    lots: Mapping[LotsKey, Iterable[LotTerms]], cycle_start: datetime
+) -> list[tuple[Bucket, int]]:
+    """Return what lots that began before a cycle lose when it begins: `(lot, quantity)`.
+
+    The newest lot of an allowance says how all of them roll over.
+    """
+    lost: list[tuple[Bucket, int]] = []
+    for of_allowance in lots.values():
+        ended = [
+            each
+            for each in of_allowance
+            if each[0].created_at is not None and each[0].created_at < cycle_start
+        ]
+        newest = max(ended, key=lambda each: each[0].burn_key[2], default=None)
+        if newest is not None and newest[1].rollover is not None:
+            lost += rolled_over([bucket for bucket, _ in ended], newest[1].rollover, cycle_start)
+    return lost
 
 
 def overlaps(bucket: Bucket, cycle: BillCycle) -> bool:

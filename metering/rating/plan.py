@@ -20,6 +20,8 @@ from metering.rating.zone import ZoneTable
 
 OWN_PRIORITY = 100
 """The priority of a device's own allowance, unless the plan says otherwise; lower burns first."""
+DIRECTION = "direction"
+"""The attribute of usage that is `uplink` or `downlink`; every record of octets has it."""
 POOL_PRIORITY = 200
 """The priority of a pool, unless the plan says otherwise: a device's own bucket comes before it."""
 
@@ -219,6 +221,8 @@ class MeterTerms:
     decimals: int = 0
     has_own_price: bool = True
     aggregate: Aggregate = Aggregate.SUM
+    directed: bool = field(init=False)
+    """Whether a price depends on the direction, so that uplink and downlink are priced apart."""
     plain: bool = field(init=False)
     """Whether a record is charged as it stands: one price, counted by device, and nothing beside it."""
 
@@ -235,6 +239,8 @@ class MeterTerms:
             and all(each.zones is None and each.bands is None for each in self.allowances)
         )
         object.__setattr__(self, "plain", plain)
+        directed = any(DIRECTION in each.where for each in self.variants)
+        object.__setattr__(self, "directed", directed)
 
     def variant_of(
         self,
@@ -387,7 +393,7 @@ class PlanTerms:
 
     The least number that makes every amount of a meter's prices whole.
     """
-    rates: Mapping[str, Sequence[Rate]] = field(init=False)
+    rates: Mapping[str, Sequence[Rate]] = field(init=False, compare=False)
     """Each meter's compiled prices, variant by variant."""
     connection_fees: Mapping[str, Sequence[int]] = field(init=False)
     """Each meter's connection fees in sub-units, variant by variant."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from metering.errors import InvalidValue
-from metering.period import Calendar, cycle_of_day, zone
+from metering.period import Calendar, cycle_of_day, local_day, zone
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import Subscription
 from metering.rating.membership import Member, Redemption, StateChange
@@ -57,7 +57,9 @@ class FleetDocument(_Document):
     time_zone: str | None = None
     anchor_day: Annotated[int, Field(ge=1, le=31)] = 1
     anchor_month: Annotated[int, Field(ge=1, le=12)] = 1
-    cycle: Literal["month", "quarter", "year"] = "month"
+    cycle: Annotated[str, Field(pattern=r"^(week|month|quarter|year|[1-9][0-9]{0,3} days?)$")] = (
+        "month"
+    )
     starts: str | None = None
     coupons: list[CouponDocument] = []
 
@@ -171,6 +173,10 @@ def calendar_of(document: StateDocument, plans: Sequence[PlanTerms]) -> Calendar
     own = next((plan.time_zone for plan in plans if plan.time_zone), None)
     name = fleet.time_zone or own or "UTC"
     zone(name, "fleet.time_zone")
+    if fleet.cycle not in _MONTHS:
+        days = 7 if fleet.cycle == "week" else int(fleet.cycle.split()[0])
+        starts = read_instant(fleet.starts or "2000-01-01", name, "fleet.starts")
+        return Calendar(name, days=days, first_day=local_day(starts, name))
     months = _MONTHS[fleet.cycle]
     cycle_of_day(date(2000, 1, 1), name, fleet.anchor_day, months, fleet.anchor_month)
     return Calendar(name, fleet.anchor_day, months=months, anchor_month=fleet.anchor_month)
