@@ -158,10 +158,10 @@ class Price:
                 return PackageRate(_whole(amount, subunits_per_unit), size)
             case GraduatedPrice(tiers=tiers, flat_at_zero=flat_at_zero):
                 rates = [_tier_rate(tier, subunits_per_unit) for tier in tiers]
-                return GraduatedRate(rates, flat_at_zero=flat_at_zero)
+                return GraduatedRate(rates, flat_at_zero=flat_at_zero and not self.counts_alone)
             case VolumePrice(tiers=tiers, flat_at_zero=flat_at_zero):
                 rates = [_tier_rate(tier, subunits_per_unit) for tier in tiers]
-                return VolumeRate(rates, flat_at_zero=flat_at_zero)
+                return VolumeRate(rates, flat_at_zero=flat_at_zero and not self.counts_alone)
 
 
 class PriceStep(NamedTuple):

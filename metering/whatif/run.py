@@ -10,6 +10,7 @@ from metering.errors import InvalidValue
 from metering.period import BillCycle, Calendar, local_day, zone
 from metering.rating.account import (
     Accounts,
+    Borne,
     Charge,
     FleetTerms,
     UseKey,
@@ -118,7 +119,7 @@ class Run:
             for name, member in state.members.items()
         }
         self.lots = Lots()
-        self._connected: set[int] = set()
+        self._borne: dict[int, Borne] = {}
 
     def guided(
         self, lines: Sequence[UsageLine]
@@ -179,10 +180,8 @@ class Run:
                 fleet_no=FLEET_NO,
                 plans=self.plans,
                 accounts=accounts,
-                connected=line.line in self._connected,
+                borne=self._borne.setdefault(line.line, Borne()),
             )
-            if any(each.parts.connection_fee for each in charges):
-                self._connected.add(line.line)
             rated += [
                 RatedRecord(line=line.line, device=line.device, meter=line.meter, charge=each)
                 for each in charges
