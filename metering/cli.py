@@ -7,6 +7,7 @@ A command module offers `configure(parser)`, which declares its arguments, and
 import argparse
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-_RUNS_THE_STACK = ("stack", "demo")
+_ASKS_NO_SERVER = ("stack", "demo", "plan", "rate")
+"""Commands that start the stack themselves, or need none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(parsed.run(parsed, _with_addresses(settings, parsed.command)))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except FleetmeterError as error:
         print(f"fleetmeter {parsed.command}: {error}", file=sys.stderr)
         return 1
@@ -82,7 +88,7 @@ def _with_addresses(settings: Settings, command: str) -> Settings:
 
     A command that needs an address which nobody knows says so itself.
     """
-    if command in _RUNS_THE_STACK:
+    if command in _ASKS_NO_SERVER:
         return settings
     with contextlib.suppress(StackError):
         return stack.resolve(settings)

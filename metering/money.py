@@ -106,7 +106,7 @@ class Money:
         """The amount in units of the currency, exactly."""
         return Fraction(self.count, self.per_unit)
 
-    def rounded(self, rounding: Rounding = Rounding()) -> Decimal:  # noqa: B008 - frozen
+    def rounded(self, rounding: Rounding = Rounding()) -> Decimal:
         """Round to the currency's minor unit, half-up unless told otherwise.
 
         Only a bill line and a displayed amount may call this.

@@ -58,7 +58,7 @@ def read_documents(path: Path) -> list[object]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidValue(
-            "file", f"cannot be read: {reason}", "name a file that can be"
+            str(path), f"cannot be read: {reason}", "name a file that can be"
         ) from error
     return parse_documents(content, is_json=path.suffix.lower() == ".json")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metering.errors import InvalidValue
 from metering.plan_document import terms_of
-from metering.plan_document.file import read_document, read_plans
+from metering.plan_document.file import check_ids_differ, read_document, read_plans
 from metering.rating.plan import PlanTerms
 from metering.settings import Settings
 from metering.whatif.present import as_document, as_tables
@@ -37,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Rate and print; exit code 1 when a usage line was not rated."""
     del settings
-    plans = [terms_of(plan) for path in arguments.plan for plan in read_plans(Path(path))]
+    plans = [terms for path in arguments.plan for terms in _plans(path)]
+    check_ids_differ([terms.plan for terms in plans])
     state = read_state(read_document(Path(arguments.state)) if arguments.state else None)
     calendar = calendar_of(state, plans)
     from_ = arguments.from_ and read_instant(arguments.from_, calendar.time_zone, "--from")
@@ -65,6 +66,14 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         place = f"{arguments.usage}:{rejected.line}"
         print(f"{place}: {rejected.field}: {rejected.problem}; {rejected.fix}", file=sys.stderr)
     return 1 if rated.rejected else 0
+
+
+def _plans(path: str) -> list[PlanTerms]:
+    try:
+        return [terms_of(plan) for plan in read_plans(Path(path))]
+    except InvalidValue as error:
+        # Several plans may be rated together: say whose path it is.
+        raise InvalidValue(f"{path}: {error.field}", error.problem, error.fix) from error
 
 
 def _units(plans: Sequence[PlanTerms]) -> Mapping[str, MeterUnits]:

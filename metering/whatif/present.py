@@ -206,10 +206,7 @@ def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[st
         terms = run.plans[record.subscription.plan_no]
         of_meter = terms.meters[rated.meter]
         rate = terms.rates[rated.meter][record.variant]
-        tiers = [
-            f"{step.what}{'' if step.tier is None else f' {step.tier}'} {step.quantity}"
-            for step in rate.walk(parts.before, parts.overage)
-        ]
+        tiers = [_step_text(step, of_meter) for step in rate.walk(parts.before, parts.overage)]
         quantities = (
             record.quantity, parts.billed, parts.from_allowance, parts.from_pool, parts.overage,
         )  # fmt: skip
@@ -227,6 +224,11 @@ def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[st
     return _table(_RECORD_COLUMNS, rows)
 
 
+def _step_text(step: PriceStep, of_meter: MeterTerms) -> str:
+    name = f"tier {step.tier}" if step.what == "tier" else step.what
+    return f"{name}: {quantity_text(step.quantity, of_meter)}" if step.quantity else name
+
+
 def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:
     rows = []
     for line in statement.lines:
@@ -239,9 +241,10 @@ def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:
                 for quantity in (line.quantity, line.from_allowance, line.from_pool, line.priced)
             ]
         label = "" if line.label is None else f" (variant {line.label})"
+        plan = f" of {terms.plan}" if len(run.plans) > 1 else ""
         rows.append(
             [
-                f"{line.kind.value} {line.name}{label}",
+                f"{line.kind.value} {line.name}{label}{plan}",
                 "" if line.device_no is None else run.devices[line.device_no],
                 *quantities,
                 _exact(line.exact),
