@@ -121,6 +121,17 @@ class Price:
         """Whether each record or session is priced by itself."""
         return self.counted_per in (CountedPer.RECORD, CountedPer.SESSION)
 
+    def stated(self, tier: int) -> UnitPrice:
+        """Return what the plan says of a tier, counted from 1: an amount per quantity, or per block."""
+        match self.shape:
+            case UnitPrice():
+                return self.shape
+            case PackagePrice(amount=amount, size=size):
+                return UnitPrice(amount=amount, per=size)
+            case GraduatedPrice(tiers=tiers) | VolumePrice(tiers=tiers):
+                of_tier = tiers[tier - 1]
+                return UnitPrice(amount=of_tier.amount, per=of_tier.block or of_tier.per)
+
     def exact_parts(self) -> Iterator[Fraction]:
         """Every amount that must be a whole number of sub-units."""
         match self.shape:

@@ -8,7 +8,7 @@ from metering.money import decimal_text
 from metering.rating.bucket import BucketKind
 from metering.rating.charge import Draw
 from metering.rating.plan import MeterTerms, PlanTerms
-from metering.rating.price import PriceStep
+from metering.rating.price import PriceStep, UnitPrice
 from metering.rating.statement import Line, LineKind, Statement
 from metering.whatif.run import RatedPeriod, RatedRecord, RatingRun
 from metering.whatif.usage_file import RejectedLine
@@ -98,7 +98,7 @@ def _record(run: RatingRun, rated: RatedRecord) -> dict[str, object]:
         "from_pool": quantity_text(parts.from_pool, of_meter),
         "priced": quantity_text(parts.overage, of_meter),
         "priced_before": quantity_text(parts.before, of_meter),
-        "tiers": [_step(step, terms, of_meter) for step in rate.walk(parts.before, parts.overage)],
+        "tiers": [_step(step, rated, terms) for step in rate.walk(parts.before, parts.overage)],
         "connection_fee": _exact(terms.money(parts.connection_fee).exact),
         "amount": _exact(amount.exact),
         "rounded": format(amount.rounded(terms.rounding), "f"),
@@ -114,18 +114,25 @@ def _draw(draw: Draw, terms: PlanTerms, of_meter: MeterTerms) -> dict[str, objec
     return paid | {"quantity": quantity_text(draw.quantity, of_meter)}
 
 
-def _step(step: PriceStep, terms: PlanTerms, of_meter: MeterTerms) -> dict[str, object]:
-    price = Fraction(step.unit_price, terms.subunits_per_unit)
-    per = step.block or 10**of_meter.decimals
+def _step(step: PriceStep, rated: RatedRecord, terms: PlanTerms) -> dict[str, object]:
+    of_meter = terms.meters[rated.meter]
+    stated = _stated(step, rated, terms)
     return {
         "what": step.what,
         "tier": step.tier,
         "quantity": quantity_text(step.quantity, of_meter),
-        "price": _exact(price if step.block else price * per),
-        "per": quantity_text(per, of_meter),
+        "price": stated and format(stated.amount, "f"),
+        "per": stated and quantity_text(stated.per, of_meter),
         "flat": _exact(terms.money(step.flat).exact),
         "amount": _exact(terms.money(step.amount).exact),
     }
+
+
+def _stated(step: PriceStep, rated: RatedRecord, terms: PlanTerms) -> UnitPrice | None:
+    """Return the plan's own words for what a step's units cost; None where no tier bears it."""
+    if not step.tier:
+        return None
+    return terms.meters[rated.meter].variants[rated.charge.record.variant].price.stated(step.tier)
 
 
 def _line(run: RatingRun, line: Line) -> dict[str, object]:
@@ -206,7 +213,7 @@ def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[st
         terms = run.plans[record.subscription.plan_no]
         of_meter = terms.meters[rated.meter]
         rate = terms.rates[rated.meter][record.variant]
-        tiers = [_step_text(step, of_meter) for step in rate.walk(parts.before, parts.overage)]
+        tiers = [_step_text(step, rated, terms) for step in rate.walk(parts.before, parts.overage)]
         quantities = (
             record.quantity, parts.billed, parts.from_allowance, parts.from_pool, parts.overage,
         )  # fmt: skip
@@ -217,16 +224,24 @@ def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[st
                 rated.meter,
                 record.start.astimezone(run.zone).strftime("%Y-%m-%d %H:%M:%S"),
                 *(quantity_text(quantity, of_meter) for quantity in quantities),
-                ", ".join(tiers),
+                "; ".join(tiers),
                 _exact(terms.money(parts.amount).exact),
             ]
         )
     return _table(_RECORD_COLUMNS, rows)
 
 
-def _step_text(step: PriceStep, of_meter: MeterTerms) -> str:
-    name = f"tier {step.tier}" if step.what == "tier" else step.what
-    return f"{name}: {quantity_text(step.quantity, of_meter)}" if step.quantity else name
+def _step_text(step: PriceStep, rated: RatedRecord, terms: PlanTerms) -> str:
+    """Write a step as `tier 2: 100 at 0.5/1 = 50`."""
+    of_meter = terms.meters[rated.meter]
+    stated = _stated(step, rated, terms)
+    tier = f" {step.tier}" if step.what == "tier" else ""
+    text = f"{step.what}{tier}: {quantity_text(step.quantity, of_meter)}"
+    if stated is not None:
+        text += f" at {stated.amount:f}/{quantity_text(stated.per, of_meter)}"
+    if step.flat:
+        text += f" + {_exact(terms.money(step.flat).exact)}"
+    return f"{text} = {_exact(terms.money(step.amount).exact)}"
 
 
 def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:
