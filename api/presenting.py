@@ -1,5 +1,6 @@
 """From the store's views to the API's answers, where more than one route needs it."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from api import schemas
@@ -21,9 +22,15 @@ def money(of: Money) -> schemas.Money:
     )
 
 
-def bucket(*, granted: int, used: int) -> schemas.Bucket:
-    """Present a bucket and what is left of it."""
-    return schemas.Bucket(granted=granted, used=used, left=granted - used)
+def sum_of(buckets: Sequence[schemas.Bucket]) -> schemas.Bucket | None:
+    """Present several buckets as one; None where there are none."""
+    if not buckets:
+        return None
+    return schemas.Bucket(
+        granted=sum(each.granted for each in buckets),
+        used=sum(each.used for each in buckets),
+        left=sum(each.left for each in buckets),
+    )
 
 
 def subscription(

@@ -28,6 +28,7 @@ _CYCLE: JsonDict = {
     "next_first_day": "2026-05-01",
 }
 _BUCKET: JsonDict = {"granted": 1000000000, "used": 250000000, "left": 750000000}
+_HOLDS: JsonDict = {"begins_at": _CYCLE["start"], "expires_at": _CYCLE["end"]}
 _MONEY: JsonDict = {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
 _FLEET: JsonDict = {
     "fleet_id": "north",
@@ -63,7 +64,7 @@ _TERMS: JsonDict = {
         "data": {
             "allowance": "100 MB",
             "pooled": True,
-            "overage": {"amount": "0.10", "per": "1 MB"},
+            "price": {"amount": "0.10", "per": "1 MB"},
         }
     },
 }
@@ -128,12 +129,23 @@ class Fleets(Page[Fleet]):
     model_config = _example({"items": [_FLEET], "next_cursor": None})
 
 
+class Lot(Bucket):
+    """What a pool was given at one time: usage of `[begins_at, expires_at)` may draw from it."""
+
+    begins_at: Time
+    expires_at: Time | None = Field(description="null: it has no end")
+
+
 class Pool(BaseModel):
-    """The pool of one meter: what the fleet's members share in this cycle."""
+    """A pool of one meter as it is now: what the fleet's members share."""
 
     meter: str
     unit: Unit
-    pool: Bucket
+    name: str = Field(description="of the plan's allowance; allowances of one name share a pool")
+    plan_id: str | None = Field(description="whose devices alone share it; null: those of any plan")
+    plan_version: int | None
+    pool: Bucket = Field(description="the sum of its lots")
+    lots: list[Lot] = Field(description="what holds now, the earliest first")
 
 
 class FleetBalance(BaseModel):
@@ -144,7 +156,17 @@ class FleetBalance(BaseModel):
             "fleet_id": "north",
             "cycle": _CYCLE,
             "cycle_opened_at": "2026-04-01T00:00:01Z",
-            "pools": [{"meter": "data", "unit": "octet", "pool": _BUCKET}],
+            "pools": [
+                {
+                    "meter": "data",
+                    "unit": "octet",
+                    "name": "pool",
+                    "plan_id": None,
+                    "plan_version": None,
+                    "pool": _BUCKET,
+                    "lots": [_BUCKET | _HOLDS],
+                }
+            ],
         }
     )
 
@@ -154,42 +176,83 @@ class FleetBalance(BaseModel):
     pools: list[Pool]
 
 
-class FeeLine(BaseModel):
-    """The monthly fee of one plan version."""
-
-    kind: Literal["monthly_fee"] = "monthly_fee"
+class _Line(BaseModel):
     plan_id: str
     plan_version: int
     plan_name: str
-    subscriptions: int
-    subscription_days: int = Field(description="active days, summed over the subscriptions")
-    unit_price: Decimals = Field(description="of one subscription for a whole cycle")
-    amount: Decimals
+    device_id: str | None = Field(description="null on a line for all devices of the plan")
+    devices: int = Field(description="how many devices it is for")
+    amount: Decimals | None = Field(
+        description="rounded; null where the plan rounds the total alone"
+    )
     exact_amount: Decimals
 
 
-class UseLine(BaseModel):
-    """One meter's use under one plan version; only the overage has a price."""
+class UsageLine(_Line):
+    """One meter's use at one price of a plan version; only the overage has a price."""
 
     kind: Literal["usage"] = "usage"
-    plan_id: str
-    plan_version: int
-    plan_name: str
     meter: str
     unit: Unit
-    subscriptions: int
-    quantity: int = Field(description="in_allowance + from_pool + overage")
+    variant: int | None = Field(description="which of the meter's variants; null: its own price")
+    records: int = Field(description="usage records")
+    quantity: int = Field(description="what was used")
+    billed_quantity: int = Field(
+        description="what is charged of it: in_allowance + from_pool + overage"
+    )
     in_allowance_quantity: int
     from_pool_quantity: int
     overage_quantity: int
-    unit_price: Decimals = Field(description="the price of `unit_price_per` base units of overage")
-    unit_price_per: int
-    amount: Decimals
-    exact_amount: Decimals
+    unit_price: Decimals | None = Field(
+        description="the price of `unit_price_per` base units of overage; null where that is not all"
+    )
+    unit_price_per: int | None
+
+
+class BaseLine(_Line):
+    """What a price costs at no quantity at all."""
+
+    kind: Literal["base"] = "base"
+    meter: str
+    variant: int | None = Field(description="which of the meter's variants; null: its own price")
+
+
+class MinimumLine(_Line):
+    """What brings the usage at a price up to its minimum."""
+
+    kind: Literal["minimum"] = "minimum"
+    meter: str
+    variant: int | None = Field(description="which of the meter's variants; null: its own price")
+
+
+class FeeLine(_Line):
+    """A fee of one plan version, for the whole cycle as its subscriptions stand."""
+
+    kind: Literal["fee"] = "fee"
+    name: str
+    shares: Decimals = Field(
+        description="the devices' shares of the term, summed; 1 is a whole one"
+    )
+    term_start: Time | None = Field(description="null where the shares are of several terms")
+    term_end: Time | None
+    due_at: Time | None = Field(description="when the last part of it falls due")
+
+
+class AdjustmentLine(_Line):
+    """A discount, credit, commitment or maximum; a discount is negative."""
+
+    kind: Literal["adjustment"] = "adjustment"
+    name: str
+
+
+AnyLine = UsageLine | BaseLine | MinimumLine | FeeLine | AdjustmentLine
 
 
 class Bill(BaseModel):
-    """The bill so far; `total` is the sum of the lines' rounded amounts."""
+    """The bill so far; `total` is the sum of the lines' rounded amounts.
+
+    Where the plan rounds the bill and not its lines, it is the rounded sum of their exact ones.
+    """
 
     model_config = _example(
         {
@@ -200,34 +263,43 @@ class Bill(BaseModel):
             "as_of": "2026-04-15T12:00:00Z",
             "lines": [
                 {
-                    "kind": "monthly_fee",
-                    "plan_id": "basic",
-                    "plan_version": 1,
-                    "plan_name": "Basic",
-                    "subscriptions": 3,
-                    "subscription_days": 80,
-                    "unit_price": "5.00",
-                    "amount": "13.33",
-                    "exact_amount": "13.333333333333333333333333333333",
-                },
-                {
                     "kind": "usage",
                     "plan_id": "basic",
                     "plan_version": 1,
                     "plan_name": "Basic",
+                    "device_id": None,
+                    "devices": 2,
+                    "amount": "0.12",
+                    "exact_amount": "0.1234567",
                     "meter": "data",
                     "unit": "octet",
-                    "subscriptions": 3,
+                    "variant": None,
+                    "records": 18,
                     "quantity": 301234567,
+                    "billed_quantity": 301234567,
                     "in_allowance_quantity": 0,
                     "from_pool_quantity": 300000000,
                     "overage_quantity": 1234567,
                     "unit_price": "0.10",
                     "unit_price_per": 1000000,
-                    "amount": "0.12",
-                    "exact_amount": "0.1234567",
+                },
+                {
+                    "kind": "fee",
+                    "plan_id": "basic",
+                    "plan_version": 1,
+                    "plan_name": "Basic",
+                    "device_id": None,
+                    "devices": 3,
+                    "amount": "13.33",
+                    "exact_amount": "13.333333333333333333333333333333",
+                    "name": "monthly_fee",
+                    "shares": "2.666666666666666666666666666667",
+                    "term_start": _CYCLE["start"],
+                    "term_end": _CYCLE["end"],
+                    "due_at": _CYCLE["end"],
                 },
             ],
+            "exact_total": "13.456790033333333333333333333333",
             "total": "13.45",
         }
     )
@@ -237,7 +309,8 @@ class Bill(BaseModel):
     currency: str
     cycle: Cycle
     as_of: Time = Field(description="when this was read: everything charged by then is in it")
-    lines: list[Annotated[FeeLine | UseLine, Field(discriminator="kind")]]
+    lines: list[Annotated[AnyLine, Field(discriminator="kind")]]
+    exact_total: Decimals
     total: Decimals
 
 
@@ -370,6 +443,13 @@ class DeviceDetail(Device):
     earlier_boots_with_gaps: list[Boot] = Field(description="the newest 20")
 
 
+class NamedBucket(Lot):
+    """One bucket that usage of a meter draws from: a lot of the subscription's own, or of a pool."""
+
+    name: str
+    kind: Literal["allowance", "pool"]
+
+
 class MeterBalance(BaseModel):
     """What a subscription has left of one meter, and what it owes beyond."""
 
@@ -379,10 +459,12 @@ class MeterBalance(BaseModel):
     plan_version: int
     subscribed_from: Time
     subscribed_to: Time | None
-    allowance: Bucket | None = Field(description="the device's own; null where it is pooled")
-    pool: Bucket | None = Field(description="the fleet's, where the device draws from it")
+    allowance: Bucket | None = Field(description="the sum of the device's own; null: it has none")
+    pool: Bucket | None = Field(description="the sum of the pools that the device draws from")
+    buckets: list[NamedBucket] = Field(description="all that hold now, in the order they burn in")
     quantity: int = Field(description="used in this cycle, all told")
     uplink_quantity: int
+    billed_quantity: int = Field(description="in_allowance + from_pool + overage")
     in_allowance_quantity: int
     from_pool_quantity: int
     overage_quantity: int
@@ -408,8 +490,10 @@ class DeviceBalance(BaseModel):
                     "subscribed_to": None,
                     "allowance": None,
                     "pool": _BUCKET,
+                    "buckets": [_BUCKET | _HOLDS | {"name": "pool", "kind": "pool"}],
                     "quantity": 101234567,
                     "uplink_quantity": 1000,
+                    "billed_quantity": 101234567,
                     "in_allowance_quantity": 0,
                     "from_pool_quantity": 100000000,
                     "overage_quantity": 1234567,

@@ -1,6 +1,6 @@
 """Devices: state, subscription, what arrived of them and what they have left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter
 
@@ -9,8 +9,11 @@ from api.auth import AsCaller
 from api.parameters import Cursor, DeviceId, Limit, OfFleet, cursor_of, read_cursor
 from metering.period import cycle_at
 from metering.plan_document import stored_terms
-from metering.rating.plan import MeterTerms, PlanTerms
+from metering.rating.bucket import BucketKind, burn_order
+from metering.rating.grants import lot_of
+from metering.rating.plan import MeterTerms, PlanTerms, SharedBy
 from metering.sequence import SequenceSet
+from metering.store.bucket_views import LotView, own_lots, pool_lots
 from metering.store.device_views import (
     BootView,
     DeviceView,
@@ -22,7 +25,7 @@ from metering.store.device_views import (
     meters_of_subscriptions,
     subscriptions_in_cycle,
 )
-from metering.store.fleet_views import PoolView, cycle_opened_at, fleet_view, pools_of_fleet
+from metering.store.fleet_views import cycle_opened_at, fleet_view
 from metering.usage import METERS
 
 _GAPS_MAX = 32
@@ -81,9 +84,6 @@ async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.D
     opened_at = await cycle_opened_at(
         connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
-    pools = await pools_of_fleet(
-        connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
-    )
     subscriptions = await subscriptions_in_cycle(
         connection,
         tenant_no,
@@ -91,13 +91,23 @@ async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.D
         cycle_start=cycle.start,
         cycle_end=cycle.end,
     )
+    numbers = [each.subscription_no for each in subscriptions]
     used = await meters_of_subscriptions(
         connection,
         tenant_no,
         device_no=device.device_no,
-        subscription_nos=[each.subscription_no for each in subscriptions],
+        subscription_nos=numbers,
         cycle_start=cycle.start,
     )
+    lots = await own_lots(
+        connection,
+        tenant_no,
+        device_no=device.device_no,
+        subscription_nos=numbers,
+        now=caller.now,
+    )
+    lots += await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=caller.now)
+    uses = {(row.subscription_no, row.meter_no): row for row in used}
     return schemas.DeviceBalance(
         device_id=device.device_id,
         fleet_id=fleet.fleet_id,
@@ -106,15 +116,7 @@ async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.D
         meters=[
             balance
             for subscription in subscriptions
-            for balance in _balances(
-                subscription,
-                {
-                    row.meter_no: row
-                    for row in used
-                    if row.subscription_no == subscription.subscription_no
-                },
-                {pool.meter_no: pool for pool in pools},
-            )
+            for balance in _balances(subscription, uses, lots)
         ],
     )
 
@@ -156,21 +158,20 @@ def _boot(boot: BootView) -> schemas.Boot:
 
 def _balances(
     subscription: SubscriptionView,
-    used: Mapping[int, SubscriptionMeterView],
-    pools: Mapping[int, PoolView],
+    uses: Mapping[tuple[int, int], SubscriptionMeterView],
+    lots: Sequence[LotView],
 ) -> list[schemas.MeterBalance]:
     terms = stored_terms(subscription.terms)
+    metered = (meter_terms for name, meter_terms in terms.meters.items() if name in METERS)
     return [
         _balance(
             subscription,
             terms,
             meter_terms,
-            used.get(METERS[name].meter_no),
-            pools.get(METERS[name].meter_no),
+            uses.get((subscription.subscription_no, METERS[meter_terms.meter].meter_no)),
+            lots,
         )
-        for name, meter_terms in sorted(
-            terms.meters.items(), key=lambda item: METERS[item[0]].meter_no
-        )
+        for meter_terms in sorted(metered, key=lambda each: METERS[each.meter].meter_no)
     ]
 
 
@@ -179,15 +180,10 @@ def _balance(
     terms: PlanTerms,
     meter_terms: MeterTerms,
     used: SubscriptionMeterView | None,
-    pool: PoolView | None,
+    lots: Sequence[LotView],
 ) -> schemas.MeterBalance:
     meter = METERS[meter_terms.meter]
-    allowance = None
-    if used and used.granted is not None and used.used is not None:
-        allowance = presenting.bucket(granted=used.granted, used=used.used)
-    shared = None
-    if meter_terms.pooled and pool:
-        shared = presenting.bucket(granted=pool.granted, used=pool.used)
+    buckets = _buckets(subscription, meter_terms, lots)
     return schemas.MeterBalance(
         meter=meter.meter,
         unit=meter.unit,
@@ -195,12 +191,61 @@ def _balance(
         plan_version=subscription.plan_version,
         subscribed_from=subscription.subscribed_from,
         subscribed_to=subscription.subscribed_to,
-        allowance=allowance,
-        pool=shared,
+        allowance=presenting.sum_of([each for each in buckets if each.kind == "allowance"]),
+        pool=presenting.sum_of([each for each in buckets if each.kind == "pool"]),
+        buckets=buckets,
         quantity=used.quantity if used else 0,
         uplink_quantity=used.uplink if used else 0,
+        billed_quantity=used.billed if used else 0,
         in_allowance_quantity=used.from_allowance if used else 0,
         from_pool_quantity=used.from_pool if used else 0,
         overage_quantity=used.overage if used else 0,
         overage=presenting.money(terms.money(used.amount if used else 0)),
     )
+
+
+def _buckets(
+    subscription: SubscriptionView, meter_terms: MeterTerms, lots: Sequence[LotView]
+) -> list[schemas.NamedBucket]:
+    """Return what the subscription's meter draws from now, in the order in which it burns."""
+    drawn_from = {
+        _drawn_from(subscription, each.shared_by, each.name): each
+        for each in meter_terms.allowances
+    }
+    held: dict[str, LotView] = {}
+    buckets = []
+    for lot in lots:
+        allowance = drawn_from.get((lot.subscription_no, lot.plan_no, lot.name))
+        if allowance is None or lot.meter_no != METERS[meter_terms.meter].meter_no:
+            continue
+        number = f"{lot.bucket_no:020}"
+        held[number] = lot
+        buckets.append(
+            lot_of(allowance, bucket_id=number, begins_at=lot.begins_at, expires_at=lot.expires_at)
+        )
+    return [
+        schemas.NamedBucket(
+            name=bucket.name,
+            kind="pool" if bucket.kind is BucketKind.POOL else "allowance",
+            begins_at=lot.begins_at,
+            expires_at=lot.expires_at,
+            granted=lot.granted,
+            used=lot.used,
+            left=lot.granted - lot.used,
+        )
+        for bucket in burn_order(buckets)
+        for lot in [held[bucket.bucket_id]]
+    ]
+
+
+def _drawn_from(
+    subscription: SubscriptionView, shared_by: SharedBy, name: str
+) -> tuple[int | None, int | None, str]:
+    """Return the subscription_no, plan_no and name that an allowance's lots bear."""
+    match shared_by:
+        case SharedBy.DEVICE:
+            return (subscription.subscription_no, None, name)
+        case SharedBy.PLAN:
+            return (None, subscription.plan_no, name)
+        case SharedBy.FLEET:
+            return (None, None, name)

@@ -1,7 +1,9 @@
 """Fleets: who they are, what is left of their pools, what they owe so far."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated
+from itertools import groupby
+from typing import Annotated, TypedDict, assert_never
 
 from fastapi import APIRouter, Query
 
@@ -9,18 +11,14 @@ from api import presenting, schemas
 from api.auth import AsCaller
 from api.errors import ProblemError
 from api.parameters import Cursor, FleetId, Instant, Limit, cursor_of, read_cursor
-from metering.billing.bill import Bill, BillLine, FeeLine, bill_so_far
+from metering.billing.bill import Bill, bill_so_far
 from metering.errors import InvalidValue
 from metering.money import decimal_text
 from metering.period import cycle_at
-from metering.store.fleet_views import (
-    FleetView,
-    cycle_opened_at,
-    fleet_view,
-    list_fleets,
-    pools_of_fleet,
-)
-from metering.usage import METERS_BY_NO
+from metering.rating.statement import Line, LineKind
+from metering.store.bucket_views import LotView, pool_lots
+from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view, list_fleets
+from metering.usage import METERS, METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["fleets"])
 
@@ -45,26 +43,22 @@ async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> schemas.Fleet:
 
 @router.get("/fleets/{fleet_id}/balance")
 async def get_fleet_balance(caller: AsCaller, fleet_id: FleetId) -> schemas.FleetBalance:
-    """Show what is left of each pool of the fleet in the present bill cycle."""
+    """Show what is left now of each pool of the fleet."""
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     cycle = cycle_at(caller.now, fleet.time_zone, fleet.anchor_day)
     opened_at = await cycle_opened_at(
         caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
-    pools = await pools_of_fleet(
-        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
+    lots = await pool_lots(
+        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, now=caller.now
     )
     return schemas.FleetBalance(
         fleet_id=fleet.fleet_id,
         cycle=presenting.cycle(cycle),
         cycle_opened_at=opened_at,
         pools=[
-            schemas.Pool(
-                meter=METERS_BY_NO[pool.meter_no].meter,
-                unit=METERS_BY_NO[pool.meter_no].unit,
-                pool=presenting.bucket(granted=pool.granted, used=pool.used),
-            )
-            for pool in pools
+            _pool(list(of_pool))
+            for _, of_pool in groupby(lots, key=lambda lot: (lot.meter_no, lot.name, lot.plan_no))
         ],
     )
 
@@ -77,7 +71,7 @@ async def get_fleet_bill(
         Instant | None, Query(description="an instant of the cycle to bill; unset: the present one")
     ] = None,
 ) -> schemas.Bill:
-    """Show the bill of one cycle as far as it is charged: fees, use, and their total."""
+    """Show the bill of one cycle as far as it is charged: use, fees, adjustments, and their total."""
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     try:
         bill = await bill_so_far(
@@ -100,42 +94,96 @@ def _fleet(fleet: FleetView) -> schemas.Fleet:
     )
 
 
+def _pool(lots: Sequence[LotView]) -> schemas.Pool:
+    first = lots[0]
+    shown = [
+        schemas.Lot(
+            begins_at=lot.begins_at,
+            expires_at=lot.expires_at,
+            granted=lot.granted,
+            used=lot.used,
+            left=lot.granted - lot.used,
+        )
+        for lot in lots
+    ]
+    meter = METERS_BY_NO[first.meter_no]
+    return schemas.Pool(
+        meter=meter.meter,
+        unit=meter.unit,
+        name=first.name,
+        plan_id=first.plan_id,
+        plan_version=first.plan_version,
+        pool=presenting.sum_of(shown) or schemas.Bucket(granted=0, used=0, left=0),
+        lots=shown,
+    )
+
+
 def _bill(caller: AsCaller, fleet: FleetView, bill: Bill) -> schemas.Bill:
     return schemas.Bill(
         fleet_id=fleet.fleet_id,
-        currency=bill.currency,
-        cycle=presenting.cycle(bill.cycle),
+        currency=bill.statement.currency,
+        cycle=presenting.cycle(bill.statement.cycle),
         as_of=caller.now,
-        lines=[_line(line) for line in bill.lines],
-        total=format(bill.total, "f"),
+        lines=[_line(bill, line) for line in bill.statement.lines],
+        exact_total=decimal_text(bill.statement.exact),
+        total=format(bill.statement.total, "f"),
     )
 
 
-def _line(line: BillLine) -> schemas.FeeLine | schemas.UseLine:
-    if isinstance(line, FeeLine):
-        return schemas.FeeLine(
-            plan_id=line.plan.plan_id,
-            plan_version=line.plan.version,
-            plan_name=line.plan.name,
-            subscriptions=line.subscriptions,
-            subscription_days=line.days,
-            unit_price=format(line.monthly_fee, "f"),
-            amount=format(line.amount, "f"),
-            exact_amount=decimal_text(line.money.exact),
-        )
-    return schemas.UseLine(
-        plan_id=line.plan.plan_id,
-        plan_version=line.plan.version,
-        plan_name=line.plan.name,
-        meter=line.meter.meter,
-        unit=line.meter.unit,
-        subscriptions=line.subscriptions,
-        quantity=line.quantity,
-        in_allowance_quantity=line.in_allowance,
-        from_pool_quantity=line.from_pool,
-        overage_quantity=line.overage,
-        unit_price=format(line.price.amount, "f"),
-        unit_price_per=line.price.per,
-        amount=format(line.amount, "f"),
-        exact_amount=decimal_text(line.money.exact),
-    )
+def _line(bill: Bill, line: Line) -> schemas.AnyLine:
+    plan = bill.plans[line.plan_no]
+    common: _Common = {
+        "plan_id": plan.plan_id,
+        "plan_version": plan.version,
+        "plan_name": plan.name,
+        "device_id": None if line.device_no is None else bill.devices[line.device_no],
+        "devices": line.devices,
+        "amount": None if line.amount is None else format(line.amount, "f"),
+        "exact_amount": decimal_text(line.exact),
+    }
+    match line.kind:
+        case LineKind.USAGE:
+            unit_price = bill.unit_price(line)
+            return schemas.UsageLine(
+                **common,
+                meter=line.name,
+                unit=METERS[line.name].unit,
+                variant=line.label,
+                records=line.records,
+                quantity=line.quantity,
+                billed_quantity=line.billed,
+                in_allowance_quantity=line.from_allowance,
+                from_pool_quantity=line.from_pool,
+                overage_quantity=line.priced,
+                unit_price=None if unit_price is None else format(unit_price.amount, "f"),
+                unit_price_per=None if unit_price is None else unit_price.per,
+            )
+        case LineKind.BASE:
+            return schemas.BaseLine(**common, meter=line.name, variant=line.label)
+        case LineKind.MINIMUM:
+            return schemas.MinimumLine(**common, meter=line.name, variant=line.label)
+        case LineKind.FEE:
+            return schemas.FeeLine(
+                **common,
+                name=line.name,
+                shares=decimal_text(line.shares),
+                term_start=line.term and line.term[0],
+                term_end=line.term and line.term[1],
+                due_at=line.due,
+            )
+        case LineKind.ADJUSTMENT:
+            return schemas.AdjustmentLine(**common, name=line.name)
+        case _:
+            assert_never(line.kind)
+
+
+class _Common(TypedDict):
+    """What every line of a bill tells."""
+
+    plan_id: str
+    plan_version: int
+    plan_name: str
+    device_id: str | None
+    devices: int
+    amount: str | None
+    exact_amount: str

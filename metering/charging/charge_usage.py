@@ -6,17 +6,18 @@ from datetime import datetime
 
 from metering.charging.open_cycle import open_cycle
 from metering.errors import FleetmeterError
+from metering.period import Calendar
 from metering.rating.account import (
-    Accounts,
     Charge,
     CounterEpoch,
+    CountKey,
     EpochKey,
     FleetTerms,
-    PoolKey,
     StoredReading,
     Usage,
     UseKey,
-    charge_record,
+    charge_records,
+    count_keys,
     records_of,
     usage_of,
 )
@@ -24,6 +25,8 @@ from metering.rating.guide import ParkReason, Subscription, UsageRecord
 from metering.rating.plan import PlanTerms
 from metering.store.accounts import (
     CounterEnds,
+    Loaded,
+    Wanted,
     counted_neighbours,
     load_accounts,
     load_counters,
@@ -103,7 +106,6 @@ async def charge_usage(
 async def _charge_items(
     connection: Connection, items: Sequence[WorkItem], *, now: datetime
 ) -> RunOutcome:
-    run_no = await next_run_no(connection)
     readings = await queued_readings(connection, items)
     # A reading that came while the run was waiting for its shards was received after `now`.
     now = max(now, *(each.received_at for each in readings))
@@ -112,16 +114,29 @@ async def _charge_items(
     subscriptions = await subscriptions_of_devices(connection, devices)
     plans = await _plans_of(connection, subscriptions)
     epochs = await _load_epochs(connection, readings, items)
+    terms = {
+        number: FleetTerms(number, Calendar(fleet.time_zone, fleet.anchor_day))
+        for number, fleet in fleets.items()
+    }
     guided = [
-        _guide(each, fleets[members[each.stored.device_no]], subscriptions, plans, epochs)
+        _guide(
+            each,
+            fleets[members[each.stored.device_no]],
+            terms=terms,
+            subscriptions=subscriptions,
+            plans=plans,
+            epochs=epochs,
+        )
         for each in readings
     ]
-    await _open_cycles(connection, guided, run_no=run_no, now=now)
-    fleet_of_use, pools = _accounts_touched(guided)
-    accounts, numbers = await load_accounts(connection, fleet_of_use, pools)
-    for each in guided:
-        _charge(each, plans, accounts)
-    await store_accounts(connection, accounts, numbers, fleet_of_use)
+    await _open_cycles(connection, guided, now=now)
+    run_no = await next_run_no(connection)  # opening a cycle is a run of its own, before this one
+    wanted = _accounts_touched(guided, plans)
+    if wanted is not None:
+        loaded = await load_accounts(connection, wanted, plans)
+        for each in guided:
+            _charge(each, plans, loaded)
+        await store_accounts(connection, loaded, wanted)
     await _store_run(connection, run_no, guided, now=now)
     if epochs:
         await store_counters(connection, _ends(epochs))
@@ -165,6 +180,8 @@ async def _load_epochs(
 def _guide(
     queued: QueuedReading,
     fleet: Fleet,
+    *,
+    terms: dict[int, FleetTerms],
     subscriptions: dict[int, list[Subscription]],
     plans: dict[int, PlanTerms],
     epochs: dict[EpochKey, CounterEpoch],
@@ -174,16 +191,14 @@ def _guide(
     records = records_of(
         usage,
         meter=stored.reading.meter.meter,
-        fleet=FleetTerms(fleet.fleet_no, fleet.time_zone, fleet.anchor_day),
+        fleet=terms[fleet.fleet_no],
         subscriptions=subscriptions[stored.device_no],
         plans=plans,
     )
     return _Guided(queued, fleet, usage, records)
 
 
-async def _open_cycles(
-    connection: Connection, guided: Sequence[_Guided], *, run_no: int, now: datetime
-) -> None:
+async def _open_cycles(connection: Connection, guided: Sequence[_Guided], *, now: datetime) -> None:
     """Open the cycles that this run's usage lies in, where usage is what comes first."""
     touched = {
         (each.fleet.fleet_no, record.cycle.start): (each.fleet, record.cycle)
@@ -194,39 +209,69 @@ async def _open_cycles(
     opened = await opened_cycles(connection, touched)
     for key in sorted(touched.keys() - opened):
         fleet, cycle = touched[key]
-        await open_cycle(connection, fleet, cycle, run_no=run_no, now=now)
+        await open_cycle(connection, fleet, cycle, now=now)
 
 
-def _accounts_touched(guided: Sequence[_Guided]) -> tuple[dict[UseKey, int], set[PoolKey]]:
-    """Return each touched use with its fleet, and the pools that may be drawn from."""
+def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) -> Wanted | None:
+    """Return what the run's records are charged to; None when there are no records."""
     uses: dict[UseKey, int] = {}
-    pools: set[PoolKey] = set()
+    counts: dict[CountKey, int] = {}
+    meters: dict[tuple[int, int], tuple[int, Subscription]] = {}
+    starts: list[datetime] = []
     for each in guided:
         if isinstance(each.records, ParkReason):
             continue
-        meter_no = each.queued.stored.reading.meter.meter_no
+        meter = each.queued.stored.reading.meter
+        fleet_no = each.fleet.fleet_no
         for record in each.records:
-            cycle_start = record.cycle.start
-            uses[record.subscription.subscription_no, meter_no, cycle_start] = each.fleet.fleet_no
-            pools.add((each.fleet.fleet_no, meter_no, cycle_start))
-    return uses, pools
+            subscription = record.subscription
+            number = subscription.subscription_no
+            starts.append(record.start)
+            uses[number, meter.meter_no, record.cycle.start, record.variant] = fleet_no
+            if plans[subscription.plan_no].meters[meter.meter].allowances:
+                meters[number, meter.meter_no] = (fleet_no, subscription)
+        keys = count_keys(
+            each.records,
+            each.usage,
+            meter=meter.meter,
+            meter_no=meter.meter_no,
+            fleet_no=fleet_no,
+            plans=plans,
+        )
+        counts |= dict.fromkeys(keys, fleet_no)
+    if not starts:
+        return None
+    return Wanted(
+        uses=uses,
+        counts=counts,
+        meters=meters,
+        first=min(starts),
+        last=max(starts),
+    )
 
 
-def _charge(guided: _Guided, plans: dict[int, PlanTerms], accounts: Accounts) -> None:
+def _charge(guided: _Guided, plans: dict[int, PlanTerms], loaded: Loaded) -> None:
     if isinstance(guided.records, ParkReason):
         return
     meter = guided.queued.stored.reading.meter
-    guided.charges = [
-        charge_record(
-            record,
-            meter=meter.meter,
-            meter_no=meter.meter_no,
-            fleet_no=guided.fleet.fleet_no,
-            terms=plans[record.subscription.plan_no],
-            accounts=accounts,
-        )
-        for record in guided.records
-    ]
+    fleet_no = guided.fleet.fleet_no
+    loaded.lots.fill(
+        loaded.accounts,
+        guided.records,
+        meter=meter.meter,
+        meter_no=meter.meter_no,
+        fleet_no=fleet_no,
+        plans=plans,
+    )
+    guided.charges = charge_records(
+        guided.records,
+        guided.usage,
+        meter=meter.meter,
+        meter_no=meter.meter_no,
+        fleet_no=fleet_no,
+        plans=plans,
+        accounts=loaded.accounts,
+    )
 
 
 async def _store_run(

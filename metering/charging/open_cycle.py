@@ -1,71 +1,127 @@
-"""Opening a bill cycle: every member's allowance or contribution is granted, its fee charged. Once."""
+"""Opening a bill cycle: what is left rolls over, and every member's allowances are granted. Once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from metering.errors import InvalidValue
-from metering.period import BillCycle, cycle_at
-from metering.rating.guide import Subscription
-from metering.rating.proration import Grant, days_in_cycle, grants_of, prorated_fee
+from metering.period import BillCycle, Calendar
+from metering.rating.grants import cycle_grants
+from metering.rating.lots import rolled_into
+from metering.rating.membership import Member
+from metering.rating.plan import PlanTerms, Renews
 from metering.store.connection import Connection
 from metering.store.cycles import (
-    RecurringFee,
-    billed_subscriptions,
+    fleet_members,
     fleets_without_open_cycle,
     insert_cycle,
-    store_fees,
+    lots_going_on,
+    opened_cycles,
+    store_expiries,
     store_grants,
 )
-from metering.store.registry import Fleet, plan_terms, try_lock_shard
+from metering.store.registry import Fleet, fleet_rule, plan_terms, try_lock_shard
 from metering.store.work import next_run_no
 
 
 async def open_cycle(
-    connection: Connection, fleet: Fleet, cycle: BillCycle, *, run_no: int, now: datetime
+    connection: Connection, fleet: Fleet, cycle: BillCycle, *, now: datetime
 ) -> None:
-    """Open a fleet's cycle if it is not open, as part of run `run_no`.
+    """Open a fleet's cycle if it is not open, as a charging run of its own.
 
-    The caller owned the fleet's shard before it took the run's number.
+    Earlier cycles that are not open are opened before it, in order, where an allowance may outlive the
+    cycle in which it is granted. The caller owns the fleet's shard.
     """
-    if await insert_cycle(connection, fleet.fleet_no, cycle, now=now):
-        members = await billed_subscriptions(connection, fleet.fleet_no, cycle)
-        await enter_cycle(connection, fleet, cycle, members, run_no=run_no, now=now)
+    members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=cycle.end)
+    plans = await plans_of_members(connection, members)
+    cycles = [*_before(fleet, cycle, members, plans), cycle]
+    keys = [(fleet.fleet_no, each.start) for each in cycles]
+    opened = await opened_cycles(connection, keys)
+    for key, each in zip(keys, cycles, strict=True):
+        if key not in opened:
+            run_no = await next_run_no(connection)
+            await insert_cycle(connection, fleet.fleet_no, each, run_no=run_no, now=now)
+            await _roll_over(connection, fleet, each, plans, run_no=run_no, now=now)
+            await grant(connection, fleet, each, members, plans, run_no=run_no, now=now)
 
 
-async def enter_cycle(
+def _before(
+    fleet: Fleet, cycle: BillCycle, members: Iterable[Member], plans: Mapping[int, PlanTerms]
+) -> list[BillCycle]:
+    """Return the cycles before one in which something may be granted that is left for it."""
+    lasting = {plan_no for plan_no, terms in plans.items() if _outlives_its_cycle(terms)}
+    begins = min(
+        (
+            each.valid_from
+            for member in members
+            for each in member.subscriptions
+            if each.plan_no in lasting
+        ),
+        default=cycle.start,
+    )
+    calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+    found: list[BillCycle] = []
+    earlier = calendar.cycle_at(begins)
+    while earlier.start < cycle.start:
+        found.append(earlier)
+        earlier = calendar.following(earlier)
+    return found
+
+
+def _outlives_its_cycle(terms: PlanTerms) -> bool:
+    return any(
+        allowance.rollover is not None or allowance.renews not in {Renews.PERIOD, Renews.DAY}
+        for of_meter in terms.meters.values()
+        for allowance in of_meter.allowances
+    )
+
+
+async def plans_of_members(
+    connection: Connection, members: Iterable[Member]
+) -> dict[int, PlanTerms]:
+    """Return the plans of all subscriptions of some members."""
+    plan_nos = {each.plan_no for member in members for each in member.subscriptions}
+    return await plan_terms(connection, sorted(plan_nos))
+
+
+async def grant(
     connection: Connection,
     fleet: Fleet,
     cycle: BillCycle,
-    members: Sequence[Subscription],
+    members: Sequence[Member],
+    plans: Mapping[int, PlanTerms],
     *,
     run_no: int,
     now: datetime,
 ) -> None:
-    """Grant and charge what some members' subscriptions bring into an open cycle, each once."""
-    if not members:
-        return
-    plans = await plan_terms(connection, sorted({member.plan_no for member in members}))
-    grants: list[Grant] = []
-    fees: list[RecurringFee] = []
-    for member in members:
-        terms = plans[member.plan_no]
+    """Grant what members' subscriptions bring into an open cycle, each once."""
+    for terms in plans.values():
         if terms.currency != fleet.currency:
             raise InvalidValue(
                 "plan.currency",
                 f"{terms.currency} differs from the fleet's {fleet.currency}",
                 "subscribe the fleet's devices to plans in its currency",
             )
-        days = days_in_cycle(cycle, member, fleet.time_zone)
-        grants += grants_of(member, terms, days, cycle)
-        fees.append(
-            RecurringFee(
-                subscription_no=member.subscription_no,
-                days=days,
-                amount=prorated_fee(terms, days, cycle),
-            )
-        )
-    await store_grants(connection, fleet.fleet_no, cycle.start, grants, run_no=run_no, now=now)
-    await store_fees(connection, fleet.fleet_no, cycle.start, fees, now=now)
+    grants = cycle_grants(members, plans, cycle=cycle, fleet=fleet_rule(fleet, members))
+    if grants:
+        await store_grants(connection, fleet.fleet_no, grants, plans, run_no=run_no, now=now)
+
+
+async def _roll_over(
+    connection: Connection,
+    fleet: Fleet,
+    cycle: BillCycle,
+    plans: Mapping[int, PlanTerms],
+    *,
+    run_no: int,
+    now: datetime,
+) -> None:
+    """Take from earlier lots what does not roll over into this cycle."""
+    going_on = await lots_going_on(connection, fleet.fleet_no, plans, cycle_start=cycle.start)
+    lost = [
+        (int(bucket.bucket_id), quantity) for bucket, quantity in rolled_into(going_on, cycle.start)
+    ]
+    if lost:
+        await store_expiries(connection, lost, run_no=run_no, now=now)
 
 
 async def open_due_cycles(connection: Connection, *, now: datetime) -> int:
@@ -81,8 +137,7 @@ async def open_due_cycles(connection: Connection, *, now: datetime) -> int:
         async with connection.transaction():
             if not await try_lock_shard(connection, fleet.shard_no):
                 continue
-            cycle = cycle_at(now, fleet.time_zone, fleet.anchor_day)
-            run_no = await next_run_no(connection)
-            await open_cycle(connection, fleet, cycle, run_no=run_no, now=now)
+            cycle = Calendar(fleet.time_zone, fleet.anchor_day).cycle_at(now)
+            await open_cycle(connection, fleet, cycle, now=now)
         opened += 1
     return opened

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from metering.charging.open_cycle import enter_cycle
+from metering.charging.open_cycle import grant, open_cycle, plans_of_members
 from metering.errors import InvalidValue
 from metering.store.connection import Connection
-from metering.store.cycles import billed_subscriptions, cycles_open_in
+from metering.store.cycles import cycles_open_in, fleet_members
 from metering.store.registry import Fleet, insert_subscriptions, lock_shard, plan_terms
 from metering.store.work import next_run_no
 
@@ -43,9 +43,20 @@ async def subscribe(
             valid_to=valid_to,
         )
         new = set(added)
+        cycles = await cycles_open_in(connection, fleet.fleet_no, valid_from, valid_to)
+        if cycles:
+            # What the plan grants for longer than a cycle may lie in one before those.
+            await open_cycle(connection, fleet, cycles[-1], now=now)
         run_no = await next_run_no(connection)
-        for cycle in await cycles_open_in(connection, fleet.fleet_no, valid_from, valid_to):
-            members = await billed_subscriptions(connection, fleet.fleet_no, cycle)
-            joining = [member for member in members if member.subscription_no in new]
-            await enter_cycle(connection, fleet, cycle, joining, run_no=run_no, now=now)
+        for cycle in cycles:
+            members = await fleet_members(
+                connection, fleet.fleet_no, begins=cycle.start, ends=cycle.end
+            )
+            joining = [
+                member
+                for member in members
+                if any(each.subscription_no in new for each in member.subscriptions)
+            ]
+            plans = await plans_of_members(connection, joining)
+            await grant(connection, fleet, cycle, joining, plans, run_no=run_no, now=now)
         return len(added)

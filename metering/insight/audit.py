@@ -1,32 +1,38 @@
 """The audit: readings, charges, balances and rollups replayed from nothing and compared."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeVar
 
 from metering.insight.replay import Replay
-from metering.period import BillCycle
-from metering.rating.account import Bucket, FleetTerms
-from metering.rating.guide import Subscription
-from metering.rating.proration import days_in_cycle, grants_of, prorated_fee
+from metering.period import BillCycle, Calendar
+from metering.rating.account import FleetTerms
+from metering.rating.bucket import Bucket, BucketKind
+from metering.rating.grants import cycle_grants
+from metering.rating.membership import Member
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
+    StoredBucket,
     all_fleets,
     fleet_subscriptions,
     run_steps,
     stored_buckets,
     stored_counters,
+    stored_counts,
     stored_cycles,
-    stored_fees,
-    stored_grants,
+    stored_entries,
     stored_hours,
+    stored_openings,
     stored_uses,
     tally,
     unequal_arrivals,
 )
 from metering.store.connection import Connection
-from metering.store.cycles import billed_subscriptions
-from metering.store.registry import Fleet, plan_terms
+from metering.store.cycles import fleet_members
+from metering.store.registry import Fleet, fleet_rule, plan_terms
+from metering.usage import METERS_BY_NO
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -101,29 +107,43 @@ async def _replayed(connection: Connection, fleet: Fleet) -> Replay:
     plan_nos = {each.plan_no for of_device in subscriptions.values() for each in of_device}
     plans = await plan_terms(connection, sorted(plan_nos))
     replay = Replay(
-        fleet=FleetTerms(fleet.fleet_no, fleet.time_zone, fleet.anchor_day),
+        fleet=FleetTerms(fleet.fleet_no, Calendar(fleet.time_zone, fleet.anchor_day)),
         subscriptions=subscriptions,
         plans=plans,
-        grants=await stored_grants(connection, fleet.fleet_no),
+        stored_buckets=await stored_buckets(connection, fleet.fleet_no),
+        entries=await stored_entries(connection, fleet.fleet_no),
+        openings=await stored_openings(connection, fleet.fleet_no),
     )
     async for step in run_steps(connection, fleet.fleet_no):
         replay.step(step)
     replay.finish()
     await _compare_kept_sums(connection, fleet, replay)
+    members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=None)
     for cycle in await stored_cycles(connection, fleet.fleet_no):
-        members = await billed_subscriptions(connection, fleet.fleet_no, cycle)
-        await _compare_cycle(connection, fleet, cycle, members, replay)
+        _compare_grants(fleet, cycle, members, replay)
     return replay
 
 
 async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Replay) -> None:
-    """Compare cumulative use, balances, rollups and counters with the replayed ones."""
+    """Compare cumulative use, counts, balances, rollups and counters with the replayed ones."""
     differences = replay.differences
     accounts = replay.accounts
     differences += _unequal("use", await stored_uses(connection, fleet.fleet_no), accounts.uses)
-    allowances, pools = await stored_buckets(connection, fleet.fleet_no)
-    differences += _unequal("allowance", _not_empty(allowances), _not_empty(accounts.allowances))
-    differences += _unequal("pool", _not_empty(pools), _not_empty(accounts.pools))
+    differences += _unequal(
+        "count", await stored_counts(connection, fleet.fleet_no), accounts.counts
+    )
+    for kind in BucketKind:
+        stored = {
+            number: _kept_balance(bucket)
+            for number, bucket in replay.stored_buckets.items()
+            if bucket.row[1] == kind
+        }
+        replayed = {
+            number: _replayed_balance(bucket)
+            for number, bucket in replay.buckets.items()
+            if bucket.kind is kind
+        }
+        differences += _unequal(kind.value, stored, replayed)
     hours = {key: tuple(sums) for key, sums in replay.hours.items()}
     differences += _unequal("hour", await stored_hours(connection, fleet.fleet_no), hours)
     ends = {
@@ -133,40 +153,65 @@ async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Repla
     differences += _unequal("counter", await stored_counters(connection, fleet.fleet_no), ends)
 
 
-async def _compare_cycle(
-    connection: Connection,
-    fleet: Fleet,
-    cycle: BillCycle,
-    members: Iterable[Subscription],
-    replay: Replay,
+_Balance = tuple[int, int, int, Mapping[int, int], AbstractSet[int]]
+"""granted, used, promised, drawn by member, members"""
+
+
+def _kept_balance(bucket: StoredBucket) -> _Balance:
+    *_, granted, used, promised = bucket.row
+    return (int(granted), int(used), int(promised), bucket.drawn, bucket.members)
+
+
+def _replayed_balance(bucket: Bucket) -> _Balance:
+    bounded = bucket.floor or bucket.ceiling is not None
+    return (
+        int(bucket.granted),
+        int(bucket.used),
+        bucket.promised_to_all() if bucket.floor else 0,
+        bucket.drawn,
+        bucket.members if bounded else set(),
+    )
+
+
+_GrantKey = tuple[int, str, str, datetime, bool]
+"""subscription_no, meter, allowance, begins_at, pooled"""
+_GrantValue = tuple[int, datetime | None]
+"""quantity, expires_at"""
+
+
+def _compare_grants(
+    fleet: Fleet, cycle: BillCycle, members: Sequence[Member], replay: Replay
 ) -> None:
-    """Compare an open cycle's grants and fees with what its members' plans say."""
-    expected_grants: dict[tuple[int, int, bool], int] = {}
-    expected_fees: dict[int, tuple[int, int, int]] = {}
-    for member in members:
-        terms = replay.plans[member.plan_no]
-        days = days_in_cycle(cycle, member, fleet.time_zone)
-        fee = prorated_fee(terms, days, cycle)
-        expected_fees[member.subscription_no] = (days, fee.count, fee.per_unit)
-        for grant in grants_of(member, terms, days, cycle):
-            expected_grants[grant.subscription_no, grant.meter_no, grant.pooled] = grant.quantity
-    made = {
-        (grant.subscription_no, grant.meter_no, grant.pooled): grant.quantity
-        for grant in replay.grants
-        if grant.cycle_start == cycle.start
-    }
-    fees = {
-        subscription_no: fee
-        for (subscription_no, start), fee in (await stored_fees(connection, fleet.fleet_no)).items()
-        if start == cycle.start
-    }
-    replay.differences += _unequal(f"grant of {cycle.first_day}", made, expected_grants)
-    replay.differences += _unequal(f"fee of {cycle.first_day}", fees, expected_fees)
-
-
-def _not_empty(buckets: Mapping[Key, Bucket]) -> dict[Key, Bucket]:
-    """Leave out empty buckets: one is stored where a grant is prorated to nothing, else none is."""
-    return {key: bucket for key, bucket in buckets.items() if bucket.granted or bucket.used}
+    """Compare what an open cycle granted with what its members' plans say."""
+    expected: dict[_GrantKey, _GrantValue] = {}
+    sizes: dict[tuple[str, str, int | None], int] = {}
+    for grant in cycle_grants(members, replay.plans, cycle=cycle, fleet=fleet_rule(fleet, members)):
+        name = grant.allowance.name
+        quantity = grant.quantity
+        if grant.allowance.fixed:
+            # A pool of fixed size holds one member's grant; the others enter with nothing.
+            sizes.setdefault((grant.meter, name, grant.pool_plan_no), quantity)
+            quantity = 0
+        key = (grant.subscription_no, grant.meter, name, grant.begins_at, grant.pooled)
+        expected[key] = (quantity, grant.expires_at)
+    made: dict[_GrantKey, _GrantValue] = {}
+    made_sizes: dict[tuple[str, str, int | None], int] = {}
+    for entry in replay.entries:
+        bucket = replay.stored_buckets[entry.bucket_no]
+        if bucket.cycle_start != cycle.start or entry.subscription_no is None:
+            continue
+        _, kind, _, _, plan_no, _, meter_no, name, begins_at, expires_at, *_ = bucket.row
+        meter = METERS_BY_NO[meter_no].meter
+        quantity = entry.quantity
+        size_key = (meter, name, plan_no)
+        if kind == BucketKind.POOL and size_key in sizes:
+            made_sizes[size_key] = made_sizes.get(size_key, 0) + quantity
+            quantity = 0
+        key = (entry.subscription_no, meter, name, begins_at, kind == BucketKind.POOL)
+        made[key] = (quantity, expires_at)
+    day = cycle.first_day
+    replay.differences += _unequal(f"grant of {day}", made, expected)
+    replay.differences += _unequal(f"pool size of {day}", made_sizes, sizes)
 
 
 def _unequal(kind: str, kept: Mapping[Key, Value], replayed: Mapping[Key, Value]) -> list[str]:

@@ -1,27 +1,27 @@
 """What the auditor reads: every reading with its charges in charging order, and all kept sums."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from psycopg.rows import TupleRow
 
 from metering.period import BillCycle
-from metering.rating.account import Bucket, EpochKey, MeterUse, PoolKey, StoredReading, UseKey
+from metering.rating.account import CountKey, EpochKey, MeterUse, StoredReading, UseKey
 from metering.rating.guide import Subscription
-from metering.store.accounts import CounterEnds, counter_of_row
+from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
 from metering.usage import Reading
 
-ChargeColumns = tuple[
-    int, int, int, int, datetime, datetime, datetime, int, int, int, int, int, int
-]
+ChargeColumns = tuple[Any, ...]
 """part, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,
-from_allowance, from_pool, overage, amount"""
+variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,
+connection_fee, draw_buckets, draw_quantities"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +41,33 @@ class RunStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrantEntry:
-    """A stored grant: from which run it counts, into which account, and how much."""
+class StoredEntry:
+    """A stored bucket entry: from which run it counts, whose it is, and how much.
+
+    `subscription_no` is None for what expired.
+    """
 
     run_no: int
-    subscription_no: int
-    meter_no: int
-    cycle_start: datetime
-    pooled: bool
+    bucket_no: int
+    subscription_no: int | None
     quantity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBucket:
+    """A stored bucket: its row as the store reads it, and the cycle in which it was granted."""
+
+    row: Sequence[Any]
+    cycle_start: datetime
+    drawn: Mapping[int, int]
+    """subscription_no → what it drew, of a pool with a floor or a ceiling."""
+    members: AbstractSet[int]
+    """subscription_no of those who brought something into a pool with a floor or a ceiling."""
+
+    @property
+    def terms_plan_no(self) -> int:
+        """The plan version that says how it is drawn from."""
+        return int(self.row[5])
 
 
 async def read_from_one_snapshot(connection: Connection) -> None:
@@ -104,9 +122,11 @@ _RUN_STEPS = (
     "SELECT run_no, run_position, charge.boot_no, charge.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
     " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
-    " reading.zone, reading.rat, reading.apn, NULL::text AS reason,"
+    " reading.zone, reading.rat, reading.apn, reading.session, reading.packets,"
+    " NULL::text AS reason,"
     " part, subscription_no, plan_no, charge.meter_no, cycle_start, usage_from, usage_to,"
-    " charge.quantity, charge.uplink, from_allowance, from_pool, overage, amount"
+    " charge.quantity, charge.uplink, variant, charge.zone, band, billed, from_allowance, from_pool,"
+    " overage, priced_before, amount, connection_fee, draw_buckets, draw_quantities"
     " FROM charge LEFT JOIN reading ON reading.boot_no = charge.boot_no"
     " AND reading.seq = charge.seq AND reading.measured_at = charge.measured_at"
     " WHERE charge.fleet_no = %s"
@@ -114,9 +134,10 @@ _RUN_STEPS = (
     " SELECT run_no, run_position, parked.boot_no, parked.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
     " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
-    " reading.zone, reading.rat, reading.apn, parked.reason,"
+    " reading.zone, reading.rat, reading.apn, reading.session, reading.packets, parked.reason,"
     " NULL, NULL, NULL, NULL, NULL, usage_from, usage_to,"
-    " parked.quantity, parked.uplink, NULL, NULL, NULL, NULL"
+    " parked.quantity, parked.uplink, NULL, NULL, NULL, NULL, NULL, NULL,"
+    " NULL, NULL, NULL, NULL, NULL, NULL"
     " FROM parked LEFT JOIN reading ON reading.boot_no = parked.boot_no"
     " AND reading.seq = parked.seq AND reading.measured_at = parked.measured_at"
     " WHERE parked.fleet_no = %s"
@@ -131,39 +152,41 @@ def _step(rows: Sequence[TupleRow]) -> RunStep:
         stored = StoredReading(
             device_no=first[4],
             boot_no=first[2],
-            reading=reading_of((first[3], *first[5:17])),
+            reading=reading_of((first[3], *first[5:19])),
         )
-    reason = first[17]
+    reason = first[19]
     return RunStep(
         run_no=first[0],
         run_position=first[1],
         boot_no=first[2],
         seq=first[3],
         stored=stored,
-        charges=[(*row[18:30], int(row[30])) for row in rows if row[17] is None],
-        parked=(reason, first[25], first[26], first[23], first[24]) if reason else None,
+        charges=[tuple(row[20:]) for row in rows if row[19] is None],
+        parked=(reason, first[27], first[28], first[25], first[26]) if reason else None,
     )
 
 
-async def stored_grants(connection: Connection, fleet_no: int) -> list[GrantEntry]:
-    """Return a fleet's grants in the order in which they count."""
+async def stored_entries(connection: Connection, fleet_no: int) -> list[StoredEntry]:
+    """Return the entries of a fleet's buckets in the order in which they count."""
     found = await connection.execute(
-        "SELECT run_no, bucket_entry.subscription_no, meter_no, cycle_start, bucket.kind = 'pool',"
-        " quantity FROM bucket_entry JOIN bucket USING (bucket_no)"
+        "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity"
+        " FROM bucket_entry JOIN bucket USING (bucket_no)"
         " WHERE fleet_no = %s ORDER BY run_no, bucket_entry_no",
         [fleet_no],
     )
     return [
-        GrantEntry(
-            run_no=row[0],
-            subscription_no=row[1],
-            meter_no=row[2],
-            cycle_start=row[3],
-            pooled=row[4],
-            quantity=int(row[5]),
-        )
+        StoredEntry(run_no=row[0], bucket_no=row[1], subscription_no=row[2], quantity=int(row[3]))
         for row in await found.fetchall()
     ]
+
+
+async def stored_openings(connection: Connection, fleet_no: int) -> list[tuple[int, datetime]]:
+    """Return in which run each of a fleet's cycles was opened, ascending: `(run_no, cycle_start)`."""
+    found = await connection.execute(
+        "SELECT run_no, cycle_start FROM fleet_cycle WHERE fleet_no = %s ORDER BY run_no, cycle_start",
+        [fleet_no],
+    )
+    return [(row[0], row[1]) for row in await found.fetchall()]
 
 
 async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle]:
@@ -182,33 +205,55 @@ async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle
 async def stored_uses(connection: Connection, fleet_no: int) -> dict[UseKey, MeterUse]:
     """Return a fleet's kept cumulative use."""
     found = await connection.execute(
-        "SELECT subscription_no, meter_no, cycle_start, records, quantity, uplink, from_allowance,"
-        " from_pool, overage, amount FROM meter_use WHERE fleet_no = %s",
+        "SELECT subscription_no, meter_no, cycle_start, variant, records, quantity, uplink, billed,"
+        " from_allowance, from_pool, overage, amount FROM meter_use WHERE fleet_no = %s",
         [fleet_no],
     )
     return {
-        (row[0], row[1], row[2]): MeterUse(*map(int, row[3:])) for row in await found.fetchall()
+        (row[0], row[1], row[2], row[3]): MeterUse(*map(int, row[4:]))
+        for row in await found.fetchall()
     }
 
 
-async def stored_buckets(
-    connection: Connection, fleet_no: int
-) -> tuple[dict[UseKey, Bucket], dict[PoolKey, Bucket]]:
-    """Return a fleet's kept balances: own allowances, and pools."""
+async def stored_counts(connection: Connection, fleet_no: int) -> dict[CountKey, int]:
+    """Return a fleet's kept counts."""
     found = await connection.execute(
-        "SELECT kind, subscription_no, meter_no, cycle_start, granted, used FROM bucket"
+        "SELECT subscription_no, meter_no, cycle_start, variant, name, quantity FROM rating_count"
         " WHERE fleet_no = %s",
         [fleet_no],
     )
-    allowances: dict[UseKey, Bucket] = {}
-    pools: dict[PoolKey, Bucket] = {}
-    for row in await found.fetchall():
-        bucket = Bucket(int(row[4]), int(row[5]))
-        if row[0] == "pool":
-            pools[fleet_no, row[2], row[3]] = bucket
-        else:
-            allowances[row[1], row[2], row[3]] = bucket
-    return allowances, pools
+    return {(row[0], row[1], row[2], row[3], row[4]): int(row[5]) for row in await found.fetchall()}
+
+
+async def stored_buckets(connection: Connection, fleet_no: int) -> dict[int, StoredBucket]:
+    """Return a fleet's buckets by number."""
+    found = await connection.execute(
+        f"SELECT {BUCKET_COLUMNS}, cycle_start FROM bucket"  # noqa: S608 - columns of the store
+        " WHERE fleet_no = %s ORDER BY bucket_no",
+        [fleet_no],
+    )
+    rows = await found.fetchall()
+    found = await connection.execute(
+        "SELECT bucket_no, pool_draw.subscription_no, drawn, member"
+        " FROM pool_draw JOIN bucket USING (bucket_no) WHERE fleet_no = %s",
+        [fleet_no],
+    )
+    draws: dict[int, dict[int, int]] = {}
+    members: dict[int, set[int]] = {}
+    for bucket_no, subscription_no, drawn, member in await found.fetchall():
+        if drawn:
+            draws.setdefault(bucket_no, {})[subscription_no] = int(drawn)
+        if member:
+            members.setdefault(bucket_no, set()).add(subscription_no)
+    return {
+        row[0]: StoredBucket(
+            row=row[:-1],
+            cycle_start=row[-1],
+            drawn=draws.get(row[0], {}),
+            members=members.get(row[0], set()),
+        )
+        for row in rows
+    }
 
 
 HourKey = tuple[int, int, int, datetime]
@@ -230,18 +275,6 @@ async def stored_hours(
         )
         for row in await found.fetchall()
     }  # fmt: skip
-
-
-async def stored_fees(
-    connection: Connection, fleet_no: int
-) -> dict[tuple[int, datetime], tuple[int, int, int]]:
-    """Return a fleet's recurring charges: days, amount and sub-units, by subscription and cycle."""
-    found = await connection.execute(
-        "SELECT subscription_no, cycle_start, days, amount, subunits_per_unit FROM recurring_charge"
-        " WHERE fleet_no = %s AND kind = 'monthly_fee'",
-        [fleet_no],
-    )
-    return {(row[0], row[1]): (row[2], int(row[3]), int(row[4])) for row in await found.fetchall()}
 
 
 async def stored_counters(connection: Connection, fleet_no: int) -> dict[EpochKey, CounterEnds]:
@@ -365,6 +398,7 @@ async def readings_by_name(
         "SELECT given.tenant_id, given.device_id, given.boot_id, reading.seq, reading.measured_at,"
         " reading.meter_no, reading.kind, reading.uplink, reading.downlink, reading.quantity,"
         " reading.since, reading.epoch, reading.width, reading.zone, reading.rat, reading.apn,"
+        " reading.session, reading.packets,"
         " (SELECT sum(charge.quantity) FROM charge WHERE charge.boot_no = reading.boot_no"
         "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at),"
         " EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
@@ -381,9 +415,9 @@ async def readings_by_name(
     return {
         key: [
             ReadingFate(
-                reading=reading_of(row[3:16]),
-                charged=None if row[16] is None else int(row[16]),
-                parked=row[17],
+                reading=reading_of(row[3:18]),
+                charged=None if row[18] is None else int(row[18]),
+                parked=row[19],
             )
             for row in same
         ]

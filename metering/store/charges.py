@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from metering.rating.account import Charge, StoredReading, Usage
+from metering.rating.charge import ChargeParts
 from metering.rating.guide import ParkReason
 from metering.store.connection import Connection
 
@@ -33,11 +34,13 @@ class ParkedReading:
 _CHARGE_COLUMNS = (
     "measured_at, charged_at, run_no, run_position, boot_no, seq, part, device_no, fleet_no,"
     " subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,"
-    " from_allowance, from_pool, overage, amount"
+    " variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,"
+    " connection_fee, draw_buckets, draw_quantities"
 )
 _CHARGE_TYPES = (
     "timestamptz timestamptz int8 int4 int8 int8 int2 int8 int4"
-    " int8 int4 int2 timestamptz timestamptz timestamptz int8 int8 int8 int8 int8 numeric"
+    " int8 int4 int2 timestamptz timestamptz timestamptz int8 int8"
+    " int2 text text int8 int8 int8 int8 numeric numeric numeric int8[] int8[]"
 ).split()
 
 
@@ -61,8 +64,9 @@ async def store_charges(
                         stored.reading.seq, record.part, stored.device_no, each.fleet_no,
                         subscription.subscription_no, subscription.plan_no, meter_no,
                         record.cycle.start, record.start, record.end, record.quantity,
-                        record.uplink, parts.from_allowance, parts.from_pool, parts.overage,
-                        parts.amount,
+                        record.uplink, record.variant, record.zone, record.band, parts.billed,
+                        parts.from_allowance, parts.from_pool, parts.overage, parts.before,
+                        parts.amount, parts.connection_fee, *draw_columns(parts),
                     )
                 )  # fmt: skip
                 key = (stored.device_no, meter_no, subscription.plan_no, hour_of(record.start))
@@ -73,6 +77,16 @@ async def store_charges(
                 sums[4] += parts.overage
                 sums[5] += parts.amount
     await _add_to_hours(connection, hours)
+
+
+def draw_columns(parts: ChargeParts) -> tuple[list[int] | None, list[int] | None]:
+    """Return the numbers of the buckets that paid, and what each did; None where none did."""
+    if not parts.draws:
+        return None, None
+    return (
+        [int(draw.bucket.bucket_id) for draw in parts.draws],
+        [draw.quantity for draw in parts.draws],
+    )
 
 
 def hour_of(instant: datetime) -> datetime:

@@ -1,24 +1,20 @@
 """Opened bill cycles: which there are, whom they concern, and what opening them wrote."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from metering.money import Money
 from metering.period import BillCycle
+from metering.rating.bucket import BucketKind
+from metering.rating.grants import Grant
 from metering.rating.guide import Subscription
-from metering.rating.proration import Grant
+from metering.rating.lots import LotsKey, LotTerms
+from metering.rating.membership import Member, StateChange
+from metering.rating.plan import DeviceState, PlanTerms
+from metering.store.accounts import BUCKET_COLUMNS, buckets_of_rows
 from metering.store.connection import Connection
-from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecurringFee:
-    """A subscription's fee of one cycle, for the days on which it runs."""
-
-    subscription_no: int
-    days: int
-    amount: Money
+from metering.store.registry import Fleet, fleet_of_row
+from metering.usage import METERS
 
 
 async def opened_cycles(
@@ -35,16 +31,15 @@ async def opened_cycles(
 
 
 async def insert_cycle(
-    connection: Connection, fleet_no: int, cycle: BillCycle, *, now: datetime
-) -> bool:
-    """Mark a cycle as open and return True; False when it already was."""
-    inserted = await connection.execute(
+    connection: Connection, fleet_no: int, cycle: BillCycle, *, run_no: int, now: datetime
+) -> None:
+    """Mark a cycle that is not open as opened in a charging run."""
+    await connection.execute(
         "INSERT INTO fleet_cycle"
-        " (fleet_no, cycle_start, cycle_end, first_day, next_first_day, opened_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (fleet_no, cycle_start) DO NOTHING",
-        [fleet_no, cycle.start, cycle.end, cycle.first_day, cycle.next_first_day, now],
+        " (fleet_no, cycle_start, cycle_end, first_day, next_first_day, opened_at, run_no)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        [fleet_no, cycle.start, cycle.end, cycle.first_day, cycle.next_first_day, now, run_no],
     )
-    return inserted.rowcount == 1
 
 
 async def cycles_open_in(
@@ -63,112 +58,209 @@ async def cycles_open_in(
     ]
 
 
-async def billed_subscriptions(
-    connection: Connection, fleet_no: int, cycle: BillCycle
-) -> list[Subscription]:
-    """Return the subscriptions in a cycle whose device is active when they begin in it.
+async def fleet_members(
+    connection: Connection, fleet_no: int, *, begins: datetime | None, ends: datetime | None
+) -> list[Member]:
+    """Return a fleet's devices that have a subscription in `[begins, ends)`, with all of their history.
 
-    What begins in the cycle is looked at when it begins, what began before at the cycle's start.
+    None is an end without bound.
     """
     found = await connection.execute(
-        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid)"
-        " FROM device JOIN subscription USING (device_no)"
-        " WHERE fleet_no = %s AND valid && tstzrange(%s, %s) AND 'active' = ("
-        "   SELECT state FROM device_state_change AS change"
-        "   WHERE change.device_no = device.device_no"
-        "   AND change.effective_from <= greatest(lower(valid), %s)"
-        "   ORDER BY effective_from DESC LIMIT 1)"
-        " ORDER BY subscription_no",
-        [fleet_no, cycle.start, cycle.end, cycle.start],
+        "SELECT device_no, subscription_no, plan_no, lower(valid), upper(valid)"
+        " FROM device JOIN subscription USING (device_no) WHERE fleet_no = %s"
+        " AND EXISTS (SELECT FROM subscription AS here WHERE here.device_no = device.device_no"
+        "   AND here.valid && tstzrange(%s, %s))"
+        " ORDER BY device_no, lower(valid)",
+        [fleet_no, begins, ends],
     )
-    return [subscription_of_row(row) for row in await found.fetchall()]
+    subscriptions: dict[int, list[Subscription]] = {}
+    for device_no, number, plan_no, valid_from, valid_to in await found.fetchall():
+        subscriptions.setdefault(device_no, []).append(
+            Subscription(
+                subscription_no=number,
+                device_no=device_no,
+                plan_no=plan_no,
+                valid_from=valid_from,
+                valid_to=valid_to,
+            )
+        )
+    found = await connection.execute(
+        "SELECT device_no, state, effective_from FROM device_state_change"
+        " WHERE device_no = ANY(%s) ORDER BY device_no, effective_from",
+        [list(subscriptions)],
+    )
+    states: dict[int, list[StateChange]] = {}
+    for device_no, state, effective_from in await found.fetchall():
+        states.setdefault(device_no, []).append(
+            StateChange(state=DeviceState(state), effective_from=effective_from)
+        )
+    return [
+        Member(device_no=device_no, subscriptions=own, states=states.get(device_no, []))
+        for device_no, own in subscriptions.items()
+    ]
 
 
 async def store_grants(
     connection: Connection,
     fleet_no: int,
-    cycle_start: datetime,
     grants: Sequence[Grant],
+    plans: Mapping[int, PlanTerms],
     *,
     run_no: int,
     now: datetime,
 ) -> None:
-    """Put grants into their buckets, creating those, each subscription's once.
+    """Put grants into their lots, creating those, each subscription's once.
 
     They count from charging run `run_no` on. A bucket's cached sum grows by exactly the entries
-    that were new.
+    that were new; a pool of fixed size holds one member's.
     """
-    own = [grant for grant in grants if not grant.pooled]
+    lots: dict[LotColumns, Grant] = {}
+    for grant in grants:
+        lots.setdefault(_lot_columns(grant), grant)
     await connection.execute(
-        "INSERT INTO bucket (kind, fleet_no, subscription_no, meter_no, cycle_start)"
-        " SELECT 'allowance', %s, subscription_no, meter_no, %s"
-        " FROM unnest(%s::bigint[], %s::smallint[]) AS given (subscription_no, meter_no)"
+        "INSERT INTO bucket (kind, subscription_no, plan_no, meter_no, name, begins_at, expires_at,"
+        "   cycle_start, terms_plan_no, fleet_no)"
+        " SELECT *, %s FROM unnest(%s::text[], %s::bigint[], %s::int[], %s::smallint[], %s::text[],"
+        "   %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::int[])"
         " ON CONFLICT DO NOTHING",
         [
             fleet_no,
-            cycle_start,
-            [grant.subscription_no for grant in own],
-            [grant.meter_no for grant in own],
+            *([key[column] for key in lots] for column in range(6)),
+            [grant.expires_at for grant in lots.values()],
+            [grant.cycle_start for grant in lots.values()],
+            [grant.subscription.plan_no for grant in lots.values()],
         ],
     )
-    await connection.execute(
-        "INSERT INTO bucket (kind, fleet_no, subscription_no, meter_no, cycle_start)"
-        " SELECT 'pool', %s, NULL, meter_no, %s FROM unnest(%s::smallint[]) AS given (meter_no)"
-        " ON CONFLICT DO NOTHING",
-        [fleet_no, cycle_start, sorted({grant.meter_no for grant in grants if grant.pooled})],
-    )
-    await connection.execute(
-        "WITH entered AS ("
-        "   INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, run_no,"
-        "     entered_at)"
-        "   SELECT bucket_no, 'grant', given.quantity, given.subscription_no, %s, %s"
-        "   FROM unnest(%s::bigint[], %s::smallint[], %s::boolean[], %s::numeric[])"
-        "     AS given (subscription_no, meter_no, pooled, quantity)"
-        "   JOIN bucket ON bucket.meter_no = given.meter_no AND bucket.cycle_start = %s"
-        "     AND bucket.fleet_no = %s"
-        "     AND CASE WHEN given.pooled THEN bucket.kind = 'pool'"
-        "       ELSE bucket.subscription_no = given.subscription_no END"
-        "   ON CONFLICT (bucket_no, kind, subscription_no) DO NOTHING"
-        "   RETURNING bucket_no, quantity)"
-        " UPDATE bucket SET granted = granted + added.quantity"
-        " FROM (SELECT bucket_no, sum(quantity) AS quantity FROM entered GROUP BY bucket_no) AS added"
-        " WHERE bucket.bucket_no = added.bucket_no",
+    once: set[LotColumns] = set()
+    quantities: list[int] = []
+    for grant in grants:
+        key = _lot_columns(grant)
+        quantities.append(0 if grant.allowance.fixed and key in once else grant.quantity)
+        once.add(key)
+    entered = await connection.execute(
+        _ENTER_GRANTS,
         [
+            *([_lot_columns(grant)[column] for grant in grants] for column in range(6)),
+            [grant.subscription_no for grant in grants],
+            quantities,
+            [grant.allowance.fixed for grant in grants],
+            fleet_no,
             run_no,
             now,
-            [grant.subscription_no for grant in grants],
-            [grant.meter_no for grant in grants],
-            [grant.pooled for grant in grants],
-            [grant.quantity for grant in grants],
-            cycle_start,
-            fleet_no,
         ],
+    )
+    new = await entered.fetchall()
+    if new:
+        await _count_entries(connection, new, plans)
+
+
+LotColumns = tuple[str, int | None, int | None, int, str, datetime]
+"""kind, subscription_no (None of a pool), plan_no (of a plan's pool), meter_no, name, begins_at"""
+
+_ENTER_GRANTS = (
+    "WITH given AS (SELECT * FROM unnest(%s::text[], %s::bigint[], %s::int[], %s::smallint[],"
+    "     %s::text[], %s::timestamptz[], %s::bigint[], %s::numeric[], %s::boolean[])"
+    "   WITH ORDINALITY AS given (kind, owner, plan_no, meter_no, name, begins_at, subscription_no,"
+    "     quantity, fixed, position)),"
+    " placed AS (SELECT position, bucket_no, granted, given.subscription_no, given.quantity, fixed"
+    "   FROM given JOIN bucket ON bucket.kind = 'allowance' AND bucket.subscription_no = given.owner"
+    "     AND bucket.meter_no = given.meter_no AND bucket.name = given.name"
+    "     AND bucket.begins_at = given.begins_at WHERE given.kind = 'allowance'"
+    "   UNION ALL SELECT position, bucket_no, granted, given.subscription_no, given.quantity, fixed"
+    "   FROM given JOIN bucket ON bucket.kind = 'pool' AND bucket.fleet_no = %s"
+    "     AND bucket.meter_no = given.meter_no AND bucket.name = given.name"
+    "     AND bucket.begins_at = given.begins_at"
+    "     AND coalesce(bucket.plan_no, 0) = coalesce(given.plan_no, 0) WHERE given.kind = 'pool')"
+    " INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, run_no, entered_at)"
+    " SELECT bucket_no, 'grant', CASE WHEN fixed AND granted > 0 THEN 0 ELSE quantity END,"
+    "   subscription_no, %s, %s FROM placed ORDER BY position"
+    " ON CONFLICT (bucket_no, subscription_no) WHERE kind = 'grant' DO NOTHING"
+    " RETURNING bucket_no, subscription_no, quantity"
+)
+
+
+def _lot_columns(grant: Grant) -> LotColumns:
+    kind = BucketKind.POOL if grant.pooled else BucketKind.ALLOWANCE
+    owner = None if grant.pooled else grant.subscription_no
+    meter_no = METERS[grant.meter].meter_no
+    return (
+        kind.value, owner, grant.pool_plan_no, meter_no, grant.allowance.name, grant.begins_at,
+    )  # fmt: skip
+
+
+async def _count_entries(
+    connection: Connection, new: Sequence[Sequence[Any]], plans: Mapping[int, PlanTerms]
+) -> None:
+    """Let the buckets' cached sums follow new entries, and let their subscriptions into pools."""
+    counted = await connection.execute(
+        "UPDATE bucket SET granted = granted + added.quantity"  # noqa: S608 - columns of the store
+        " FROM (SELECT bucket_no, sum(quantity) AS quantity"
+        "   FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)"
+        "   GROUP BY bucket_no) AS added"
+        f" WHERE bucket.bucket_no = added.bucket_no RETURNING {BUCKET_COLUMNS}",
+        [[row[0] for row in new], [row[2] for row in new]],
+    )
+    pools = [row for row in await counted.fetchall() if row[1] == BucketKind.POOL]
+    floors = {
+        int(bucket.bucket_id): bucket.floor
+        for _, _, _, bucket in await buckets_of_rows(connection, pools, plans)
+        if bucket.floor or bucket.ceiling is not None
+    }
+    joining = [(row[0], row[1], floors[row[0]]) for row in new if row[0] in floors]
+    if not joining:
+        return
+    await connection.execute(
+        "WITH given AS (SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::numeric[])"
+        "     AS given (bucket_no, subscription_no, floor)),"
+        " member AS (INSERT INTO pool_draw (bucket_no, subscription_no, member)"
+        "   SELECT bucket_no, subscription_no, true FROM given"
+        "   ON CONFLICT (bucket_no, subscription_no) DO UPDATE SET member = true"
+        "   RETURNING bucket_no, subscription_no, drawn)"
+        " UPDATE bucket SET promised = promised + added.quantity"
+        " FROM (SELECT bucket_no, sum(greatest(0, floor - drawn)) AS quantity"
+        "   FROM member JOIN given USING (bucket_no, subscription_no) GROUP BY bucket_no) AS added"
+        " WHERE bucket.bucket_no = added.bucket_no",
+        [list(column) for column in zip(*joining, strict=True)],
     )
 
 
-async def store_fees(
+async def lots_going_on(
     connection: Connection,
     fleet_no: int,
-    cycle_start: datetime,
-    fees: Sequence[RecurringFee],
+    plans: Mapping[int, PlanTerms],
     *,
-    now: datetime,
+    cycle_start: datetime,
+) -> dict[LotsKey, list[LotTerms]]:
+    """Return a fleet's lots that go on into the cycle that starts then, by allowance."""
+    found = await connection.execute(
+        f"SELECT {BUCKET_COLUMNS} FROM bucket"  # noqa: S608 - columns of the store
+        " WHERE fleet_no = %s AND expires_at > %s AND begins_at < %s ORDER BY bucket_no",
+        [fleet_no, cycle_start, cycle_start],
+    )
+    lots: dict[LotsKey, list[LotTerms]] = {}
+    for key, _, terms, bucket in await buckets_of_rows(connection, await found.fetchall(), plans):
+        lots.setdefault(key, []).append((bucket, terms))
+    return lots
+
+
+async def store_expiries(
+    connection: Connection, lost: Sequence[tuple[int, int]], *, run_no: int, now: datetime
 ) -> None:
-    """Charge recurring fees of a cycle, each subscription's once."""
-    cursor = connection.cursor()
-    await cursor.executemany(
-        "INSERT INTO recurring_charge"
-        " (subscription_no, cycle_start, kind, fleet_no, days, amount, subunits_per_unit, charged_at)"
-        " VALUES (%s, %s, 'monthly_fee', %s, %s, %s, %s, %s)"
-        " ON CONFLICT (subscription_no, cycle_start, kind) DO NOTHING",
-        [
-            (
-                fee.subscription_no, cycle_start, fleet_no, fee.days,
-                fee.amount.count, fee.amount.per_unit, now,
-            )
-            for fee in fees
-        ],
-    )  # fmt: skip
+    """Take `(bucket_no, quantity)` away for good, from charging run `run_no` on."""
+    numbers = [number for number, _ in lost]
+    quantities = [quantity for _, quantity in lost]
+    await connection.execute(
+        "INSERT INTO bucket_entry (bucket_no, kind, quantity, run_no, entered_at)"
+        " SELECT bucket_no, 'expiry', -quantity, %s, %s"
+        " FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)",
+        [run_no, now, numbers, quantities],
+    )
+    await connection.execute(
+        "UPDATE bucket SET granted = granted - given.quantity"
+        " FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)"
+        " WHERE bucket.bucket_no = given.bucket_no",
+        [numbers, quantities],
+    )
 
 
 async def fleets_without_open_cycle(connection: Connection, now: datetime) -> list[Fleet]:

@@ -48,6 +48,7 @@ class SubscriptionView:
     """One subscription that runs in a cycle, with its plan version's terms as they are stored."""
 
     subscription_no: int
+    plan_no: int
     plan_id: str
     plan_version: int
     terms: Mapping[str, object]
@@ -57,18 +58,16 @@ class SubscriptionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionMeterView:
-    """One subscription's own allowance and use of one meter in a cycle, in base units.
+    """One subscription's use of one meter in a cycle, at all of its prices, in base units.
 
-    `granted` and `used` are None where there is no allowance bucket. `amount` counts the plan
-    version's sub-unit.
+    `amount` counts the plan version's sub-unit.
     """
 
     subscription_no: int
     meter_no: int
-    granted: int | None
-    used: int | None
     quantity: int
     uplink: int
+    billed: int
     from_allowance: int
     from_pool: int
     overage: int
@@ -168,7 +167,8 @@ async def subscriptions_in_cycle(
     return await fetch_all(
         connection,
         SubscriptionView,
-        "SELECT subscription.subscription_no, plan.plan_id, plan.version AS plan_version,"
+        "SELECT subscription.subscription_no, plan.plan_no, plan.plan_id,"
+        " plan.version AS plan_version,"
         " plan.terms, lower(subscription.valid) AS subscribed_from,"
         " upper(subscription.valid) AS subscribed_to"
         " FROM subscription JOIN device ON device.device_no = subscription.device_no"
@@ -194,28 +194,21 @@ async def meters_of_subscriptions(
     subscription_nos: list[int],
     cycle_start: datetime,
 ) -> list[SubscriptionMeterView]:
-    """Return what subscriptions of a device were granted and used in a cycle, meter by meter."""
+    """Return what subscriptions of a device used in a cycle, meter by meter."""
     return await fetch_all(
         connection,
         SubscriptionMeterView,
-        "WITH own AS (SELECT subscription.subscription_no FROM subscription"
-        "   JOIN device ON device.device_no = subscription.device_no"
-        "   WHERE device.tenant_no = %(tenant_no)s AND device.device_no = %(device_no)s"
-        "   AND subscription.subscription_no = ANY(%(subscription_nos)s)),"
-        " allowance AS (SELECT bucket.subscription_no, bucket.meter_no, bucket.granted, bucket.used"
-        "   FROM own JOIN bucket USING (subscription_no)"
-        "   WHERE bucket.kind = 'allowance' AND bucket.cycle_start = %(cycle_start)s),"
-        " total AS (SELECT use.subscription_no, use.meter_no, use.quantity, use.uplink,"
-        "   use.from_allowance, use.from_pool, use.overage, use.amount"
-        "   FROM own JOIN meter_use AS use USING (subscription_no)"
-        "   WHERE use.cycle_start = %(cycle_start)s)"
-        " SELECT subscription_no, meter_no, allowance.granted, allowance.used,"
-        " coalesce(total.quantity, 0) AS quantity, coalesce(total.uplink, 0) AS uplink,"
-        " coalesce(total.from_allowance, 0) AS from_allowance,"
-        " coalesce(total.from_pool, 0) AS from_pool, coalesce(total.overage, 0) AS overage,"
-        " coalesce(total.amount, 0) AS amount"
-        " FROM allowance FULL JOIN total USING (subscription_no, meter_no)"
-        " ORDER BY subscription_no, meter_no",
+        "SELECT use.subscription_no, use.meter_no, sum(use.quantity) AS quantity,"
+        " sum(use.uplink) AS uplink, sum(use.billed) AS billed,"
+        " sum(use.from_allowance) AS from_allowance, sum(use.from_pool) AS from_pool,"
+        " sum(use.overage) AS overage, sum(use.amount) AS amount"
+        " FROM device JOIN subscription ON subscription.device_no = device.device_no"
+        " JOIN meter_use AS use ON use.subscription_no = subscription.subscription_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND device.device_no = %(device_no)s"
+        " AND subscription.subscription_no = ANY(%(subscription_nos)s)"
+        " AND use.cycle_start = %(cycle_start)s"
+        " GROUP BY use.subscription_no, use.meter_no"
+        " ORDER BY use.subscription_no, use.meter_no",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,

@@ -1,4 +1,4 @@
-"""What the API reads of fleets: who they are, their opened cycles and their pools."""
+"""What the API reads of fleets: who they are, and when their cycles were opened."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,15 +21,6 @@ class FleetView:
     anchor_day: int
     created_at: datetime
     devices: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolView:
-    """The shared bucket of one meter in one cycle, in the meter's base unit."""
-
-    meter_no: int
-    granted: int
-    used: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,19 +75,3 @@ async def cycle_opened_at(
         {"tenant_no": tenant_no, "fleet_no": fleet_no, "cycle_start": cycle_start},
     )
     return None if opened is None else opened.opened_at
-
-
-async def pools_of_fleet(
-    connection: Connection, tenant_no: TenantNo, *, fleet_no: int, cycle_start: datetime
-) -> list[PoolView]:
-    """Return a fleet's pools in one cycle, ascending by meter."""
-    return await fetch_all(
-        connection,
-        PoolView,
-        "SELECT bucket.meter_no, bucket.granted, bucket.used FROM bucket"
-        " JOIN fleet ON fleet.fleet_no = bucket.fleet_no"
-        " WHERE fleet.tenant_no = %(tenant_no)s AND bucket.fleet_no = %(fleet_no)s"
-        " AND bucket.cycle_start = %(cycle_start)s AND bucket.kind = 'pool'"
-        " ORDER BY bucket.meter_no",
-        {"tenant_no": tenant_no, "fleet_no": fleet_no, "cycle_start": cycle_start},
-    )

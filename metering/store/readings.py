@@ -115,11 +115,12 @@ async def store_arrivals(
 
 _READING_COLUMNS = (
     "measured_at, received_at, published_at, batch_no, boot_no, seq, device_no, shard_no, meter_no,"
-    " kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn"
+    " kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn,"
+    " session, packets"
 )
 _READING_TYPES = (
     "timestamptz timestamptz timestamptz int8 int8 int8 int8 int2 int2"
-    " int2 int8 int8 int8 timestamptz text int2 text text text"
+    " int2 int8 int8 int8 timestamptz text int2 text text text text int8"
 ).split()
 
 
@@ -153,6 +154,8 @@ async def store_readings(
                     reading.zone,
                     reading.rat,
                     reading.apn,
+                    reading.session,
+                    reading.packets,
                 )
             )
     await _queue_work(connection, batch_no, admitted)
@@ -187,7 +190,7 @@ async def stored_readings(
     times = [key[2] for key in keys]
     found = await connection.execute(
         "SELECT boot_no, seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch,"
-        " width, zone, rat, apn"
+        " width, zone, rat, apn, session, packets"
         " FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[])"
         " AS given (boot_no, seq, measured_at)"
         " JOIN reading USING (boot_no, seq, measured_at)"
@@ -198,10 +201,11 @@ async def stored_readings(
 
 
 def reading_of(row: Sequence[Any]) -> Reading:
-    """Return the reading in a row of seq, measured_at, meter_no, kind … apn, as stored."""
+    """Return the reading in a row of seq, measured_at, meter_no, kind … packets, as stored."""
     seq, at, meter_no, kind, *rest = row
     names = (
         "uplink", "downlink", "quantity", "since", "epoch", "width", "zone", "rat", "apn",
+        "session", "packets",
     )  # fmt: skip
     return Reading(
         seq=seq,

@@ -1,21 +1,26 @@
 """Who is metered and what they are sold: tenants, fleets, devices, plans, subscriptions."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Protocol
 
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json
 from psycopg.types.range import TimestamptzRange
 
 from metering.errors import InvalidValue, NotFound
 from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
 from metering.money import minor_digits
-from metering.period import cycle_of_day, zone
-from metering.plan_document import PlanDocument, stored_terms
+from metering.period import Calendar, cycle_of_day, local_day, zone
+from metering.plan_document import PlanDocument, stored_document, stored_terms
 from metering.rating.guide import Subscription
+from metering.rating.membership import Fleet as FleetRule
+from metering.rating.membership import Member
 from metering.rating.plan import PlanTerms
 from metering.store.connection import Connection
+from metering.usage import METERS
 
 SHARDS = 64
 """How many charging shards there are; a fleet belongs to one for as long as it lives."""
@@ -144,21 +149,31 @@ async def ensure_devices(
 async def ensure_plan(
     connection: Connection, *, tenant: TenantNo, plan: PlanDocument, now: datetime
 ) -> PlanNo:
-    """Return the newest version of a plan, adding a version if the document differs from it."""
-    terms = plan.model_dump(mode="json")
+    """Return the newest version of a plan, adding a version if the document differs from it.
+
+    Raises `InvalidValue` when it prices a meter that devices do not publish.
+    """
+    for meter in plan.meters:
+        if meter not in METERS:
+            raise InvalidValue(
+                f"meters.{meter}",
+                f"{meter!r} is no meter that devices publish",
+                f"use one of {', '.join(METERS)}; `fleetmeter rate` takes any",
+            )
+    terms = stored_document(plan)
     found = await connection.execute(
         "SELECT plan_no, version, terms FROM plan WHERE tenant_no = %s AND plan_id = %s"
         " ORDER BY version DESC LIMIT 1",
         [tenant, plan.plan],
     )
     newest = await found.fetchone()
-    if newest is not None and newest[2] == terms:
+    if newest is not None and json.dumps(newest[2]) == json.dumps(terms):  # in the same order too
         return PlanNo(newest[0])
     version = 1 if newest is None else newest[1] + 1
     inserted = await connection.execute(
         "INSERT INTO plan (tenant_no, plan_id, version, name, terms, effective_from, created_at)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING plan_no",
-        [tenant, plan.plan, version, plan.name, Jsonb(terms), now, now],
+        [tenant, plan.plan, version, plan.name, Json(terms), now, now],
     )
     row = await inserted.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
@@ -264,9 +279,44 @@ async def subscriptions_of_devices(
 async def plan_terms(connection: Connection, plan_nos: Sequence[int]) -> dict[int, PlanTerms]:
     """Return the terms of plan versions, which never change."""
     found = await connection.execute(
-        "SELECT plan_no, terms FROM plan WHERE plan_no = ANY(%s)", [list(plan_nos)]
+        "SELECT plan_no, terms::text FROM plan WHERE plan_no = ANY(%s)", [list(plan_nos)]
     )
-    return {row[0]: stored_terms(row[1]) for row in await found.fetchall()}
+    return {row[0]: _terms_of_text(row[1]) for row in await found.fetchall()}
+
+
+@lru_cache(maxsize=1024)
+def _terms_of_text(text: str) -> PlanTerms:
+    return stored_terms(json.loads(text))
+
+
+class BillingAccount(Protocol):
+    """What a fleet's periods follow from, however it was read."""
+
+    @property
+    def currency(self) -> str:
+        """ISO 4217."""
+
+    @property
+    def time_zone(self) -> str:
+        """IANA name."""
+
+    @property
+    def anchor_day(self) -> int:
+        """The day of the month on which a cycle begins."""
+
+
+def fleet_rule(fleet: BillingAccount, members: Iterable[Member]) -> FleetRule:
+    """Return what a fleet's periods are reckoned by; it starts with its first subscription."""
+    begins = min(
+        (each.valid_from for member in members for each in member.subscriptions),
+        default=datetime(1970, 1, 1, tzinfo=UTC),
+    )
+    return FleetRule(
+        currency=fleet.currency,
+        time_zone=fleet.time_zone,
+        cycle_of=Calendar(fleet.time_zone, fleet.anchor_day).cycle_at,
+        first_day=local_day(begins, fleet.time_zone),
+    )
 
 
 def fleet_of_row(row: Sequence[Any]) -> Fleet:

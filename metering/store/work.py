@@ -85,8 +85,8 @@ async def readmit(connection: Connection) -> int:
 
 QUEUED_READINGS = (
     "SELECT shard_no, batch_no, device_no, boot_no, published_at, received_at,"
-    " seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn"
-    " FROM reading WHERE batch_no = ANY(%s) AND measured_at BETWEEN %s AND %s"
+    " seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn,"
+    " session, packets FROM reading WHERE batch_no = ANY(%s) AND measured_at BETWEEN %s AND %s"
 )
 
 

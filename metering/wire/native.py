@@ -92,6 +92,8 @@ class NativeReading(BaseModel):
     zone: _Label | None = None
     rat: _Label | None = None
     apn: _Label | None = None
+    session: _Label | None = None
+    packets: _Quantity | None = None
 
 
 class NativeMessage(BaseModel):
@@ -249,6 +251,8 @@ def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
         zone=given.zone,
         rat=given.rat,
         apn=given.apn,
+        session=given.session,
+        packets=given.packets or 0,
     )
 
 
@@ -357,5 +361,7 @@ def _reading_fields(reading: Reading) -> dict[str, object]:
         "zone": reading.zone,
         "rat": reading.rat,
         "apn": reading.apn,
+        "session": reading.session,
+        "packets": reading.packets or None,
     }
     return fields | {name: value for name, value in optional.items() if value is not None}

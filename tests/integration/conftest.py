@@ -32,6 +32,8 @@ from metering.store.registry import (
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+JOINED = [BEGAN, BEGAN, datetime(2026, 4, 10, 22, tzinfo=UTC)]
+"""When each of a fleet's three devices is subscribed: the last for 20 of April's 30 days."""
 CYCLE = cycle_at(NOW, "Europe/Berlin", 1)
 
 
@@ -130,14 +132,18 @@ async def _tenant(connection: Connection, name: str) -> str:
         connection, fleet=fleet, device_ids=device_ids, active_from=BEGAN, now=BEGAN
     )
     plan_no = await ensure_plan(connection, tenant=tenant, plan=read_plan(_plan(name)), now=BEGAN)
-    subscriptions = await insert_subscriptions(
-        connection,
-        device_nos=list(numbers.values()),
-        plan_no=plan_no,
-        valid_from=BEGAN,
-        valid_to=None,
-    )
-    await _charged(connection, fleet, subscriptions)
+    subscriptions = [
+        number
+        for position, device_id in enumerate(device_ids)
+        for number in await insert_subscriptions(
+            connection,
+            device_nos=[numbers[device_id]],
+            plan_no=plan_no,
+            valid_from=JOINED[position],
+            valid_to=None,
+        )
+    ]
+    await _charged(connection, fleet, plan_no, subscriptions)
     await _arrived(connection, tenant, fleet, numbers[f"{name}-1"], f"{name}-1")
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
 
@@ -172,9 +178,11 @@ async def _fleet(connection: Connection, tenant: TenantNo, fleet_id: str, curren
     )
 
 
-async def _charged(connection: Connection, fleet: Fleet, subscriptions: list[int]) -> None:
+async def _charged(
+    connection: Connection, fleet: Fleet, plan_no: int, subscriptions: list[int]
+) -> None:
     """Write what charging would have: the pool is used up, one device went over it."""
-    first, second, third = subscriptions
+    first, second, _ = subscriptions
     await connection.execute(
         "INSERT INTO fleet_cycle"
         " (fleet_no, cycle_start, cycle_end, first_day, next_first_day, opened_at)"
@@ -188,35 +196,36 @@ async def _charged(connection: Connection, fleet: Fleet, subscriptions: list[int
             CYCLE.start,
         ],
     )
+    values = {
+        "fleet": fleet.fleet_no,
+        "start": CYCLE.start,
+        "end": CYCLE.end,
+        "plan": plan_no,
+        "first": first,
+        "second": second,
+    }
     await connection.execute(
-        "INSERT INTO bucket"
-        " (kind, fleet_no, subscription_no, meter_no, cycle_start, granted, used)"
-        " VALUES ('pool', %(fleet)s, NULL, 1, %(start)s, 300000000, 300000000),"
-        " ('allowance', %(fleet)s, %(first)s, 2, %(start)s, 10, 10),"
-        " ('allowance', %(fleet)s, %(second)s, 2, %(start)s, 10, 4)",
-        {"fleet": fleet.fleet_no, "start": CYCLE.start, "first": first, "second": second},
+        "INSERT INTO bucket (kind, fleet_no, subscription_no, meter_no, name, cycle_start,"
+        "   begins_at, expires_at, terms_plan_no, granted, used)"
+        " SELECT given.*, %(start)s, %(start)s, %(end)s, %(plan)s, granted, used FROM (VALUES"
+        " ('pool', %(fleet)s, NULL::bigint, 1, 'pool'),"
+        " ('allowance', %(fleet)s, %(first)s, 2, 'allowance'),"
+        " ('allowance', %(fleet)s, %(second)s, 2, 'allowance'))"
+        "   AS given (kind, fleet_no, subscription_no, meter_no, name)"
+        " JOIN (VALUES (NULL, 300000000, 300000000), (%(first)s, 10, 10), (%(second)s, 10, 4))"
+        "   AS held (owner, granted, used) ON owner IS NOT DISTINCT FROM subscription_no",
+        values,
     )
     await connection.execute(
         "INSERT INTO meter_use (subscription_no, meter_no, cycle_start, fleet_no, records,"
-        " quantity, uplink, from_allowance, from_pool, overage, amount)"
-        " VALUES (%(first)s, 1, %(start)s, %(fleet)s, 9, 101234567, 1000, 0, 100000000, 1234567,"
-        "   1234567),"
-        " (%(second)s, 1, %(start)s, %(fleet)s, 9, 200000000, 1000, 0, 200000000, 0, 0),"
-        " (%(first)s, 2, %(start)s, %(fleet)s, 3, 15, 0, 10, 0, 5, 3500000),"
-        " (%(second)s, 2, %(start)s, %(fleet)s, 1, 4, 0, 4, 0, 0, 0)",
-        {"fleet": fleet.fleet_no, "start": CYCLE.start, "first": first, "second": second},
+        " quantity, billed, uplink, from_allowance, from_pool, overage, amount)"
+        " VALUES (%(first)s, 1, %(start)s, %(fleet)s, 9, 101234567, 101234567, 1000, 0, 100000000,"
+        "   1234567, 1234567),"
+        " (%(second)s, 1, %(start)s, %(fleet)s, 9, 200000000, 200000000, 1000, 0, 200000000, 0, 0),"
+        " (%(first)s, 2, %(start)s, %(fleet)s, 3, 15, 15, 0, 10, 0, 5, 3500000),"
+        " (%(second)s, 2, %(start)s, %(fleet)s, 1, 4, 4, 0, 4, 0, 0, 0)",
+        values,
     )
-    for subscription_no, days, amount, per_unit in (
-        (first, 30, 5, 1),
-        (second, 30, 5, 1),
-        (third, 20, 10, 3),
-    ):
-        await connection.execute(
-            "INSERT INTO recurring_charge (subscription_no, cycle_start, kind, fleet_no, days,"
-            " amount, subunits_per_unit, charged_at)"
-            " VALUES (%s, %s, 'monthly_fee', %s, %s, %s, %s, %s)",
-            [subscription_no, CYCLE.start, fleet.fleet_no, days, amount, per_unit, NOW],
-        )
 
 
 async def _arrived(

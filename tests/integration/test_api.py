@@ -150,11 +150,17 @@ def test_a_fleets_balance(api: "ApiUnderTest") -> None:
         "first_day": "2026-04-01",
         "next_first_day": "2026-05-01",
     }
+    held = {"granted": 300_000_000, "used": 300_000_000, "left": 0}
+    span = {"begins_at": "2026-03-31T22:00:00Z", "expires_at": "2026-04-30T22:00:00Z"}
     assert balance["pools"] == [
         {
             "meter": "data",
             "unit": "octet",
-            "pool": {"granted": 300_000_000, "used": 300_000_000, "left": 0},
+            "name": "pool",
+            "plan_id": None,
+            "plan_version": None,
+            "pool": held,
+            "lots": [held | span],
         }
     ]
     assert body(api.acme.get("/v1/fleets/acme-empty/balance"))["pools"] == []
@@ -166,11 +172,16 @@ def test_a_fleets_bill(api: "ApiUnderTest") -> None:
     bill = body(api.acme.get("/v1/fleets/acme-north/bill"))
     assert bill["total"] == "13.80"
     assert bill["currency"] == "EUR"
-    fee, data, sms = bill["lines"]
-    assert (fee["kind"], fee["subscriptions"], fee["subscription_days"]) == ("monthly_fee", 3, 80)
-    assert (fee["unit_price"], fee["amount"]) == ("5.00", "13.33")
+    assert bill["exact_total"] == "13.806790033333333333333333333333"
+    data, sms, fee = bill["lines"]
+    assert (fee["kind"], fee["name"], fee["devices"]) == ("fee", "monthly_fee", 3)
+    assert fee["shares"] == "2.666666666666666666666666666667"
+    assert (fee["term_start"], fee["term_end"]) == (bill["cycle"]["start"], bill["cycle"]["end"])
+    assert (fee["due_at"], fee["amount"]) == (bill["cycle"]["end"], "13.33")
     assert fee["exact_amount"] == "13.333333333333333333333333333333"
-    assert (data["meter"], data["subscriptions"], data["quantity"]) == ("data", 2, 301_234_567)
+    assert (data["kind"], data["meter"], data["variant"]) == ("usage", "data", None)
+    assert (data["devices"], data["records"], data["quantity"]) == (2, 18, 301_234_567)
+    assert data["billed_quantity"] == data["quantity"]
     assert (data["from_pool_quantity"], data["overage_quantity"]) == (300_000_000, 1_234_567)
     assert (data["unit_price"], data["unit_price_per"]) == ("0.10", 1_000_000)
     assert (data["amount"], data["exact_amount"]) == ("0.12", "0.1234567")
@@ -184,7 +195,9 @@ def test_an_empty_bill_and_one_of_another_cycle(api: "ApiUnderTest") -> None:
     march = body(
         api.acme.get("/v1/fleets/acme-north/bill", params={"at": "2026-03-31T23:59:59+02:00"})
     )
-    assert (march["lines"], march["total"]) == ([], "0.00")
+    # In March nothing was used; two devices owe their fees.
+    (fee,) = march["lines"]
+    assert (fee["kind"], fee["devices"], march["total"]) == ("fee", 2, "10.00")
     assert march["cycle"]["first_day"] == "2026-03-01"
     april = {"at": "2026-04-01T00:00:00+02:00"}
     assert body(api.acme.get("/v1/fleets/acme-north/bill", params=april))["total"] == "13.80"
@@ -196,7 +209,7 @@ def test_a_bill_that_would_mix_currencies_is_refused(api: "ApiUnderTest") -> Non
 
     api.execute(change)
     refused = problem(api.acme.get("/v1/fleets/acme-north/bill"), 409)
-    assert "'acme-basic' version 1 is in EUR, its fleet's bill in USD" in refused["detail"]
+    assert "plan 'acme-basic' is in EUR, its fleet's bill in USD" in refused["detail"]
 
 
 def test_a_device_with_its_gaps(api: "ApiUnderTest") -> None:
@@ -228,7 +241,11 @@ def test_a_devices_balance(api: "ApiUnderTest") -> None:
     assert data["overage"] == {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
     assert sms["allowance"] == {"granted": 10, "used": 10, "left": 0}
     assert sms["pool"] is None
-    assert (sms["quantity"], sms["overage_quantity"]) == (15, 5)
+    assert (sms["quantity"], sms["billed_quantity"], sms["overage_quantity"]) == (15, 15, 5)
+    (bucket,) = sms["buckets"]
+    assert (bucket["name"], bucket["kind"], bucket["left"]) == ("allowance", "allowance", 0)
+    assert bucket["expires_at"] == "2026-04-30T22:00:00Z"
+    assert [bucket["kind"] for bucket in data["buckets"]] == ["pool"]
     idle_data, idle_sms = body(api.acme.get("/v1/devices/acme-3/balance"))["meters"]
     assert (idle_data["quantity"], idle_sms["overage"]["amount"]) == (0, "0.00")
 
@@ -478,7 +495,10 @@ def test_each_operation_is_described_with_an_example(path: str) -> None:
         model = getattr(schemas, content["schema"]["$ref"].rpartition("/")[2])
         assert issubclass(model, BaseModel)
         (example,) = model.model_json_schema()["examples"]
-        assert model.model_validate(example).model_dump(mode="json") == example
+        # A plan is shown as it was stated: what it leaves open is left out.
+        stated = path == "/v1/plans/{plan_id}"
+        answer = model.model_validate(example).model_dump(mode="json", exclude_unset=stated)
+        assert answer == example
     else:
         assert content["example"]
     for status in ("401", "422", "503") if path.startswith("/v1/") else ("503",):
