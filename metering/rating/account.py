@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from metering.period import Calendar, local_day, split_by_time
-from metering.rating.band import BandTable
+from metering.rating.band import BandTable, Crossing
 from metering.rating.bucket import Bucket
 from metering.rating.charge import ChargeParts, charge
 from metering.rating.counter import CounterEvent, CounterPoint, growth
@@ -289,7 +289,8 @@ def _priced(
     for record in records:
         terms = plans[record.subscription.plan_no]
         placed = record._replace(zone=_zone_of(usage, terms))
-        pieces += _by_band(placed, fleet.bands_of(record.subscription.plan_no, terms))
+        bands = fleet.bands_of(record.subscription.plan_no, terms)
+        pieces += _by_band(placed, bands, usage.start)
     found: list[UsageRecord] = []
     for piece in _shared_out(pieces, usage, meter, plans):
         terms = plans[piece.subscription.plan_no]
@@ -345,10 +346,12 @@ def _billed(
     return found
 
 
-def _by_band(record: UsageRecord, bands: BandTable | None) -> list[UsageRecord]:
-    """Split a record where its time band changes, unless its start decides for all of it."""
+def _by_band(record: UsageRecord, bands: BandTable | None, start: datetime) -> list[UsageRecord]:
+    """Split a record where its time band changes, unless the reading's start decides for all of it."""
     if bands is None:
         return [record]
+    if bands.crossing is Crossing.START:
+        return [record._replace(band=bands.band_at(start))]
     cuts = bands.split(record.start, record.end) if record.start < record.end else []
     edges = [record.start, *cuts, record.end]
     return [
@@ -410,7 +413,7 @@ def _group(increment: Increment, usage: Usage, record: UsageRecord, time_zone: s
 
 
 class Borne:
-    """What earlier records of one reading bore: its connection fee, and units priced alone."""
+    """What earlier records of one reading bore: its connection, and units priced alone."""
 
     __slots__ = ("alone", "connected")
 
@@ -497,10 +500,10 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
         before = accounts.counts.get(counter, 0)
     else:
         before = (borne.alone or {}).get(walk, 0) if price.counts_alone else use.overage
-    fee_due = terms.connection_fees[meter][record.variant]
-    connection = _connection(record, usage.session, meter_no) if fee_due else None
-    if borne.connected or not usage.quantity or connection in accounts.counts:
-        fee_due = 0
+    fees = terms.connection_fees[meter]
+    connects = bool(usage.quantity) and any(fees)
+    connection = _connection(record, usage.session, meter_no) if connects else None
+    is_first = connects and not borne.connected and connection not in accounts.counts
     parts = charge(
         record,
         billed,
@@ -508,14 +511,15 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
         rate=terms.rates[meter][record.variant],
         before=before,
         terms=terms,
-        connection_fee=fee_due,
+        connection_fee=fees[record.variant] if is_first else 0,
         fee_on_allowance=price.connection_fee_on_allowance,
     )
     if counter is not None:
         accounts.counts[counter] = before + parts.overage
     elif price.counts_alone:
         borne.alone = (borne.alone or {}) | {walk: before + parts.overage}
-    if parts.connection_fee:
+    # The first record of which anything is priced bears the fee, even if its own price has none.
+    if is_first and (parts.overage or (price.connection_fee_on_allowance and parts.billed)):
         borne.connected = True
         if connection is not None:
             accounts.counts[connection] = 1
@@ -538,10 +542,11 @@ def count_keys(
         if of_meter.plain:
             continue
         price = of_meter.variants[record.variant].price
+        connects = any(each.price.connection_fee for each in of_meter.variants)
         if record.group is not None:
             keys.add(_group_count(record, meter_no))
         keys.add(_price_count(price, record, usage, meter_no, fleet_no))
-        if price.connection_fee:
+        if connects:
             keys.add(_connection(record, usage.session, meter_no))
     return {key for key in keys if key is not None}
 
