@@ -33,9 +33,9 @@ def as_tables(run: RatingRun) -> Iterator[str]:
     for period in run.periods:
         statement = period.statement
         yield f"{_local(run, period.cycle.start)} to {_local(run, period.cycle.end)}"
-        yield from _record_table(run, period.records)
+        if period.records:
+            yield from _record_table(run, period.records)
         yield from _line_table(run, statement)
-        yield ""
     if len(run.periods) != 1:
         yield f"total {run.total:f} {run.currency}"
     for line in run.rejected:
