@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
 
+_NO_BEGINNING = datetime.min.replace(tzinfo=UTC)
 _NO_END = datetime.max.replace(tzinfo=UTC)
 
 
@@ -59,15 +60,13 @@ class Bucket:
 
     @property
     def burn_key(self) -> BurnKey:
-        """Its place among others: priority, then soonest expiry, then creation, then id.
-
-        Lots of an allowance that burns its newest first stand the other way round.
-        """
-        expires = self.expires_at or _NO_END
-        created = self.created_at or datetime.min.replace(tzinfo=UTC)
-        if self.newest_first:
-            expires = _NO_END - (expires - datetime.min.replace(tzinfo=UTC))
-        return (self.priority, expires, created, self.bucket_id)
+        """Its place among others: priority, then soonest expiry, then creation, then id."""
+        return (
+            self.priority,
+            self.expires_at or _NO_END,
+            self.created_at or _NO_BEGINNING,
+            self.bucket_id,
+        )
 
     def admits(self, instant: datetime, zone: str | None, band: str | None) -> bool:
         """Whether usage that began then, there, may draw from it."""
@@ -124,5 +123,16 @@ class Bucket:
 
 
 def burn_order(buckets: Iterable[Bucket]) -> list[Bucket]:
-    """Return buckets in the order in which they burn."""
-    return sorted(buckets, key=lambda bucket: bucket.burn_key)
+    """Return buckets in the order in which they burn.
+
+    Lots of an allowance that burns its newest first stand together where the newest stands.
+    """
+    found = sorted(buckets, key=lambda bucket: bucket.burn_key)
+    newest = {bucket.name: bucket.burn_key for bucket in found if bucket.newest_first}
+    if not newest:
+        return found
+    found.reverse()
+    return sorted(
+        found,
+        key=lambda bucket: newest[bucket.name] if bucket.newest_first else bucket.burn_key,
+    )

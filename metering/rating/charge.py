@@ -61,6 +61,7 @@ def charge(
     rest = billed
     own = pooled = priced = paid = 0
     draws: list[Draw] = []
+    whole_only: list[Bucket] = []
     for position, bucket in enumerate(buckets):
         if not rest:
             break
@@ -77,32 +78,54 @@ def charge(
                 else:
                     own += taken
         elif _units_follow(buckets, position, record):
-            fee = 0 if priced else connection_fee
-            units, cost = _bought(bucket, rate, before + priced, rest, fee, terms)
-            if units:
+            whole_only.append(bucket)
+            so_far = rate.increment(before, priced) + connection_fee
+            units, cost = _bought(bucket, rate, before + priced, rest, (so_far, paid), terms)
+            priced += units
+            rest -= units
+            if cost:
                 draws.append(Draw(bucket, cost))
                 paid += cost
-                priced += units
-                rest -= units
     overage = priced + rest
     fee = connection_fee if overage or (fee_on_allowance and billed) else 0
     amount = terms.record_amount(rate.increment(before, overage) + fee)
     if buckets and amount > paid:
-        paid += _pay(amount - paid, buckets, record, terms.subunits_per_unit, draws)
+        last = [bucket for bucket in buckets if bucket not in whole_only]
+        paid += _pay(amount - paid, last, record, terms.subunits_per_unit, draws)
     return ChargeParts(own, pooled, overage, amount, before, fee, paid, tuple(draws))
 
 
 def _bought(  # noqa: PLR0917 - a step of `charge`
-    bucket: Bucket, rate: Rate, before: int, rest: int, fee: int, terms: PlanTerms
+    bucket: Bucket, rate: Rate, before: int, rest: int, earlier: tuple[int, int], terms: PlanTerms
 ) -> tuple[int, int]:
-    """Let a bucket of money pay for as many whole units as it can: `(units, sub-units)`."""
-    purse = bucket.money_left(terms.subunits_per_unit) - fee
-    units = rate.affordable(before, rest, purse) if purse >= 0 else 0
+    """Let a bucket of money pay for as many whole units as it can: `(units, sub-units)`.
+
+    `earlier` is what the record costs so far, and what of that is paid.
+    """
+    so_far, paid = earlier
+    purse = bucket.money_left(terms.subunits_per_unit)
+    if not purse:
+        return 0, 0
+    units = rate.affordable(before, rest, _most_rounded_to(paid + purse, terms) - so_far)
     if not units:
         return 0, 0
-    cost = max(0, rate.increment(before, units) + fee)
+    cost = max(0, terms.record_amount(so_far + rate.increment(before, units)) - paid)
     bucket.used += Fraction(cost, terms.subunits_per_unit)
     return units, cost
+
+
+def _most_rounded_to(amount: int, terms: PlanTerms) -> int:
+    """Return the most that a record may cost to be at most `amount` once it is rounded."""
+    if terms.record_quantum is None:
+        return amount
+    low, high = amount - terms.record_quantum, amount + terms.record_quantum
+    while high - low > 1:
+        middle = (low + high) // 2
+        if terms.record_amount(middle) <= amount:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _units_follow(buckets: Sequence[Bucket], position: int, record: UsageRecord) -> bool:

@@ -13,6 +13,7 @@ from metering.rating.membership import (
     Fleet,
     Member,
     Term,
+    intervals,
     offer_holds,
     share_of,
     subscribed_intervals,
@@ -88,7 +89,8 @@ def grants_of(
 ) -> list[Grant]:
     """Return what a subscription brings in a cycle, meter by meter, allowance by allowance.
 
-    What an allowance renews otherwise than by cycle is granted in the cycle in which its lot begins.
+    What an allowance renews otherwise than by cycle is granted in the cycle in which the device is
+    first billed in its lot.
     """
     found: list[Grant] = []
     for meter, of_meter in terms.meters.items():
@@ -136,6 +138,9 @@ def _lots(
     if not active:
         return
     begins = active[0][0]
+    # A pool of fixed size is one, whenever its members begin.
+    first = fleet.begins if allowance.fixed else subscription.valid_from
+    first_day = local_day(first, fleet.time_zone)
     match allowance.renews:
         case Renews.PERIOD:
             quantity = _contribution(
@@ -143,18 +148,21 @@ def _lots(
             )
             yield cycle.start, _expiry(allowance.rollover, cycle, fleet), quantity
         case Renews.DAY:
-            ends = active[-1][1]
             day = local_day(begins, fleet.time_zone)
-            while midnight(day, fleet.time_zone) < ends:
-                start, day = midnight(day, fleet.time_zone), day + timedelta(days=1)
-                yield start, midnight(day, fleet.time_zone), allowance.quantity
+            while (start := midnight(day, fleet.time_zone)) < active[-1][1]:
+                day += timedelta(days=1)
+                end = midnight(day, fleet.time_zone)
+                if any(left < end and start < right for left, right in active):
+                    yield start, end, allowance.quantity
         case Renews.NEVER:
-            if _starts_in(member, subscription, allowance, cycle, fleet):
-                first_day = local_day(begins, fleet.time_zone)
-                yield begins, _lifetime_end(allowance, first_day, fleet), allowance.quantity
+            if not _billed_before(member, subscription, allowance, subscription.valid_from, cycle):
+                lot_begins = first if allowance.fixed else begins
+                yield lot_begins, _lifetime_end(allowance, first_day, fleet), allowance.quantity
         case Renews.WEEK | Renews.MONTH | Renews.QUARTER | Renews.YEAR:
-            for start, end in _renewals(subscription, allowance.renews, cycle, fleet):
-                yield start, end, allowance.quantity
+            for start, end in _renewals(first_day, allowance.renews, cycle, fleet):
+                in_lot = any(left < end and start < right for left, right in active)
+                if in_lot and not _billed_before(member, subscription, allowance, start, cycle):
+                    yield start, end, allowance.quantity
 
 
 def _contribution(
@@ -201,23 +209,19 @@ def _expiry(rollover: Rollover | None, cycle: BillCycle, fleet: Fleet) -> dateti
     return last.end
 
 
-def _starts_in(
+def _billed_before(
     member: Member,
     subscription: Subscription,
     allowance: AllowanceTerms,
+    begins: datetime,
     cycle: BillCycle,
-    fleet: Fleet,
 ) -> bool:
-    """Whether this is the first cycle in which the subscription's device is in a billed state."""
-    if subscription.valid_from >= cycle.start:
-        return True
-    before = Term(
-        first_day=local_day(subscription.valid_from, fleet.time_zone),
-        end_day=cycle.first_day,
-        begins=subscription.valid_from,
-        ends=cycle.start,
-    )
-    return not subscribed_intervals(member, subscription, allowance.states, before)
+    """Whether the subscription's device was billed from an instant on before a cycle: granted then."""
+    begins = max(begins, subscription.valid_from)
+    ends = cycle.start
+    if subscription.valid_to is not None:
+        ends = min(ends, subscription.valid_to)
+    return bool(intervals(member.states, allowance.states, begins, ends))
 
 
 def _lifetime_end(allowance: AllowanceTerms, first_day: date, fleet: Fleet) -> datetime | None:
@@ -231,12 +235,11 @@ def _lifetime_end(allowance: AllowanceTerms, first_day: date, fleet: Fleet) -> d
 
 
 def _renewals(
-    subscription: Subscription, renews: Renews, cycle: BillCycle, fleet: Fleet
+    first_day: date, renews: Renews, cycle: BillCycle, fleet: Fleet
 ) -> Iterator[tuple[datetime, datetime]]:
-    """Return the lots that begin in a cycle, counted from the subscription's first day."""
-    first_day = local_day(subscription.valid_from, fleet.time_zone)
+    """Return the lots of which any lies in a cycle, counted from a first day."""
     if renews is Renews.WEEK:
-        number = max(0, -(-(cycle.first_day - first_day).days // 7))
+        number = max(0, (cycle.first_day - first_day).days // 7)
     else:
         months = (cycle.first_day.year - first_day.year) * 12
         months += cycle.first_day.month - first_day.month
@@ -249,9 +252,9 @@ def _renewals(
             for each in (number, number + 1)
         )
         start = midnight(begins, fleet.time_zone)
-        if start >= cycle.end or (subscription.valid_to and start >= subscription.valid_to):
+        if start >= cycle.end:
             return
-        if begins >= cycle.first_day:
+        if ends > cycle.first_day:
             yield start, midnight(ends, fleet.time_zone)
         number += 1
 

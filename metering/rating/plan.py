@@ -12,7 +12,7 @@ from enum import StrEnum
 from fractions import Fraction
 from math import lcm
 
-from metering.money import Money, Rounding
+from metering.money import Money, Rounding, minor_digits
 from metering.rating.band import BandTable
 from metering.rating.increment import Increment
 from metering.rating.price import CountedPer, Price, Rate
@@ -391,7 +391,7 @@ class PlanTerms:
     subunits_per_unit: int = field(init=False)
     """How many of the plan's sub-units make one unit of currency.
 
-    The least number that makes every amount of a meter's prices whole.
+    The least number that makes the currency's minor unit and every amount of a meter's prices whole.
     """
     rates: Mapping[str, Sequence[Rate]] = field(init=False, compare=False)
     """Each meter's compiled prices, variant by variant."""
@@ -418,7 +418,9 @@ class PlanTerms:
             if self.round_at is RoundAt.RECORD
             else None
         )
-        coarsest = quantum.denominator if quantum else 1
+        # Prepaid money comes in minor units, all of which must be payable.
+        minor = 10 ** minor_digits(self.currency)
+        coarsest = lcm(minor, quantum.denominator if quantum else 1)
         per_unit = lcm(coarsest, *(part.denominator for part in parts))
         rates = {
             name: [price.compiled(per_unit) for price in each] for name, each in prices.items()

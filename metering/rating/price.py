@@ -7,7 +7,7 @@ price: a record costs rated(after) − rated(before).
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -242,20 +242,30 @@ class Rate(ABC):
         return steps
 
     def affordable(self, before: int, quantity: int, money: int) -> int:
-        """Return how many of `quantity` units `money` sub-units pay for, after `before`.
+        """Return the most of `quantity` units that `money` sub-units pay for, after `before`."""
+        high = quantity
+        for fall in sorted({before, *(each for each in self._falls() if each > before)}, reverse=True):
+            low = fall - before
+            if low >= high:
+                continue
+            if self.increment(before, high) <= money:
+                return high
+            # Within a tier the price only rises: the first unit is paid for, or none is.
+            if self.increment(before, low + 1) <= money:
+                low += 1
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    if self.increment(before, middle) <= money:
+                        low = middle
+                    else:
+                        high = middle
+                return low
+            high = low
+        return 0
 
-        The most, where the price only rises; where volume tiers make it fall, all if all are paid for.
-        """
-        if self.increment(before, quantity) <= money:
-            return quantity
-        low, high = 0, quantity  # low units are paid for, high are not
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.increment(before, middle) <= money:
-                low = middle
-            else:
-                high = middle
-        return low
+    def _falls(self) -> Iterable[int]:
+        """After which quantities the price may fall."""
+        return ()
 
 
 class UnitRate(Rate):
@@ -378,6 +388,9 @@ class VolumeRate(_TieredRate):
     """Tiers of which one prices all units."""
 
     __slots__ = ()
+
+    def _falls(self) -> Iterable[int]:
+        return (last + self.free for last in self.lasts)
 
     def _shaped(self, quantity: int) -> int:
         if not quantity:

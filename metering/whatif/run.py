@@ -119,6 +119,7 @@ class Run:
             for name, member in state.members.items()
         }
         self.lots = Lots()
+        self._granted = 0
         self._borne: dict[int, Borne] = {}
 
     def guided(
@@ -204,9 +205,10 @@ class Run:
             )
             bucket = self.lots.get(key, grant.begins_at)
             if bucket is None:
+                self._granted += 1
                 bucket = lot_of(
                     allowance,
-                    bucket_id=f"{key[1]}/{grant.begins_at}",
+                    bucket_id=f"{self._granted:020}",
                     begins_at=grant.begins_at,
                     expires_at=grant.expires_at,
                 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated
@@ -22,6 +22,7 @@ from metering.whatif.usage_file import MeterUnits, read_instant
 MONEY_PRIORITY = 300
 """The priority of a money bucket, unless the state file says otherwise: after all allowances."""
 
+_ONE_DAY = timedelta(days=1)
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
 
@@ -194,11 +195,14 @@ def fleet_state(
 ) -> FleetState:
     """Return the state that a document describes.
 
-    What it leaves open begins at `first_instant`, the start of the first period that is rated. Where
-    it names no devices, those of the usage are active on the only plan.
+    What it leaves open begins with the fleet: where it does not say when, at `first_instant`, the start
+    of the first period that is rated. Where it names no devices, those of the usage are active on the
+    only plan.
     """
-    reader = _Reader(calendar, plan_nos, first_instant)
-    starts = reader.instant(document.fleet.starts, "fleet.starts") or first_instant
+    starts = first_instant
+    if document.fleet.starts is not None:
+        starts = read_instant(document.fleet.starts, calendar.time_zone, "fleet.starts")
+    reader = _Reader(calendar, plan_nos, starts)
     devices = document.devices
     if devices is None:
         devices = {name: DeviceDocument() for name in devices_used}
@@ -268,10 +272,14 @@ class _Reader:
                 plan=device.plan or self._only_plan(path), to=device.to
             ).model_copy(update={"begins": device.begins})
         ]
-        begins = [
-            self.instant(each.begins, f"{path}.plans.{position}.from") or self.first_instant
+        stated = [
+            self.instant(each.begins, f"{path}.plans.{position}.from")
             for position, each in enumerate(assigned)
         ]
+        ends_first = self.instant(assigned[0].to, f"{path}.plans.0.to") or next(
+            (each for each in stated[1:] if each is not None), None
+        )
+        begins = [each or self._always(ends_first) for each in stated]
         found: list[Subscription] = []
         for position, each in enumerate(assigned):
             following = begins[position + 1] if position + 1 < len(begins) else None
@@ -304,6 +312,10 @@ class _Reader:
             )
         return found
 
+    def _always(self, ends: datetime | None) -> datetime:
+        """Return when something begins that states no beginning: before its own end at least."""
+        return self.first_instant if ends is None else min(self.first_instant, ends - _ONE_DAY)
+
     def _only_plan(self, path: str) -> str:
         if len(self.plan_nos) == 1:
             return next(iter(self.plan_nos))
@@ -314,13 +326,14 @@ class _Reader:
         if device.states and device.state:
             raise InvalidValue(f"{path}.states", "stands beside state", "use one way")
         dated = device.states or [DatedStateDocument(state=device.state or DeviceState.ACTIVE)]
-        changes = [
-            StateChange(
-                state=each.state,
-                effective_from=self.instant(each.begins, f"{path}.states.{position}.from")
-                or otherwise,
-            )
+        stated = [
+            self.instant(each.begins, f"{path}.states.{position}.from")
             for position, each in enumerate(dated)
+        ]
+        following = next((each for each in stated[1:] if each is not None), otherwise)
+        changes = [
+            StateChange(state=each.state, effective_from=at or min(otherwise, following))
+            for each, at in zip(dated, stated, strict=True)
         ]
         ascending = sorted(changes, key=lambda change: change.effective_from)
         if ascending != changes:
