@@ -199,6 +199,26 @@ def test_every_block_of_yaml_or_json_is_a_file_of_an_example() -> None:
                 assert each.file in consoles, (section.title, each.file)
 
 
+def anchors(page: str) -> set[str]:
+    """Return what links to a page's headings may say, as forges make them."""
+    found: list[str] = []
+    for section in ALL_SECTIONS:
+        if section.page == page:
+            bare = re.sub(r"[^a-z0-9 _-]", "", section.title.lower()).replace(" ", "-")
+            number = found.count(bare)
+            found += [bare, f"{bare}-{number}"] if number else [bare]
+    return set(found)
+
+
+@pytest.mark.parametrize(("page", "text"), [("plans", PLANS), ("rate", RATE)])
+def test_a_link_leads_somewhere(page: str, text: str) -> None:
+    for file, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", _FENCE.sub("", text)):
+        if file:
+            assert (DOCS / file).exists(), file
+        if anchor:
+            assert anchor in anchors(file.removesuffix(".md") or page), anchor
+
+
 # Tables that change an example
 
 
