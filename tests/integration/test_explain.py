@@ -4,8 +4,9 @@ A statement is recorded while the product's function runs, then explained with t
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
 import psycopg
@@ -16,13 +17,21 @@ from psycopg.pq.abc import PGconn
 from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
 
 from metering.ids import BootNo, DeviceNo, TenantNo
+from metering.period import Calendar
+from metering.plan_document import read_plan, terms_of
 from metering.rating.account import Accounts, MeterUse
 from metering.rating.counter import CounterPoint
+from metering.rating.grants import cycle_grants
+from metering.rating.guide import Subscription
+from metering.rating.lots import Lots
+from metering.rating.membership import Fleet, Member, StateChange
+from metering.rating.plan import DeviceState
 from metering.sequence import SequenceSet
 from metering.settings import Settings
 from metering.store import (
     accounts,
     bill_views,
+    bucket_views,
     charges,
     cycles,
     device_views,
@@ -86,6 +95,28 @@ class RecordingConnection(AsyncConnection[TupleRow]):
         self.cursor_factory = RecordingCursor
 
 
+PLAN = {
+    "plan": "plan",
+    "currency": "EUR",
+    "meters": {
+        "data": {
+            "allowances": [
+                {"name": "pool", "quantity": 10, "shared_by": "fleet", "ceiling": 5, "floor": 1,
+                 "rollover": {}},
+                {"name": "other", "quantity": 10, "shared_by": "fleet", "rollover": {}},
+            ],
+            "price": {"amount": "0.1", "per": "1 MB"},
+        },
+        "sms": {
+            "allowance": 10,
+            "allowances": [{"name": "more", "quantity": 10}],
+            "price": {"amount": "0.1"},
+            "increment": {"step": 2, "scope": "device_day"},
+        },
+    },
+}  # fmt: skip
+TERMS = terms_of(read_plan(PLAN))
+PLANS = dict.fromkeys(range(1, 11), TERMS)
 FILL = """
 INSERT INTO tenant (tenant_no, tenant_id, name, created_at) OVERRIDING SYSTEM VALUE
     SELECT n, 'tenant-' || n, '', now() FROM generate_series(1, 10) AS n;
@@ -100,7 +131,7 @@ INSERT INTO device_state_change SELECT n, '2025-01-01', 'active', now()
     FROM generate_series(1, 20000) AS n;
 INSERT INTO plan (plan_no, tenant_no, plan_id, version, name, terms, effective_from, created_at)
         OVERRIDING SYSTEM VALUE
-    SELECT n, n, 'plan', 1, '', '{}', now(), now() FROM generate_series(1, 10) AS n;
+    SELECT n, n, 'plan', 1, '', '<plan>', now(), now() FROM generate_series(1, 10) AS n;
 INSERT INTO subscription (subscription_no, device_no, plan_no, valid) OVERRIDING SYSTEM VALUE
     SELECT n, n, 1 + (1 + n % 800) % 10, tstzrange('2025-01-01', NULL)
     FROM generate_series(1, 20000) AS n;
@@ -114,25 +145,33 @@ INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no
     FROM generate_series(0, 99999) AS n;
 INSERT INTO charge (measured_at, charged_at, run_no, run_position, boot_no, seq, part, device_no,
         fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity,
-        uplink, from_allowance, from_pool, overage, amount)
+        uplink, billed, from_allowance, from_pool, overage, amount)
     SELECT measured_at, now(), batch_no, 0, boot_no, seq, 0, device_no, 1 + device_no % 800,
-        device_no, 1, 1, '2026-04-01', measured_at, measured_at, 1, 0, 1, 0, 0, 0 FROM reading;
+        device_no, 1, 1, '2026-04-01', measured_at, measured_at, 1, 0, 1, 1, 0, 0, 0 FROM reading;
 INSERT INTO counter SELECT n % 5000 + 1, 1 + n / 5000, 'e', n % 5000 + 1, 1, '2026-04-10', 0, 0, 0,
         NULL, n % 5000 + 1, 20, '2026-04-14', 1, 1, 0, NULL FROM generate_series(0, 19999) AS n;
 INSERT INTO meter_use SELECT n, meter, start, 1 + n % 800, 1, 1, 0, 1, 0, 0, 0
     FROM generate_series(1, 5000) AS n, generate_series(1, 4) AS meter,
         unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
-INSERT INTO bucket (kind, fleet_no, subscription_no, meter_no, cycle_start, granted)
-    SELECT 'allowance', 1 + n % 800, n, 2, start, 10 FROM generate_series(1, 5000) AS n,
+INSERT INTO rating_count SELECT n, 2, start, 0, name, 1 + n % 800, 1
+    FROM generate_series(1, 5000) AS n, unnest('{day:2026-04-10,session:1}'::text[]) AS name,
         unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
-INSERT INTO bucket (kind, fleet_no, meter_no, cycle_start, granted)
-    SELECT 'pool', n, 1, start, 10 FROM generate_series(1, 800) AS n,
+INSERT INTO bucket (kind, fleet_no, subscription_no, meter_no, name, cycle_start, begins_at,
+        expires_at, terms_plan_no, granted)
+    SELECT 'allowance', 1 + n % 800, n, 2, name, start, start, start + interval '1 month', 1, 10
+    FROM generate_series(1, 5000) AS n, unnest('{allowance,more}'::text[]) AS name,
         unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
+INSERT INTO bucket (kind, fleet_no, meter_no, name, cycle_start, begins_at, expires_at,
+        terms_plan_no, granted)
+    SELECT 'pool', n, 1, name, start, start, start + interval '2 months', 1, 10
+    FROM generate_series(1, 800) AS n, unnest('{pool,other}'::text[]) AS name,
+        unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
+INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, run_no, entered_at)
+    SELECT bucket_no, 'grant', 10, subscription_no, 1, now() FROM bucket WHERE kind = 'allowance';
+INSERT INTO pool_draw SELECT bucket_no, n, 1, true
+    FROM bucket JOIN generate_series(1, 5000) AS n ON fleet_no = 1 + n % 800 WHERE kind = 'pool';
 INSERT INTO fleet_cycle SELECT n, '2026-04-01', '2026-05-01', '2026-04-01', '2026-05-01', now()
     FROM generate_series(1, 800) AS n;
-INSERT INTO recurring_charge SELECT n, start, 'monthly_fee', 1 + n % 800, 30, 1, 1, now()
-    FROM generate_series(1, 5000) AS n,
-        unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
 INSERT INTO usage_hour SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
         1 + (1 + n % 5000) % 800, 1 + n % 5000, 1, 1, 1, 1, 0, 0, 0
     FROM generate_series(0, 99999) AS n;
@@ -158,7 +197,7 @@ def filled_url(stack_settings: Settings) -> Iterator[str]:
     with fresh_database(stack_settings.database_url.get_secret_value()) as url:
         asyncio.run(migrated(url))
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(FILL.encode())
+            connection.execute(FILL.replace("<plan>", json.dumps(PLAN)).encode())
             connection.execute("VACUUM ANALYZE")
         yield url
 
@@ -172,7 +211,28 @@ def point(seq: int) -> CounterPoint:
 
 
 ENDS = accounts.CounterEnds(first=point(1), last=point(20))
-USES = [(number, 1, CYCLE) for number in OWN]
+CALENDAR = Calendar("UTC", 1)
+MEMBERS = [
+    Member(
+        device_no=number,
+        subscriptions=[
+            Subscription(
+                subscription_no=number,
+                device_no=number,
+                plan_no=1,
+                valid_from=datetime(2025, 1, 1, tzinfo=UTC),
+                valid_to=None,
+            )
+        ],
+        states=[
+            StateChange(state=DeviceState.ACTIVE, effective_from=datetime(2025, 1, 1, tzinfo=UTC))
+        ],
+    )
+    for number in (800, 1600, 2400)
+]
+RULE = Fleet(
+    currency="EUR", time_zone="UTC", cycle_of=CALENDAR.cycle_at, first_day=date(2025, 1, 1)
+)
 ITEM = work.WorkItem(
     work_item_no=1, shard_no=1, batch_no=555, readings=100,
     measured_from=datetime(2026, 4, 12, 13, tzinfo=UTC),
@@ -181,19 +241,50 @@ ITEM = work.WorkItem(
 EDGES = [CYCLE + number * DAY for number in range(15)]
 
 
-async def _store_uses(connection: Connection) -> None:
-    loaded, numbers = await accounts.load_accounts(
-        connection, [(number, 2, CYCLE) for number in OWN], [(FLEET, 1, CYCLE)]
+def wanted(cycle_start: datetime) -> accounts.Wanted:
+    """Return what a run over the SMS and data of some devices in two fleets touches."""
+    members = [member.subscriptions[0] for member in MEMBERS]
+    return accounts.Wanted(
+        uses={
+            (each.subscription_no, meter, cycle_start, 0): FLEET
+            for each in members
+            for meter in (1, 2)
+        },
+        counts={
+            (each.subscription_no, 2, cycle_start, 0, "day:2026-04-10"): FLEET for each in members
+        },
+        meters={
+            (each.subscription_no, meter): (FLEET, each) for each in members for meter in (1, 2)
+        },
+        first=NOW,
+        last=NOW,
     )
-    for bucket in (*loaded.allowances.values(), *loaded.pools.values()):
-        bucket.used += 1
-    await accounts.store_accounts(connection, loaded, numbers, dict.fromkeys(loaded.uses, FLEET))
+
+
+async def _store_uses(connection: Connection) -> None:
+    loaded = await accounts.load_accounts(connection, wanted(CYCLE), PLANS)
+    assert len(loaded.buckets) == 2 * len(MEMBERS) + 4
+    assert len(loaded.accounts.counts) == len(MEMBERS)
+    for bucket in loaded.buckets.values():
+        bucket.draw(800, 1)
+    await accounts.store_accounts(connection, loaded, wanted(CYCLE))
 
 
 async def _store_new_uses(connection: Connection) -> None:
-    new = Accounts(uses={(number, 1, CYCLE + 30 * DAY): MeterUse() for number in OWN})
-    numbers = accounts.BucketNos({}, {})
-    await accounts.store_accounts(connection, new, numbers, dict.fromkeys(new.uses, FLEET))
+    new = wanted(CYCLE + 30 * DAY)
+    loaded = accounts.Loaded(
+        accounts=Accounts(
+            uses={key: MeterUse() for key in new.uses}, counts=dict.fromkeys(new.counts, 1)
+        ),
+        lots=Lots(),
+    )
+    await accounts.store_accounts(connection, loaded, new)
+
+
+async def _grant(connection: Connection, day: date) -> None:
+    grants = cycle_grants(MEMBERS, PLANS, cycle=CALENDAR.cycle_of_day(day), fleet=RULE)
+    assert len(grants) == 4 * len(MEMBERS)
+    await cycles.store_grants(connection, FLEET, grants, PLANS, run_no=9, now=NOW)
 
 
 async def _reject(connection: Connection) -> None:
@@ -227,7 +318,7 @@ HOT: dict[str, Use] = {
     "queued readings": lambda c: work.queued_readings(c, [ITEM]),
     "fleets of devices": lambda c: registry.fleets_of_devices(c, OWN),
     "subscriptions of devices": lambda c: registry.subscriptions_of_devices(c, OWN),
-    "accounts": lambda c: accounts.load_accounts(c, USES, [(FLEET, 1, CYCLE), (2, 1, CYCLE)]),
+    "accounts": lambda c: accounts.load_accounts(c, wanted(CYCLE), PLANS),
     "store accounts": _store_uses,
     "store new accounts": _store_new_uses,
     "counters": lambda c: accounts.load_counters(c, [(number, 1, "e") for number in OWN]),
@@ -239,11 +330,21 @@ HOT: dict[str, Use] = {
     ),
     "hours": lambda c: charges._add_to_hours(c, HOURS),
     "opened cycles": lambda c: cycles.opened_cycles(c, [(FLEET, CYCLE)]),
+    "cycles open in": lambda c: cycles.cycles_open_in(c, FLEET, CYCLE, None),
     "fleets to open": lambda c: cycles.fleets_without_open_cycle(c, NOW),
+    "members": lambda c: cycles.fleet_members(c, FLEET, begins=None, ends=CYCLE + 30 * DAY),
+    "members of a cycle": lambda c: cycles.fleet_members(
+        c, FLEET, begins=CYCLE, ends=CYCLE + 30 * DAY
+    ),
+    "lots that go on": lambda c: cycles.lots_going_on(c, FLEET, PLANS, cycle_start=CYCLE),
+    "expiries": lambda c: cycles.store_expiries(c, [(10, 1), (11, 2)], run_no=9, now=NOW),
+    "grants": lambda c: _grant(c, date(2026, 4, 1)),
+    "new grants": lambda c: _grant(c, date(2026, 6, 1)),
     "a fleet": lambda c: fleet_views.fleet_view(c, TENANT, fleet_id="fleet-1"),
     "fleets": lambda c: fleet_views.list_fleets(c, TENANT, after="", limit=50),
-    "balance: pools": lambda c: fleet_views.pools_of_fleet(
-        c, TENANT, fleet_no=FLEET, cycle_start=CYCLE
+    "balance: pools": lambda c: bucket_views.pool_lots(c, TENANT, fleet_no=FLEET, now=NOW),
+    "balance: own": lambda c: bucket_views.own_lots(
+        c, TENANT, device_no=800, subscription_nos=[800], now=NOW
     ),
     "balance: subscriptions": lambda c: device_views.subscriptions_in_cycle(
         c, TENANT, device_no=200, cycle_start=CYCLE, cycle_end=CYCLE + 30 * DAY
@@ -259,8 +360,8 @@ HOT: dict[str, Use] = {
         c, TENANT, fleet_no=FLEET, after="", limit=50, now=NOW
     ),
     "boots of a device": lambda c: device_views.boots_of_device(c, TENANT, device_no=200, most=5),
-    "bill: fees": lambda c: bill_views.fees_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
-    "bill: use": lambda c: bill_views.use_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
+    "bill: use": lambda c: bill_views.uses_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
+    "bill: devices": lambda c: bill_views.device_ids(c, TENANT, device_nos=OWN),
     "usage of a fleet": lambda c: usage_views.usage_of_fleet(
         c, TENANT, fleet_no=FLEET, edges=EDGES
     ),
@@ -320,7 +421,7 @@ def _scans(plan: dict[str, Any], big: set[str]) -> Iterator[str]:
     """Walk a plan and name what reads a big table from end to end, or upserts without an index."""
     if plan["Node Type"] == "Seq Scan" and plan["Relation Name"] in big:
         yield f"reads all of {plan['Relation Name']}"
-    if plan.get("Conflict Resolution") and not plan.get("Conflict Arbiter Indexes"):
+    if plan.get("Conflict Resolution") == "UPDATE" and not plan.get("Conflict Arbiter Indexes"):
         yield "has no index to find conflicts by"
     children: Sequence[dict[str, Any]] = plan.get("Plans", [])
     for child in children:
@@ -341,6 +442,10 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
         ("counters", "ALTER TABLE counter DROP CONSTRAINT counter_pkey"),
         ("usage of a fleet", "DROP INDEX usage_hour_by_fleet"),
         ("bill: use", "DROP INDEX meter_use_by_fleet"),
+        ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
+        ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
+        ("lots that go on", "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool"),
+        ("accounts", "ALTER TABLE rating_count DROP CONSTRAINT rating_count_pkey"),
     ],
 )
 def test_a_dropped_index_is_noticed(filled_url: str, name: str, damage: str) -> None:
