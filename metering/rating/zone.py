@@ -87,7 +87,7 @@ class ZoneTable:
         has the default.
         """
         if destination is not None and zone not in self.names:
-            dialled = "+" + destination.lstrip("+0 ") if destination else ""
+            dialled = _international(destination)
             for length in range(len(dialled), 1, -1):
                 if dialled[:length] in self.places:
                     return self.places[dialled[:length]]
@@ -183,6 +183,15 @@ def _claim(
             if through is None
             else "list it itself in the zone it belongs to",
         )
+
+
+def _international(number: str) -> str:
+    """Return a called number as E.164 writes it; nothing for one in a national form."""
+    if number.startswith("00"):
+        return "+" + number[2:]
+    if number.startswith("0"):
+        return ""
+    return number if number.startswith("+") else "+" + number
 
 
 def _is_place(entry: str) -> bool:

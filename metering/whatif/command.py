@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     calendar = calendar_of(state, plans)
     from_ = arguments.from_ and read_instant(arguments.from_, calendar.time_zone, "--from")
     to = arguments.to and read_instant(arguments.to, calendar.time_zone, "--to")
+    if from_ and to and to <= from_:
+        raise InvalidValue("--to", "is not after --from", "give a later end, or leave it out")
     units = _units(plans)
     usage = read_usage(
         _lines(arguments.usage), meters=units, time_zone=calendar.time_zone, default_time=from_
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     else:
         for line in as_tables(rated):
             print(line)
-    for rejected in rated.rejected:
+    for rejected in rated.rejected if arguments.json else ():
         place = f"{arguments.usage}:{rejected.line}"
         print(f"{place}: {rejected.field}: {rejected.problem}; {rejected.fix}", file=sys.stderr)
     return 1 if rated.rejected else 0

@@ -41,9 +41,9 @@ def as_tables(run: RatingRun) -> Iterator[str]:
     for line in run.rejected:
         yield f"line {line.line} is not rated: {line.field}: {line.problem}; {line.fix}"
     if run.duplicates:
-        yield f"{run.duplicates} lines came again and are not rated again"
+        yield f"lines that came again and are not rated again: {run.duplicates}"
     if run.outside:
-        yield f"{run.outside} lines lie outside of the periods"
+        yield f"lines outside of the periods: {run.outside}"
 
 
 def _period(run: RatingRun, period: RatedPeriod) -> dict[str, object]:

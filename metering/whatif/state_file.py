@@ -17,6 +17,7 @@ from metering.rating.guide import Subscription
 from metering.rating.membership import Member, Redemption, StateChange
 from metering.rating.plan import OWN_PRIORITY, POOL_PRIORITY, DeviceState, PlanTerms
 from metering.units import parse_quantity
+from metering.whatif.refusal import refusal
 from metering.whatif.usage_file import MeterUnits, read_instant
 
 MONEY_PRIORITY = 300
@@ -162,10 +163,7 @@ def read_state(given: object) -> StateDocument:
     try:
         return StateDocument.model_validate({} if given is None else given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"]) or "state"
-        problem = first["msg"][:1].lower() + first["msg"][1:]
-        raise InvalidValue(path, problem, "see docs/rate.md for what a state may hold") from error
+        raise refusal(error, "state", "see docs/rate.md for what a state may hold") from error
 
 
 def calendar_of(document: StateDocument, plans: Sequence[PlanTerms]) -> Calendar:
@@ -403,6 +401,11 @@ def _counted(
     variant = last if each.variant is None else each.variant
     if not 0 <= variant <= last:
         raise InvalidValue(f"{path}.variant", f"{variant} is no variant", f"use 0 to {last}")
+    price = of_meter.variants[variant].price
+    if each.device is None and not price.fleet_wide:
+        raise InvalidValue(
+            f"{path}.device", "is missing", "name it; only a price counted_per fleet has no device"
+        )
     quantity = _units(each.quantity, units[meter], f"{path}.quantity")
     return Counted(device=device, meter=meter, variant=variant, quantity=quantity)
 

@@ -16,6 +16,7 @@ from metering.rating.account import Usage
 from metering.rating.plan import MeterTerms
 from metering.units import parse_quantity
 from metering.usage import QUANTITY_MAX
+from metering.whatif.refusal import refusal
 
 
 def _text(given: object) -> object:
@@ -117,6 +118,7 @@ def read_usage(
                 duplicates += 1
                 continue
             found.lines.append(_usage_line(number, document, meters, time_zone, default_time))
+            contents[document.id] = document
         except InvalidValue as error:
             found.rejected.append(
                 RejectedLine(line=number, field=error.field, problem=error.problem, fix=error.fix)
@@ -128,14 +130,14 @@ def _came_before(
     document: UsageLineDocument, contents: dict[str | None, UsageLineDocument]
 ) -> bool:
     """Whether the same line came before; raise `InvalidValue` if another did under its id."""
-    known = contents.setdefault(document.id, document)
-    if known != document:
+    known = contents.get(document.id)
+    if known is not None and known != document:
         raise InvalidValue(
             "id",
             f"{document.id!r} came before with another content",
             "give each reading an id of its own",
         )
-    return known is not document
+    return known is not None
 
 
 def read_instant(text: str, time_zone: str, field: str) -> datetime:
@@ -152,7 +154,9 @@ def read_instant(text: str, time_zone: str, field: str) -> datetime:
 
 def _document(text: str) -> UsageLineDocument:
     try:
-        given = json.loads(text, parse_float=Decimal)
+        given = json.loads(text, parse_float=Decimal, object_pairs_hook=_fields)
+    except InvalidValue:
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidValue(
             "line", f"is not JSON ({error})", "write one JSON object a line"
@@ -160,10 +164,16 @@ def _document(text: str) -> UsageLineDocument:
     try:
         return UsageLineDocument.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"]) or "line"
-        problem = first["msg"][:1].lower() + first["msg"][1:]
-        raise InvalidValue(path, problem, "see docs/rate.md for what a line may hold") from error
+        raise refusal(error, "line", "see docs/rate.md for what a line may hold") from error
+
+
+def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidValue(twice, "stands twice", "give each field once")
+    return fields
 
 
 def _usage_line(
@@ -252,6 +262,8 @@ def _quantity(
 
 
 def _base_units(given: str, units: MeterUnits, field: str) -> int:
+    if given.startswith("-"):
+        raise InvalidValue(field, f"{given!r} is negative", "use 0 or more; correct by a credit")
     quantity = parse_quantity(
         given,
         units.terms.unit,
