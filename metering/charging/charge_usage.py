@@ -6,7 +6,7 @@ from datetime import datetime
 
 from metering.charging.open_cycle import open_cycle
 from metering.errors import FleetmeterError
-from metering.period import Calendar
+from metering.period import BillCycle, Calendar
 from metering.rating.account import (
     Charge,
     CounterEpoch,
@@ -129,15 +129,10 @@ async def _charge_items(
         )
         for each in readings
     ]
-    await _open_cycles(connection, guided, now=now)
-    run_no = await next_run_no(connection)  # opening a cycle is a run of its own, before this one
-    wanted = _accounts_touched(guided, plans)
-    if wanted is not None:
-        loaded = await load_accounts(connection, wanted, plans)
-        for each in guided:
-            _charge(each, plans, loaded)
-        await store_accounts(connection, loaded, wanted)
-    await _store_run(connection, run_no, guided, now=now)
+    for stretch in await _stretches(connection, guided):
+        for fleet, cycle in stretch.opening:
+            await open_cycle(connection, fleet, cycle, now=now)
+        await _charge_stretch(connection, stretch.guided, plans, now=now)
     if epochs:
         await store_counters(connection, _ends(epochs))
     return RunOutcome(
@@ -198,18 +193,53 @@ def _guide(
     return _Guided(queued, fleet, usage, records)
 
 
-async def _open_cycles(connection: Connection, guided: Sequence[_Guided], *, now: datetime) -> None:
-    """Open the cycles that this run's usage lies in, where usage is what comes first."""
-    touched = {
-        (each.fleet.fleet_no, record.cycle.start): (each.fleet, record.cycle)
-        for each in guided
-        if not isinstance(each.records, ParkReason)
-        for record in each.records
-    }
-    opened = await opened_cycles(connection, touched)
-    for key in sorted(touched.keys() - opened):
-        fleet, cycle = touched[key]
-        await open_cycle(connection, fleet, cycle, now=now)
+@dataclass(slots=True)
+class _Stretch:
+    """Readings that are charged together, and the cycles that are opened before them."""
+
+    opening: list[tuple[Fleet, BillCycle]] = field(default_factory=list)
+    guided: list[_Guided] = field(default_factory=list)
+
+
+async def _stretches(connection: Connection, guided: Sequence[_Guided]) -> list[_Stretch]:
+    """Part readings where usage is what comes first in a cycle, so that it must be opened.
+
+    What a fleet used before is charged before its cycle is opened: what rolls over depends on it.
+    """
+    touched = [_cycles_touched(each) for each in guided]
+    opened = await opened_cycles(connection, {key for keys in touched for key in keys})
+    stretches = [_Stretch()]
+    fleets: set[int] = set()
+    for each, keys in zip(guided, touched, strict=True):
+        new = {key: cycle for key, cycle in keys.items() if key not in opened}
+        if new and each.fleet.fleet_no in fleets:
+            stretches.append(_Stretch())
+            fleets.clear()
+        stretches[-1].opening += [(each.fleet, new[key]) for key in sorted(new)]
+        stretches[-1].guided.append(each)
+        opened.update(new)
+        fleets.add(each.fleet.fleet_no)
+    return stretches
+
+
+def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
+    if isinstance(guided.records, ParkReason):
+        return {}
+    return {(guided.fleet.fleet_no, record.cycle.start): record.cycle for record in guided.records}
+
+
+async def _charge_stretch(
+    connection: Connection, guided: Sequence[_Guided], plans: dict[int, PlanTerms], *, now: datetime
+) -> None:
+    """Charge readings as one run; opening a cycle was a run of its own before it."""
+    run_no = await next_run_no(connection)
+    wanted = _accounts_touched(guided, plans)
+    if wanted is not None:
+        loaded = await load_accounts(connection, wanted, plans)
+        for each in guided:
+            _charge(each, plans, loaded)
+        await store_accounts(connection, loaded, wanted)
+    await _store_run(connection, run_no, guided, now=now)
 
 
 def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) -> Wanted | None:
