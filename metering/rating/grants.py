@@ -1,7 +1,7 @@
 """Grants: what subscriptions bring into buckets in a bill cycle, and what rolls over when it ends."""
 
 import calendar
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from math import floor
@@ -11,6 +11,7 @@ from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import Subscription
 from metering.rating.membership import (
     Fleet,
+    Interval,
     Member,
     Term,
     intervals,
@@ -148,21 +149,32 @@ def _lots(
             )
             yield cycle.start, _expiry(allowance.rollover, cycle, fleet), quantity
         case Renews.DAY:
-            day = local_day(begins, fleet.time_zone)
-            while (start := midnight(day, fleet.time_zone)) < active[-1][1]:
-                day += timedelta(days=1)
-                end = midnight(day, fleet.time_zone)
-                if any(left < end and start < right for left, right in active):
-                    yield start, end, allowance.quantity
+            for start, end in _days(active, fleet):
+                yield start, end, allowance.quantity
         case Renews.NEVER:
             if not _billed_before(member, subscription, allowance, subscription.valid_from, cycle):
                 lot_begins = first if allowance.fixed else begins
                 yield lot_begins, _lifetime_end(allowance, first_day, fleet), allowance.quantity
         case Renews.WEEK | Renews.MONTH | Renews.QUARTER | Renews.YEAR:
             for start, end in _renewals(first_day, allowance.renews, cycle, fleet):
-                in_lot = any(left < end and start < right for left, right in active)
-                if in_lot and not _billed_before(member, subscription, allowance, start, cycle):
+                if _meets(active, start, end) and not _billed_before(
+                    member, subscription, allowance, start, cycle
+                ):
                     yield start, end, allowance.quantity
+
+
+def _days(active: Sequence[Interval], fleet: Fleet) -> Iterator[Interval]:
+    """Return each local day of which any lies in one of the intervals."""
+    day = local_day(active[0][0], fleet.time_zone)
+    while (start := midnight(day, fleet.time_zone)) < active[-1][1]:
+        day += timedelta(days=1)
+        end = midnight(day, fleet.time_zone)
+        if _meets(active, start, end):
+            yield start, end
+
+
+def _meets(active: Sequence[Interval], start: datetime, end: datetime) -> bool:
+    return any(left < end and start < right for left, right in active)
 
 
 def _contribution(

@@ -244,7 +244,9 @@ class Rate(ABC):
     def affordable(self, before: int, quantity: int, money: int) -> int:
         """Return the most of `quantity` units that `money` sub-units pay for, after `before`."""
         high = quantity
-        for fall in sorted({before, *(each for each in self._falls() if each > before)}, reverse=True):
+        for fall in sorted(
+            {before, *(each for each in self._falls() if each > before)}, reverse=True
+        ):
             low = fall - before
             if low >= high:
                 continue

@@ -5,19 +5,29 @@ from fractions import Fraction
 from tests.reference.amounts import Doc, amount_of
 from tests.reference.fleet import Fleet
 from tests.reference.items import Item
-from tests.reference.spans import Span
+from tests.reference.spans import Span, clip
 
-USAGE = {"usage", "minimum"}
+USAGE = {"usage", "base", "minimum"}
 
 
-def is_on(item: Item, on: object) -> bool:
+def names_of(fleet: Fleet, plan: str, on: object) -> set[str]:
+    """Give the meters and fees that an adjustment is on."""
+    if isinstance(on, frozenset):
+        return set(on)
+    of = fleet.plans[plan]
+    meters, fees = list(of["meters"]), [fee["name"] for fee in of["fees"]]
+    return set(meters if on == "usage" else fees)
+
+
+def is_on(fleet: Fleet, item: Item, on: object) -> bool:
     """Tell whether an item belongs to what an adjustment is on."""
-    # reading: price minimums are usage; an earlier adjustment counts to `all`, and else only to
-    # what is on exactly the same.
+    # reading: price minimums are usage; an earlier adjustment counts where all that it was on does.
     if on == "all":
         return True
     if item.kind == "adjustment":
-        return item.on == on
+        if item.on == "all":
+            return False
+        return names_of(fleet, item.plan, item.on) <= names_of(fleet, item.plan, on)
     if on == "usage":
         return item.kind in USAGE
     if on == "fees":
@@ -30,10 +40,10 @@ def on_of(doc: Doc) -> object:
     return on if isinstance(on, str) else frozenset(on)
 
 
-def base_of(items: list[Item], plan: str, doc: Doc, device: str | None) -> Fraction:
+def base_of(fleet: Fleet, items: list[Item], plan: str, doc: Doc, device: str | None) -> Fraction:
     # reading: an adjustment of the whole fleet counts to later ones of the whole fleet alone.
     scope = doc.get("scope", "plan")
-    found = [item for item in items if is_on(item, on_of(doc))]
+    found = [item for item in items if is_on(fleet, item, on_of(doc))]
     if scope != "fleet":
         found = [item for item in found if item.plan == plan and item.scope != "fleet"]
     if scope == "device":
@@ -45,7 +55,8 @@ def change(doc: Doc, base: Fraction, part: Fraction) -> Fraction:
     kind = doc["type"]
     amount = amount_of(doc, "amount")
     if kind == "percentage_discount":
-        return -base * amount_of(doc, "percent") / 100
+        # reading: a discount leaves what is below 0 alone.
+        return -max(Fraction(0), base) * amount_of(doc, "percent") / 100
     if kind == "fixed_discount":
         return -min(amount, max(Fraction(0), base))
     if kind == "credit":
@@ -58,25 +69,27 @@ def change(doc: Doc, base: Fraction, part: Fraction) -> Fraction:
 
 def targets(fleet: Fleet, plan: str, doc: Doc, period: Span) -> list[str | None]:
     """Give the devices that it is for, or None for the plan or the fleet at once."""
-    # reading: `periods` of a plan's or fleet's adjustment are counted from the earliest subscription.
+    # reading: `periods` of a plan's or fleet's adjustment are counted from the fleet's start.
     if doc.get("scope", "plan") == "device":
-        begins = {sub.device: sub.begin for sub in reversed(fleet.subscriptions(plan))}
+        subs = reversed(fleet.subscriptions(plan))
+        begins = {sub.device: sub.begin for sub in subs if clip(fleet.billed_stints(sub), period)}
         active = fleet.active_devices(plan, period)
         return [one for one in active if fleet.entitled(doc, one, begins[one], period)]
-    of_fleet = doc.get("scope") == "fleet"
-    subs = fleet.subscriptions(None if of_fleet else plan)
-    begin = min((sub.begin for sub in subs), default=fleet.starts)
-    return [None] if fleet.entitled(doc, None, begin, period) else []
+    return [None] if fleet.entitled(doc, None, fleet.starts, period) else []
 
 
 def adjust(fleet: Fleet, period: Span, items: list[Item]) -> None:
     """Append the adjustments, plan after plan in the stated order."""
     for plan, of in fleet.plans.items():
+        # reading: a plan that nobody is on adjusts nothing.
+        here = any(fleet.stay(sub).overlaps(period) for sub in fleet.subscriptions(plan))
+        if not here and all(item.plan != plan for item in items):
+            continue
         for number, doc in enumerate(of.get("adjustments", [])):
             scope = doc.get("scope", "plan")
             for device in targets(fleet, plan, doc, period):
                 part = fleet.active_share(plan, device, period)
-                amount = change(doc, base_of(items, plan, doc, device), part)
+                amount = change(doc, base_of(fleet, items, plan, doc, device), part)
                 if amount:
                     name = doc.get("name", doc["type"])
                     items.append(

@@ -36,7 +36,7 @@ Key = tuple[object, ...]
 
 
 class Draw(NamedTuple):
-    device: str
+    member: int  # which subscription
     quantity: int
     money: Fraction
     period: int
@@ -56,8 +56,9 @@ class Bucket:
     money: Fraction | None = None
     device: str | None = None  # of a state's bucket; None: the fleet's
     period: int = 0  # of a grant: the number of its period
-    members: dict[str, tuple[int, int | None]] = field(default_factory=dict)  # floor, ceiling
+    members: set[int] = field(default_factory=set)  # which subscriptions
     draws: list[Draw] = field(default_factory=list)
+    granted: tuple[int, int, int] = (0, 0, 0)  # in which period, of which subscription, allowance
 
     @property
     def left(self) -> int:
@@ -107,34 +108,23 @@ def held(fleet: Fleet, sub: Subscription, period: Span) -> list[Held]:
 
 def period_share(fleet: Fleet, one: Held, period: Span) -> Fraction:
     """Give what part of its quantity an allowance of the period brings."""
-    # reading: a device's own allowance is prorated as a pool's contribution is: from the first
-    # day in a billed state to the cycle's end, or to a change of plan.
+    # reading: a device's own allowance is prorated from the first day in a billed state to the
+    # cycle's end or to the subscription's; a pool's contribution ends before the cycle by a change
+    # of plan alone. The day of a change is the new plan's.
     stints = clip(fleet.billed_stints(one.sub, one.doc.get("states", BILLED)), period)
     if not stints:
         return Fraction(0)
-    end = min(period.end, one.sub.end) if ended_by_change(fleet, one.sub) else period.end
+    changes = ended_by_change(fleet, one.sub)
+    ends = changes or one.key[0] == "device"
+    end = min(period.end, one.sub.end) if ends else period.end
     method = one.doc.get("proration", fleet.proration(one.plan))
+    if method == "days_inclusive" and changes:
+        method = "days"
     return share([Span(min(stints).start, end)], period, method, fleet.zone)
 
 
 def is_billed(fleet: Fleet, one: Held, span: Span) -> bool:
     return bool(clip(fleet.billed_stints(one.sub, one.doc.get("states", BILLED)), span))
-
-
-def usable_span(fleet: Fleet, one: Held, span: Span) -> Span:
-    # reading: a promotion pays for usage within its from/to only, and is granted unprorated by
-    # them; with a coupon from its redemption on.
-    redeemed = FAR_PAST
-    if "coupon" in one.doc and one.doc.get("shared_by", "device") == "device":
-        redeemed = fleet.redeemed(one.doc, one.sub.device) or FAR_PAST
-    usable = span.within(fleet.validity(one.doc))
-    return Span(max(usable.start, redeemed), usable.end)
-
-
-def floors(one: Held, fleet: Fleet) -> tuple[int, int | None]:
-    measure = fleet.measure(one.plan, one.meter)
-    ceiling = measure.of(one.doc["ceiling"]) if "ceiling" in one.doc else None
-    return measure.of(one.doc.get("floor", 0)), ceiling
 
 
 def bucket(
@@ -144,20 +134,27 @@ def bucket(
     created = usable.start
     if first.key[0] == "device":
         created = max(created, first.sub.begin)
-    window = usable_span(fleet, first, usable)
     return Bucket(
         name=first.doc["name"],
         key=first.key,
         meter=first.meter,
         quantity=quantity,
         priority=first.priority,
-        expires=expires if expires > usable.end else window.end,
+        expires=expires,
         created=created,
-        usable=window,
+        usable=usable,
         doc=first.doc,
         period=number,
-        members={one.sub.device: floors(one, fleet) for one in group},
+        members={id(one.sub) for one in group},
+        granted=(number, fleet.subscriptions().index(first.sub), stated_at(fleet, first)),
     )
+
+
+def stated_at(fleet: Fleet, one: Held) -> int:
+    """Give the position of an allowance in its plan."""
+    meters = fleet.plans[one.plan]["meters"].values()
+    every = [doc for of in meters for doc in of["allowances"]]
+    return next(number for number, doc in enumerate(every) if doc is one.doc)
 
 
 def grouped(every: Iterable[Held]) -> list[list[Held]]:
@@ -187,46 +184,52 @@ def period_grants(fleet: Fleet, number: int) -> Iterator[Bucket]:
         shares = [period_share(fleet, one, period) for one in group]
         brought = [floor(one.quantity * part) for one, part in zip(group, shares, strict=True)]
         # reading: a fixed pool is never prorated; if several plans state it, the first counts.
-        quantity = first.quantity if first.doc.get("fixed") else sum(brought)
         brings = [one for one, part in zip(group, shares, strict=True) if part > 0]
-        if brings or first.doc.get("fixed"):
+        fixed = brings[0].quantity if brings else 0
+        quantity = fixed if first.doc.get("fixed") else sum(brought)
+        if brings:
             expires = lot_end(fleet, first.doc, number)
-            yield bucket(
-                fleet, brings or group, quantity, usable=period, expires=expires, number=number
-            )
+            yield bucket(fleet, brings, quantity, usable=period, expires=expires, number=number)
 
 
 def day_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[Bucket]:
-    # reading: a member brings its whole quantity on each day on which it is billed at any time.
+    # reading: a member brings its whole quantity on each day on which it is billed at any time; days
+    # are those of the fleet's zone.
     period = fleet.cycle.period(number)
     for group in of_renewal(fleet, number, "day"):
         first = group[0]
-        for _, day in local_days(period, fleet.plan_zone(first.plan)):
+        for _, day in local_days(period, fleet.zone):
             if any(one.key == first.key and one.usable.overlaps(day) for one in there):
                 continue
             brings = [one for one in group if is_billed(fleet, one, day)]
             fixed = bool(first.doc.get("fixed"))
             quantity = first.quantity if fixed else sum(one.quantity for one in brings)
-            if brings or fixed:
-                yield bucket(
-                    fleet, brings or group, quantity, usable=day, expires=day.end, number=number
-                )
+            if brings:
+                yield bucket(fleet, brings, quantity, usable=day, expires=day.end, number=number)
+
+
+def first_billed(fleet: Fleet, one: Held, since: datetime) -> datetime | None:
+    stints = fleet.billed_stints(one.sub, one.doc.get("states", BILLED))
+    return min((max(at.start, since) for at in stints if at.end > since), default=None)
 
 
 def lifetime_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[Bucket]:
     # reading: each member of a pool brings a bucket of its own into it, with its own end; a
-    # fixed pool starts with the fleet.
+    # fixed pool starts with the fleet. It is there from when the device is first billed on; one that
+    # was so before the periods shown is not there unless the state says so.
     period = fleet.cycle.period(number)
     granted = {(*one.key, *one.members) for one in there}
     for group in of_renewal(fleet, number, "never"):
         fixed = bool(group[0].doc.get("fixed"))
         for one in group[:1] if fixed else group:
-            is_new = (*one.key, one.sub.device) not in granted
-            if is_new and (fixed or is_billed(fleet, one, Span(FAR_PAST, period.end))):
-                start = fleet.starts if fixed else one.sub.begin
+            is_new = (*one.key, id(one.sub)) not in granted
+            billed = first_billed(fleet, one, one.sub.begin)
+            if is_new and billed is not None and period.holds(billed):
+                start = midnight(local_day(fleet.starts, fleet.zone), fleet.zone)
+                start = start if fixed else one.sub.begin
                 lasts = one.doc.get("lasts")
                 end = lasting(start, lasts, fleet.zone) if lasts else FAR_FUTURE
-                usable = Span(min(start, one.sub.start), end)
+                usable = Span(start if fixed else billed, end)
                 yield bucket(fleet, [one], one.quantity, usable=usable, expires=end, number=number)
 
 
@@ -243,7 +246,7 @@ def recurring_spans(fleet: Fleet, one: Held, start: datetime, until: datetime) -
 
 def recurring_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator[Bucket]:
     # reading: as of a lifetime allowance, each member of a pool brings a bucket of its own; it
-    # brings the whole quantity if it is billed at any time in the week, month, quarter or year.
+    # brings the whole quantity when it is first billed in the week, month, quarter or year.
     period = fleet.cycle.period(number)
     granted = {(*one.key, *one.members, one.usable.end) for one in there}
     for renews in ("week", *MONTHS):
@@ -252,10 +255,10 @@ def recurring_grants(fleet: Fleet, number: int, there: list[Bucket]) -> Iterator
             for one in group[:1] if fixed else group:
                 start = fleet.starts if fixed else one.sub.begin
                 for span in recurring_spans(fleet, one, start, period.end):
-                    usable = usable_span(fleet, one, span)
-                    is_new = (*one.key, one.sub.device, usable.end) not in granted
-                    is_brought = fixed or is_billed(fleet, one, span)
-                    if span.overlaps(period) and is_new and is_brought:
+                    is_new = (*one.key, id(one.sub), span.end) not in granted
+                    billed = first_billed(fleet, one, max(span.start, one.sub.begin))
+                    is_brought = billed is not None and span.within(period).holds(billed)
+                    if is_new and is_brought:
                         yield bucket(
                             fleet, [one], one.quantity, usable=span, expires=span.end, number=number
                         )
@@ -332,45 +335,44 @@ def is_open(fleet: Fleet, one: Bucket, part: Part) -> bool:
     return one.key in (lot_keys if is_lot else keys_held)(fleet, part)
 
 
-def available(one: Bucket, part: Part, there: list[Bucket]) -> int:
-    """Give what the part's device may draw at most."""
+def available(one: Bucket, part: Part) -> int:
+    """Give what the part's subscription may draw at most."""
+    # reading: a member of a pool is a subscription; floor and ceiling are those of each lot, and the
+    # ceiling holds for whoever draws, in a billed state or not.
     limit = one.left
-    pool = [other for other in there if other.key == one.key and other.usable.holds(part.start)]
     if one.members and one.key[0] != "device":
-        fresh = [other for other in pool if is_kept(other) or other.period == part.period]
-        every = {device: of for other in fresh for device, of in other.members.items()}
-        drawn = {
-            device: sum(
-                draw.quantity
-                for other in there
-                for draw in other.draws
-                if other.key == one.key and draw.device == device and draw.period == part.period
-            )
-            for device in {*every, part.device}
-        }
-        others = [device for device in every if device != part.device]
-        reserved = sum(max(0, every[device][0] - drawn[device]) for device in others)
-        limit = min(limit, sum(other.left for other in pool) - reserved)
-        ceiling = every.get(part.device, (0, None))[1]
-        if ceiling is not None:
-            limit = min(limit, ceiling - drawn[part.device])
+        me = id(part.sub)
+        measure = part.measure
+
+        def drawn(member: int) -> int:
+            return sum(draw.quantity for draw in one.draws if draw.member == member)
+
+        least = measure.of(one.doc.get("floor", 0))
+        reserved = sum(max(0, least - drawn(other)) for other in one.members if other != me)
+        limit = min(limit, one.left - reserved)
+        if "ceiling" in one.doc:
+            limit = min(limit, measure.of(one.doc["ceiling"]) - drawn(me))
     return max(0, limit)
 
 
-def burn_order(fleet: Fleet, one: Bucket, number: int) -> tuple[object, ...]:
+def place(one: Bucket) -> tuple[object, ...]:
+    # reading: "id" is the order in which allowances were granted; the state's buckets come last.
+    return (one.priority, one.expires, one.created, one.key[0] == "state", *one.granted, one.name)
+
+
+def burn_order(one: Bucket, mine: list[Bucket]) -> tuple[object, ...]:
     # reading: what rolls over expires at the end of the last period in which it may be used, the
-    # fresh grant too; newest_first puts the lots right behind the fresh grant, the newest first.
+    # fresh grant too; newest_first puts the lots right behind the newest, the newest first.
     rollover = one.doc.get("rollover", {})
     if rollover.get("burn", "oldest_first") == "newest_first" and one.key[0] != "state":
-        start = fleet.cycle.period(number).start
-        fresh = lot_end(fleet, one.doc, number)
-        return (one.priority, fresh, start, one.name, -one.period)
-    return (one.priority, one.expires, one.created, one.name, one.period)
+        newest = max((each for each in mine if each.key == one.key), key=lambda each: each.period)
+        return (*place(newest), -one.period)
+    return place(one)
 
 
 def in_burn_order(fleet: Fleet, there: list[Bucket], part: Part) -> list[Bucket]:
     mine = [one for one in there if is_open(fleet, one, part)]
-    return sorted(mine, key=lambda one: burn_order(fleet, one, part.period))
+    return sorted(mine, key=lambda one: burn_order(one, mine))
 
 
 # Rollover ----------------------------------------------------------------------------------
@@ -435,4 +437,5 @@ def as_lot(one: Bucket, left: int, following: Span) -> Bucket:
         doc=one.doc,
         period=one.period,
         members=one.members,
+        granted=one.granted,
     )

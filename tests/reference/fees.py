@@ -9,7 +9,17 @@ from tests.reference.amounts import Doc, amount_of, exact
 from tests.reference.fleet import BILLED, COUNT, Fleet, Subscription, local_days
 from tests.reference.items import Item
 from tests.reference.prices import rated
-from tests.reference.spans import FAR_FUTURE, FAR_PAST, MONTHS, Span, clip, share, terms_from
+from tests.reference.spans import (
+    FAR_FUTURE,
+    FAR_PAST,
+    MONTHS,
+    Span,
+    clip,
+    local_day,
+    midnight,
+    share,
+    terms_from,
+)
 from tests.reference.usage import Part
 
 ONCE = {"once", "activation"}
@@ -43,20 +53,28 @@ def in_advance(fee: Doc) -> bool:
     return bool(fee.get("charged", "in_arrears") == "in_advance")
 
 
-def terms_due(fleet: Fleet, fee: Doc, begin: datetime, period: Span) -> list[Span]:
+def terms_due(
+    fleet: Fleet, fee: Doc, begin: datetime, period: Span, ends: datetime = FAR_FUTURE
+) -> list[Span]:
     """Give the terms that are charged in the period."""
-    # reading: a term that ends with the period is charged in it; a term ends where it would have,
-    # also where the subscription ended before.
+    # reading: a term that ends with the period is charged in it; one that ends later is so in the
+    # period in which the subscription ends.
     every = fee.get("every", "period")
     if every == "period":
         return [period]
     if every == "day":
         # reading: each local day of the fleet's zone is a term of its own.
         return [day.within(period) for _, day in local_days(period, fleet.zone)]
-    terms = terms_from(begin, MONTHS[every], period.end, fleet.zone)
+    # reading: terms of months run from the beginning of the day.
+    first = midnight(local_day(begin, fleet.zone), fleet.zone)
+    terms = terms_from(first, MONTHS[every], period.end, fleet.zone)
     if in_advance(fee):
         return [term for term in terms if period.holds(term.start)]
-    return [term for term in terms if period.start < term.end <= period.end]
+    return [
+        term
+        for term in terms
+        if period.start < (term.end if term.end <= period.end else ends) <= period.end
+    ]
 
 
 # Once --------------------------------------------------------------------------------------
@@ -66,28 +84,35 @@ def activation_of(fleet: Fleet, device: str) -> tuple[datetime, Subscription] | 
     """Give when the device first became active, and on which subscription."""
     for sub in fleet.devices[device].subscriptions:
         for stint in fleet.billed_stints(sub):
-            return max(stint.start, sub.begin), sub
+            if stint.end > sub.begin:
+                return max(stint.start, sub.begin), sub
     return None
 
 
 def once_at(fleet: Fleet, fee: Doc, sub: Subscription) -> datetime | None:
     if fee["every"] == "once":
-        return sub.begin
+        # reading: a device that is retired for good by then owes nothing.
+        return sub.begin if fleet.stay(sub).end > sub.begin else None
     found = activation_of(fleet, sub.device)
     return found[0] if found and found[1] is sub else None
 
 
 def once_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Item]:
-    # reading: `once` does not ask for the state; the fleet's is due if a device is on the plan.
+    # reading: `once` does not ask for the state; the fleet's is due if a device is on the plan, at
+    # activation if the first device of all to become active is.
     subs = fleet.subscriptions(plan)
     if fee.get("per", "device") == "fleet":
         due = period.holds(fleet.starts) and any(sub.span.overlaps(period) for sub in subs)
+        if fee["every"] == "activation":
+            every = [found for name in fleet.devices if (found := activation_of(fleet, name))]
+            first = min(every, key=lambda found: found[0], default=None)
+            due = first is not None and period.holds(first[0]) and first[1].plan == plan
         if due and fleet.entitled(fee, None, fleet.starts, period):
             yield item(plan, fee, amount_of(fee, "amount"))
         return
     for sub in subs:
         at = once_at(fleet, fee, sub)
-        if at is None or not period.holds(at) or not fleet.validity(fee).holds(at):
+        if at is None or not period.holds(at):
             continue
         if fleet.entitled(fee, sub.device, sub.begin, period):
             yield item(plan, fee, amount_of(fee, "amount"), sub.device)
@@ -104,6 +129,9 @@ def charged_share(fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: S
     """Give the share of the term that is charged for the billed stints."""
     method = method_of(fleet, plan, fee)
     parts = clip(stints, term)
+    if method == "days_inclusive" and any(is_change(fleet, part.end) for part in parts):
+        # reading: the day of a change of plan is the new plan's alone.
+        method = "days"
     if not in_advance(fee) or not parts:
         return share(parts, term, method, fleet.zone)
     start, end = min(parts).start, max(part.end for part in parts)
@@ -114,21 +142,23 @@ def charged_share(fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: S
     return charged
 
 
+def is_change(fleet: Fleet, at: datetime) -> bool:
+    subs = fleet.subscriptions()
+    return any(one.end == at for one in subs) and any(one.start == at for one in subs)
+
+
 def valid_stints(
     fleet: Fleet, fee: Doc, sub: Subscription, stints: list[Span], period: Span
 ) -> list[Span]:
-    # reading: a fee with from/to is prorated to them, as if the device were billed in them only.
-    if not fleet.entitled(fee, sub.device, sub.begin, period):
-        return []
-    return clip(stints, fleet.validity(fee))
+    return stints if fleet.entitled(fee, sub.device, sub.begin, period) else []
 
 
 def device_items(
     fleet: Fleet, plan: str, fee: Doc, period: Span, parts: list[Part]
 ) -> Iterator[Item]:
     for sub in fleet.subscriptions(plan):
-        for term in terms_due(fleet, fee, sub.begin, period):
-            if not sub.span.overlaps(term):
+        for term in terms_due(fleet, fee, sub.begin, period, fleet.stay(sub).end):
+            if not (sub.span.overlaps(term) and fleet.stay(sub).overlaps(period)):
                 continue
             if "by_state" in fee:
                 asked = period if fee.get("every") == "day" else term
@@ -184,7 +214,7 @@ def fleet_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Ite
         if not any(sub.span.overlaps(term) for sub in subs):
             continue
         if fleet.entitled(fee, None, fleet.starts, period):
-            stints = clip([Span(start, FAR_FUTURE)], fleet.validity(fee))
+            stints = [Span(start, FAR_FUTURE)]
             part = charged_share(fleet, plan, fee, stints, term)
             yield item(plan, fee, amount_of(fee, "amount") * part)
 
@@ -213,7 +243,7 @@ def flat_of(price: Doc, number: int) -> Fraction:
     if price.get("model") not in {"volume", "stair_step"} or number == 0:
         return Fraction(0)
     bare = [{key: one for key, one in tier.items() if key != "amount"} for tier in price["tiers"]]
-    return rated({"model": "volume", "bounds": price.get("bounds"), "tiers": bare}, number, COUNT)
+    return rated({**price, "model": "volume", "tiers": bare}, number, COUNT)
 
 
 def device_costs(price: Doc, number: int) -> list[Fraction]:

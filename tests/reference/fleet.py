@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -23,6 +23,7 @@ from tests.reference.spans import (
 )
 
 COUNT = Measure("devices")
+ONE_DAY = timedelta(days=1)
 BILLED = ("active",)
 Stint = tuple[str, Span]
 VariantKey = int | None
@@ -74,6 +75,15 @@ class Fleet:
     def billed_stints(self, sub: Subscription, states: Iterable[str] = BILLED) -> list[Span]:
         return clip(self.devices[sub.device].stints(states), sub.span)
 
+    def stay(self, sub: Subscription) -> Span:
+        """Give the subscription's time until the device is retired for good."""
+        end = sub.end
+        for state, span in reversed(self.devices[sub.device].states):
+            if state != "retired":
+                break
+            end = min(end, span.start)
+        return Span(sub.start, end)
+
     def active_devices(self, plan: str, period: Span) -> list[str]:
         subs = self.subscriptions(plan)
         found = [sub.device for sub in subs if clip(self.billed_stints(sub), period)]
@@ -101,27 +111,25 @@ class Fleet:
         start = instant(doc["from"], self.zone) if "from" in doc else FAR_PAST
         return Span(start, instant(doc["to"], self.zone) if "to" in doc else FAR_FUTURE)
 
-    def redeemed(self, doc: Doc, device: str | None) -> datetime | None:
-        """Give since when the coupon counts; long ago if none is asked for."""
-        if "coupon" not in doc:
-            return FAR_PAST
+    def redeemed(self, doc: Doc, device: str | None) -> list[datetime]:
+        """Give when the coupon was redeemed."""
         own = self.devices[device].coupons if device is not None else {}
-        found = [codes[doc["coupon"]] for codes in (own, self.coupons) if doc["coupon"] in codes]
-        return min(found, default=None)
+        return [codes[doc["coupon"]] for codes in (own, self.coupons) if doc["coupon"] in codes]
 
     def entitled(self, doc: Doc, device: str | None, begin: datetime, period: Span) -> bool:
         """Tell whether from/to, periods and coupon let it count in the period at all."""
-        # reading: what has from/to counts in every period that overlaps them; a coupon counts
+        # reading: what has from/to counts in the periods whose first day they hold; a coupon counts
         # from the period in which it was redeemed; without a device only the fleet's coupons do.
-        redeemed = self.redeemed(doc, device)
-        if redeemed is None or redeemed >= period.end:
+        if not self.validity(doc).holds(period.start):
             return False
-        if not self.validity(doc).overlaps(period):
-            return False
+        starts = [begin]
+        if "coupon" in doc:
+            starts = [at for at in self.redeemed(doc, device) if at < period.end]
         if "periods" not in doc:
-            return True
-        number = self.cycle.number_at(period.start) - self.cycle.number_at(begin)
-        return number < int(doc["periods"])
+            return "coupon" not in doc or bool(starts)
+        # reading: the first periods of a subscription; with a coupon those since it was redeemed.
+        here = self.cycle.number_at(period.start)
+        return any(0 <= here - self.cycle.number_at(at) < int(doc["periods"]) for at in starts)
 
 
 # Plans -------------------------------------------------------------------------------------
@@ -147,24 +155,27 @@ def full_plan(doc: Doc) -> dict[str, Any]:
 
 
 def recurring_amount(fee: Doc) -> Fraction:
+    # reading: a fee of another term counts for a month of thirty days.
+    terms = {"day": Fraction(30), "quarter": Fraction(1, 3), "year": Fraction(1, 12)}
+    times = exact(fee.get("quantity", 1)) * terms.get(fee.get("every", "period"), Fraction(1))
     if "by_state" in fee:
-        return amount_of(fee["by_state"], "active") * exact(fee.get("quantity", 1))
-    if "price" in fee:
-        return rated(fee["price"], 1, COUNT) * exact(fee.get("quantity", 1))
+        return amount_of(fee["by_state"], "active") * times
     if "active" not in fee.get("states", BILLED):
         return Fraction(0)
-    return amount_of(fee, "amount") * exact(fee.get("quantity", 1))
+    if "price" in fee:
+        return rated(fee["price"], 1, COUNT) * times
+    return amount_of(fee, "amount") * times
 
 
 def worth(fleet: Fleet, plan: str) -> tuple[Fraction, int]:
-    # reading: amounts are summed as they stand, whatever their `every`, and allowances over all
-    # meters in base units.
+    # reading: fees that ask for a coupon do not count, allowances do so over all meters in base units.
     doc = fleet.plans[plan]
     recurring = [
         fee
         for fee in doc["fees"]
         if fee.get("every", "period") not in {"once", "activation"}
         and fee.get("per", "device") == "device"
+        and "coupon" not in fee
     ]
     quantities = [
         fleet.measure(plan, name).of(allowance["quantity"])
@@ -180,7 +191,7 @@ def worth(fleet: Fleet, plan: str) -> tuple[Fraction, int]:
 def change_at(fleet: Fleet, old: str, new: str, at: datetime) -> datetime:
     """Give the instant at which a change of plan takes effect."""
     # reading: the old plan's `plan_changes` rules; equal plans change as if downward.
-    upward = worth(fleet, new) > worth(fleet, old)
+    upward = worth(fleet, new) >= worth(fleet, old)
     rules = fleet.plans[old].get("plan_changes", {})
     default = "at_once" if upward else "next_period"
     if rules.get("upward" if upward else "downward", default) == "at_once":
@@ -195,18 +206,23 @@ def subscriptions_of(fleet: Fleet, name: str, entries: list[Doc]) -> list[Subscr
     before: tuple[str, datetime] | None = None
     for number, entry in enumerate(entries):
         plan = entry.get("plan", only)
-        start = instant(entry["from"], fleet.zone) if "from" in entry else FAR_PAST
+        # reading: what is there always is so since the fleet starts, if that is said.
+        always = fleet.starts if fleet.starts_given else FAR_PAST
+        start = instant(entry["from"], fleet.zone) if "from" in entry else always
         following = entries[number + 1] if number + 1 < len(entries) else {}
         ends = entry.get("to", following.get("from"))
         end = instant(ends, fleet.zone) if ends is not None else FAR_FUTURE
         stated = start
         if before is not None and before[1] == start:
-            start = change_at(fleet, before[0], plan, start)
+            # reading: the plan that is left is the one in effect.
+            left = next((sub.plan for sub in reversed(found) if sub.start <= start), before[0])
+            start = change_at(fleet, left, plan, start)
             found = [sub for sub in found if sub.start < start]
             if found:
-                found[-1].end = start
+                # reading: a change that its own end overtakes never takes effect.
+                found[-1].end = min(start, end)
         before = (plan, end)
-        begin = fleet.starts if stated == FAR_PAST else start
+        begin = min(fleet.starts, end - ONE_DAY) if stated == FAR_PAST else start
         found.append(Subscription(name, plan, start, max(start, end), begin))
     return [sub for sub in found if sub.start < sub.end]
 
@@ -220,7 +236,8 @@ def states_of(fleet: Fleet, doc: Doc) -> list[Stint]:
         start = instant(entry["from"], fleet.zone) if "from" in entry else FAR_PAST
         end = instant(ends, fleet.zone) if ends is not None else FAR_FUTURE
         stints.append((entry["state"], Span(start, end)))
-    return stints
+    # reading: before its first state a device is in the inventory.
+    return [("inventory", Span(FAR_PAST, stints[0][1].start)), *stints]
 
 
 def coupons_of(doc: Doc, zone: ZoneInfo) -> dict[str, datetime]:

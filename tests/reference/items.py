@@ -1,6 +1,6 @@
 """What a period's lines are made of: usage and price minimums."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,12 +10,10 @@ from tests.reference.prices import rated
 from tests.reference.spans import Span
 from tests.reference.usage import Part
 
-Before = Callable[[str, str, int | None, str | None], int]
-
 
 @dataclass
 class Item:
-    kind: str
+    kind: str  # as of a line
     plan: str
     name: str
     amount: Fraction
@@ -37,27 +35,31 @@ def prices_of(fleet: Fleet) -> Iterator[tuple[str, str, int | None, Doc]]:
 
 
 def usage_items(fleet: Fleet, period: Span, parts: list[Part]) -> Iterator[Item]:
-    # reading: what is due at zero is in the usage line, and is never paid from money.
+    # reading: what is due at zero has a line of its own, and is never paid from money; a device on
+    # which something is priced owes it too, active or not.
     for plan, meter, variant, price in prices_of(fleet):
         measure = fleet.measure(plan, meter)
         at_zero = rated(price, 0, measure)
-        for device in counting(fleet, plan, price, period) if at_zero else []:
-            yield Item("usage", plan, meter, at_zero, variant, device)
-        for part in parts:
-            if (part.plan, part.meter, part.variant) == (plan, meter, variant):
-                yield Item("usage", plan, meter, part.amount, variant, part.device)
+        mine = [p for p in parts if (p.plan, p.meter, p.variant) == (plan, meter, variant)]
+        used = [part.device for part in mine if part.priced]
+        for device in counting(fleet, plan, price, period, used) if at_zero else []:
+            yield Item("base", plan, meter, at_zero, variant, device)
+        for part in mine:
+            yield Item("usage", plan, meter, part.amount, variant, part.device)
 
 
-def counting(fleet: Fleet, plan: str, price: Doc, period: Span) -> list[str | None]:
-    """Give the active devices, or the fleet once, for which a price counts."""
-    active: list[str | None] = [*fleet.active_devices(plan, period)]
+def counting(
+    fleet: Fleet, plan: str, price: Doc, period: Span, used: Iterable[str] = ()
+) -> list[str | None]:
+    """Give the active (or used) devices, or the fleet once, for which a price counts."""
+    active: list[str | None] = [*dict.fromkeys([*fleet.active_devices(plan, period), *used])]
     return active if price.get("counted_per") != "fleet" else [None] if active else []
 
 
-def minimum_items(fleet: Fleet, period: Span, parts: list[Part], before: Before) -> Iterator[Item]:
-    # reading: what is compared with a minimum is rated(q) without connection fees, before money; a
-    # prorated minimum of the fleet is so by the days on which any device is active on the plan; with
-    # a cumulative quantity of the whole meter it is compared with what the price's own records cost.
+def minimum_items(fleet: Fleet, period: Span, parts: list[Part]) -> Iterator[Item]:
+    # reading: what is compared with a minimum is what the period's lines of the price say (so with
+    # connection fees and rounded records, before money, and without what was counted earlier); a
+    # prorated minimum of the fleet is so by the days on which any device is active on the plan.
     for plan, meter, variant, price in prices_of(fleet):
         if price.get("counted_per") in {"record", "session"}:
             continue
@@ -71,12 +73,7 @@ def minimum_items(fleet: Fleet, period: Span, parts: list[Part], before: Before)
             minimum = amount_of(price, "minimum")
             if price.get("prorated"):
                 minimum *= fleet.active_share(plan, device, period)
-            measure = fleet.measure(plan, meter)
-            if price.get("counted_with") == "meter":
-                reached = rated(price, 0, measure) + sum(part.amount - part.fee for part in mine)
-            else:
-                quantity = before(plan, meter, variant, device) + sum(part.priced for part in mine)
-                reached = rated(price, quantity, measure)
+            reached = rated(price, 0, fleet.measure(plan, meter)) + sum(p.amount for p in mine)
             missing = minimum - reached
             if missing > 0:
                 yield Item("minimum", plan, meter, missing, variant, device)

@@ -34,7 +34,7 @@ from tests.reference.usage import Intake, Part, Reading, bill_parts, parts_of, r
 class Line(NamedTuple):
     """One line of a period; `amount` is exact."""
 
-    kind: str  # usage, minimum, fee or adjustment
+    kind: str  # usage, base, minimum, fee or adjustment
     plan: str
     name: str  # of the meter, the fee or the adjustment
     variant: int | None
@@ -73,7 +73,7 @@ Period = TypedDict(
         "lines": list[Line],
         "total": Decimal,
         "from_money": Fraction,
-        "due": Fraction,
+        "due": Decimal,
         "records": list[Record],
     },
 )
@@ -103,7 +103,7 @@ def priced_before(fleet: Fleet, part: Part, earlier: Iterable[Part], first: int)
         keys: dict[str, tuple[object, ...]] = {
             "record": (one.reading.line,),
             "session": connection_key(one),
-            "device": (one.period, one.device),
+            "device": (one.period, id(one.sub)),
             "fleet": (one.period,),
         }
         return (one.plan, one.meter, *keys[per])
@@ -141,10 +141,11 @@ def counted(fleet: Fleet, plan: str, meter: str, variant: int | None, device: st
 
 
 def connection_key(part: Part) -> tuple[object, ...]:
+    # reading: a session is one within a bill cycle and a subscription.
     session = part.reading.doc.get("session")
     if session is None:
         return (part.reading.line,)
-    return (part.device, part.plan, part.meter, session)
+    return (part.period, id(part.sub), part.meter, session)
 
 
 class Charge:
@@ -159,11 +160,20 @@ class Charge:
         self.price: Doc = rule(fleet, part, "price")
         self.before = priced_before(fleet, part, earlier, first)
         key = connection_key(part)
-        paid = any(connection_key(one) == key and one.fee_is_due for one in earlier)
+        paid = any(
+            one.fee_is_due and (connection_key(one) == key or one.reading is part.reading)
+            for one in earlier
+        )
         self.fee = amount_of(self.price, "connection_fee")
+        self.connects = any(
+            amount_of(price, "connection_fee") > 0
+            for plan, meter, _, price in prices_of(fleet)
+            if (plan, meter) == (part.plan, part.meter)
+        )
         if paid or part.recorded == 0:
             self.fee = Fraction(0)
-        self.always_fee = bool(self.price.get("connection_fee_on_allowance"))
+        # reading: where nothing is billed of a part, allowances pay nothing of it either.
+        self.always_fee = part.billed > 0 and bool(self.price.get("connection_fee_on_allowance"))
         self.remaining = part.billed
         self.paid = Fraction(0)
 
@@ -174,7 +184,7 @@ class Charge:
 
     def draw(self, bucket: Bucket, quantity: int) -> None:
         if quantity > 0:
-            bucket.draws.append(Draw(self.part.device, quantity, Fraction(0), self.part.period))
+            bucket.draws.append(Draw(id(self.part.sub), quantity, Fraction(0), self.part.period))
             draws = self.part.draws
             draws[bucket.name] = draws.get(bucket.name, 0) + quantity
             self.remaining -= quantity
@@ -182,7 +192,7 @@ class Charge:
     def pay(self, bucket: Bucket, money: Fraction) -> None:
         # reading: money is never given back into a bucket where a record costs less than nothing.
         if money > 0:
-            bucket.draws.append(Draw(self.part.device, 0, money, self.part.period))
+            bucket.draws.append(Draw(id(self.part.sub), 0, money, self.part.period))
             paid = self.part.money
             paid[bucket.name] = paid.get(bucket.name, Fraction(0)) + money
             self.paid += money
@@ -202,15 +212,15 @@ class Charge:
             self.remaining -= most
             self.pay(bucket, self.cost(self.part.priced) - self.paid)
 
-    def through(self, order: list[Bucket], there: list[Bucket]) -> None:
+    def through(self, order: list[Bucket]) -> None:
         # reading: a money bucket "comes before an allowance" if a later bucket has something left
         # that this part may draw.
         last: list[Bucket] = []
         for number, bucket in enumerate(order):
             later = order[number + 1 :]
             if bucket.money is None:
-                self.draw(bucket, min(self.remaining, available(bucket, self.part, there)))
-            elif self.remaining > 0 and self.has_allowance(later, there):
+                self.draw(bucket, min(self.remaining, available(bucket, self.part)))
+            elif self.remaining > 0 and self.has_allowance(later):
                 self.pay_whole_units(bucket)
             else:
                 last.append(bucket)
@@ -218,24 +228,28 @@ class Charge:
         part.priced += self.remaining
         part.amount = self.cost(part.priced)
         part.fee = self.fee if part.priced > 0 or self.always_fee else Fraction(0)
-        part.fee_is_due = part.recorded > 0 and (part.priced > 0 or self.always_fee)
+        # reading: the first priced part decides, though its own price has no connection fee; a meter
+        # without any connects nothing.
+        part.fee_is_due = (
+            self.connects and part.recorded > 0 and (part.priced > 0 or self.always_fee)
+        )
         for bucket in last:
             self.pay(bucket, min(bucket.money_left, part.amount - self.paid))
 
-    def has_allowance(self, buckets: list[Bucket], there: list[Bucket]) -> bool:
+    def has_allowance(self, buckets: list[Bucket]) -> bool:
         quantities = [one for one in buckets if one.money is None]
-        return any(available(one, self.part, there) > 0 for one in quantities)
+        return any(available(one, self.part) > 0 for one in quantities)
 
 
 def charge_parts(fleet: Fleet, parts: list[Part], shown: range) -> None:
-    # reading: parts are rated by the instant at which they start, then by line.
+    # reading: charging sees usage in the order of the file, within a period.
     there = state_buckets(fleet)
     for number in shown:
         there += grants(fleet, number, there)
         for place, part in enumerate(parts):
             if part.period == number:
                 charge = Charge(fleet, part, parts[:place], shown.start)
-                charge.through(in_burn_order(fleet, there, part), there)
+                charge.through(in_burn_order(fleet, there, part))
         there = rolled(fleet, there, number)
 
 
@@ -263,9 +277,9 @@ def shown_periods(
 
 
 def zone_of_fleet(plans: Mapping[str, Doc], state: Doc) -> ZoneInfo:
-    first = next(iter(plans.values()))
     given = state.get("fleet", {}).get("time_zone")
-    return ZoneInfo(given or first.get("time_zone") or "UTC")
+    own = next((doc["time_zone"] for doc in plans.values() if "time_zone" in doc), None)
+    return ZoneInfo(given or own or "UTC")
 
 
 def record_of(part: Part) -> Record:
@@ -290,12 +304,11 @@ def record_of(part: Part) -> Record:
 
 def lines_of(fleet: Fleet, items: list[Item]) -> list[Line]:
     """Sum what belongs to one line."""
-    # reading: fees have one line a plan and fee; usage and price minimums have one a device with
-    # `lines_per: device`.
+    # reading: with `lines_per: device` everything that a device owes has its own line.
     found: dict[tuple[str, str, str, int, int | None, str | None], Fraction] = {}
     for item in items:
-        by_device = fleet.plans[item.plan].get("lines_per") == "device" and item.kind != "fee"
-        device = item.device if by_device or item.kind == "adjustment" else None
+        by_device = fleet.plans[item.plan].get("lines_per") == "device"
+        device = item.device if by_device else None
         key = (item.kind, item.plan, item.name, item.number, item.variant, device)
         found[key] = found.get(key, Fraction(0)) + item.amount
     return [Line(k, p, name, v, d, amount) for (k, p, name, _, v, d), amount in found.items()]
@@ -310,26 +323,30 @@ def rounded(fleet: Fleet, plan: str, amount: Fraction) -> Decimal:
 
 
 def total_of(fleet: Fleet, lines: list[Line]) -> Decimal:
-    # reading: with several plans the first one's rounding says whether lines or the bill are rounded;
-    # a line is rounded by its own plan's mode and digits. With rounded records, lines are rounded too,
-    # which only matters to fees, minimums and adjustments.
-    first = next(iter(fleet.plans))
-    if fleet.plans[first].get("rounding", {}).get("at", "line") == "bill":
-        return rounded(fleet, first, sum((line.amount for line in lines), Fraction(0)))
-    nothing = rounded(fleet, first, Fraction(0))
-    return sum((rounded(fleet, line.plan, line.amount) for line in lines), nothing)
+    # reading: with several plans each one's rounding says whether its lines or their sum is rounded.
+    # With rounded records, lines are rounded too, which only matters to fees, minimums, adjustments.
+    total = Decimal(0)
+    for plan, doc in fleet.plans.items():
+        amounts = [line.amount for line in lines if line.plan == plan]
+        if doc.get("rounding", {}).get("at", "line") == "bill":
+            amounts = [sum(amounts, Fraction(0))]
+        total += sum((rounded(fleet, plan, amount) for amount in amounts), Decimal(0))
+    return total
 
 
-def period_of(fleet: Fleet, number: int, parts: list[Part], first: int) -> Period:
+def rounded_paid(fleet: Fleet, parts: list[Part]) -> Decimal:
+    # reading: what money paid is rounded as the lines are that it paid.
+    items = [Item("usage", p.plan, p.meter, p.from_money, p.variant, p.device) for p in parts]
+    return total_of(fleet, lines_of(fleet, items))
+
+
+def period_of(fleet: Fleet, number: int, parts: list[Part]) -> Period:
     span = fleet.cycle.period(number)
     inside = [part for part in parts if part.period == number]
 
-    def before(plan: str, meter: str, variant: int | None, device: str | None) -> int:
-        return counted(fleet, plan, meter, variant, device) if number == first else 0
-
     items = [
         *usage_items(fleet, span, inside),
-        *minimum_items(fleet, span, inside, before),
+        *minimum_items(fleet, span, inside),
         *fee_items(fleet, span, parts),
     ]
     adjust(fleet, span, items)
@@ -342,7 +359,7 @@ def period_of(fleet: Fleet, number: int, parts: list[Part], first: int) -> Perio
         "lines": lines,
         "total": total,
         "from_money": from_money,
-        "due": Fraction(total) - from_money,  # reading: it is not rounded again
+        "due": total - rounded_paid(fleet, inside),
         "records": [record_of(part) for part in inside],
     }
 
@@ -359,7 +376,7 @@ def divide(fleet: Fleet, intake: Intake, shown: range) -> tuple[list[Part], int]
             intake.rejected.append((reading.line, "plan"))
         else:
             parts += found
-    parts.sort(key=lambda part: (part.start, part.reading.line))
+    parts.sort(key=lambda part: (part.period, part.reading.line, part.start))
     return parts, outside
 
 
@@ -383,7 +400,7 @@ def rate(
     intake = take_in(usage, begins, zone)
     starts = instant(of_fleet["starts"], zone) if "starts" in of_fleet else None
     months = MONTHS[of_fleet.get("cycle", "month")]
-    cycle = cycle_of(zone, months, int(of_fleet.get("anchor_day", 1)), starts)
+    cycle = cycle_of(zone, months, int(of_fleet.get("anchor_day", 1)))
     shown = shown_periods(
         cycle, intake, begins, instant(until, zone) if until is not None else None
     )
@@ -394,7 +411,7 @@ def rate(
     parts, outside = divide(fleet, intake, shown)
     bill_parts(fleet, parts)
     charge_parts(fleet, parts, shown)
-    periods = [period_of(fleet, number, parts, shown.start) for number in shown]
+    periods = [period_of(fleet, number, parts) for number in shown]
     return {
         "currency": next(iter(full.values()))["currency"],
         "periods": periods,

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 from tests.reference.amounts import Doc
 
+COUNTRIES = {"208": "FR", "240": "SE", "242": "NO", "262": "DE", "310": "US"}
 DAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 
@@ -38,7 +39,7 @@ def zone_of(plan: Doc, usage: Doc) -> str | None:
     called = str(usage.get("destination") or "")
     wanted = [called[:n] for n in range(len(called), 1, -1)]
     wanted += [network[:n] for n in (6, 5, 3) if len(network) >= n]
-    wanted += [country.upper(), "world"]
+    wanted += [country.upper() or COUNTRIES.get(network[:3], ""), "world"]
     found = [zone_with(plan, entry) for entry in wanted if entry]
     return next((name for name in found if name), plan.get("default_zone"))
 

@@ -83,6 +83,9 @@ def rated(price: Doc, quantity: int, measure: Measure) -> Fraction:
     if by_record and quantity == 0:
         # reading: nothing is due at zero of a price that is counted by record or session.
         return Fraction(0)
+    if by_record:
+        # reading: a flat at zero has no meaning where each record or session begins anew.
+        price = {**price, "flat_at_zero": False}
     value = shape(price, max(0, quantity - measure.of(price.get("free", 0))), measure)
     if by_record:
         value = max(value, amount_of(price, "minimum"))

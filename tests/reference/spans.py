@@ -80,16 +80,9 @@ class Cycle(NamedTuple):
         return number
 
 
-def cycle_of(zone: ZoneInfo, months: int, anchor_day: int, starts: datetime | None) -> Cycle:
-    # reading: with `starts`, quarters and years are counted from the period that begins on the
-    # last anchor day not after it; without, from January.
-    if starts is None:
-        return Cycle(zone, months, anchor_day, 1970 * 12)
-    first = local_day(starts, zone)
-    base = month_number(first)
-    if clipped(base, anchor_day) > first:
-        base -= 1
-    return Cycle(zone, months, anchor_day, base)
+def cycle_of(zone: ZoneInfo, months: int, anchor_day: int) -> Cycle:
+    # reading: quarters and years are counted from January, whenever the fleet starts.
+    return Cycle(zone, months, anchor_day, 1970 * 12)
 
 
 def terms_from(start: datetime, months: int, until: datetime, zone: ZoneInfo) -> list[Span]:
@@ -134,11 +127,10 @@ def share(stints: Iterable[Span], term: Span, method: str, zone: ZoneInfo) -> Fr
 
 def lasting(start: datetime, text: str, zone: ZoneInfo) -> datetime:
     """Give the end of "N days|months|years" from the start."""
+    # reading: it ends at a midnight, so many local days or months after the day it starts on.
     count, unit = text.split()
-    first = start.astimezone(zone)
+    first = local_day(start, zone)
     if unit.startswith("day"):
-        day = first.date() + timedelta(days=int(count))
-    else:
-        months = int(count) * (12 if unit.startswith("year") else 1)
-        day = clipped(month_number(first.date()) + months, first.day)
-    return datetime.combine(day, first.time(), zone).astimezone(UTC)
+        return midnight(first + timedelta(days=int(count)), zone)
+    months = int(count) * (12 if unit.startswith("year") else 1)
+    return midnight(clipped(month_number(first) + months, first.day), zone)

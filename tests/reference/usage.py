@@ -95,14 +95,14 @@ def take_in(lines: Iterable[Doc], since: datetime | None, zone: ZoneInfo) -> Int
     return intake
 
 
-def quantity_of(reading: Reading, measure: Measure) -> int:
+def quantities_of(reading: Reading, measure: Measure) -> list[int]:
     doc = reading.doc
     for key in ("quantity", "value"):
         if key in doc:
-            return measure.of(doc[key])
+            return [measure.of(doc[key])]
     if "uplink" in doc or "downlink" in doc:
-        return measure.of(doc.get("uplink", 0)) + measure.of(doc.get("downlink", 0))
-    return -(-(reading.span.end - reading.span.start) // timedelta(seconds=1))
+        return [measure.of(doc.get("uplink", 0)), measure.of(doc.get("downlink", 0))]
+    return [-(-(reading.span.end - reading.span.start) // timedelta(seconds=1))]
 
 
 def divided(quantity: int, bounds: list[datetime]) -> list[int]:
@@ -155,7 +155,8 @@ def part_of(fleet: Fleet, reading: Reading, at: datetime, used: int) -> Part | N
     crossing = plan.get("band_crossing", "split")
     banded = reading.span.start if crossing == "start" else at
     zone = zone_of(plan, reading.doc)
-    day = local_day(reading.span.start, fleet.plan_zone(sub.plan))
+    # reading: `from` and `to` of a variant ask when the part starts.
+    day = local_day(at, fleet.plan_zone(sub.plan))
     band = band_at(plan, banded, fleet.plan_zone(sub.plan))
     return Part(
         reading=reading,
@@ -176,12 +177,17 @@ def parts_of(fleet: Fleet, reading: Reading) -> list[Part]:
     first = subscription_at(fleet, reading, reading.span.start)
     if first is None:
         return []
-    quantity = quantity_of(reading, fleet.measure(first.plan, reading.meter))
+    directed = quantities_of(reading, fleet.measure(first.plan, reading.meter))
+    quantity = sum(directed)
     bounds = bounds_of(fleet, reading)
     parts = []
     # reading: a value of which the largest counts is not divided: each part has the whole.
     whole = fleet.plans[first.plan]["meters"][reading.meter].get("aggregate") == "max"
-    shares = [quantity] * (len(bounds) - 1) if whole else divided(quantity, bounds)
+    # reading: uplink and downlink are divided each by itself.
+    each = [divided(one, bounds) for one in directed]
+    shares = (
+        [quantity] * (len(bounds) - 1) if whole else [sum(one) for one in zip(*each, strict=True)]
+    )
     for at, used in zip(bounds, shares, strict=False):
         part = part_of(fleet, reading, at, used)
         if part is None:
@@ -205,11 +211,11 @@ def rule(fleet: Fleet, part: Part, key: str) -> Any:  # noqa: ANN401
 
 
 def add_overhead(fleet: Fleet, parts: list[Part]) -> None:
-    # reading: a record has its overhead once, also if it is divided: on its first part with a
-    # quantity, by that part's variant. Packets count also where the quantity is 0.
+    # reading: a record has its overhead once, also if it is divided: on its last part, by that
+    # part's variant. Packets count also where the quantity is 0.
     for part in parts:
         part.raw = part.used
-    part = next((part for part in parts if part.used > 0), parts[0])
+    part = parts[-1]
     overhead = rule(fleet, part, "overhead") or {}
     if part.recorded > 0:
         part.raw += part.measure.of(overhead.get("per_record", 0))
@@ -223,23 +229,24 @@ def group_of(fleet: Fleet, part: Part) -> tuple[object, ...]:
     if meter_doc(fleet, part).get("aggregate") == "max":
         # reading: the largest value is one over all variants, whatever the increment's scope; each
         # part is billed for what it adds to it.
-        return ("max", part.device, part.plan, part.meter, part.period)
-    if scope == "record":
-        # reading: a record's parts are rounded together also over cycles, a session's are not.
-        return (scope, part.plan, part.reading.line)
-    zone = fleet.plan_zone(part.plan)
-    network = str(part.reading.doc.get("network") or "")
+        return ("max", id(part.sub), part.meter, part.period)
     session = part.reading.doc.get("session")
+    if scope == "record" or (scope == "session" and session is None):
+        # reading: a record's parts are rounded together also over cycles and plans, a session's not.
+        return ("record", part.reading.line)
+    zone = fleet.plan_zone(part.plan)
+    place = str(part.reading.doc.get("zone") or "")
+    network = str(part.reading.doc.get("network") or (place if place.isdecimal() else ""))
     month = day_key(part.start, zone)[:7]
     keys: dict[str, tuple[object, ...]] = {
-        "session": ("of", session) if session is not None else ("line", part.reading.line),
+        "session": (session,),
         "device_day": (day_key(part.start, zone),),
         "device_month": (month,),
         "device_network_month": (month, network),
         "period": (),
     }
     apart = None if scope == "session" else part.variant
-    return (scope, part.device, part.plan, part.meter, part.period, apart, *keys[scope])
+    return (scope, id(part.sub), part.meter, part.period, apart, *keys[scope])
 
 
 def bill_parts(fleet: Fleet, parts: list[Part]) -> None:

@@ -344,7 +344,7 @@ def test_money_pays_whole_units_before_an_allowance_and_anything_after() -> None
     assert record["draws"] == {"allowance": 4}
     assert record["money"] == {"first": Fraction("0.9"), "last": 1}
     assert record["amount"] - record["from_money"] == Fraction("0.5")
-    assert (rating["total"], rating["periods"][0]["due"]) == (Decimal("2.40"), Fraction("0.5"))
+    assert (rating["total"], rating["periods"][0]["due"]) == (Decimal("2.40"), Decimal("0.50"))
 
 
 # Walks, places and terms of other kinds -------------------------------------------------------
