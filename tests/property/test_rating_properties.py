@@ -7,38 +7,62 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.period import BillCycle, cycle_at
+from metering.period import BillCycle, Calendar
 from metering.plan_document import read_plan, terms_of
-from metering.rating.account import Accounts, Bucket, charge_record
-from metering.rating.charge import charge, rated
+from metering.rating.account import Accounts, Usage, charge_records
+from metering.rating.bucket import Bucket, BucketKind
+from metering.rating.charge import charge
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
 from metering.rating.plan import PlanTerms
 from metering.usage import DATA, QUANTITY_MAX
 
 ZONE = "Europe/Berlin"
 NOON = datetime(2026, 4, 15, 12, tzinfo=UTC)
-CYCLE = cycle_at(NOON, ZONE, 1)
+CYCLE = Calendar(ZONE, 1).cycle_at(NOON)
 FLEET_NO = 3
+
+Document = dict[str, Any]
 
 quantities = st.integers(0, 10_000)
 amounts = st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4})?", fullmatch=True)
 pers = st.one_of(st.integers(1, 3_000), st.sampled_from(["1 kB", "1 KiB", "1 MB", "7 B"]))
 
 
-def plan(amount: str, per: int | str, *, pooled: bool) -> PlanTerms:
+@st.composite
+def tiered(draw: st.DrawFn) -> Document:
+    """Return a price of graduated or volume tiers."""
+    bounds = sorted(draw(st.sets(st.integers(1, 12_000), max_size=3)))
+    document: Document = {
+        "model": draw(st.sampled_from(["graduated", "volume", "stair_step"])),
+        "per": draw(pers),
+        "bounds": draw(st.sampled_from(["upper_inclusive", "lower_inclusive"])),
+        "tiers": [
+            {"amount": draw(amounts), "flat": draw(amounts)}
+            | ({} if bound is None else {"up_to": bound + 1})
+            for bound in [*bounds, None]
+        ],
+    }
+    return document
+
+
+unit_prices = st.fixed_dictionaries({"amount": amounts, "per": pers})
+packages = st.fixed_dictionaries(
+    {"model": st.just("package"), "amount": amounts, "size": st.integers(1, 5_000)}
+)
+limits = st.fixed_dictionaries({}, optional={"free": st.integers(0, 9_000), "maximum": amounts})
+prices = st.builds(
+    lambda price, limit: {**price, **limit}, st.one_of(unit_prices, tiered(), packages), limits
+)
+
+
+def plan(price: Document) -> PlanTerms:
     return terms_of(
-        read_plan(
-            {
-                "plan": "p",
-                "name": "P",
-                "currency": "EUR",
-                "meters": {"data": {"pooled": pooled, "overage": {"amount": amount, "per": per}}},
-            }
-        )
+        read_plan({"plan": "p", "currency": "EUR", "meters": {"data": {"price": price}}})
     )
 
 
@@ -61,35 +85,41 @@ def record(number: int, quantity: int, cycle: BillCycle = CYCLE) -> UsageRecord:
         uplink=0,
         cycle=cycle,
         subscription=member(number),
+        raw=quantity,
+        billed=quantity,
     )
 
 
 def charged(
-    terms: PlanTerms, uses: list[tuple[int, int]], *, allowance: int, pool: int
-) -> tuple[Accounts, list[tuple[int, int, int, int]]]:
+    terms: PlanTerms, uses: list[tuple[int, int]], *, allowance: int, pool: int | None
+) -> tuple[Accounts, Bucket, list[tuple[int, int, int, int]]]:
     """Charge (member, quantity) in order; each member has `allowance`, all of them the pool."""
     accounts = Accounts()
+    shared = Bucket(granted=pool or 0, kind=BucketKind.POOL)
     for number in {number for number, _ in uses}:
-        accounts.allowances[number, DATA.meter_no, CYCLE.start] = Bucket(granted=allowance)
-    accounts.pools[FLEET_NO, DATA.meter_no, CYCLE.start] = Bucket(granted=pool)
+        own = Bucket(granted=allowance)
+        buckets = [own] if pool is None else [own, shared]
+        accounts.buckets[number, DATA.meter_no, CYCLE.start] = buckets
     parts = []
     for number, quantity in uses:
-        made = charge_record(
-            record(number, quantity),
+        (made,) = charge_records(
+            [record(number, quantity)],
+            Usage(quantity, 0, NOON, NOON),
             meter="data",
             meter_no=DATA.meter_no,
             fleet_no=FLEET_NO,
-            terms=terms,
+            plans={1: terms},
             accounts=accounts,
-        ).parts
-        assert made.from_allowance + made.from_pool + made.overage == quantity
-        assert min(made.from_allowance, made.from_pool, made.overage, made.amount) >= 0
-        parts.append((made.from_allowance, made.from_pool, made.overage, made.amount))
-    return accounts, parts
+        )
+        part = made.parts
+        assert part.from_allowance + part.from_pool + part.overage == part.billed == quantity
+        assert min(part.from_allowance, part.from_pool, part.overage) >= 0
+        parts.append((part.from_allowance, part.from_pool, part.overage, part.amount))
+    return accounts, shared, parts
 
 
 def totals(accounts: Accounts, number: int) -> tuple[int, int, int, int, int]:
-    use = accounts.uses[number, DATA.meter_no, CYCLE.start]
+    use = accounts.uses[number, DATA.meter_no, CYCLE.start, 0]
     return (use.quantity, use.from_allowance, use.from_pool, use.overage, use.amount)
 
 
@@ -98,52 +128,57 @@ def totals(accounts: Accounts, number: int) -> tuple[int, int, int, int, int]:
     allowance_left=st.integers(-10, QUANTITY_MAX),
     pool_left=st.integers(-10, QUANTITY_MAX),
     overage_before=st.integers(0, QUANTITY_MAX),
-    price=st.integers(0, 10**20),
+    price=prices,
 )
 def test_the_parts_sum_to_the_quantity_and_take_no_more_than_there_is(
-    quantity: int, allowance_left: int, pool_left: int, overage_before: int, price: int
+    quantity: int, allowance_left: int, pool_left: int, overage_before: int, price: Document
 ) -> None:
+    terms = plan(price)
+    rate = terms.rates["data"][0]
+    own = Bucket(granted=allowance_left)
+    pool = Bucket(granted=pool_left, kind=BucketKind.POOL)
     parts = charge(
+        record(1, quantity),
         quantity,
-        allowance_left=allowance_left,
-        pool_left=pool_left,
-        overage_before=overage_before,
-        subunit_price=price,
+        buckets=[own, pool],
+        rate=rate,
+        before=overage_before,
+        terms=terms,
     )
     assert parts.from_allowance + parts.from_pool + parts.overage == quantity
     assert 0 <= parts.from_allowance <= max(0, allowance_left)
     assert 0 <= parts.from_pool <= max(0, pool_left)
+    assert (own.used, pool.used) == (parts.from_allowance, parts.from_pool)
     # The pool is asked only when the own allowance is used up, the price only after the pool.
     assert parts.from_pool == 0 or parts.from_allowance == max(0, allowance_left)
     assert parts.overage == 0 or parts.from_pool == max(0, pool_left)
-    assert parts.amount == rated(overage_before + parts.overage, price) - rated(
-        overage_before, price
-    )
+    after = overage_before + parts.overage
+    assert parts.amount == rate.rated(after) - rate.rated(overage_before)
+    steps = rate.walk(overage_before, parts.overage)
+    assert sum(step.amount for step in steps) == parts.amount
 
 
 @given(
     uses=st.lists(quantities, min_size=1, max_size=8),
-    amount=amounts,
-    per=pers,
+    price=prices,
     allowance=quantities,
-    pool=quantities,
-    pooled=st.booleans(),
+    pool=st.one_of(st.none(), quantities),
     data=st.data(),
 )
 def test_splitting_batching_and_reordering_never_change_a_devices_cycle(
     uses: list[int],
-    amount: str,
-    per: int | str,
+    price: Document,
     *,
     allowance: int,
-    pool: int,
-    pooled: bool,
+    pool: int | None,
     data: st.DataObject,
 ) -> None:
-    terms = plan(amount, per, pooled=pooled)
+    terms = plan(price)
 
     def cycle_of(parts: list[int]) -> tuple[int, int, int, int, int]:
-        accounts, _ = charged(terms, [(1, part) for part in parts], allowance=allowance, pool=pool)
+        accounts, _, _ = charged(
+            terms, [(1, part) for part in parts], allowance=allowance, pool=pool
+        )
         return totals(accounts, 1)
 
     whole = cycle_of([sum(uses)])
@@ -154,16 +189,18 @@ def test_splitting_batching_and_reordering_never_change_a_devices_cycle(
     assert cycle_of(halves) == whole
 
 
-@given(steps=st.lists(st.integers(0, QUANTITY_MAX), max_size=20), price=st.integers(0, 10**18))
+@given(steps=st.lists(st.integers(0, QUANTITY_MAX), max_size=20), price=prices)
 def test_the_differences_of_what_is_rated_sum_to_what_all_of_it_is_rated(
-    steps: list[int], price: int
+    steps: list[int], price: Document
 ) -> None:
+    rate = plan(price).rates["data"][0]
     cumulative = 0
     amount = 0
     for step in steps:
         before, cumulative = cumulative, cumulative + step
-        amount += rated(cumulative, price) - rated(before, price)
-    assert amount == rated(sum(steps), price)
+        assert rate.increment(before, step) == rate.rated(cumulative) - rate.rated(before)
+        amount += rate.increment(before, step)
+    assert amount == rate.rated(sum(steps)) - rate.rated(0)
 
 
 fleet_uses = st.lists(st.tuples(st.integers(1, 4), quantities), min_size=1, max_size=12)
@@ -175,11 +212,10 @@ fleet_uses = st.lists(st.tuples(st.integers(1, 4), quantities), min_size=1, max_
 def test_a_pool_gives_what_it_has_and_no_more_in_any_order(
     uses: list[tuple[int, int]], allowance: int, pool: int, data: st.DataObject
 ) -> None:
-    terms = plan("0.10", 1000, pooled=True)
+    terms = plan({"amount": "0.10", "per": 1000})
     seen = set()
     for order in (uses, data.draw(st.permutations(uses))):
-        accounts, parts = charged(terms, order, allowance=allowance, pool=pool)
-        bucket = accounts.pools[FLEET_NO, DATA.meter_no, CYCLE.start]
+        accounts, bucket, parts = charged(terms, order, allowance=allowance, pool=pool)
         drawn = sum(part[1] for part in parts)
         assert bucket.used == drawn == sum(use.from_pool for use in accounts.uses.values())
         assert 0 <= bucket.left <= pool
@@ -227,11 +263,11 @@ def test_the_core_agrees_with_a_naive_rating_in_fractions(
     pool: int,
     pooled: bool,
 ) -> None:
-    terms = plan(amount, per, pooled=pooled)
-    accounts, _ = charged(terms, uses, allowance=allowance, pool=pool)
+    terms = plan({"amount": amount, "per": per})
+    accounts, _, _ = charged(terms, uses, allowance=allowance, pool=pool if pooled else None)
     owed = naive(uses, Fraction(amount) / per, allowance=allowance, pool=pool if pooled else 0)
     for number, expected in owed.items():
-        money = terms.money(accounts.uses[number, DATA.meter_no, CYCLE.start].amount)
+        money = terms.money(accounts.uses[number, DATA.meter_no, CYCLE.start, 0].amount)
         assert money.exact == expected
         with localcontext() as context:
             context.prec = 60
@@ -267,8 +303,7 @@ def test_a_guided_usage_keeps_its_quantity_and_its_place(
         uplink=uplink,
         start=NOON,
         end=NOON + length,
-        time_zone=ZONE,
-        anchor_day=anchor_day,
+        calendar=Calendar(ZONE, anchor_day),
         subscriptions=subscriptions,
     )
     assert not isinstance(records, ParkReason)

@@ -7,34 +7,31 @@ from fractions import Fraction
 
 import pytest
 
-from metering.period import cycle_of_day
+from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
 from metering.rating.account import (
     Accounts,
-    Bucket,
+    Charge,
     CounterEpoch,
     EpochKey,
     FleetTerms,
     MeterUse,
     StoredReading,
     Usage,
-    charge_record,
+    charge_records,
     records_of,
     usage_of,
 )
-from metering.rating.charge import ChargeParts, charge, rated
+from metering.rating.bucket import Bucket, BucketKind, burn_order
+from metering.rating.charge import charge
 from metering.rating.counter import CounterPoint, growth
+from metering.rating.grants import grants_of
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
-from metering.rating.plan import MeterTerms, PlanTerms, UnitPrice
-from metering.rating.proration import (
-    Grant,
-    active_days,
-    days_in_cycle,
-    grants_of,
-    prorated_fee,
-    prorated_quantity,
-)
+from metering.rating.membership import Member, StateChange, share_of, term_of
+from metering.rating.plan import DeviceState, MeterTerms, PlanTerms, Proration, Variant
+from metering.rating.price import Price, UnitPrice, UnitRate
 from metering.usage import DATA, SMS, Reading, ReadingKind
+from tests import fleets
 
 BERLIN = "Europe/Berlin"
 
@@ -52,7 +49,7 @@ def one_meter(
                 "plan": "p",
                 "name": "P",
                 "currency": currency,
-                "meters": {meter: {"overage": {"amount": amount, "per": per}}},
+                "meters": {meter: {"price": {"amount": amount, "per": per}}},
             }
         )
     )
@@ -89,12 +86,43 @@ def guided(
         uplink=uplink,
         start=at(start),
         end=at(end),
-        time_zone=BERLIN,
-        anchor_day=anchor_day,
+        calendar=Calendar(BERLIN, anchor_day),
         subscriptions=[subscription()] if subscriptions is None else subscriptions,
     )
     assert not isinstance(records, ParkReason)
     return records
+
+
+APRIL = Calendar(BERLIN, 1).cycle_of_day(date(2026, 4, 1))
+
+
+def bucket(left: int, kind: BucketKind = BucketKind.ALLOWANCE, *, priority: int = 0) -> Bucket:
+    """Return a bucket of which so much is left; it may hold less than nothing."""
+    return Bucket(
+        granted=max(0, left), used=max(0, -left), kind=kind, bucket_id=kind.value, priority=priority
+    )
+
+
+def record(quantity: int, by: Subscription | None = None) -> UsageRecord:
+    """Return a record of a moment in April."""
+    by = by or subscription()
+    return UsageRecord(0, APRIL.start, APRIL.start, quantity, 0, APRIL, by, quantity, quantity)
+
+
+def charged(
+    record: UsageRecord, *, meter: str, meter_no: int, terms: PlanTerms, accounts: Accounts
+) -> Charge:
+    """Charge one record of fleet 9 to its accounts."""
+    (made,) = charge_records(
+        [record],
+        Usage(record.quantity, 0, record.start, record.end),
+        meter=meter,
+        meter_no=meter_no,
+        fleet_no=9,
+        plans={1: terms},
+        accounts=accounts,
+    )
+    return made
 
 
 # One record against allowance, pool and price
@@ -119,14 +147,22 @@ def test_own_allowance_then_pool_then_overage(
     overage_before: int,
     expected: tuple[int, int, int, int],
 ) -> None:
+    own = bucket(allowance_left, priority=100)
+    pool = bucket(pool_left, kind=BucketKind.POOL, priority=200)
     parts = charge(
+        record(quantity),
         quantity,
-        allowance_left=allowance_left,
-        pool_left=pool_left,
-        overage_before=overage_before,
-        subunit_price=7,
+        buckets=burn_order([pool, own]),
+        rate=UnitRate(7),
+        before=overage_before,
+        terms=one_meter("7", 1),
     )
-    assert parts == ChargeParts(*expected)
+    assert parts[:4] == expected
+    assert parts.before == overage_before
+    assert [(draw.bucket, draw.quantity) for draw in parts.draws] == [
+        (each, drawn) for each, drawn in ((own, expected[0]), (pool, expected[1])) if drawn
+    ]
+    assert (own.left, pool.left) == (allowance_left - expected[0], pool_left - expected[1])
 
 
 # Prices: never divided before they are multiplied, rounded once
@@ -159,7 +195,7 @@ def test_a_price_is_exact_until_the_line_is_rounded(
     amount, per = price
     meter = {"1 MB": "data", "1 min": "voice"}.get(str(per), "sms")
     terms = one_meter(amount, per, currency=currency, meter=meter)
-    money = terms.money(rated(overage, terms.subunit_prices[meter]))
+    money = terms.money(terms.rates[meter][0].rated(overage))
     assert money.exact == Fraction(exact)
     assert str(money.rounded()) == rounded
 
@@ -167,9 +203,9 @@ def test_a_price_is_exact_until_the_line_is_rounded(
 def test_thirds_sum_to_wholes() -> None:
     # Six hundred charges of one second each, at 0.10 per 60 s, are exactly 1 EUR.
     terms = one_meter("0.10", "1 min", meter="voice")
-    price = terms.subunit_prices["voice"]
+    rate = terms.rates["voice"][0]
     amounts = [
-        charge(1, allowance_left=0, pool_left=0, overage_before=second, subunit_price=price).amount
+        charge(record(1), 1, buckets=(), rate=rate, before=second, terms=terms).amount
         for second in range(600)
     ]
     assert terms.money(sum(amounts)).exact == 1
@@ -178,31 +214,24 @@ def test_thirds_sum_to_wholes() -> None:
 def test_the_sub_unit_is_the_least_that_serves_every_price() -> None:
     terms = PlanTerms(
         currency="EUR",
-        monthly_fee=Decimal("1.25"),
+        fees=[fleets.fee("1.23456")],  # a fee is reckoned as a fraction: it asks for no sub-unit
         meters={
-            "data": MeterTerms(
-                meter="data",
-                allowance=0,
-                pooled=False,
-                overage=UnitPrice(amount=Decimal("0.10"), per=1024),
-            ),
-            "voice": MeterTerms(
-                meter="voice",
-                allowance=0,
-                pooled=False,
-                overage=UnitPrice(amount=Decimal("0.10"), per=60),
-            ),
+            name: MeterTerms(
+                meter=name,
+                unit=unit,
+                variants=[Variant(price=Price(shape=UnitPrice(amount=Decimal("0.10"), per=per)))],
+            )
+            for name, unit, per in (("data", "octet", 1024), ("voice", "second", 60))
         },
     )
-    # 1.25 = 5/4; 0.10/1024 = 1/10240; 0.10/60 = 1/600.
+    # 0.10/1024 = 1/10240; 0.10/60 = 1/600.
     # 10240 = 2^11 · 5 and 600 = 2^3 · 3 · 5^2, so their least multiple is 2^11 · 3 · 5^2 = 153600.
     assert terms.subunits_per_unit == 153_600
-    assert dict(terms.subunit_prices) == {"data": 15, "voice": 256}
+    assert [terms.rates[name][0].rated(1) for name in ("data", "voice")] == [15, 256]
 
 
 # Several devices on one pool
 
-APRIL = cycle_of_day(date(2026, 4, 1), BERLIN, 1)
 POOLED = terms_of(
     read_plan(
         {
@@ -214,9 +243,9 @@ POOLED = terms_of(
                 "data": {
                     "allowance": "100 B",
                     "pooled": True,
-                    "overage": {"amount": "0.01", "per": 10},
+                    "price": {"amount": "0.01", "per": 10},
                 },
-                "sms": {"allowance": 5, "overage": {"amount": "0.04", "per": 1}},
+                "sms": {"allowance": 5, "price": {"amount": "0.04", "per": 1}},
             },
         }
     )
@@ -224,9 +253,11 @@ POOLED = terms_of(
 
 
 def test_devices_draw_from_one_pool_in_the_order_of_their_records() -> None:
-    pool = Bucket(granted=300)  # three members, 100 each
-    accounts = Accounts(pools={(9, DATA.meter_no, APRIL.start): pool})
+    pool = Bucket(granted=300, kind=BucketKind.POOL)  # three members, 100 each
     members = {number: subscription(number, device_no=number) for number in (1, 2, 3)}
+    accounts = Accounts(
+        buckets={(number, DATA.meter_no, APRIL.start): [pool] for number in members}
+    )
     # (member, quantity) → (from the pool, overage); the pool goes 300, 180, 100, 40, 0, 0.
     steps = [
         (1, 120, (120, 0)),
@@ -236,64 +267,53 @@ def test_devices_draw_from_one_pool_in_the_order_of_their_records() -> None:
         (2, 10, (0, 10)),
     ]
     for member, quantity, (from_pool, overage) in steps:
-        record = UsageRecord(
-            part=0,
-            start=APRIL.start,
-            end=APRIL.start,
-            quantity=quantity,
-            uplink=0,
-            cycle=APRIL,
-            subscription=members[member],
-        )
-        charged = charge_record(
-            record,
+        made = charged(
+            record(quantity, members[member]),
             meter="data",
             meter_no=DATA.meter_no,
-            fleet_no=9,
             terms=POOLED,
             accounts=accounts,
         )
-        assert (charged.parts.from_allowance, charged.parts.from_pool) == (0, from_pool)
-        assert charged.parts.overage == overage
+        assert (made.parts.from_allowance, made.parts.from_pool) == (0, from_pool)
+        assert made.parts.overage == overage
     assert (pool.used, pool.left) == (300, 0)
     uses = {key[0]: use for key, use in accounts.uses.items()}
     # 0.01 per 10 octets is 1/1000 an octet; with the sms price of 1/25, 1000 sub-units to the euro.
     assert POOLED.subunits_per_unit == 1000
-    assert uses[1] == MeterUse(records=2, quantity=180, from_pool=180)
-    assert uses[2] == MeterUse(records=2, quantity=90, from_pool=80, overage=10, amount=10)
-    assert uses[3] == MeterUse(records=1, quantity=90, from_pool=40, overage=50, amount=50)
+    assert uses[1] == MeterUse(records=2, quantity=180, billed=180, from_pool=180)
+    assert uses[2] == MeterUse(
+        records=2, quantity=90, billed=90, from_pool=80, overage=10, amount=10
+    )
+    assert uses[3] == MeterUse(
+        records=1, quantity=90, billed=90, from_pool=40, overage=50, amount=50
+    )
     assert str(POOLED.money(50).rounded()) == "0.05"
 
 
 def test_a_meter_that_is_not_pooled_leaves_the_pool_alone() -> None:
-    member = subscription()
+    pool = Bucket(granted=1000, kind=BucketKind.POOL)
     accounts = Accounts(
-        allowances={(1, SMS.meter_no, APRIL.start): Bucket(granted=5)},
-        pools={(9, SMS.meter_no, APRIL.start): Bucket(granted=1000)},
+        buckets={
+            (1, DATA.meter_no, APRIL.start): [pool],
+            (1, SMS.meter_no, APRIL.start): [Bucket(granted=5)],
+        }
     )
-    record = UsageRecord(
-        part=0,
-        start=APRIL.start,
-        end=APRIL.start,
-        quantity=8,
-        uplink=0,
-        cycle=APRIL,
-        subscription=member,
-    )
-    charged = charge_record(
-        record, meter="sms", meter_no=SMS.meter_no, fleet_no=9, terms=POOLED, accounts=accounts
-    )
+    made = charged(record(8), meter="sms", meter_no=SMS.meter_no, terms=POOLED, accounts=accounts)
     # 5 of 8 are the device's own; 3 × 0.04 = 0.12.
-    assert (charged.parts.from_allowance, charged.parts.from_pool, charged.parts.overage) == (
-        5,
-        0,
-        3,
-    )
-    assert str(POOLED.money(charged.parts.amount).rounded()) == "0.12"
-    assert accounts.pools[(9, SMS.meter_no, APRIL.start)].used == 0
+    assert (made.parts.from_allowance, made.parts.from_pool, made.parts.overage) == (5, 0, 3)
+    assert str(POOLED.money(made.parts.amount).rounded()) == "0.12"
+    assert pool.used == 0
 
 
 # Proration
+
+
+def days_of(begins: str, ends: str | None, *, proration: Proration = Proration.DAYS) -> Fraction:
+    """Return how many days of April a subscription runs, as a share times thirty."""
+    left = max(at(begins), APRIL.start)
+    right = APRIL.end if ends is None else min(at(ends), APRIL.end)
+    billed = [(left, right)] if left < right else []
+    return 30 * share_of(billed, term=term_of(APRIL), proration=proration, time_zone=BERLIN)
 
 
 @pytest.mark.parametrize(
@@ -310,31 +330,54 @@ def test_a_meter_that_is_not_pooled_leaves_the_pool_alone() -> None:
     ],
 )
 def test_days_are_counted_inside_the_cycle(first_day: str, end_day: str | None, days: int) -> None:
-    end = None if end_day is None else date.fromisoformat(end_day)
-    assert active_days(APRIL, date.fromisoformat(first_day), end) == days
+    midnights = [each and f"{each}T00:00+02:00" for each in (first_day, end_day)]
+    assert days_of(midnights[0] or "", midnights[1]) == days
 
 
 def test_the_day_a_subscription_begins_counts_and_the_day_it_ends_does_not() -> None:
     # 22:30 UTC on the 10th is 00:30 on the 11th in Berlin: 11 … 30 April are 20 days.
-    assert days_in_cycle(APRIL, subscription(begins="2026-04-10T22:30Z"), BERLIN) == 20
+    assert days_of("2026-04-10T22:30Z", None) == 20
     # It ends at 21:59 UTC, 23:59 on the 20th in Berlin: 1 … 19 April.
-    assert days_in_cycle(APRIL, subscription(ends="2026-04-20T21:59Z"), BERLIN) == 19
+    assert days_of("2025-01-01T00:00Z", "2026-04-20T21:59Z") == 19
+
+
+def member(begins: str, number: int = 1) -> Member:
+    return Member(
+        device_no=number,
+        subscriptions=[subscription(number, begins=begins, device_no=number)],
+        states=[
+            StateChange(state=DeviceState.ACTIVE, effective_from=at("2025-01-01T00:00Z")),
+        ],
+    )
+
+
+def granted(begins: str) -> list[tuple[str, str, bool, int]]:
+    """Return meter, name, pooled and quantity of what a subscription to `POOLED` brings in April."""
+    one = member(begins)
+    grants = grants_of(one, one.subscriptions[0], POOLED, cycle=APRIL, fleet=fleets.fleet())
+    assert {(each.begins_at, each.expires_at) for each in grants} <= {(APRIL.start, APRIL.end)}
+    return [(each.meter, each.allowance.name, each.pooled, each.quantity) for each in grants]
 
 
 def test_a_quantity_is_prorated_down_and_a_fee_exactly() -> None:
-    # 100 × 20 / 30 = 66.67 → 66; 2.00 × 20 / 30 = 4/3 → 1.33
-    assert prorated_quantity(100, 20, APRIL) == 66
-    assert prorated_fee(POOLED, 20, APRIL).exact == Fraction(4, 3)
-    assert str(prorated_fee(POOLED, 20, APRIL).rounded()) == "1.33"
-    assert (prorated_quantity(100, 0, APRIL), prorated_quantity(100, 30, APRIL)) == (0, 100)
+    # 100 × 20 / 30 = 66.67 → 66 and 5 × 20 / 30 = 3.33 → 3; 2.00 × 20 / 30 = 4/3
+    assert [each[3] for each in granted("2026-04-10T22:30Z")] == [66, 3]
+    assert [each[3] for each in granted("2025-01-01T00:00Z")] == [100, 5]
+    assert granted("2026-05-10T22:30Z") == []
+    fee = fleets.fee("2.00").amount
+    assert fee is not None
+    share = days_of("2026-04-10T22:30Z", None) / 30
+    assert Fraction(fee) * share == Fraction(4, 3)
     # Three members of 10 days each owe exactly one whole fee.
-    assert sum((prorated_fee(POOLED, 10, APRIL).exact for _ in range(3)), Fraction(0)) == 2
+    third = days_of("2026-04-01T00:00+02:00", "2026-04-11T00:00+02:00") / 30
+    assert sum((Fraction(fee) * third for _ in range(3)), Fraction(0)) == 2
 
 
 def test_what_a_subscription_brings() -> None:
-    assert grants_of(subscription(4), POOLED, 15, APRIL) == [
-        Grant(subscription_no=4, meter_no=DATA.meter_no, pooled=True, quantity=50),
-        Grant(subscription_no=4, meter_no=SMS.meter_no, pooled=False, quantity=2),  # 5 / 2 = 2.5
+    # Half of April: 100 / 2 to the pool, 5 / 2 = 2.5 of its own.
+    assert granted("2026-04-15T22:00Z") == [
+        ("data", "pool", True, 50),
+        ("sms", "allowance", False, 2),
     ]
 
 
@@ -404,8 +447,7 @@ def test_a_time_without_a_subscription_is_parked_as_a_whole(start: str, end: str
         uplink=0,
         start=at(start),
         end=at(end),
-        time_zone=BERLIN,
-        anchor_day=1,
+        calendar=Calendar(BERLIN, 1),
         subscriptions=gaps,
     )
     assert outcome is ParkReason.NO_SUBSCRIPTION
@@ -416,7 +458,7 @@ def test_a_meter_without_terms_is_parked() -> None:
     outcome = records_of(
         Usage(10, 0, now, now),
         meter="sms",
-        fleet=FleetTerms(fleet_no=9, time_zone=BERLIN, anchor_day=1),
+        fleet=FleetTerms(9, Calendar(BERLIN, 1)),
         subscriptions=[subscription()],
         plans={1: one_meter("0.10", "1 MB")},
     )
@@ -497,7 +539,8 @@ def test_usage_never_falls_below_nothing_whatever_widths_a_device_declares() -> 
 
 def test_a_charge_is_exact_beyond_what_a_float_holds() -> None:
     # (2^53 - 1) * 3 = 27021597764222973, which a float rounds to ...972.
+    most = 2**53 - 1
     largest = charge(
-        2**53 - 1, allowance_left=0, pool_left=0, overage_before=2**53 - 1, subunit_price=3
+        record(most), most, buckets=(), rate=UnitRate(3), before=most, terms=one_meter("3", 1)
     )
     assert largest.amount == 27021597764222973
