@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.period import boundaries_between, cycle_at, cycle_of_day, split_by_time
+from metering.period import Calendar, cycle_at, cycle_of_day, split_by_time
 
 ZONES = st.sampled_from(
     [
@@ -44,7 +44,7 @@ def test_split_parts_sum_to_the_whole_and_adjoin(
     start: datetime, minutes: int, quantity: int, zone: str, anchor: int
 ) -> None:
     end = start + timedelta(minutes=minutes)
-    cuts = boundaries_between(start, end, zone, anchor)
+    cuts = Calendar(zone, anchor).boundaries_between(start, end)
     parts = split_by_time(quantity, start, end, cuts)
     assert sum(part for _, _, part in parts) == quantity
     assert all(part >= 0 for _, _, part in parts)

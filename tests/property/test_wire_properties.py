@@ -56,6 +56,8 @@ def readings(draw: st.DrawFn) -> Reading:
         zone=draw(st.none() | labels),
         rat=draw(st.none() | labels),
         apn=draw(st.none() | labels),
+        session=draw(st.none() | labels),
+        packets=draw(st.integers(0, QUANTITY_MAX)),
     )
 
 
@@ -115,8 +117,9 @@ def check_reading(reading: Reading) -> None:
         assert reading.width is None
     assert reading.width is None or 8 <= reading.width <= 64
     check_label(reading.epoch, 128)
-    for label in (reading.zone, reading.rat, reading.apn):
+    for label in (reading.zone, reading.rat, reading.apn, reading.session):
         check_label(label)
+    assert 0 <= reading.packets <= QUANTITY_MAX
 
 
 def check_rejection(rejection: Rejection) -> None:

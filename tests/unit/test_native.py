@@ -63,6 +63,30 @@ MESSAGES_BY_FILE: dict[str, tuple[str, datetime | None, list[Reading]]] = {
             )
         ],
     ),
+    "native_session.json": (
+        "7f3a",
+        None,
+        [
+            Reading(
+                seq=5,
+                at=at("2026-03-29T01:00:00Z"),
+                meter=DATA,
+                kind=ReadingKind.DELTA,
+                uplink=1_200,
+                downlink=48_000,
+                session="pdp-17",
+                packets=64,
+            ),
+            Reading(
+                seq=6,
+                at=at("2026-03-29T01:05:00Z"),
+                meter=VOICE,
+                kind=ReadingKind.DELTA,
+                quantity=90,
+                session="call/0001",
+            ),
+        ],
+    ),
     "native_several.json": (
         "boot:2026-03-29",
         SENT,

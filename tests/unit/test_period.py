@@ -6,7 +6,7 @@ import pytest
 
 from metering.errors import InvalidValue
 from metering.period import (
-    boundaries_between,
+    Calendar,
     cycle_at,
     cycle_of_day,
     local_day,
@@ -78,11 +78,12 @@ def test_an_unknown_zone_and_a_day_32_are_refused_by_name() -> None:
 
 def test_ten_octets_over_a_boundary_at_a_third_give_the_remainder_to_the_last_part() -> None:
     start, end = at("2026-03-31T23:50Z"), at("2026-04-01T00:20Z")
-    cuts = boundaries_between(start, end, "UTC", 1)
+    cuts = Calendar("UTC", 1).boundaries_between(start, end)
     assert cuts == [at("2026-04-01T00:00Z")]
     parts = split_by_time(10, start, end, cuts)
     assert [quantity for _, _, quantity in parts] == [3, 7]  # 10 × 10/30 = 3.33 → 3; the rest 7
 
 
 def test_an_interval_that_ends_on_a_boundary_is_not_split() -> None:
-    assert boundaries_between(at("2026-03-01T00:00Z"), at("2026-04-01T00:00Z"), "UTC", 1) == []
+    march = (at("2026-03-01T00:00Z"), at("2026-04-01T00:00Z"))
+    assert Calendar("UTC", 1).boundaries_between(*march) == []
