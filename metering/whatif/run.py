@@ -19,7 +19,7 @@ from metering.rating.account import (
 )
 from metering.rating.bucket import burn_order
 from metering.rating.grants import cycle_grants, enter, lot_of, rolled_over
-from metering.rating.guide import ParkReason, UsageRecord
+from metering.rating.guide import ParkReason, Subscription, UsageRecord
 from metering.rating.lots import Lots, allowances_of, lots_key, overlaps
 from metering.rating.membership import Fleet, effective_subscriptions
 from metering.rating.plan import MeterTerms, PlanTerms
@@ -144,7 +144,7 @@ class Run:
                 line.usage,
                 meter=line.meter,
                 fleet=self.terms,
-                subscriptions=member.subscriptions,
+                subscriptions=self._subscriptions(line, member.subscriptions),
                 plans=self.plans,
             )
             if isinstance(records, ParkReason):
@@ -156,6 +156,15 @@ class Run:
                     of_cycle.append((line, []))
                 of_cycle[-1][1].append(record)
         return by_cycle, rejected
+
+    def _subscriptions(
+        self, line: UsageLine, subscriptions: Sequence[Subscription]
+    ) -> Sequence[Subscription]:
+        """Let what was always there be so too where a reading began before the first period."""
+        first, start = subscriptions[0], line.usage.start
+        if line.device not in self.state.always or first.valid_from <= start:
+            return subscriptions
+        return [replace(first, valid_from=start), *subscriptions[1:]]
 
     def rate(
         self,

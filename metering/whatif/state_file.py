@@ -156,6 +156,8 @@ class FleetState:
     buckets: Sequence[HeldBucket] = ()
     counted: Sequence[Counted] = ()
     redemptions: Sequence[Redemption] = ()
+    always: frozenset[str] = frozenset()
+    """Devices of which nothing says when they begin: they were there before the first period too."""
 
 
 def read_state(given: object) -> StateDocument:
@@ -221,6 +223,12 @@ def fleet_state(
             for position, each in enumerate(document.counted)
         ],
         redemptions=reader.redemptions(document.fleet.coupons, starts, "fleet.coupons"),
+        always=frozenset(
+            name
+            for name, device in devices.items()
+            if document.fleet.starts is None
+            and (device.plans[0].begins if device.plans else device.begins) is None
+        ),
     )
 
 

@@ -122,7 +122,9 @@ def once_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Item
 
 
 def method_of(fleet: Fleet, plan: str, fee: Doc) -> str:
-    return str(fee.get("proration", fleet.proration(plan)))
+    method = str(fee.get("proration", fleet.proration(plan)))
+    # reading: a fee by the day counts whole days.
+    return "days" if fee.get("every") == "day" and method != "days_inclusive" else method
 
 
 def charged_share(fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: Span) -> Fraction:
