@@ -17,7 +17,7 @@ from metering.rating.band import BandTable, Crossing
 from metering.rating.bucket import Bucket
 from metering.rating.charge import ChargeParts, charge
 from metering.rating.counter import CounterEvent, CounterPoint, growth
-from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
+from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide, whole_record
 from metering.rating.increment import Increment, IncrementScope
 from metering.rating.plan import DIRECTION, Aggregate, MeterTerms, PlanTerms
 from metering.rating.price import CountedPer, Price
@@ -256,6 +256,11 @@ def records_of(
     plans: Mapping[int, PlanTerms],
 ) -> list[UsageRecord] | ParkReason:
     """Split a usage into records that each have one cycle and one price, or say why it cannot be."""
+    record = whole_record(
+        usage.quantity, usage.uplink, usage.start, usage.end, fleet.calendar, subscriptions
+    )
+    if record is not None and meter in plans[record.subscription.plan_no].plain_meters:
+        return [record]
     records = guide(
         quantity=usage.quantity,
         uplink=usage.uplink,

@@ -57,6 +57,25 @@ class UsageRecord(NamedTuple):
     group: str | None = None
 
 
+def whole_record(  # noqa: PLR0917 - called for every reading
+    quantity: int,
+    uplink: int,
+    start: datetime,
+    end: datetime,
+    calendar: Calendar,
+    subscriptions: Sequence[Subscription],
+) -> UsageRecord | None:
+    """Return a usage that lies in one cycle and one subscription as one record; else None."""
+    cycle = calendar.cycle_at(start)
+    subscription = _covering(subscriptions, start)
+    if subscription is None or end > cycle.end:
+        return None
+    valid_to = subscription.valid_to
+    if valid_to is not None and end > valid_to:
+        return None
+    return UsageRecord(0, start, end, quantity, uplink, cycle, subscription, quantity, quantity)
+
+
 def guide(
     *,
     quantity: int,
@@ -71,15 +90,11 @@ def guide(
     `subscriptions` are the device's, ascending. A usage whose start is its end lies wholly where
     that instant lies. Returns the reason when a part of the time has no subscription.
     """
-    cycle = calendar.cycle_at(start)
-    subscription = _covering(subscriptions, start)
-    if subscription is None:
+    record = whole_record(quantity, uplink, start, end, calendar, subscriptions)
+    if record is not None:
+        return [record]
+    if start == end:
         return ParkReason.NO_SUBSCRIPTION
-    valid_to = subscription.valid_to
-    if end <= cycle.end and (valid_to is None or end <= valid_to):
-        return [
-            UsageRecord(0, start, end, quantity, uplink, cycle, subscription, quantity, quantity)
-        ]
     inner = calendar.boundaries_between(start, end)
     changes = [
         edge

@@ -159,6 +159,7 @@ class Price:
             rate.maximum = _whole(self.maximum, subunits_per_unit)
         if self.counts_alone:
             rate.minimum = _whole(self.minimum, subunits_per_unit)
+        rate.bounded = bool(rate.free or rate.minimum or rate.maximum is not None)
         return rate
 
     def _compiled_shape(self, subunits_per_unit: int) -> "Rate":
@@ -197,12 +198,14 @@ class Rate(ABC):
     The first `free` units cost nothing; any quantity costs `minimum` at least and `maximum` at most.
     """
 
-    __slots__ = ("free", "maximum", "minimum")
+    __slots__ = ("bounded", "free", "maximum", "minimum")
 
     def __init__(self) -> None:
         self.free = 0
         self.maximum: int | None = None
         self.minimum = 0
+        self.bounded = False
+        """Whether any of the three says something, so that the shape alone is not the price."""
 
     @abstractmethod
     def _shaped(self, quantity: int) -> int:
@@ -284,13 +287,11 @@ class UnitRate(Rate):
 
     def increment(self, before: int, quantity: int) -> int:
         """Return what `quantity` more units cost after `before`."""
-        if self.free or self.minimum or self.maximum is not None:
-            return super().increment(before, quantity)
-        return quantity * self.price
+        return super().increment(before, quantity) if self.bounded else quantity * self.price
 
     def walk(self, before: int, quantity: int) -> list[PriceStep]:
         """Explain `increment`."""
-        if self.free or self.minimum or self.maximum is not None or not quantity:
+        if self.bounded or not quantity:
             return super().walk(before, quantity)
         return [PriceStep("unit", 1, quantity, self.price, 0, quantity * self.price)]
 
@@ -371,6 +372,28 @@ class GraduatedRate(_TieredRate):
         tier = self.tiers[position]
         begin = self.lasts[position - 1] if position else 0
         return self.sums[position] + tier.flat + tier.cost(quantity - begin)
+
+    def increment(self, before: int, quantity: int) -> int:
+        """Return what `quantity` more units cost after `before`."""
+        tier = self._only_tier(before, quantity)
+        return super().increment(before, quantity) if tier is None else quantity * tier[1].price
+
+    def walk(self, before: int, quantity: int) -> list[PriceStep]:
+        """Explain `increment`."""
+        tier = self._only_tier(before, quantity)
+        if tier is None:
+            return super().walk(before, quantity)
+        number, rate = tier
+        return [PriceStep("tier", number, quantity, rate.price, 0, quantity * rate.price)]
+
+    def _only_tier(self, before: int, quantity: int) -> tuple[int, TierRate] | None:
+        """Return the tier, and its number, where it prices each of these units and nothing beside."""
+        if self.bounded or not quantity:
+            return None
+        position = bisect_left(self.lasts, before + quantity)
+        tier = self.tiers[position]
+        begin = self.lasts[position - 1] if position else 0
+        return (position + 1, tier) if before > begin and tier.block is None else None
 
     def _steps(self, before: int, after: int) -> Iterator[PriceStep]:
         # The flat fee that was due at zero already is not due again with the first unit.
