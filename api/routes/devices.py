@@ -161,7 +161,7 @@ def _balances(
     uses: Mapping[tuple[int, int], SubscriptionMeterView],
     lots: Sequence[LotView],
 ) -> list[schemas.MeterBalance]:
-    terms = stored_terms(subscription.terms)
+    terms = stored_terms(subscription.terms, subscription.subunits_per_unit)
     metered = (meter_terms for name, meter_terms in terms.meters.items() if name in METERS)
     return [
         _balance(

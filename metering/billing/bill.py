@@ -92,7 +92,7 @@ def bill_of(
     uses: Sequence[UseRow],
 ) -> Bill:
     """Draw up one cycle's bill; its lines come by plan, then version, in the order of `plans`."""
-    terms = {plan.plan_no: stored_terms(plan.terms) for plan in plans}
+    terms = {plan.plan_no: stored_terms(plan.terms, plan.subunits_per_unit) for plan in plans}
     return Bill(
         statement=statement(
             fleet=fleet,

@@ -1,6 +1,7 @@
 """A plan as people write it: a document that is checked, and becomes the rating core's terms."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -61,6 +62,10 @@ def stored_document(plan: PlanDocument) -> dict[str, object]:
     return plan.model_dump(mode="json", exclude_unset=True)
 
 
-def stored_terms(document: Mapping[str, object]) -> PlanTerms:
-    """Return the terms of a plan document that was checked before it was stored."""
-    return terms_of(PlanDocument.model_validate(document))
+def stored_terms(document: Mapping[str, object], subunits_per_unit: int) -> PlanTerms:
+    """Return the terms of a plan document that was checked before it was stored.
+
+    `subunits_per_unit` were stored with it: amounts that are stored count them.
+    """
+    terms = terms_of(PlanDocument.model_validate(document))
+    return replace(terms, stated_subunits=subunits_per_unit)

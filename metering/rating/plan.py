@@ -388,10 +388,13 @@ class PlanTerms:
     rounding: Rounding = Rounding()  # noqa: RUF009 - frozen
     round_at: RoundAt = RoundAt.LINE
     lines_per_device: bool = False
+    stated_subunits: int | None = None
+    """The sub-units in which amounts are stored already, whatever a later release would choose."""
     subunits_per_unit: int = field(init=False)
     """How many of the plan's sub-units make one unit of currency.
 
-    The least number that makes the currency's minor unit and every amount of a meter's prices whole.
+    Unless stated, the least number that makes the currency's minor unit and every amount of a meter's
+    prices whole.
     """
     rates: Mapping[str, Sequence[Rate]] = field(init=False, compare=False)
     """Each meter's compiled prices, variant by variant."""
@@ -421,7 +424,8 @@ class PlanTerms:
         # Prepaid money comes in minor units, all of which must be payable.
         minor = 10 ** minor_digits(self.currency)
         coarsest = lcm(minor, quantum.denominator if quantum else 1)
-        per_unit = lcm(coarsest, *(part.denominator for part in parts))
+        least = lcm(coarsest, *(part.denominator for part in parts))
+        per_unit = self.stated_subunits or least
         rates = {
             name: [price.compiled(per_unit) for price in each] for name, each in prices.items()
         }

@@ -40,6 +40,7 @@ class BilledPlan:
     version: int
     name: str
     terms: Mapping[str, object]
+    subunits_per_unit: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,8 @@ async def billed_plans(
     return await fetch_all(
         connection,
         BilledPlan,
-        "SELECT plan.plan_no, plan.plan_id, plan.version, plan.name, plan.terms FROM plan"
+        "SELECT plan.plan_no, plan.plan_id, plan.version, plan.name, plan.terms,"
+        " plan.subunits_per_unit FROM plan"
         " WHERE plan.tenant_no = %(tenant_no)s AND plan.plan_no = ANY(%(plan_nos)s)"
         " ORDER BY plan.plan_id, plan.version",
         {"tenant_no": tenant_no, "plan_nos": list(plan_nos)},

@@ -52,6 +52,7 @@ class SubscriptionView:
     plan_id: str
     plan_version: int
     terms: Mapping[str, object]
+    subunits_per_unit: int
     subscribed_from: datetime
     subscribed_to: datetime | None
 
@@ -169,7 +170,7 @@ async def subscriptions_in_cycle(
         SubscriptionView,
         "SELECT subscription.subscription_no, plan.plan_no, plan.plan_id,"
         " plan.version AS plan_version,"
-        " plan.terms, lower(subscription.valid) AS subscribed_from,"
+        " plan.terms, plan.subunits_per_unit, lower(subscription.valid) AS subscribed_from,"
         " upper(subscription.valid) AS subscribed_to"
         " FROM subscription JOIN device ON device.device_no = subscription.device_no"
         " JOIN plan ON plan.plan_no = subscription.plan_no"

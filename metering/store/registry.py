@@ -14,7 +14,7 @@ from metering.errors import InvalidValue, NotFound
 from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
 from metering.money import minor_digits
 from metering.period import Calendar, cycle_of_day, local_day, zone
-from metering.plan_document import PlanDocument, stored_document, stored_terms
+from metering.plan_document import PlanDocument, stored_document, stored_terms, terms_of
 from metering.rating.guide import Subscription
 from metering.rating.membership import Fleet as FleetRule
 from metering.rating.membership import Member
@@ -169,11 +169,12 @@ async def ensure_plan(
     newest = await found.fetchone()
     if newest is not None and json.dumps(newest[2]) == json.dumps(terms):  # in the same order too
         return PlanNo(newest[0])
+    subunits = terms_of(plan).subunits_per_unit
     version = 1 if newest is None else newest[1] + 1
     inserted = await connection.execute(
-        "INSERT INTO plan (tenant_no, plan_id, version, name, terms, effective_from, created_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING plan_no",
-        [tenant, plan.plan, version, plan.name, Json(terms), now, now],
+        "INSERT INTO plan (tenant_no, plan_id, version, name, terms, subunits_per_unit,"
+        " effective_from, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING plan_no",
+        [tenant, plan.plan, version, plan.name, Json(terms), subunits, now, now],
     )
     row = await inserted.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
@@ -279,14 +280,15 @@ async def subscriptions_of_devices(
 async def plan_terms(connection: Connection, plan_nos: Sequence[int]) -> dict[int, PlanTerms]:
     """Return the terms of plan versions, which never change."""
     found = await connection.execute(
-        "SELECT plan_no, terms::text FROM plan WHERE plan_no = ANY(%s)", [list(plan_nos)]
+        "SELECT plan_no, terms::text, subunits_per_unit FROM plan WHERE plan_no = ANY(%s)",
+        [list(plan_nos)],
     )
-    return {row[0]: _terms_of_text(row[1]) for row in await found.fetchall()}
+    return {row[0]: _terms_of_text(row[1], int(row[2])) for row in await found.fetchall()}
 
 
 @lru_cache(maxsize=1024)
-def _terms_of_text(text: str) -> PlanTerms:
-    return stored_terms(json.loads(text))
+def _terms_of_text(text: str, subunits_per_unit: int) -> PlanTerms:
+    return stored_terms(json.loads(text), subunits_per_unit)
 
 
 class BillingAccount(Protocol):

@@ -129,9 +129,9 @@ INSERT INTO device (device_no, tenant_no, fleet_no, device_id, created_at) OVERR
     FROM generate_series(1, 20000) AS n;
 INSERT INTO device_state_change SELECT n, '2025-01-01', 'active', now()
     FROM generate_series(1, 20000) AS n;
-INSERT INTO plan (plan_no, tenant_no, plan_id, version, name, terms, effective_from, created_at)
-        OVERRIDING SYSTEM VALUE
-    SELECT n, n, 'plan', 1, '', '<plan>', now(), now() FROM generate_series(1, 10) AS n;
+INSERT INTO plan (plan_no, tenant_no, plan_id, version, name, terms, subunits_per_unit,
+        effective_from, created_at) OVERRIDING SYSTEM VALUE
+    SELECT n, n, 'plan', 1, '', '<plan>', 10000000, now(), now() FROM generate_series(1, 10) AS n;
 INSERT INTO subscription (subscription_no, device_no, plan_no, valid) OVERRIDING SYSTEM VALUE
     SELECT n, n, 1 + (1 + n % 800) % 10, tstzrange('2025-01-01', NULL)
     FROM generate_series(1, 20000) AS n;

@@ -41,7 +41,12 @@ def plan(
     plan_no: int = 1, *, version: int = 1, document: Mapping[str, object] | None = None
 ) -> BilledPlan:
     return BilledPlan(
-        plan_no=plan_no, plan_id="basic", version=version, name="Basic", terms=document or terms()
+        plan_no=plan_no,
+        plan_id="basic",
+        version=version,
+        name="Basic",
+        terms=document or terms(),
+        subunits_per_unit=10_000_000,
     )
 
 

@@ -254,11 +254,16 @@ def test_a_plan_of_fees_alone_needs_no_meter() -> None:
 def test_a_stored_document_gives_the_same_terms(given: Document) -> None:
     plan = read_plan(given)
     stored = json.loads(json.dumps(stored_document(plan)))
-    assert stated(stored_terms(stored)) == stated(terms_of(plan))
+    subunits = terms_of(plan).subunits_per_unit
+    expected = replace(terms_of(plan), stated_subunits=subunits)
+    assert stated(stored_terms(stored, subunits)) == stated(expected)
     assert stored_document(PlanDocument.model_validate(stored)) == stored
     # What an earlier release stored holds every field, those that were left out too.
     full = json.loads(json.dumps(plan.model_dump(mode="json")))
-    assert stated(stored_terms(full)) == stated(terms_of(plan))
+    assert stated(stored_terms(full, subunits)) == stated(expected)
+    # Amounts that are stored keep their sub-unit.
+    finer = stored_terms(stored, 6 * subunits)
+    assert finer.money(6).exact == terms_of(plan).money(1).exact
 
 
 def test_what_is_stored_is_what_was_written_and_amounts_are_text() -> None:

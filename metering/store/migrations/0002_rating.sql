@@ -1,7 +1,34 @@
 -- Prices by zone and time, tiers and increments, several buckets a meter: what charging keeps of them.
 
--- A stored plan says `price` where it said `overage`; what it costs stays the same.
+-- A plan keeps the sub-unit that its amounts count. Until now it was the least in which the fee and the
+-- price of every single base unit are whole: that of a price is its denominator in lowest terms.
+ALTER TABLE plan ADD COLUMN subunits_per_unit numeric(38, 0);
+CREATE FUNCTION pg_temp.denominator(amount numeric, per numeric) RETURNS numeric LANGUAGE sql AS $$
+    SELECT per * 10::numeric ^ scale(amount)
+        / gcd(amount * 10::numeric ^ scale(amount), per * 10::numeric ^ scale(amount))
+$$;
+CREATE FUNCTION pg_temp.base_units(quantity text) RETURNS numeric LANGUAGE sql AS $$
+    SELECT substring(quantity FROM '[0-9.]+')::numeric
+        * CASE substring(quantity FROM '[A-Za-z]+')
+            WHEN 'kB' THEN 1000 WHEN 'MB' THEN 1000 ^ 2 WHEN 'GB' THEN 1000 ^ 3 WHEN 'TB' THEN 1000 ^ 4
+            WHEN 'KiB' THEN 1024 WHEN 'MiB' THEN 1024 ^ 2 WHEN 'GiB' THEN 1024 ^ 3
+            WHEN 'TiB' THEN 1024 ^ 4 WHEN 'min' THEN 60 WHEN 'minute' THEN 60
+            WHEN 'h' THEN 3600 WHEN 'hour' THEN 3600 ELSE 1 END::numeric
+$$;
+CREATE AGGREGATE pg_temp.lcm_of(numeric) (sfunc = lcm, stype = numeric, initcond = '1');
 ALTER TABLE plan DISABLE TRIGGER plan_version_is_immutable;
+UPDATE plan SET subunits_per_unit = (
+    SELECT lcm(pg_temp.denominator((terms ->> 'monthly_fee')::numeric, 1),
+               pg_temp.lcm_of(pg_temp.denominator((value #>> '{overage,amount}')::numeric,
+                                                  pg_temp.base_units(value #>> '{overage,per}'))))
+    FROM jsonb_each(terms -> 'meters'));
+ALTER TABLE plan ALTER COLUMN subunits_per_unit SET NOT NULL;
+DROP AGGREGATE pg_temp.lcm_of(numeric);
+DROP FUNCTION pg_temp.base_units(text);
+DROP FUNCTION pg_temp.denominator(numeric, numeric);
+COMMENT ON COLUMN plan.subunits_per_unit IS 'What all amounts that are stored of the plan version count.';
+
+-- A stored plan says `price` where it said `overage`; what it costs stays the same.
 UPDATE plan SET terms = jsonb_set(terms, '{meters}', (
     SELECT jsonb_object_agg(key, value - 'overage' || jsonb_build_object('price', value -> 'overage'))
     FROM jsonb_each(terms -> 'meters')));
