@@ -74,7 +74,7 @@ class Watch:
         balance = self._get(f"/v1/fleets/{name}/balance")
         bill = self._get(f"/v1/fleets/{name}/bill")
         pools = [
-            f"{each['meter']} pool {_quantity(each['pool']['left'], each['unit'])}"
+            f"{each['meter']} {each['name']} {_quantity(each['pool']['left'], each['unit'])}"
             f" of {_quantity(each['pool']['granted'], each['unit'])} left"
             for each in balance["pools"]
         ]
