@@ -300,8 +300,11 @@ async def charged_lines(connection: Connection) -> list[str]:
     return lines
 
 
-def rated(lines: Sequence[str]) -> RatingRun:
-    """Rate usage without a database, under the same plans, from the same state."""
+def rated(lines: Sequence[str], *, from_: datetime | None = None) -> RatingRun:
+    """Rate usage without a database, under the same plans, from the same state.
+
+    The first period is that of `from_`, or of the first usage.
+    """
     plans = [terms_of(read_plan(document)) for document in PLANS]
     began = midnight(date(2026, 1, 1), ZONE).isoformat()
     document = {
@@ -320,5 +323,5 @@ def rated(lines: Sequence[str]) -> RatingRun:
     calendar = calendar_of(state, plans)
     usage = read_usage(lines, meters=units, time_zone=ZONE, default_time=None)
     return rate(
-        plans=plans, usage=usage, state=state, units=units, calendar=calendar, from_=None, to=None
+        plans=plans, usage=usage, state=state, units=units, calendar=calendar, from_=from_, to=None
     )
