@@ -13,7 +13,7 @@ from metering.charging.subscribe import subscribe
 from metering.errors import InvalidValue, MigrationError
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate, migrations
-from metering.store.registry import subscriptions_of_devices
+from metering.store.registry import plan_terms, subscriptions_of_devices
 from tests.integration.pipeline import OWN_PLAN, POOLED_PLAN, Operator
 
 Result = TypeVar("Result")
@@ -170,5 +170,45 @@ def test_a_plan_document_is_stored_as_it_was_read(database_url: str) -> None:
         assert row is not None
         # Names stand in the order in which they were written: that of bands and meters matters.
         assert json.dumps(row[0]) == json.dumps(OWN_PLAN)
+
+    on(database_url, scene)
+
+
+def test_a_plan_version_is_a_document_names_in_their_order(database_url: str) -> None:
+    """Of two bands that hold an instant the first listed wins: another order is another plan."""
+    bands = {"day": [{"from": "08:00", "to": "20:00"}], "all": [{}]}
+    plan = {
+        "plan": "banded",
+        "currency": "EUR",
+        "bands": bands,
+        "meters": {"sms": {"price": {"amount": "1"}}},
+    }
+
+    async def scene(connection: Connection) -> None:
+        operator = await Operator.of(connection, now=NOW)
+        first = await operator.plan(plan)
+        assert await operator.plan(plan) == first
+        second = await operator.plan({**plan, "bands": dict(reversed(bands.items()))})
+        assert second != first
+        terms = await plan_terms(connection, [first, second])
+        assert [list(each.bands.bands) for each in terms.values() if each.bands] == [
+            ["day", "all"],
+            ["all", "day"],
+        ]
+
+    on(database_url, scene)
+
+
+def test_a_plan_for_what_devices_do_not_publish_is_refused(database_url: str) -> None:
+    plan = {
+        "plan": "power",
+        "currency": "EUR",
+        "meters": {"energy": {"unit": "kWh", "price": {"amount": "0.3"}}},
+    }
+
+    async def scene(connection: Connection) -> None:
+        operator = await Operator.of(connection, now=NOW)
+        with pytest.raises(InvalidValue, match="'energy' is no meter that devices publish"):
+            await operator.plan(plan)
 
     on(database_url, scene)
