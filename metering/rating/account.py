@@ -524,7 +524,7 @@ def _charge_counted(  # noqa: PLR0917 - one call a record; keywords would cost m
     elif price.counts_alone:
         borne.alone = (borne.alone or {}) | {walk: before + parts.overage}
     # The first record of which anything is priced bears the fee, even if its own price has none.
-    if is_first and (parts.overage or (price.connection_fee_on_allowance and parts.billed)):
+    if connects and (parts.overage or (price.connection_fee_on_allowance and parts.billed)):
         borne.connected = True
         if connection is not None:
             accounts.counts[connection] = 1

@@ -346,7 +346,9 @@ def recurring_fees(  # noqa: C901, PLR0912 - a choice a field
         found["states"] = draw(st.sampled_from([["suspended"], ["active", "suspended"]]))
     if in_advance:
         found["charged"] = "in_advance"
-    if kind == "state":
+    if term == "day":
+        found["proration"] = "days"
+    elif kind == "state":
         found["proration"] = draw(st.sampled_from(["days", "seconds", "none"]))
     elif chance(draw, 50):
         found["proration"] = draw(prorations)

@@ -346,7 +346,7 @@ def taken_in(draw: st.DrawFn) -> Case:
             found["quantity"] = draw(st.sampled_from(["1.5 kB", "1 KB", "100 B", 700]))
         elif found["meter"] == "energy":
             found["value"] = draw(st.sampled_from(["0.125", "1.5 kWh", 2]))
-        elif found["meter"] == "sms" or way != "none" or "time" in found:
+        elif found["meter"] == "sms" or way != "none" or found.get("start") == found.get("end"):
             found["quantity"] = draw(documents.quantities)
         if chance(draw, 50):
             found["id"] = draw(st.sampled_from(["i1", "i2"]))
@@ -359,7 +359,7 @@ def taken_in(draw: st.DrawFn) -> Case:
         usage.append(dict(draw(st.sampled_from(usage))))
     state = draw(documents.states(devices=["d1", "d2"])) if chance(draw, 50) else None
     since, until = None, None
-    if chance(draw, 60):
+    if chance(draw, 60) or not any({"time", "start"} & one.keys() for one in usage):
         since, until = "2026-01-20", draw(st.sampled_from(["2026-02-10", "2026-03-01"]))
     of_plan = plan({**UNITS, "sms": meter({"amount": "0.07"})}, octet_multiple=1024)
     return Case(
@@ -412,8 +412,10 @@ def mixed(draw: st.DrawFn) -> Case:
 
     plans = [of_plan(name) for name in ("p", "q")[:number]]
     state = draw(documents.states([each["plan"] for each in plans], devices=names))
+    # What one plan's sub-units leave of a purse can be finer than another's can pay.
+    kinds = ["money", "units"] if number == 1 else ["units"]
     state["buckets"] = [
-        draw(documents.held_buckets(f"b{position}", devices=names))
+        draw(documents.held_buckets(f"b{position}", devices=names, kinds=kinds))
         for position in range(draw(st.integers(0, 2)))
     ]
     usage = draw(used(6, devices=names, lasting=40, sessions=True, placed=True, packets=True))

@@ -127,15 +127,19 @@ def method_of(fleet: Fleet, plan: str, fee: Doc) -> str:
     return "days" if fee.get("every") == "day" and method != "days_inclusive" else method
 
 
-def charged_share(fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: Span) -> Fraction:
+def charged_share(  # noqa: PLR0917 - five and whose
+    fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: Span, device: str | None = None
+) -> Fraction:
     """Give the share of the term that is charged for the billed stints."""
     method = method_of(fleet, plan, fee)
     parts = clip(stints, term)
-    if method == "days_inclusive" and any(is_change(fleet, part.end) for part in parts):
-        # reading: the day of a change of plan is the new plan's alone.
-        method = "days"
     if not in_advance(fee) or not parts:
-        return share(parts, term, method, fleet.zone)
+        changed = [part for part in parts if is_change(fleet, device, part.end)]
+        if method != "days_inclusive" or not changed:
+            return share(parts, term, method, fleet.zone)
+        # reading: the day of a change of plan is the new plan's alone.
+        kept = share([part for part in parts if part not in changed], term, method, fleet.zone)
+        return kept + share(changed, term, "days", fleet.zone)
     start, end = min(parts).start, max(part.end for part in parts)
     charged = share([Span(start, term.end)], term, method, fleet.zone)
     if fee.get("refund") and end < term.end:
@@ -144,8 +148,8 @@ def charged_share(fleet: Fleet, plan: str, fee: Doc, stints: list[Span], term: S
     return charged
 
 
-def is_change(fleet: Fleet, at: datetime) -> bool:
-    subs = fleet.subscriptions()
+def is_change(fleet: Fleet, device: str | None, at: datetime) -> bool:
+    subs = fleet.devices[device].subscriptions if device is not None else []
     return any(one.end == at for one in subs) and any(one.start == at for one in subs)
 
 
@@ -170,7 +174,7 @@ def device_items(
                 stints = fleet.billed_stints(sub, fee.get("states", BILLED))
                 stints = valid_stints(fleet, fee, sub, stints, period)
                 amount = amount_of(fee, "amount")
-                amount *= charged_share(fleet, plan, fee, stints, term)
+                amount *= charged_share(fleet, plan, fee, stints, term, sub.device)
             if amount:
                 yield item(plan, fee, amount, sub.device)
 
@@ -195,11 +199,11 @@ def by_state(fleet: Fleet, fee: Doc, sub: Subscription, term: Span, *, used: boo
         stints = valid_stints(fleet, fee, sub, [sub.span], term)
         start = max(term.start, min(stints).start) if clip(stints, term) else term.start
         amount = state_amount(fee, device.state_at(start), used=used)
-        return amount * charged_share(fleet, sub.plan, fee, stints, term)
+        return amount * charged_share(fleet, sub.plan, fee, stints, term, sub.device)
     total = Fraction(0)
     for state in dict.fromkeys(state for state, _ in device.states):
         stints = valid_stints(fleet, fee, sub, fleet.billed_stints(sub, [state]), term)
-        part = charged_share(fleet, sub.plan, fee, stints, term)
+        part = charged_share(fleet, sub.plan, fee, stints, term, sub.device)
         total += state_amount(fee, state, used=used) * part
     return total
 
@@ -229,8 +233,10 @@ def device_stints(fleet: Fleet, plan: str, fee: Doc, period: Span) -> dict[str, 
         found.setdefault(sub.device, []).extend(valid_stints(fleet, fee, sub, stints, period))
 
     def place(device: str) -> tuple[datetime, str]:
+        # reading: one that was never active has the place of its beginning on the plan.
         activation = activation_of(fleet, device)
-        return (activation[0] if activation else FAR_FUTURE, device)
+        begins = [sub.begin for sub in fleet.subscriptions(plan) if sub.device == device]
+        return (activation[0] if activation else min(begins), device)
 
     return {device: found[device] for device in sorted(found, key=place)}
 
@@ -268,6 +274,6 @@ def counted_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[I
         billed = [device for device, stints in every.items() if clip(stints, term)]
         costs = device_costs(price, len(billed)) if billed else []
         for device, whole in zip(billed, costs, strict=True):
-            part = charged_share(fleet, plan, fee, every[device], term)
+            part = charged_share(fleet, plan, fee, every[device], term, device)
             yield item(plan, fee, whole * part, device)
         yield item(plan, fee, flat_of(price, len(billed)))

@@ -190,7 +190,7 @@ def worth(fleet: Fleet, plan: str) -> tuple[Fraction, int]:
 
 def change_at(fleet: Fleet, old: str, new: str, at: datetime) -> datetime:
     """Give the instant at which a change of plan takes effect."""
-    # reading: the old plan's `plan_changes` rules; equal plans change as if downward.
+    # reading: the old plan's `plan_changes` rules; equal plans change as if upward.
     upward = worth(fleet, new) >= worth(fleet, old)
     rules = fleet.plans[old].get("plan_changes", {})
     default = "at_once" if upward else "next_period"

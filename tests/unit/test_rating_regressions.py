@@ -178,3 +178,23 @@ def test_a_reading_that_began_before_the_first_period_is_rated_in_part() -> None
     outcome = assert_same(Case([plan({"price": ONE})], usage, since="2026-02-01"))
     assert outcome.rejected == []
     assert outcome.periods[0].total == Decimal("4.00")
+
+
+def test_what_is_left_rolls_over_from_its_minimum_on() -> None:
+    allowance = {"name": "own", "quantity": 10, "rollover": {"minimum": 4}}
+    meter = {"price": ONE, "allowances": [allowance]}
+    usage = [use(6, "2026-01-05T12:00:00Z"), use(20, "2026-02-05T12:00:00Z")]
+    # The 4 left of January are its minimum, and roll: 14 of February's 20 are drawn.
+    assert [record.priced for record in records([plan(meter)], usage)] == [0, 6]
+    usage[0] = use(7, "2026-01-05T12:00:00Z")
+    assert [record.priced for record in records([plan(meter)], usage)] == [0, 10]
+
+
+def test_a_session_that_goes_on_over_the_end_of_a_cycle_is_connected_there_too() -> None:
+    price = {"amount": "1", "connection_fee": "0.5"}
+    usage = [
+        use(8, "2026-01-31T20:00:00Z", "2026-02-01T04:00:00Z", session="s"),
+        use(1, "2026-02-01T04:00:00Z", session="s"),
+    ]
+    amounts = [record.amount for record in records([plan({"price": price})], usage)]
+    assert amounts == [Fraction("4.5"), 4, 1]
