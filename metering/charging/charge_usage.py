@@ -206,18 +206,20 @@ async def _stretches(connection: Connection, guided: Sequence[_Guided]) -> list[
 
     What a fleet used before is charged before its cycle is opened: what rolls over depends on it.
     """
-    touched = [_cycles_touched(each) for each in guided]
-    opened = await opened_cycles(connection, {key for keys in touched for key in keys})
+    touched = {key for each in guided for key in _cycles_touched(each)}
+    unopened = touched - await opened_cycles(connection, touched)
+    if not unopened:
+        return [_Stretch(guided=list(guided))]
     stretches = [_Stretch()]
     fleets: set[int] = set()
-    for each, keys in zip(guided, touched, strict=True):
-        new = {key: cycle for key, cycle in keys.items() if key not in opened}
+    for each in guided:
+        new = {key: cycle for key, cycle in _cycles_touched(each).items() if key in unopened}
         if new and each.fleet.fleet_no in fleets:
             stretches.append(_Stretch())
             fleets.clear()
         stretches[-1].opening += [(each.fleet, new[key]) for key in sorted(new)]
         stretches[-1].guided.append(each)
-        opened.update(new)
+        unopened -= new.keys()
         fleets.add(each.fleet.fleet_no)
     return stretches
 
@@ -225,7 +227,8 @@ async def _stretches(connection: Connection, guided: Sequence[_Guided]) -> list[
 def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
     if isinstance(guided.records, ParkReason):
         return {}
-    return {(guided.fleet.fleet_no, record.cycle.start): record.cycle for record in guided.records}
+    fleet_no = guided.fleet.fleet_no
+    return {(fleet_no, record.cycle.start): record.cycle for record in guided.records}
 
 
 async def _charge_stretch(

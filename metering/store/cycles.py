@@ -114,9 +114,10 @@ async def store_grants(
     They count from charging run `run_no` on. A bucket's cached sum grows by exactly the entries
     that were new; a pool of fixed size holds one member's.
     """
+    keys = [_lot_columns(grant) for grant in grants]
     lots: dict[LotColumns, Grant] = {}
-    for grant in grants:
-        lots.setdefault(_lot_columns(grant), grant)
+    for key, grant in zip(keys, grants, strict=True):
+        lots.setdefault(key, grant)
     await connection.execute(
         "INSERT INTO bucket (kind, subscription_no, plan_no, meter_no, name, begins_at, expires_at,"
         "   cycle_start, terms_plan_no, fleet_no)"
@@ -133,14 +134,13 @@ async def store_grants(
     )
     once: set[LotColumns] = set()
     quantities: list[int] = []
-    for grant in grants:
-        key = _lot_columns(grant)
+    for key, grant in zip(keys, grants, strict=True):
         quantities.append(0 if grant.allowance.fixed and key in once else grant.quantity)
         once.add(key)
     entered = await connection.execute(
         _ENTER_GRANTS,
         [
-            *([_lot_columns(grant)[column] for grant in grants] for column in range(6)),
+            *([key[column] for key in keys] for column in range(6)),
             [grant.subscription_no for grant in grants],
             quantities,
             [grant.allowance.fixed for grant in grants],
