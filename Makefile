@@ -48,7 +48,7 @@ clean: ## stop the servers; remove .venv, and var with all its data
 	@if [ -x .venv/bin/fleetmeter ]; then .venv/bin/fleetmeter stack down --erase; fi
 	rm -rf .venv var
 
-environment:
+environment: ## install the commands into .venv, as the targets above do by themselves
 	@tools/bootstrap_environment.sh run
 
 development:
