@@ -131,9 +131,6 @@ def bucket(
     fleet: Fleet, group: list[Held], quantity: int, *, usable: Span, expires: datetime, number: int
 ) -> Bucket:
     first = group[0]
-    created = usable.start
-    if first.key[0] == "device":
-        created = max(created, first.sub.begin)
     return Bucket(
         name=first.doc["name"],
         key=first.key,
@@ -141,7 +138,7 @@ def bucket(
         quantity=quantity,
         priority=first.priority,
         expires=expires,
-        created=created,
+        created=usable.start,
         usable=usable,
         doc=first.doc,
         period=number,

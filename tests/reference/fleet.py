@@ -50,8 +50,15 @@ class Device:
     coupons: dict[str, datetime]
 
     def stints(self, states: Iterable[str]) -> list[Span]:
+        """Give when it is in one of the states; what adjoins is one."""
         wanted = list(states)
-        return [span for state, span in self.states if state in wanted]
+        found: list[Span] = []
+        for span in (span for state, span in self.states if state in wanted):
+            if found and found[-1].end == span.start:
+                found[-1] = Span(found[-1].start, span.end)
+            else:
+                found.append(span)
+        return found
 
     def state_at(self, at: datetime) -> str:
         return next((state for state, span in self.states if span.holds(at)), "inventory")

@@ -370,7 +370,7 @@ def divide(fleet: Fleet, intake: Intake, shown: range) -> tuple[list[Part], int]
     outside = 0
     for reading in intake.readings:
         found = parts_of(fleet, reading) if reading.device in fleet.devices else []
-        if not any(fleet.cycle.number_at(at) in shown for at in instants(reading, found)):
+        if not any(fleet.cycle.number_at(at) in shown for at in instants(fleet, reading)):
             outside += 1
         elif not found:
             intake.rejected.append((reading.line, "plan"))
@@ -380,8 +380,15 @@ def divide(fleet: Fleet, intake: Intake, shown: range) -> tuple[list[Part], int]
     return parts, outside
 
 
-def instants(reading: Reading, found: list[Part]) -> list[datetime]:
-    return [part.start for part in found] or [reading.span.start]
+def instants(fleet: Fleet, reading: Reading) -> list[datetime]:
+    """Give the reading's start and the cycles that begin before it ends."""
+    start, end = reading.span
+    found = [start]
+    number = fleet.cycle.number_at(start) + 1
+    while fleet.cycle.boundary(number) < end:
+        found.append(fleet.cycle.boundary(number))
+        number += 1
+    return found
 
 
 def rate(

@@ -127,7 +127,7 @@ def subscription_at(fleet: Fleet, reading: Reading, at: datetime) -> Subscriptio
 def outer_bounds(fleet: Fleet, reading: Reading) -> list[datetime]:
     """Give the ends of cycles and the changes of plan that the reading crosses."""
     start, end = reading.span
-    found = {sub.start for sub in fleet.devices[reading.device].subscriptions}
+    found = {at for sub in fleet.devices[reading.device].subscriptions for at in sub.span}
     number = fleet.cycle.number_at(start)
     while fleet.cycle.boundary(number) < end:
         found.add(fleet.cycle.boundary(number))
