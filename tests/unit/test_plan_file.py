@@ -278,5 +278,5 @@ adjustments: [{type: credit, amount: 1}]
     assert capsys.readouterr().out.splitlines()[1:] == [
         f"  data, by the octet: {', '.join(shapes)}; allowances: allowance",
         "  adjustments: credit",
-        "  1 EUR is 1 sub-unit",
+        "  1 EUR is 100 sub-units",
     ]
