@@ -271,9 +271,13 @@ def counted_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[I
             most = peak([one for stints in every.values() for one in clip(stints, term)])
             yield item(plan, fee, rated(price, most, COUNT))
             continue
-        billed = [device for device, stints in every.items() if clip(stints, term)]
+        # reading: a device without a share, such as of a few hours by days, does not count.
+        shares = {
+            device: charged_share(fleet, plan, fee, stints, term, device)
+            for device, stints in every.items()
+        }
+        billed = [device for device, part in shares.items() if part]
         costs = device_costs(price, len(billed)) if billed else []
         for device, whole in zip(billed, costs, strict=True):
-            part = charged_share(fleet, plan, fee, every[device], term, device)
-            yield item(plan, fee, whole * part, device)
+            yield item(plan, fee, whole * shares[device], device)
         yield item(plan, fee, flat_of(price, len(billed)))

@@ -141,11 +141,11 @@ def counted(fleet: Fleet, plan: str, meter: str, variant: int | None, device: st
 
 
 def connection_key(part: Part) -> tuple[object, ...]:
-    # reading: a session is one within a bill cycle and a subscription.
+    # reading: a session is one within a subscription, also over the end of a bill cycle.
     session = part.reading.doc.get("session")
     if session is None:
         return (part.reading.line,)
-    return (part.period, id(part.sub), part.meter, session)
+    return (id(part.sub), part.meter, session)
 
 
 class Charge:

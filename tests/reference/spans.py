@@ -121,7 +121,10 @@ def share(stints: Iterable[Span], term: Span, method: str, zone: ZoneInfo) -> Fr
     whole = days_of(term, zone)
     days = set().union(*(days_of(one, zone, end_counts=inclusive) for one in parts)) & whole
     if method == "thirty_days":
-        return Fraction(1) if days == whole else min(Fraction(1), Fraction(len(days), 30))
+        # reading: each month of the term has thirty days; a term shorter than half a month its own.
+        months = round(Fraction(len(whole) * 400, 146097 // 12))
+        fixed = 30 * months if months else len(whole)
+        return Fraction(1) if days == whole else min(Fraction(1), Fraction(len(days), fixed))
     return Fraction(len(days), len(whole))
 
 

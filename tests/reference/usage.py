@@ -227,12 +227,13 @@ def group_of(fleet: Fleet, part: Part) -> tuple[object, ...]:
     """Say with which other parts this one is rounded up."""
     scope = (rule(fleet, part, "increment") or {}).get("scope", "record")
     if meter_doc(fleet, part).get("aggregate") == "max":
-        # reading: the largest value is one over all variants, whatever the increment's scope; each
-        # part is billed for what it adds to it.
-        return ("max", id(part.sub), part.meter, part.period)
+        # reading: each variant has its own largest value, whatever the increment's scope; each part
+        # is billed for what it adds to it.
+        return ("max", id(part.sub), part.meter, part.period, part.variant)
     session = part.reading.doc.get("session")
     if scope == "record" or (scope == "session" and session is None):
-        # reading: a record's parts are rounded together also over cycles and plans, a session's not.
+        # reading: a record's parts are rounded together also over cycles and plans, a session's over
+        # cycles, as are those of a day and of a month.
         return ("record", part.reading.line)
     zone = fleet.plan_zone(part.plan)
     place = str(part.reading.doc.get("zone") or "")
@@ -246,7 +247,8 @@ def group_of(fleet: Fleet, part: Part) -> tuple[object, ...]:
         "period": (),
     }
     apart = None if scope == "session" else part.variant
-    return (scope, id(part.sub), part.meter, part.period, apart, *keys[scope])
+    period = part.period if scope == "period" else None
+    return (scope, id(part.sub), part.meter, period, apart, *keys[scope])
 
 
 def bill_parts(fleet: Fleet, parts: list[Part]) -> None:
