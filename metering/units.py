@@ -89,6 +89,6 @@ def parse_quantity(
                 field, f"{shown} has more than {decimals} decimals of {base_unit}", "use fewer"
             )
         raise InvalidValue(
-            field, f"{shown} is not a whole number of {base_unit}s", "use fewer digits"
+            field, f"{shown} is not a whole number of {base_unit}s", f"use whole {base_unit}s"
         )
     return quantity.numerator

@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from metering.errors import InvalidValue
@@ -13,7 +14,7 @@ from metering.rating.plan import PlanTerms
 from metering.settings import Settings
 from metering.whatif.present import as_document, as_tables
 from metering.whatif.run import rate
-from metering.whatif.state_file import calendar_of, read_state
+from metering.whatif.state_file import StateDocument, calendar_of, read_state
 from metering.whatif.usage_file import MeterUnits, read_instant, read_usage
 
 
@@ -39,8 +40,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     del settings
     plans = [terms for path in arguments.plan for terms in _plans(path)]
     check_ids_differ([terms.plan for terms in plans])
-    state = read_state(read_document(Path(arguments.state)) if arguments.state else None)
-    calendar = calendar_of(state, plans)
+    with _named(arguments.state):
+        state = read_state(read_document(Path(arguments.state)) if arguments.state else None)
+        calendar = calendar_of(state, plans)
     from_ = arguments.from_ and read_instant(arguments.from_, calendar.time_zone, "--from")
     to = arguments.to and read_instant(arguments.to, calendar.time_zone, "--to")
     if from_ and to and to <= from_:
@@ -49,33 +51,51 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     usage = read_usage(
         _lines(arguments.usage), meters=units, time_zone=calendar.time_zone, default_time=from_
     )
-    rated = rate(
-        plans=plans,
-        usage=usage,
-        state=state,
-        units=units,
-        calendar=calendar,
-        from_=from_,
-        to=to,
-    )
+    with _named(arguments.state, StateDocument.model_fields):
+        rated = rate(
+            plans=plans,
+            usage=usage,
+            state=state,
+            units=units,
+            calendar=calendar,
+            from_=from_,
+            to=to,
+        )
     if arguments.json:
         json.dump(as_document(rated), sys.stdout, indent=2, ensure_ascii=False)
         print()
     else:
         for line in as_tables(rated):
             print(line)
+    usage_name = _shown_name(arguments.usage)
     for rejected in rated.rejected if arguments.json else ():
-        place = f"{arguments.usage}:{rejected.line}"
+        place = f"{usage_name}:{rejected.line}"
         print(f"{place}: {rejected.field}: {rejected.problem}; {rejected.fix}", file=sys.stderr)
-    return 1 if rated.rejected else 0
+    if not rated.periods:
+        print(
+            f"{usage_name}: holds nothing that tells which periods; correct it, or give --from",
+            file=sys.stderr,
+        )
+    return 1 if rated.rejected or not rated.periods else 0
 
 
 def _plans(path: str) -> list[PlanTerms]:
-    try:
+    # Several plans may be rated together: say whose path it is.
+    with _named(path):
         return [terms_of(plan) for plan in read_plans(Path(path))]
+
+
+@contextmanager
+def _named(file: str | None, roots: Collection[str] | None = None) -> Iterator[None]:
+    """Let an error say which file it is in: any, or one whose path begins with one of `roots`."""
+    try:
+        yield
     except InvalidValue as error:
-        # Several plans may be rated together: say whose path it is.
-        raise InvalidValue(f"{path}: {error.field}", error.problem, error.fix) from error
+        is_of_file = roots is None or error.field.partition(".")[0] in roots
+        # What cannot be read is named by the file already.
+        if file is None or not is_of_file or error.field == str(Path(file)):
+            raise
+        raise InvalidValue(f"{file}: {error.field}", error.problem, error.fix) from error
 
 
 def _units(plans: Sequence[PlanTerms]) -> Mapping[str, MeterUnits]:
@@ -101,8 +121,21 @@ def _units(plans: Sequence[PlanTerms]) -> Mapping[str, MeterUnits]:
 
 
 def _lines(path: str) -> list[str]:
+    name = _shown_name(path)
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidValue("--usage", f"cannot be read ({error})", "name a text file") from error
-    return text.split("\n")
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidValue(name, f"cannot be read: {reason}", "name a file that can be") from error
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InvalidValue(
+            f"{name}: line {line}", "is not UTF-8", "save the file as UTF-8"
+        ) from error
+    return text.removeprefix("\ufeff").split("\n")
+
+
+def _shown_name(path: str) -> str:
+    return "standard input" if path == "-" else path

@@ -1,22 +1,36 @@
 """Usage as JSON Lines: each line one reading, checked by itself, so that a bad one costs no other."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
 
 from metering.errors import InvalidValue
+from metering.mcc import COUNTRIES
 from metering.period import zone
 from metering.rating.account import Usage
 from metering.rating.plan import MeterTerms
 from metering.units import parse_quantity
 from metering.usage import QUANTITY_MAX
-from metering.whatif.refusal import refusal
+from metering.whatif.refusal import NAME_PATTERN, broken_rule, printable, refusal
+
+YEAR_MIN, YEAR_MAX = 1970, 9000
+"""The years in which times may lie."""
+
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.,][0-9]{1,12})?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
+)
+"""RFC 3339, and what ISO 8601 may leave out of it: seconds, the offset, or all but the day."""
+_NETWORK = re.compile(r"[0-9]{3}([0-9]{2,3})?")
+_SHOWN_CHARACTERS_MAX = 60
+_PLAIN_DIGITS_MAX = 16
 
 
 def _text(given: object) -> object:
@@ -26,12 +40,11 @@ def _text(given: object) -> object:
 def _number_or_text(given: object) -> object:
     if isinstance(given, int | Decimal | str) and not isinstance(given, bool):
         return str(given)
-    raise PydanticCustomError(
-        "quantity", 'not a quantity; use a whole number, or text such as "1.5 MB"'
-    )
+    raise broken_rule("is not a quantity", 'use a whole number, or text such as "1.5 MB"')
 
 
-_Name = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=128)]
+_Key = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
+_Name = Annotated[_Key, BeforeValidator(_text)]
 _Quantity = Annotated[str, BeforeValidator(_number_or_text)]
 
 
@@ -56,7 +69,7 @@ class UsageLineDocument(BaseModel):
     destination: _Name | None = None
     rat: _Name | None = None
     apn: _Name | None = None
-    attributes: dict[str, _Name] = {}
+    attributes: dict[_Key, _Name] = {}
     packets: Annotated[int, Field(ge=0, le=QUANTITY_MAX)] = 0
     id: _Name | None = None
 
@@ -142,25 +155,48 @@ def _came_before(
 
 def read_instant(text: str, time_zone: str, field: str) -> datetime:
     """Return an RFC 3339 instant, a local time or a local day (its midnight) of `time_zone`."""
-    try:
-        instant = datetime.fromisoformat(text.strip().upper())
-    except ValueError as error:
+    instant = _instant(text.strip().upper())
+    if instant is None:
         raise InvalidValue(
-            field, f"{text!r} is no time", "write it like 2026-01-31T12:00:00Z"
-        ) from error
+            field, f"{_shown(text)} is no time", "write it like 2026-01-31T12:00:00Z"
+        )
+    if not YEAR_MIN <= instant.year <= YEAR_MAX:
+        raise InvalidValue(
+            field,
+            f"{_shown(text)} is out of range",
+            f"use a time of the years {YEAR_MIN} to {YEAR_MAX}",
+        )
     local = instant if instant.tzinfo else instant.replace(tzinfo=zone(time_zone))
     return local.astimezone(UTC)
 
 
+def _instant(written: str) -> datetime | None:
+    if _TIME.fullmatch(written) is None:
+        return None
+    with suppress(ValueError):
+        return datetime.fromisoformat(written)
+    return None
+
+
+def _shown(text: str) -> str:
+    """Write a text in an error, shortened if it is long."""
+    is_short = len(text) <= _SHOWN_CHARACTERS_MAX
+    return repr(text if is_short else text[:_SHOWN_CHARACTERS_MAX] + "…")
+
+
 def _document(text: str) -> UsageLineDocument:
     try:
-        given = json.loads(text, parse_float=Decimal, object_pairs_hook=_fields)
+        given = _DECODER.decode(text)
     except InvalidValue:
         raise
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise InvalidValue(
             "line", f"is not JSON ({error})", "write one JSON object a line"
         ) from error
+    except ValueError as error:
+        raise InvalidValue("line", "holds a number of too many digits", "use fewer") from error
+    except RecursionError as error:
+        raise InvalidValue("line", "is nested too deeply", "write one JSON object") from error
     try:
         return UsageLineDocument.model_validate(given)
     except ValidationError as error:
@@ -172,8 +208,11 @@ def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidValue(twice, "stands twice", "give each field once")
+        raise InvalidValue(printable(twice), "stands twice", "give each field once")
     return fields
+
+
+_DECODER = json.JSONDecoder(parse_float=Decimal, object_pairs_hook=_fields)
 
 
 def _usage_line(
@@ -186,8 +225,11 @@ def _usage_line(
     if document.meter not in meters:
         known = ", ".join(meters)
         raise InvalidValue(
-            "meter", f"no plan prices {document.meter!r}", f"use one of {known}, or price it"
+            "meter",
+            f"no plan prices {_shown(document.meter)}",
+            f"use one of {known}, or price it",
         )
+    _check_place(document)
     start, end = _interval(document, time_zone, default_time)
     quantity, uplink = _quantity(document, meters[document.meter], start, end)
     usage = Usage(
@@ -201,14 +243,38 @@ def _usage_line(
         session=document.session,
         packets=document.packets,
         destination=document.destination,
-        attributes=document.attributes
-        | {
-            name: value
-            for name, value in (("rat", document.rat), ("apn", document.apn))
-            if value is not None
-        },
+        attributes=_attributes(document),
     )
     return UsageLine(line=number, device=document.device, meter=document.meter, usage=usage)
+
+
+def _check_place(document: UsageLineDocument) -> None:
+    network, country = document.network, document.country
+    if network is not None and _NETWORK.fullmatch(network) is None:
+        raise InvalidValue(
+            "network",
+            f"{_shown(network)} is no network",
+            "write MCC and MNC, 5 or 6 digits, or the 3 of the MCC alone",
+        )
+    if country is not None and country.upper() not in COUNTRIES:
+        raise InvalidValue(
+            "country",
+            f"{_shown(country)} is no country",
+            "write its two letters (ISO 3166), such as DE",
+        )
+
+
+def _attributes(document: UsageLineDocument) -> Mapping[str, str]:
+    if document.rat is None and document.apn is None:
+        return document.attributes
+    attributes = dict(document.attributes)
+    for name, value in (("rat", document.rat), ("apn", document.apn)):
+        if value is None:
+            continue
+        if name in attributes:
+            raise InvalidValue(name, "stands in attributes too", "give it once")
+        attributes[name] = value
+    return attributes
 
 
 def _interval(
@@ -223,11 +289,14 @@ def _interval(
             return default_time, default_time
         at = read_instant(document.time, time_zone, "time")
         return at, at
+    if document.time is not None:
+        raise InvalidValue("time", "stands beside start or end", "give start and end, or time")
     if document.start is None:
         raise InvalidValue("start", "is missing beside end", "give both, or time")
+    if document.end is None:
+        raise InvalidValue("end", "is missing beside start", "give both, or time")
     start = read_instant(document.start, time_zone, "start")
-    last = document.end or document.time
-    end = start if last is None else read_instant(last, time_zone, "end")
+    end = read_instant(document.end, time_zone, "end")
     if end < start:
         raise InvalidValue("end", "is before start", "an interval ends after it begins")
     return start, end
@@ -237,40 +306,50 @@ def _quantity(
     document: UsageLineDocument, units: MeterUnits, start: datetime, end: datetime
 ) -> tuple[int, int]:
     """Return the whole quantity and the part of it that went up, in base units."""
-    given = {
-        name: value
-        for name, value in (("quantity", document.quantity), ("value", document.value))
-        if value is not None
-    }
-    directed = {
-        name: value
-        for name, value in (("uplink", document.uplink), ("downlink", document.downlink))
-        if value is not None
-    }
-    if len(given) + bool(directed) > 1:
+    is_directed = document.uplink is not None or document.downlink is not None
+    if (document.quantity is not None) + (document.value is not None) + is_directed > 1:
         raise InvalidValue(
             "quantity", "is given twice", "give one of quantity, value, or uplink and downlink"
         )
-    if directed:
-        parts = {name: _base_units(value, units, name) for name, value in directed.items()}
-        return sum(parts.values()), parts.get("uplink", 0)
-    for name, value in given.items():
-        return _base_units(value, units, name), 0
+    if is_directed:
+        uplink, downlink = (
+            0 if value is None else _base_units(value, units, name)
+            for name, value in (("uplink", document.uplink), ("downlink", document.downlink))
+        )
+        _check_size(uplink + downlink, units, "uplink and downlink")
+        return uplink + downlink, uplink
+    if document.quantity is not None:
+        return _base_units(document.quantity, units, "quantity"), 0
+    if document.value is not None:
+        return _base_units(document.value, units, "value"), 0
     if units.terms.unit == "second" and end > start:
         return -(-(end - start) // timedelta(seconds=1)), 0
     raise InvalidValue("quantity", "is missing", "say how much was used")
 
 
 def _base_units(given: str, units: MeterUnits, field: str) -> int:
-    if given.startswith("-"):
-        raise InvalidValue(field, f"{given!r} is negative", "use 0 or more; correct by a credit")
-    quantity = parse_quantity(
-        given,
-        units.terms.unit,
-        field,
-        octet_multiple=units.octet_multiple,
-        decimals=units.terms.decimals,
-    )
-    if quantity > QUANTITY_MAX:
-        raise InvalidValue(field, f"is more than {QUANTITY_MAX} {units.terms.unit}s", "send less")
+    if given.isascii() and given.isdecimal() and len(given) <= _PLAIN_DIGITS_MAX:
+        factor: int = 10**units.terms.decimals
+        quantity = int(given) * factor
+    elif given.startswith("-"):
+        raise InvalidValue(
+            field, f"{_shown(given)} is negative", "use 0 or more; correct by a credit"
+        )
+    else:
+        quantity = parse_quantity(
+            given,
+            units.terms.unit,
+            field,
+            octet_multiple=units.octet_multiple,
+            decimals=units.terms.decimals,
+        )
+    _check_size(quantity, units, field)
     return quantity
+
+
+def _check_size(quantity: int, units: MeterUnits, field: str) -> None:
+    if quantity > QUANTITY_MAX:
+        most = Decimal(QUANTITY_MAX).scaleb(-units.terms.decimals)
+        raise InvalidValue(
+            field, f"is more than {most:f} {units.terms.unit}s", "send it in several readings"
+        )

@@ -385,7 +385,7 @@ def test_an_error_names_the_path_the_problem_and_the_fix(
         ("5 XB", "'5 XB' is not", "one of: octet"),
         ("-5", "'-5' is not", "one of: octet"),
         (-5, "-5 is negative", "0 or more"),
-        ("0.5 B", "not a whole", "fewer digits"),
+        ("0.5 B", "not a whole", "use whole octets"),
         ("1 min", "'1 min' is not a quantity", "kB, KB, MB"),
         ("1 trillion", "'1 trillion' is not", "thousand, million, billion"),
         (1.5, "1.5 is a float", "as text"),
