@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -25,8 +25,15 @@ from metering.rating.membership import Fleet, effective_subscriptions
 from metering.rating.plan import MeterTerms, PlanTerms
 from metering.rating.statement import Statement, UseTotal, statement
 from metering.whatif.state_file import FleetState, HeldBucket, StateDocument, fleet_state
-from metering.whatif.usage_file import MeterUnits, RejectedLine, UsageFile, UsageLine
+from metering.whatif.usage_file import (
+    YEAR_MIN,
+    MeterUnits,
+    RejectedLine,
+    UsageFile,
+    UsageLine,
+)
 
+_LONG_AGO = datetime(YEAR_MIN, 1, 1, tzinfo=UTC)
 FLEET_NO = 1
 """The one fleet that a run rates."""
 
@@ -350,7 +357,7 @@ def rate(
     """Rate usage under plans, from a state, over the bill cycles that overlap `[from_, to)`.
 
     Where an end is None it is that of the usage. Raises `InvalidValue` when the plans' currencies
-    differ, when the state does not fit them, or when there is nothing that tells which periods.
+    differ or when the state does not fit them. Where nothing tells which periods, there are none.
     """
     currencies = sorted({terms.currency for terms in plans})
     if len(currencies) != 1:
@@ -368,7 +375,7 @@ def rate(
         plan_nos={terms.plan: number for number, terms in by_no.items()},
         units=units,
         devices_used=list(dict.fromkeys(line.device for line in usage.lines)),
-        first_instant=cycles[0].start,
+        first_instant=cycles[0].start if cycles else _LONG_AGO,
     )
     meter_nos = {meter: number for number, meter in enumerate(units, start=1)}
     run = Run(plans=by_no, meter_nos=meter_nos, state=fleet, currency=currencies[0])
@@ -401,7 +408,7 @@ def _cycles(
     begins = from_ or min((line.usage.start for line in lines), default=None)
     last = max((line.usage.end for line in lines), default=begins) if to is None else to
     if begins is None or last is None:
-        raise InvalidValue("usage", "holds nothing that can be rated", "correct it, or give --from")
+        return []
     cycles = [calendar.cycle_at(begins)]
     # A moment belongs to the cycle that it begins; an end does not.
     while cycles[-1].end < last or (to is None and cycles[-1].end == last and _at(lines, last)):

@@ -300,3 +300,47 @@ def test_a_file_that_cannot_be_read_is_named_once(
             "",
             "fleetmeter rate: latin: line 2: is not UTF-8; save the file as UTF-8\n",
         )
+
+
+@pytest.mark.parametrize(
+    ("usage", "line"),
+    [
+        ("", None),
+        ("\n \n", None),
+        ("{}", (1, "device", "is missing", "see docs/rate.md for what a line may hold")),
+        ('\n{"device": "d1", "meter": "data", "quantity": 1}',
+         (2, "time", "is missing", "say when it was used, or give the command --from")),
+    ],
+)  # fmt: skip
+def test_where_no_line_is_sound_the_lines_are_told_without_periods(
+    usage: str, line: tuple[int, str, str, str] | None, tmp_path: Path
+) -> None:
+    hint = (
+        f"{tmp_path}/usage.jsonl: holds nothing that tells which periods;"
+        " correct it, or give --from\n"
+    )
+    code, printed, said = rated(tmp_path, usage, "--json", "--to", "2026-02-01")
+    assert code == 1
+    answer = json.loads(printed)
+    assert answer["periods"] == []
+    assert (answer["total"], answer["due"], answer["outside"]) == ("0", "0", 0)
+    names = ("line", "field", "problem", "fix")
+    assert answer["rejected"] == ([] if line is None else [dict(zip(names, line, strict=True))])
+    assert said.endswith(hint)
+    code, printed, said = rated(tmp_path, usage)
+    told = [] if line is None else [f"line {line[0]} is not rated: {line[1]}: {line[2]}; {line[3]}"]
+    assert (code, said) == (1, hint)
+    assert printed.splitlines() == ["total 0 EUR", *told]
+    code, printed, said = rated(tmp_path, usage, "--from", "2026-01-01", "--json")
+    assert (hint in said, len(json.loads(printed)["periods"])) == (False, 1)
+
+
+def test_the_state_is_checked_where_no_line_is_sound(tmp_path: Path) -> None:
+    state = tmp_path / "state.yaml"
+    state.write_text("devices: {d1: {plan: q}}", "utf-8")
+    _, _, said = rated(tmp_path, "", "--state", str(state))
+    assert (
+        said == f"fleetmeter rate: {state}: devices.d1.plans.0.plan: 'q' is no plan; use one of p\n"
+    )
+    state.write_text("devices: {d1: {to: 2026-03-01, states: [{state: active}]}}", "utf-8")
+    assert rated(tmp_path, "", "--state", str(state))[0] == 1
