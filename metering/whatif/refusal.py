@@ -11,6 +11,7 @@ from metering.errors import InvalidValue
 NAME_PATTERN = r"^[^\p{Cc}\p{Zl}\p{Zp}]*$"
 """What a name is made of: no control characters, and no ends of lines."""
 
+_SHOWN_CHARACTERS_MAX = 60
 _RULE = "rule"
 """The type of an error that says its own problem and fix, in its context."""
 _SAID = {
@@ -48,6 +49,12 @@ def refusal(error: ValidationError, root: str, guide: str) -> InvalidValue:
     kind, context = first["type"], first.get("ctx", {})
     problem, fix = _told(kind, context, first["msg"], guide)
     return InvalidValue(_path(first["loc"]) or root, problem, fix)
+
+
+def shown(text: str) -> str:
+    """Write a text in an error, shortened if it is long."""
+    is_short = len(text) <= _SHOWN_CHARACTERS_MAX
+    return repr(text if is_short else text[:_SHOWN_CHARACTERS_MAX] + "…")
 
 
 def printable(name: str) -> str:

@@ -1,23 +1,33 @@
 """The state that rating starts from: a fleet, its devices with their plans and states, and balances."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from metering.errors import InvalidValue
 from metering.period import Calendar, cycle_of_day, local_day, zone
+from metering.rating.band import OTHERWISE
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import Subscription
 from metering.rating.membership import Member, Redemption, StateChange
 from metering.rating.plan import OWN_PRIORITY, POOL_PRIORITY, DeviceState, PlanTerms
+from metering.rating.zone import ELSEWHERE
 from metering.units import parse_quantity
-from metering.whatif.refusal import refusal
+from metering.whatif.refusal import NAME_PATTERN, broken_rule, printable, refusal, shown
 from metering.whatif.usage_file import MeterUnits, read_instant
 
 MONEY_PRIORITY = 300
@@ -27,17 +37,43 @@ _ONE_DAY = timedelta(days=1)
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 
 
-def _amount(given: object) -> object:
+_CYCLE = re.compile(r"week|month|quarter|year|[1-9][0-9]{0,3} days?")
+_AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_NO_AMOUNT = 'write it like "12.50", with at most 12 digits on each side of the point'
+
+
+def _number_text(given: object) -> object:
     if isinstance(given, int | Decimal | str) and not isinstance(given, bool):
         return str(given)
-    raise PydanticCustomError("amount", 'not an amount; write it like "12.50"')
+    raise broken_rule("is neither a number nor text", 'write it like "12.50" or "1.5 MB"')
 
 
-_Amount = Annotated[
-    str, BeforeValidator(_amount), Field(pattern=r"^-?[0-9]{1,12}(\.[0-9]{1,12})?$")
-]
-_Quantity = Annotated[str, BeforeValidator(_amount)]
-_Name = Annotated[str, Field(min_length=1, max_length=128)]
+def _checked_amount(text: str) -> str:
+    if _AMOUNT.fullmatch(text) is None:
+        raise broken_rule(*_amount_problem(text))
+    return text
+
+
+def _amount_problem(text: str) -> tuple[str, str]:
+    if text.startswith("-"):
+        return f"{shown(text)} is negative", "use 0 or more"
+    return f"{shown(text)} is no amount", _NO_AMOUNT
+
+
+def _checked_cycle(text: str) -> str:
+    if _CYCLE.fullmatch(text) is None:
+        raise broken_rule(
+            f"{shown(text)} is no cycle",
+            "use week, month, quarter, year or a number of days such as '30 days'",
+        )
+    return text
+
+
+_Quantity = Annotated[str, BeforeValidator(_number_text)]
+_Amount = Annotated[str, AfterValidator(_checked_amount), BeforeValidator(_number_text)]
+_Name = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
+_Cycle = Annotated[str, AfterValidator(_checked_cycle)]
+_SomeNames = Annotated[list[_Name], Field(min_length=1)]
 _State = Annotated[DeviceState, Field(strict=False)]
 
 
@@ -55,13 +91,11 @@ class CouponDocument(_Document):
 class FleetDocument(_Document):
     """The fleet: its time zone and bill cycle, when it began, and its coupons."""
 
-    id: str = "fleet"
+    id: _Name = "fleet"
     time_zone: str | None = None
     anchor_day: Annotated[int, Field(ge=1, le=31)] = 1
     anchor_month: Annotated[int, Field(ge=1, le=12)] = 1
-    cycle: Annotated[str, Field(pattern=r"^(week|month|quarter|year|[1-9][0-9]{0,3} days?)$")] = (
-        "month"
-    )
+    cycle: _Cycle = "month"
     starts: str | None = None
     coupons: list[CouponDocument] = []
 
@@ -87,9 +121,9 @@ class DeviceDocument(_Document):
     plan: _Name | None = None
     begins: Annotated[str | None, Field(alias="from")] = None
     to: str | None = None
-    plans: list[AssignedPlanDocument] = []
+    plans: Annotated[list[AssignedPlanDocument], Field(min_length=1)] = []
     state: _State | None = None
-    states: list[DatedStateDocument] = []
+    states: Annotated[list[DatedStateDocument], Field(min_length=1)] = []
     coupons: list[CouponDocument] = []
 
 
@@ -105,8 +139,8 @@ class BucketDocument(_Document):
     priority: int | None = None
     created: str | None = None
     expires: str | None = None
-    zones: list[str] | None = None
-    bands: list[str] | None = None
+    zones: _SomeNames | None = None
+    bands: _SomeNames | None = None
 
 
 class CountedDocument(_Document):
@@ -202,26 +236,25 @@ def fleet_state(
     starts = first_instant
     if document.fleet.starts is not None:
         starts = read_instant(document.fleet.starts, calendar.time_zone, "fleet.starts")
-    reader = _Reader(calendar, plan_nos, starts)
+    reader = _Reader(calendar, plan_nos, starts, _coupons(plans.values()))
     devices = document.devices
     if devices is None:
         devices = {name: DeviceDocument() for name in devices_used}
     members = {
-        name: reader.member(number, device, f"devices.{name}")
+        name: reader.member(number, device, f"devices.{printable(name)}")
         for number, (name, device) in enumerate(devices.items(), start=1)
     }
+    _check_ids(document.buckets)
+    holder = _Holder(reader, units, plans, members)
     return FleetState(
         calendar=calendar,
         starts=starts,
         members=members,
         buckets=[
-            _held(reader, held, units, members, f"buckets.{position}")
+            holder.held(held, f"buckets.{position}")
             for position, held in enumerate(document.buckets)
         ],
-        counted=[
-            _counted(each, units, plans, members, f"counted.{position}")
-            for position, each in enumerate(document.counted)
-        ],
+        counted=holder.counted(document.counted),
         redemptions=reader.redemptions(document.fleet.coupons, starts, "fleet.coupons"),
         always=frozenset(
             name
@@ -236,11 +269,16 @@ class _Reader:
     """Reads members in file order; numbers their subscriptions."""
 
     def __init__(
-        self, calendar: Calendar, plan_nos: Mapping[str, int], first_instant: datetime
+        self,
+        calendar: Calendar,
+        plan_nos: Mapping[str, int],
+        first_instant: datetime,
+        coupons: Collection[str],
     ) -> None:
         self.time_zone = calendar.time_zone
         self.plan_nos = plan_nos
         self.first_instant = first_instant
+        self.coupons = coupons
         self.subscriptions = 0
 
     def instant(self, text: str | None, path: str) -> datetime | None:
@@ -262,6 +300,12 @@ class _Reader:
     ) -> list[Redemption]:
         found: list[Redemption] = []
         for position, coupon in enumerate(coupons):
+            if coupon.code not in self.coupons:
+                raise InvalidValue(
+                    f"{path}.{position}.code",
+                    f"{coupon.code!r} is no coupon of a plan",
+                    f"use one of {', '.join(self.coupons)}" if self.coupons else "take it out",
+                )
             at = self.instant(coupon.redeemed, f"{path}.{position}.redeemed") or otherwise
             found.append(
                 Redemption(code=coupon.code, day=at.astimezone(zone(self.time_zone)).date())
@@ -344,88 +388,192 @@ class _Reader:
         ascending = sorted(changes, key=lambda change: change.effective_from)
         if ascending != changes:
             raise InvalidValue(f"{path}.states", "are not in order", "list them as they begin")
+        for position, (before, change) in enumerate(pairwise(changes), start=1):
+            if before.state is DeviceState.RETIRED and change.state is not DeviceState.RETIRED:
+                raise InvalidValue(
+                    f"{path}.states.{position}.state",
+                    f"{change.state} comes after retired, which is final",
+                    "leave it out, or suspend the device instead",
+                )
         return changes
 
 
-def _held(
-    reader: _Reader,
-    held: BucketDocument,
-    units: Mapping[str, MeterUnits],
-    members: Mapping[str, Member],
-    path: str,
-) -> HeldBucket:
-    if held.device is not None and held.device not in members:
-        raise InvalidValue(f"{path}.device", f"{held.device!r} is no device", "list it in devices")
-    if (held.quantity is None) == (held.money is None):
-        raise InvalidValue(f"{path}.quantity", "or money must stand, and not both", "give one")
-    created = reader.instant(held.created, f"{path}.created")
-    expires = reader.instant(held.expires, f"{path}.expires")
-    granted: int | Fraction
-    used: int | Fraction
-    if held.money is not None:
-        kind, priority = BucketKind.MONEY, MONEY_PRIORITY
-        granted, used = Fraction(held.money), Fraction(held.used)
-    else:
-        meter = _known_meter(held.meter, units, f"{path}.meter")
-        kind = BucketKind.POOL if held.device is None else BucketKind.ALLOWANCE
-        priority = POOL_PRIORITY if held.device is None else OWN_PRIORITY
-        granted = _units(held.quantity or "0", units[meter], f"{path}.quantity")
-        used = _units(held.used, units[meter], f"{path}.used")
-    bucket = Bucket(
-        granted=granted,
-        used=used,
-        kind=kind,
-        name=held.id,
-        bucket_id=held.id,
-        priority=priority if held.priority is None else held.priority,
-        created_at=created,
-        expires_at=expires,
-        zones=_names(held.zones, "elsewhere"),
-        bands=_names(held.bands, "otherwise"),
-    )
-    return HeldBucket(bucket=bucket, device=held.device, meter=held.meter)
+def _coupons(plans: Collection[PlanTerms]) -> list[str]:
+    """Return the coupons that plans name, each once."""
+    offers = [
+        each.offer for terms in plans for part in (terms.fees, terms.adjustments) for each in part
+    ]
+    offers += [
+        allowance.offer
+        for terms in plans
+        for of_meter in terms.meters.values()
+        for allowance in of_meter.allowances
+    ]
+    return list(dict.fromkeys(each.coupon for each in offers if each.coupon is not None))
 
 
-def _names(given: Sequence[str] | None, nowhere: str) -> frozenset[str | None] | None:
-    return None if given is None else frozenset(None if name == nowhere else name for name in given)
+def _check_ids(buckets: Sequence[BucketDocument]) -> None:
+    ids = [held.id for held in buckets]
+    for position, name in enumerate(ids):
+        if name in ids[:position]:
+            raise InvalidValue(
+                f"buckets.{position}.id", f"{name!r} stands twice", "give each bucket its own"
+            )
 
 
-def _counted(
-    each: CountedDocument,
-    units: Mapping[str, MeterUnits],
-    plans: Mapping[int, PlanTerms],
-    members: Mapping[str, Member],
-    path: str,
-) -> Counted:
-    # What a whole fleet was charged may stand at any of its devices.
-    device = next(iter(members), None) if each.device is None else each.device
-    if device is None or device not in members:
-        raise InvalidValue(f"{path}.device", f"{each.device!r} is no device", "list it in devices")
-    meter = _known_meter(each.meter, units, f"{path}.meter")
-    of_meter = plans[members[device].subscriptions[0].plan_no].meters.get(meter)
-    if of_meter is None:
-        raise InvalidValue(f"{path}.meter", "is not in the device's plan", "price it there")
-    last = len(of_meter.variants) - 1
-    variant = last if each.variant is None else each.variant
-    if not 0 <= variant <= last:
-        raise InvalidValue(f"{path}.variant", f"{variant} is no variant", f"use 0 to {last}")
-    price = of_meter.variants[variant].price
-    if each.device is None and not price.fleet_wide:
-        raise InvalidValue(
-            f"{path}.device", "is missing", "name it; only a price counted_per fleet has no device"
+class _Holder:
+    """Reads what devices and the fleet hold, and what was counted, beforehand."""
+
+    def __init__(
+        self,
+        reader: _Reader,
+        units: Mapping[str, MeterUnits],
+        plans: Mapping[int, PlanTerms],
+        members: Mapping[str, Member],
+    ) -> None:
+        self.reader = reader
+        self.units = units
+        self.plans = plans
+        self.members = members
+
+    def held(self, held: BucketDocument, path: str) -> HeldBucket:
+        if held.device is not None:
+            self._check_device(held.device, f"{path}.device")
+        if (held.quantity is None) == (held.money is None):
+            problem = "stands beside money" if held.money else "is missing, and so is money"
+            raise InvalidValue(f"{path}.quantity", problem, "give one of them")
+        created = self.reader.instant(held.created, f"{path}.created")
+        expires = self.reader.instant(held.expires, f"{path}.expires")
+        if created is not None and expires is not None and expires <= created:
+            raise InvalidValue(
+                f"{path}.expires", "is not after created", "give a later end, or leave it out"
+            )
+        granted: int | Fraction
+        used: int | Fraction
+        if held.money is not None:
+            if held.meter is not None:
+                raise InvalidValue(
+                    f"{path}.meter",
+                    "stands beside money, which any meter draws from",
+                    "take it out",
+                )
+            kind, priority = BucketKind.MONEY, MONEY_PRIORITY
+            granted, used = Fraction(held.money), _money(held.used, f"{path}.used")
+        else:
+            meter = _known_meter(held.meter, self.units, f"{path}.meter")
+            kind = BucketKind.POOL if held.device is None else BucketKind.ALLOWANCE
+            priority = POOL_PRIORITY if held.device is None else OWN_PRIORITY
+            granted = _units(held.quantity or "0", self.units[meter], f"{path}.quantity")
+            used = _units(held.used, self.units[meter], f"{path}.used")
+        if used > granted:
+            raise InvalidValue(
+                f"{path}.used",
+                f"{shown(held.used)} is more than there was",
+                f"use {shown(held.money or held.quantity or '0')} at most",
+            )
+        bucket = Bucket(
+            granted=granted,
+            used=used,
+            kind=kind,
+            name=held.id,
+            bucket_id=held.id,
+            priority=priority if held.priority is None else held.priority,
+            created_at=created,
+            expires_at=expires,
+            zones=self._zones(held.zones, f"{path}.zones"),
+            bands=self._bands(held.bands, f"{path}.bands"),
         )
-    quantity = _units(each.quantity, units[meter], f"{path}.quantity")
-    return Counted(device=device, meter=meter, variant=variant, quantity=quantity)
+        return HeldBucket(bucket=bucket, device=held.device, meter=held.meter)
+
+    def counted(self, documents: Sequence[CountedDocument]) -> list[Counted]:
+        found: list[Counted] = []
+        places: dict[tuple[object, ...], int] = {}
+        for position, document in enumerate(documents):
+            path = f"counted.{position}"
+            counted = self._counted(document, path)
+            earlier = places.setdefault(self._place(counted), position)
+            if earlier != position:
+                raise InvalidValue(
+                    path, f"counts what counted.{earlier} counts", "write one, with their sum"
+                )
+            found.append(counted)
+        return found
+
+    def _place(self, counted: Counted) -> tuple[object, ...]:
+        """Return what tells one count from another: whose, of what, at which price."""
+        plan_no = self.members[counted.device].subscriptions[0].plan_no
+        price = self.plans[plan_no].meters[counted.meter].variants[counted.variant].price
+        owner = plan_no if price.fleet_wide else counted.device
+        return owner, counted.meter, None if price.joint else counted.variant
+
+    def _counted(self, each: CountedDocument, path: str) -> Counted:
+        # What a whole fleet was charged may stand at any of its devices.
+        device = next(iter(self.members), None) if each.device is None else each.device
+        if device is None:
+            raise InvalidValue(f"{path}.device", "is missing", "name it, and list it in devices")
+        self._check_device(device, f"{path}.device")
+        meter = _known_meter(each.meter, self.units, f"{path}.meter")
+        of_meter = self.plans[self.members[device].subscriptions[0].plan_no].meters.get(meter)
+        if of_meter is None:
+            raise InvalidValue(f"{path}.meter", "is not in the device's plan", "price it there")
+        last = len(of_meter.variants) - 1
+        variant = last if each.variant is None else each.variant
+        if not 0 <= variant <= last:
+            raise InvalidValue(f"{path}.variant", f"{variant} is no variant", f"use 0 to {last}")
+        price = of_meter.variants[variant].price
+        if each.device is None and not price.fleet_wide:
+            raise InvalidValue(
+                f"{path}.device",
+                "is missing",
+                "name it; only a price counted_per fleet has no device",
+            )
+        quantity = _units(each.quantity, self.units[meter], f"{path}.quantity")
+        return Counted(device=device, meter=meter, variant=variant, quantity=quantity)
+
+    def _check_device(self, device: str, path: str) -> None:
+        if device not in self.members:
+            raise InvalidValue(path, f"{device!r} is no device", "list it in devices")
+
+    def _zones(self, given: Sequence[str] | None, path: str) -> frozenset[str | None] | None:
+        known = [name for terms in self.plans.values() if terms.zones for name in terms.zones.names]
+        return _names(given, known, ELSEWHERE, "zone", path)
+
+    def _bands(self, given: Sequence[str] | None, path: str) -> frozenset[str | None] | None:
+        known = [name for terms in self.plans.values() if terms.bands for name in terms.bands.names]
+        return _names(given, known, OTHERWISE, "band", path)
+
+
+def _names(
+    given: Sequence[str] | None, known: Sequence[str], nowhere: str, what: str, path: str
+) -> frozenset[str | None] | None:
+    if given is None:
+        return None
+    for position, name in enumerate(given):
+        if name != nowhere and name not in known:
+            names = ", ".join(dict.fromkeys([*known, nowhere]))
+            raise InvalidValue(
+                f"{path}.{position}", f"{name!r} is no {what} of a plan", f"use one of {names}"
+            )
+    return frozenset(None if name == nowhere else name for name in given)
+
+
+def _money(text: str, path: str) -> Fraction:
+    if _AMOUNT.fullmatch(text) is None:
+        raise InvalidValue(path, *_amount_problem(text))
+    return Fraction(text)
 
 
 def _known_meter(meter: str | None, units: Mapping[str, MeterUnits], path: str) -> str:
     if meter is None or meter not in units:
         known = ", ".join(units)
-        raise InvalidValue(path, f"{meter!r} is no meter of a plan", f"use one of {known}")
+        problem = "is missing" if meter is None else f"{meter!r} is no meter of a plan"
+        raise InvalidValue(path, problem, f"use one of {known}" if known else "price it in a plan")
     return meter
 
 
 def _units(given: str, units: MeterUnits, path: str) -> int:
+    if given.startswith("-"):
+        raise InvalidValue(path, f"{shown(given)} is negative", "use 0 or more")
     return parse_quantity(
         given,
         units.terms.unit,

@@ -18,7 +18,7 @@ from metering.rating.account import Usage
 from metering.rating.plan import MeterTerms
 from metering.units import parse_quantity
 from metering.usage import QUANTITY_MAX
-from metering.whatif.refusal import NAME_PATTERN, broken_rule, printable, refusal
+from metering.whatif.refusal import NAME_PATTERN, broken_rule, printable, refusal, shown
 
 YEAR_MIN, YEAR_MAX = 1970, 9000
 """The years in which times may lie."""
@@ -29,7 +29,6 @@ _TIME = re.compile(
 )
 """RFC 3339, and what ISO 8601 may leave out of it: seconds, the offset, or all but the day."""
 _NETWORK = re.compile(r"[0-9]{3}([0-9]{2,3})?")
-_SHOWN_CHARACTERS_MAX = 60
 _PLAIN_DIGITS_MAX = 16
 
 
@@ -157,13 +156,11 @@ def read_instant(text: str, time_zone: str, field: str) -> datetime:
     """Return an RFC 3339 instant, a local time or a local day (its midnight) of `time_zone`."""
     instant = _instant(text.strip().upper())
     if instant is None:
-        raise InvalidValue(
-            field, f"{_shown(text)} is no time", "write it like 2026-01-31T12:00:00Z"
-        )
+        raise InvalidValue(field, f"{shown(text)} is no time", "write it like 2026-01-31T12:00:00Z")
     if not YEAR_MIN <= instant.year <= YEAR_MAX:
         raise InvalidValue(
             field,
-            f"{_shown(text)} is out of range",
+            f"{shown(text)} is out of range",
             f"use a time of the years {YEAR_MIN} to {YEAR_MAX}",
         )
     local = instant if instant.tzinfo else instant.replace(tzinfo=zone(time_zone))
@@ -176,12 +173,6 @@ def _instant(written: str) -> datetime | None:
     with suppress(ValueError):
         return datetime.fromisoformat(written)
     return None
-
-
-def _shown(text: str) -> str:
-    """Write a text in an error, shortened if it is long."""
-    is_short = len(text) <= _SHOWN_CHARACTERS_MAX
-    return repr(text if is_short else text[:_SHOWN_CHARACTERS_MAX] + "…")
 
 
 def _document(text: str) -> UsageLineDocument:
@@ -226,7 +217,7 @@ def _usage_line(
         known = ", ".join(meters)
         raise InvalidValue(
             "meter",
-            f"no plan prices {_shown(document.meter)}",
+            f"no plan prices {shown(document.meter)}",
             f"use one of {known}, or price it",
         )
     _check_place(document)
@@ -253,13 +244,13 @@ def _check_place(document: UsageLineDocument) -> None:
     if network is not None and _NETWORK.fullmatch(network) is None:
         raise InvalidValue(
             "network",
-            f"{_shown(network)} is no network",
+            f"{shown(network)} is no network",
             "write MCC and MNC, 5 or 6 digits, or the 3 of the MCC alone",
         )
     if country is not None and country.upper() not in COUNTRIES:
         raise InvalidValue(
             "country",
-            f"{_shown(country)} is no country",
+            f"{shown(country)} is no country",
             "write its two letters (ISO 3166), such as DE",
         )
 
@@ -333,7 +324,7 @@ def _base_units(given: str, units: MeterUnits, field: str) -> int:
         quantity = int(given) * factor
     elif given.startswith("-"):
         raise InvalidValue(
-            field, f"{_shown(given)} is negative", "use 0 or more; correct by a credit"
+            field, f"{shown(given)} is negative", "use 0 or more; correct by a credit"
         )
     else:
         quantity = parse_quantity(
