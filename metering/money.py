@@ -1,7 +1,7 @@
 """Money: an exact integer count of a stated sub-unit, and the one place where it is rounded."""
 
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal, localcontext
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from math import lcm
@@ -69,9 +69,13 @@ class Rounding:
 
     def multiples(self, amount: Fraction) -> int:
         """Round a count of quanta to a whole one."""
-        whole, rest = divmod(abs(amount), 1)
-        count = int(whole) + _rounds_away(self.mode, int(whole), rest)
-        return count if amount >= 0 else -count
+        return self.whole(amount.numerator, amount.denominator)
+
+    def whole(self, numerator: int, denominator: int) -> int:
+        """Round a fraction, given in parts that need not be its lowest, to a whole number."""
+        count, rest = divmod(abs(numerator), denominator)
+        count += _rounds_away(self.mode, count, rest, denominator)
+        return count if numerator >= 0 else -count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,19 +116,21 @@ class Money:
         Only a bill line and a displayed amount may call this.
         """
         quantum = rounding.quantum(self.currency)
-        _, digits, exponent = quantum.as_tuple()
-        count = rounding.multiples(self.exact / Fraction(quantum))
+        step, of = quantum.as_integer_ratio()
+        exponent = quantum.as_tuple().exponent
+        count = rounding.whole(self.count * of, self.per_unit * step)
+        digits = int(quantum.scaleb(-int(exponent)))
         # Read from text, which is exact; arithmetic would round to the context's precision.
-        return Decimal(f"{count * int(''.join(map(str, digits)))}E{exponent}")
+        return Decimal(f"{count * digits}E{exponent}")
 
 
-def _rounds_away(mode: RoundingMode, whole: int, rest: Fraction) -> bool:
-    half = Fraction(1, 2)
+def _rounds_away(mode: RoundingMode, whole: int, rest: int, of: int) -> bool:
+    """Whether `whole` and `rest / of` goes to the next whole number."""
     match mode:
         case RoundingMode.HALF_UP:
-            return rest >= half
+            return 2 * rest >= of
         case RoundingMode.HALF_EVEN:
-            return rest > half or (rest == half and whole % 2 == 1)
+            return 2 * rest > of or (2 * rest == of and whole % 2 == 1)
         case RoundingMode.UP:
             return rest > 0
         case RoundingMode.DOWN:
@@ -136,10 +142,15 @@ def decimal_text(amount: Fraction, *, digits_max: int = 30) -> str:
 
     One that does not terminate, or needs more than `digits_max` places, is rounded half-up there.
     """
-    with localcontext() as context:
-        context.prec = 200
-        value = Decimal(amount.numerator) / Decimal(amount.denominator)
-        shortened = value.quantize(Decimal(1).scaleb(-digits_max), rounding=ROUND_HALF_UP)
-        text = format(shortened, "f")
-    shortest = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if shortest == "-0" else shortest
+    return ratio_text(amount.numerator, amount.denominator, digits_max=digits_max)
+
+
+def ratio_text(numerator: int, denominator: int, *, digits_max: int = 30) -> str:
+    """Do the same with a fraction's parts, which need not be its lowest."""
+    count, rest = divmod(abs(numerator) * 10**digits_max, denominator)
+    count += 2 * rest >= denominator
+    digits = str(count).rjust(digits_max + 1, "0")
+    point = len(digits) - digits_max
+    places = digits[point:].rstrip("0")
+    text = f"{digits[:point]}.{places}" if places else digits[:point]
+    return f"-{text}" if numerator < 0 and count else text

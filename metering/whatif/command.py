@@ -1,7 +1,6 @@
 """`fleetmeter rate`: what usage costs under a plan, record by record and period by period."""
 
 import argparse
-import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from metering.plan_document import terms_of
 from metering.plan_document.file import check_ids_differ, read_document, read_plans
 from metering.rating.plan import PlanTerms
 from metering.settings import Settings
-from metering.whatif.present import as_document, as_tables
+from metering.whatif.present import as_json, as_tables
 from metering.whatif.run import rate
 from metering.whatif.state_file import StateDocument, calendar_of, read_state
 from metering.whatif.usage_file import MeterUnits, read_instant, read_usage
@@ -62,11 +61,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             to=to,
         )
     if arguments.json:
-        json.dump(as_document(rated), sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.writelines(as_json(rated))
         print()
     else:
-        for line in as_tables(rated):
-            print(line)
+        sys.stdout.writelines(f"{line}\n" for line in as_tables(rated))
     usage_name = _shown_name(arguments.usage)
     for rejected in rated.rejected if arguments.json else ():
         place = f"{usage_name}:{rejected.line}"

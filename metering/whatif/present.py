@@ -1,31 +1,87 @@
 """A rating run as JSON (all quantities and amounts as decimal strings) and as tables for people."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
+from json.encoder import encode_basestring as quoted
 
-from metering.money import decimal_text
+from metering.money import decimal_text, ratio_text
 from metering.rating.bucket import BucketKind
 from metering.rating.charge import Draw
 from metering.rating.plan import MeterTerms, PlanTerms
-from metering.rating.price import PriceStep, UnitPrice
+from metering.rating.price import PriceStep, Rate
 from metering.rating.statement import Line, LineKind, Statement
 from metering.whatif.run import RatedPeriod, RatedRecord, RatingRun
 from metering.whatif.usage_file import RejectedLine
 
+_TERMINATING = 10**30
+"""What a decimal's denominator divides that has thirty places at most."""
 
-def as_document(run: RatingRun) -> dict[str, object]:
-    """Return a rating run as a document for JSON."""
+
+def as_json(run: RatingRun) -> Iterator[str]:
+    """Write a rating run as JSON, in pieces: a large one is never held as a whole."""
+    return _streamed(_document(run), "")
+
+
+def _document(run: RatingRun) -> dict[str, object]:
+    """Return a rating run as a document; lists that may be long are iterators."""
     return {
         "currency": run.currency,
         "time_zone": run.calendar.time_zone,
-        "periods": [_period(run, period) for period in run.periods],
+        "periods": (_period(run, period) for period in run.periods),
         "total": format(run.total, "f"),
         "due": format(run.due, "f"),
         "rejected": [_rejected(line) for line in run.rejected],
         "duplicates": run.duplicates,
         "outside": run.outside,
     }
+
+
+def _streamed(value: object, margin: str) -> Iterator[str]:
+    """Write a value as JSON, as `json.dump` with an indent of 2 does; iterators become lists."""
+    inner = margin + "  "
+    if isinstance(value, dict):
+        separator = "{\n"
+        for name, each in value.items():
+            yield f"{separator}{inner}{quoted(name)}: "
+            yield from _streamed(each, inner)
+            separator = ",\n"
+        yield f"\n{margin}}}"
+    elif isinstance(value, Iterator):
+        separator = "[\n"
+        for each in value:
+            yield separator + inner
+            yield from _streamed(each, inner) if _is_streamed(each) else (_written(each, inner),)
+            separator = ",\n"
+        yield "[]" if separator == "[\n" else f"\n{margin}]"
+    else:
+        yield _written(value, margin)
+
+
+def _is_streamed(value: object) -> bool:
+    return isinstance(value, dict) and any(isinstance(each, Iterator) for each in value.values())
+
+
+def _written(value: object, margin: str) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    if value is None:
+        return "null"
+    if isinstance(value, int):
+        return str(value)
+    inner = margin + "  "
+    if isinstance(value, dict):
+        fields = [
+            f'{inner}"{name}": {quoted(each) if type(each) is str else _written(each, inner)}'
+            for name, each in value.items()
+        ]
+        return "{\n" + ",\n".join(fields) + f"\n{margin}}}"
+    if isinstance(value, list):
+        if not value:
+            return "[]"
+        return "[\n" + ",\n".join(inner + _written(e, inner) for e in value) + f"\n{margin}]"
+    raise TypeError(value)
 
 
 def as_tables(run: RatingRun) -> Iterator[str]:
@@ -46,12 +102,77 @@ def as_tables(run: RatingRun) -> Iterator[str]:
         yield f"lines outside of the periods: {run.outside}"
 
 
+@dataclass(slots=True)
+class _Priced:
+    """A meter of a plan at one of its prices: what many records' texts have in common."""
+
+    terms: PlanTerms
+    of_meter: MeterTerms
+    rate: Rate
+    label: int | None
+    variant: int
+    stated_of: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def quantity(self, quantity: int) -> str:
+        return quantity_text(quantity, self.of_meter)
+
+    def amount(self, subunits: int) -> str:
+        return ratio_text(subunits, self.terms.subunits_per_unit) if subunits else "0"
+
+    def stated(self, step: PriceStep) -> tuple[str, str] | None:
+        """Return the plan's own words for what a step's units cost: how much, and per how many.
+
+        None where no tier bears it.
+        """
+        if not step.tier:
+            return None
+        found = self.stated_of.get(step.tier)
+        if found is None:
+            stated = self.of_meter.variants[self.variant].price.stated(step.tier)
+            found = self.stated_of[step.tier] = (
+                format(stated.amount, "f"), self.quantity(stated.per),
+            )  # fmt: skip
+        return found
+
+
+class _Texts:
+    """The prices that a period's records are at, and the local texts of their times."""
+
+    def __init__(self, run: RatingRun) -> None:
+        self.run = run
+        self._priced: dict[tuple[int, str, int], _Priced] = {}
+        self._instants: tuple[datetime, str] | None = None
+
+    def priced(self, rated: RatedRecord) -> _Priced:
+        record = rated.charge.record
+        key = (record.subscription.plan_no, rated.meter, record.variant)
+        found = self._priced.get(key)
+        if found is None:
+            terms = self.run.plans[key[0]]
+            of_meter = terms.meters[rated.meter]
+            found = self._priced[key] = _Priced(
+                terms,
+                of_meter,
+                terms.rates[rated.meter][record.variant],
+                of_meter.label(record.variant),
+                record.variant,
+            )
+        return found
+
+    def local(self, instant: datetime) -> str:
+        """Return an instant's local text; a record mostly ends when it starts."""
+        if self._instants is None or self._instants[0] != instant:
+            self._instants = (instant, _local(self.run, instant))
+        return self._instants[1]
+
+
 def _period(run: RatingRun, period: RatedPeriod) -> dict[str, object]:
     statement = period.statement
+    texts = _Texts(run)
     return {
         "from": _local(run, period.cycle.start),
         "to": _local(run, period.cycle.end),
-        "records": [_record(run, record) for record in period.records],
+        "records": (_record(texts, record) for record in period.records),
         "lines": [_line(run, line) for line in statement.lines],
         "exact": _exact(statement.exact),
         "total": format(statement.total, "f"),
@@ -74,65 +195,57 @@ def _period(run: RatingRun, period: RatedPeriod) -> dict[str, object]:
     }
 
 
-def _record(run: RatingRun, rated: RatedRecord) -> dict[str, object]:
+def _record(texts: _Texts, rated: RatedRecord) -> dict[str, object]:
     record, parts = rated.charge
-    terms = run.plans[record.subscription.plan_no]
-    of_meter = terms.meters[rated.meter]
-    rate = terms.rates[rated.meter][record.variant]
-    amount = terms.money(parts.amount)
-    return {
+    priced = texts.priced(rated)
+    quantity, terms = priced.quantity, priced.terms
+    shown = {
         "line": rated.line,
         "device": rated.device,
         "meter": rated.meter,
         "plan": terms.plan,
-        "variant": of_meter.label(record.variant),
-        "start": _local(run, record.start),
-        "end": _local(run, record.end),
+        "variant": priced.label,
+        "start": texts.local(record.start),
+        "end": texts.local(record.end),
         "zone": record.zone,
         "band": record.band,
-        "quantity": quantity_text(record.quantity, of_meter),
-        "raw": quantity_text(record.raw, of_meter),
-        "billed": quantity_text(parts.billed, of_meter),
-        "buckets": [_draw(draw, terms, of_meter) for draw in parts.draws],
-        "from_allowance": quantity_text(parts.from_allowance, of_meter),
-        "from_pool": quantity_text(parts.from_pool, of_meter),
-        "priced": quantity_text(parts.overage, of_meter),
-        "priced_before": quantity_text(parts.before, of_meter),
-        "tiers": [_step(step, rated, terms) for step in rate.walk(parts.before, parts.overage)],
-        "connection_fee": _exact(terms.money(parts.connection_fee).exact),
-        "amount": _exact(amount.exact),
-        "rounded": format(amount.rounded(terms.rounding), "f"),
-        "from_money": _exact(terms.money(parts.from_money).exact),
-        **_fraction("amount", amount.exact),
+        "quantity": quantity(record.quantity),
+        "raw": quantity(record.raw),
+        "billed": quantity(parts.billed),
+        "buckets": [_draw(draw, priced) for draw in parts.draws],
+        "from_allowance": quantity(parts.from_allowance),
+        "from_pool": quantity(parts.from_pool),
+        "priced": quantity(parts.overage),
+        "priced_before": quantity(parts.before),
+        "tiers": [_step(step, priced) for step in priced.rate.walk(parts.before, parts.overage)],
+        "connection_fee": priced.amount(parts.connection_fee),
+        "amount": priced.amount(parts.amount),
+        "rounded": format(terms.money(parts.amount).rounded(terms.rounding), "f"),
+        "from_money": priced.amount(parts.from_money),
     }
+    if parts.amount * _TERMINATING % terms.subunits_per_unit:
+        shown["amount_fraction"] = f"{terms.money(parts.amount).exact}"
+    return shown
 
 
-def _draw(draw: Draw, terms: PlanTerms, of_meter: MeterTerms) -> dict[str, object]:
+def _draw(draw: Draw, priced: _Priced) -> dict[str, object]:
     paid: dict[str, object] = {"bucket": draw.bucket.name, "kind": draw.bucket.kind.value}
     if draw.bucket.kind is BucketKind.MONEY:
-        return paid | {"amount": _exact(terms.money(draw.quantity).exact)}
-    return paid | {"quantity": quantity_text(draw.quantity, of_meter)}
+        return paid | {"amount": priced.amount(draw.quantity)}
+    return paid | {"quantity": priced.quantity(draw.quantity)}
 
 
-def _step(step: PriceStep, rated: RatedRecord, terms: PlanTerms) -> dict[str, object]:
-    of_meter = terms.meters[rated.meter]
-    stated = _stated(step, rated, terms)
+def _step(step: PriceStep, priced: _Priced) -> dict[str, object]:
+    price, per = priced.stated(step) or (None, None)
     return {
         "what": step.what,
         "tier": step.tier,
-        "quantity": quantity_text(step.quantity, of_meter),
-        "price": stated and format(stated.amount, "f"),
-        "per": stated and quantity_text(stated.per, of_meter),
-        "flat": _exact(terms.money(step.flat).exact),
-        "amount": _exact(terms.money(step.amount).exact),
+        "quantity": priced.quantity(step.quantity),
+        "price": price,
+        "per": per,
+        "flat": priced.amount(step.flat),
+        "amount": priced.amount(step.amount),
     }
-
-
-def _stated(step: PriceStep, rated: RatedRecord, terms: PlanTerms) -> UnitPrice | None:
-    """Return the plan's own words for what a step's units cost; None where no tier bears it."""
-    if not step.tier:
-        return None
-    return terms.meters[rated.meter].variants[rated.charge.record.variant].price.stated(step.tier)
 
 
 def _line(run: RatingRun, line: Line) -> dict[str, object]:
@@ -177,7 +290,8 @@ def _rejected(line: RejectedLine) -> dict[str, object]:
 
 def quantity_text(quantity: int, of_meter: MeterTerms) -> str:
     """Write base units of a meter in its unit."""
-    return decimal_text(Fraction(quantity, 10**of_meter.decimals))
+    decimals = of_meter.decimals
+    return ratio_text(quantity, 10**decimals) if decimals else str(quantity)
 
 
 def _held(run: RatingRun, meter: str | None, amount: int | Fraction) -> str:
@@ -192,8 +306,8 @@ def _exact(amount: Fraction) -> str:
 
 def _fraction(name: str, amount: Fraction) -> dict[str, object]:
     """Tell an amount that no decimal can hold as a fraction beside its first thirty places."""
-    text = decimal_text(amount)
-    return {} if Fraction(text) == amount else {f"{name}_fraction": f"{amount}"}
+    is_decimal = _TERMINATING % amount.denominator == 0
+    return {} if is_decimal else {f"{name}_fraction": f"{amount}"}
 
 
 def _local(run: RatingRun, instant: datetime) -> str:
@@ -203,45 +317,46 @@ def _local(run: RatingRun, instant: datetime) -> str:
 _RECORD_COLUMNS = (
     "line", "device", "meter", "time", "quantity", "billed", "allowance", "pool", "priced", "tiers", "amount",
 )  # fmt: skip
+_SECONDS_END = len("2026-01-31T12:00:00")
 _LINE_COLUMNS = ("line", "device", "quantity", "allowance", "pool", "priced", "exact", "amount")
 
 
 def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[str]:
     rows = []
+    texts = _Texts(run)
     for rated in records:
         record, parts = rated.charge
-        terms = run.plans[record.subscription.plan_no]
-        of_meter = terms.meters[rated.meter]
-        rate = terms.rates[rated.meter][record.variant]
-        tiers = [_step_text(step, rated, terms) for step in rate.walk(parts.before, parts.overage)]
-        quantities = (
-            record.quantity, parts.billed, parts.from_allowance, parts.from_pool, parts.overage,
-        )  # fmt: skip
+        priced = texts.priced(rated)
+        quantity = priced.quantity
+        steps = priced.rate.walk(parts.before, parts.overage)
         rows.append(
             [
                 str(rated.line),
                 rated.device,
                 rated.meter,
-                record.start.astimezone(run.zone).strftime("%Y-%m-%d %H:%M:%S"),
-                *(quantity_text(quantity, of_meter) for quantity in quantities),
-                "; ".join(tiers),
-                _exact(terms.money(parts.amount).exact),
+                texts.local(record.start)[:_SECONDS_END].replace("T", " "),
+                quantity(record.quantity),
+                quantity(parts.billed),
+                quantity(parts.from_allowance),
+                quantity(parts.from_pool),
+                quantity(parts.overage),
+                "; ".join([_step_text(step, priced) for step in steps]),
+                priced.amount(parts.amount),
             ]
         )
     return _table(_RECORD_COLUMNS, rows)
 
 
-def _step_text(step: PriceStep, rated: RatedRecord, terms: PlanTerms) -> str:
+def _step_text(step: PriceStep, priced: _Priced) -> str:
     """Write a step as `tier 2: 100 at 0.5/1 = 50`."""
-    of_meter = terms.meters[rated.meter]
-    stated = _stated(step, rated, terms)
+    stated = priced.stated(step)
     tier = f" {step.tier}" if step.what == "tier" else ""
-    text = f"{step.what}{tier}: {quantity_text(step.quantity, of_meter)}"
+    text = f"{step.what}{tier}: {priced.quantity(step.quantity)}"
     if stated is not None:
-        text += f" at {stated.amount:f}/{quantity_text(stated.per, of_meter)}"
+        text += f" at {stated[0]}/{stated[1]}"
     if step.flat:
-        text += f" + {_exact(terms.money(step.flat).exact)}"
-    return f"{text} = {_exact(terms.money(step.amount).exact)}"
+        text += f" + {priced.amount(step.flat)}"
+    return f"{text} = {priced.amount(step.amount)}"
 
 
 def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:
@@ -277,7 +392,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in [columns, *rows]:
         cells = [
-            cell.ljust(width) if not cell[:1].isdigit() and cell[:1] != "-" else cell.rjust(width)
+            cell.rjust(width) if cell[:1].isdigit() or cell[:1] == "-" else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
         yield "  ".join(cells).rstrip()
