@@ -1,6 +1,7 @@
 """`fleetmeter rate`: what usage costs under a plan, record by record and period by period."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Rate and print; exit code 1 when a usage line was not rated."""
     del settings
+    # A rating makes many objects and hardly any circles: to look for those takes a fifth of the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _run(arguments)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _run(arguments: argparse.Namespace) -> int:
     plans = [terms for path in arguments.plan for terms in _plans(path)]
     check_ids_differ([terms.plan for terms in plans])
     with _named(arguments.state):

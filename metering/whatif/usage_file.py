@@ -68,7 +68,7 @@ class UsageLineDocument(BaseModel):
     destination: _Name | None = None
     rat: _Name | None = None
     apn: _Name | None = None
-    attributes: dict[_Key, _Name] = {}
+    attributes: Annotated[dict[_Key, _Name], Field(default_factory=dict)]
     packets: Annotated[int, Field(ge=0, le=QUANTITY_MAX)] = 0
     id: _Name | None = None
 
