@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
 from metering import stack
@@ -17,6 +18,10 @@ from metering.settings import Settings
 from metering.stack import lifecycle
 
 _PREFIX = "fleetmeter-test-"
+
+# How long an example takes says nothing on a machine that others use too.
+hypothesis_settings.register_profile("fleetmeter", deadline=None, print_blob=True)
+hypothesis_settings.load_profile("fleetmeter")
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ class _Places:
         """Every zone and band that usage may have together; None is outside of all."""
         zones: list[str | None] = [None]
         if self.zones is not None:
-            outside = [] if self.zones.default else [None]
+            outside = [None] if self.zones.leaves_some_out else []
             zones = [*self.zones.names, *outside]
         bands: list[str | None] = [None]
         if self.bands is not None:

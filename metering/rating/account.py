@@ -8,7 +8,7 @@ changes: their owner loads them, hands them through, and stores them.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ CountKey = tuple[int, int, datetime, int, str]
 """(subscription_no, meter_no, cycle_start, variant, name); a whole fleet's stand under −fleet_no."""
 
 _ANY_VARIANT = -1
+_ANY_CYCLE = datetime(1970, 1, 1, tzinfo=UTC)
+_OF_A_CYCLE = ("max", "period")
 _NO_ATTRIBUTES: Mapping[str, str] = {}
 
 
@@ -570,12 +572,11 @@ def _grouped(record: UsageRecord, meter_no: int, of_meter: MeterTerms, accounts:
 
 def _group_count(record: UsageRecord, meter_no: int) -> CountKey:
     group = record.group or ""
-    # A session goes on across bands, and the largest value is one of the whole meter; days, months and
-    # periods are rounded apart at each price.
-    whole = group == "max" or group.startswith("session:")
-    variant = _ANY_VARIANT if whole else record.variant
-    subscription_no = record.subscription.subscription_no
-    return (subscription_no, meter_no, record.cycle.start, variant, group)
+    # A session goes on across bands; days, months and periods are rounded apart at each price. Days,
+    # months and sessions may lie across the end of a cycle.
+    variant = _ANY_VARIANT if group.startswith("session:") else record.variant
+    cycle_start = record.cycle.start if group in _OF_A_CYCLE else _ANY_CYCLE
+    return (record.subscription.subscription_no, meter_no, cycle_start, variant, group)
 
 
 def _price_count(
@@ -594,7 +595,7 @@ def _price_count(
             return (-fleet_no, meter_no, cycle_start, variant, f"price:{plan_no}")
         case CountedPer.SESSION if usage.session is not None:
             name = f"price:session:{usage.session}"
-            return (subscription_no, meter_no, cycle_start, variant, name)
+            return (subscription_no, meter_no, _ANY_CYCLE, variant, name)
         case CountedPer.SESSION | CountedPer.RECORD:
             return None
 
@@ -603,4 +604,4 @@ def _connection(record: UsageRecord, session: str | None, meter_no: int) -> Coun
     if session is None:
         return None
     subscription_no = record.subscription.subscription_no
-    return (subscription_no, meter_no, record.cycle.start, _ANY_VARIANT, f"connected:{session}")
+    return (subscription_no, meter_no, _ANY_CYCLE, _ANY_VARIANT, f"connected:{session}")

@@ -32,6 +32,8 @@ from metering.rating.plan import (
 )
 
 _MONTHS = {Renews.MONTH: 1, Renews.QUARTER: 3, Renews.YEAR: 12}
+_IN_A_YEAR = {LifetimeUnit.DAYS: 365, LifetimeUnit.MONTHS: 12, LifetimeUnit.YEARS: 1}
+_YEAR_MAX = 9000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +242,8 @@ def _lifetime_end(allowance: AllowanceTerms, first_day: date, fleet: Fleet) -> d
     if allowance.lifetime is None:
         return None
     count, unit = allowance.lifetime
+    if first_day.year + count // _IN_A_YEAR[unit] >= _YEAR_MAX:
+        return None  # longer than calendars go
     if unit is LifetimeUnit.DAYS:
         return midnight(first_day + timedelta(days=count), fleet.time_zone)
     months = count if unit is LifetimeUnit.MONTHS else 12 * count

@@ -33,6 +33,8 @@ Interval = tuple[datetime, datetime]
 K = TypeVar("K")
 _TICK = timedelta(microseconds=1)
 _THIRTY = 30
+_DAYS_OF_A_MONTH = Fraction(146097, 400 * 12)
+"""The mean of the Gregorian calendar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,11 +269,13 @@ def _days_inclusive(
 
 
 def _of_thirty(days: Mapping[K, int], term: Term) -> dict[K, Fraction]:
+    # Each month of the term counts thirty days; a term of less than half a month its own.
+    fixed = _THIRTY * round(term.days / _DAYS_OF_A_MONTH) or term.days
     found: dict[K, Fraction] = {}
     left = Fraction(1)
     for key, count in days.items():
         whole = count == term.days
-        share = left if whole else min(left, Fraction(count, _THIRTY))
+        share = left if whole else min(left, Fraction(count, fixed))
         left -= share
         if share:
             found[key] = share

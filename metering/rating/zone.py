@@ -69,6 +69,11 @@ class ZoneTable:
             )
         return cls(names=tuple(zones), places=grouped | listed, default=default)
 
+    @property
+    def leaves_some_out(self) -> bool:
+        """Whether there is usage without a zone."""
+        return self.default is None and WORLD not in self.places
+
     def zone_of(
         self,
         *,
@@ -83,8 +88,7 @@ class ZoneTable:
         two letters for a country that the record does not give itself. Then the longest entry that
         begins the called `destination` wins, then the longest that begins `network` (MCC+MNC), then
         the `country` (if none is given, that of the network's MCC), then `world`, then the default.
-        A record that says nothing but a word unknown to the plan is not taken to be in the world: it
-        has the default.
+        A record that says nothing, or a word unknown to the plan, is in the world too.
         """
         if destination is not None and zone not in self.names:
             dialled = _international(destination)
@@ -109,8 +113,6 @@ class ZoneTable:
                 network = network or zone
             elif zone.upper() in COUNTRIES:
                 country = country or zone
-            elif not network and not country:
-                return self.default
         candidates: list[str] = []
         if network and _is_digits(network):
             mcc = network[:_MCC_DIGITS]

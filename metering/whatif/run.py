@@ -12,6 +12,7 @@ from metering.rating.account import (
     Accounts,
     Borne,
     Charge,
+    CountKey,
     FleetTerms,
     UseKey,
     charge_records,
@@ -21,8 +22,8 @@ from metering.rating.bucket import burn_order
 from metering.rating.grants import cycle_grants, enter, lot_of, rolled_over
 from metering.rating.guide import ParkReason, Subscription, UsageRecord
 from metering.rating.lots import Lots, allowances_of, lots_key, overlaps
-from metering.rating.membership import Fleet, effective_subscriptions
-from metering.rating.plan import MeterTerms, PlanTerms
+from metering.rating.membership import Fleet, effective_subscriptions, retired_from
+from metering.rating.plan import MeterTerms, PlanTerms, Renews
 from metering.rating.statement import Statement, UseTotal, statement
 from metering.whatif.state_file import FleetState, HeldBucket, StateDocument, fleet_state
 from metering.whatif.usage_file import (
@@ -33,6 +34,9 @@ from metering.whatif.usage_file import (
     UsageLine,
 )
 
+PERIODS_MAX = 1200
+"""How many periods one run rates at most: a hundred years of months."""
+_OF_A_CYCLE = (Renews.PERIOD, Renews.DAY)
 _LONG_AGO = datetime(YEAR_MIN, 1, 1, tzinfo=UTC)
 FLEET_NO = 1
 """The one fleet that a run rates."""
@@ -119,12 +123,14 @@ class Run:
         self.members = {
             name: replace(
                 member,
-                subscriptions=effective_subscriptions(
-                    member.subscriptions, plans, state.calendar.cycle_at
+                subscriptions=_until(
+                    retired_from(member),
+                    effective_subscriptions(member.subscriptions, plans, state.calendar.cycle_at),
                 ),
             )
             for name, member in state.members.items()
         }
+        self._counts: dict[CountKey, int] = {}
         self.lots = Lots()
         self._granted = 0
         self._borne: dict[int, Borne] = {}
@@ -168,8 +174,11 @@ class Run:
         self, line: UsageLine, subscriptions: Sequence[Subscription]
     ) -> Sequence[Subscription]:
         """Let what was always there be so too where a reading began before the first period."""
-        first, start = subscriptions[0], line.usage.start
-        if line.device not in self.state.always or first.valid_from <= start:
+        start = line.usage.start
+        if line.device not in self.state.always or not subscriptions:
+            return subscriptions
+        first = subscriptions[0]
+        if first.valid_from <= start:
             return subscriptions
         return [replace(first, valid_from=start), *subscriptions[1:]]
 
@@ -181,7 +190,7 @@ class Run:
         is_first: bool,
     ) -> RatedPeriod:
         """Rate a cycle's records, in order, and close it."""
-        accounts = Accounts()
+        accounts = Accounts(counts=self._counts)
         self._grant(cycle)
         self._fill(accounts, cycle)
         if is_first:
@@ -212,10 +221,32 @@ class Run:
         self._close(cycle)
         return period
 
-    def _grant(self, cycle: BillCycle) -> None:
+    def grant_before(self, first: BillCycle) -> None:
+        """Grant what earlier cycles brought that still holds: in full, for its use is not known."""
+        allowances = [
+            allowance
+            for terms in self.plans.values()
+            for of_meter in terms.meters.values()
+            for allowance in of_meter.allowances
+        ]
+        subscriptions = [each for member in self.members.values() for each in member.subscriptions]
+        if not subscriptions or all(each.renews in _OF_A_CYCLE for each in allowances):
+            return
+        cycle = self.calendar.cycle_at(min(each.valid_from for each in subscriptions))
+        while cycle.start < first.start:
+            self._grant(cycle, holding_at=first.start)
+            cycle = self.calendar.following(cycle)
+
+    def _grant(self, cycle: BillCycle, *, holding_at: datetime | None = None) -> None:
+        """Grant what a cycle brings, or what of it outlives the cycle and holds at an instant."""
         members = list(self.members.values())
         for grant in cycle_grants(members, self.plans, cycle=cycle, fleet=self.fleet):
             allowance = grant.allowance
+            if holding_at is not None and (
+                allowance.renews in _OF_A_CYCLE
+                or (grant.expires_at is not None and grant.expires_at <= holding_at)
+            ):
+                continue
             key = lots_key(
                 FLEET_NO, grant.subscription, allowance.shared_by, grant.meter, allowance.name
             )
@@ -328,6 +359,19 @@ class Run:
                     bucket.granted -= quantity
 
 
+def _until(retired: datetime | None, subscriptions: Sequence[Subscription]) -> list[Subscription]:
+    """Let a device's retirement end its subscriptions."""
+    if retired is None:
+        return list(subscriptions)
+    return [
+        each
+        if each.valid_to is not None and each.valid_to <= retired
+        else replace(each, valid_to=retired)
+        for each in subscriptions
+        if each.valid_from < retired
+    ]
+
+
 def _not_rated(line: UsageLine, reason: ParkReason) -> RejectedLine:
     if reason is ParkReason.NO_SUBSCRIPTION:
         return RejectedLine(
@@ -379,6 +423,8 @@ def rate(
     )
     meter_nos = {meter: number for number, meter in enumerate(units, start=1)}
     run = Run(plans=by_no, meter_nos=meter_nos, state=fleet, currency=currencies[0])
+    if cycles:
+        run.grant_before(cycles[0])
     shown = {cycle.start for cycle in cycles}
     inside = [line for line in usage.lines if _cycles_of(calendar, line) & shown]
     by_cycle, not_rated = run.guided(inside)
@@ -413,6 +459,10 @@ def _cycles(
     # A moment belongs to the cycle that it begins; an end does not.
     while cycles[-1].end < last or (to is None and cycles[-1].end == last and _at(lines, last)):
         cycles.append(calendar.following(cycles[-1]))
+        if len(cycles) > PERIODS_MAX:
+            raise InvalidValue(
+                "--from", f"to the end are more than {PERIODS_MAX} periods", "rate less at a time"
+            )
     return cycles
 
 

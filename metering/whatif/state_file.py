@@ -1,7 +1,7 @@
 """The state that rating starts from: a fleet, its devices with their plans and states, and balances."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -236,7 +236,7 @@ def fleet_state(
     starts = first_instant
     if document.fleet.starts is not None:
         starts = read_instant(document.fleet.starts, calendar.time_zone, "fleet.starts")
-    reader = _Reader(calendar, plan_nos, starts, _coupons(plans.values()))
+    reader = _Reader(calendar, plan_nos, starts)
     devices = document.devices
     if devices is None:
         devices = {name: DeviceDocument() for name in devices_used}
@@ -273,12 +273,10 @@ class _Reader:
         calendar: Calendar,
         plan_nos: Mapping[str, int],
         first_instant: datetime,
-        coupons: Collection[str],
     ) -> None:
         self.time_zone = calendar.time_zone
         self.plan_nos = plan_nos
         self.first_instant = first_instant
-        self.coupons = coupons
         self.subscriptions = 0
 
     def instant(self, text: str | None, path: str) -> datetime | None:
@@ -300,12 +298,6 @@ class _Reader:
     ) -> list[Redemption]:
         found: list[Redemption] = []
         for position, coupon in enumerate(coupons):
-            if coupon.code not in self.coupons:
-                raise InvalidValue(
-                    f"{path}.{position}.code",
-                    f"{coupon.code!r} is no coupon of a plan",
-                    f"use one of {', '.join(self.coupons)}" if self.coupons else "take it out",
-                )
             at = self.instant(coupon.redeemed, f"{path}.{position}.redeemed") or otherwise
             found.append(
                 Redemption(code=coupon.code, day=at.astimezone(zone(self.time_zone)).date())
@@ -396,20 +388,6 @@ class _Reader:
                     "leave it out, or suspend the device instead",
                 )
         return changes
-
-
-def _coupons(plans: Collection[PlanTerms]) -> list[str]:
-    """Return the coupons that plans name, each once."""
-    offers = [
-        each.offer for terms in plans for part in (terms.fees, terms.adjustments) for each in part
-    ]
-    offers += [
-        allowance.offer
-        for terms in plans
-        for of_meter in terms.meters.values()
-        for allowance in of_meter.allowances
-    ]
-    return list(dict.fromkeys(each.coupon for each in offers if each.coupon is not None))
 
 
 def _check_ids(buckets: Sequence[BucketDocument]) -> None:

@@ -509,6 +509,10 @@ def device_states(  # noqa: C901 - a choice a field
         found["states"] = [{"state": draw(st.sampled_from(STATES)), "from": at} for at in moments]
         if chance(draw, 60):
             found["states"].insert(0, {"state": draw(st.sampled_from(STATES[:3]))})
+        # Retirement is final.
+        kinds = [each["state"] for each in found["states"]]
+        if "retired" in kinds:
+            del found["states"][kinds.index("retired") + 1 :]
     elif chance(draw, 10):
         found["state"] = draw(st.sampled_from(STATES))
     if chance(draw, 20):

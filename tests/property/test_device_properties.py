@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from device_sim.device import Device, Habits, Measured, moments
@@ -76,7 +76,6 @@ def truth(told: list[Published]) -> dict[str, list[int]]:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 25), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_counters_replayed_in_any_order_and_twice_give_what_was_truly_used(
     seed: int, messages: int, network: Random
 ) -> None:
@@ -111,13 +110,11 @@ def test_in_order_each_reading_adds_exactly_its_line() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 10))
-@settings(deadline=None)
 def test_the_same_seed_and_instants_give_the_same_readings(seed: int, messages: int) -> None:
     assert published(seed, messages, MIXED) == published(seed, messages, MIXED)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 25))
-@settings(deadline=None)
 def test_numbers_count_from_one_in_each_boot_and_time_only_goes_on(
     seed: int, messages: int
 ) -> None:
@@ -143,7 +140,6 @@ def test_moments_are_never_in_the_future(
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5))
-@settings(deadline=None)
 def test_the_platform_decodes_exactly_what_was_measured(seed: int, messages: int) -> None:
     for boot, one in published(seed, messages, MIXED):
         payload = native.encode(boot, one.reading.at, [one.reading])

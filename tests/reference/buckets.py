@@ -271,6 +271,15 @@ def grants(fleet: Fleet, number: int, there: list[Bucket]) -> list[Bucket]:
     ]
 
 
+def earlier_grants(fleet: Fleet, first: int) -> list[Bucket]:
+    """Give what periods before the first shown brought that may outlive them."""
+    there: list[Bucket] = []
+    begins = [fleet.cycle.number_at(sub.begin) for sub in fleet.subscriptions()]
+    for number in range(min(begins, default=first), first):
+        there += [*lifetime_grants(fleet, number, there), *recurring_grants(fleet, number, there)]
+    return there
+
+
 def state_buckets(fleet: Fleet) -> list[Bucket]:
     found = []
     for doc in fleet.state.get("buckets", []):

@@ -267,6 +267,11 @@ def add_devices(fleet: Fleet, names: Iterable[str]) -> None:
             states_of(fleet, entry),
             coupons_of(entry, fleet.zone),
         )
+        # reading: a device that is retired for good has no plan from then on.
+        device = fleet.devices[name]
+        for sub in device.subscriptions:
+            sub.end = fleet.stay(sub).end
+        device.subscriptions = [sub for sub in device.subscriptions if sub.start < sub.end]
     fleet.coupons = coupons_of(fleet.state.get("fleet", {}), fleet.zone)
 
 

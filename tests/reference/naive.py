@@ -18,6 +18,7 @@ from tests.reference.buckets import (
     Bucket,
     Draw,
     available,
+    earlier_grants,
     grants,
     in_burn_order,
     rolled,
@@ -243,7 +244,13 @@ class Charge:
 
 def charge_parts(fleet: Fleet, parts: list[Part], shown: range) -> None:
     # reading: charging sees usage in the order of the file, within a period.
-    there = state_buckets(fleet)
+    # What was brought before and still holds is whole: what was used of it then is not known.
+    there = [
+        one
+        for one in earlier_grants(fleet, shown.start)
+        if one.expires > fleet.cycle.boundary(shown.start)
+    ]
+    there += state_buckets(fleet)
     for number in shown:
         there += grants(fleet, number, there)
         for place, part in enumerate(parts):

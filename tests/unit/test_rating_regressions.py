@@ -37,7 +37,7 @@ def test_all_bounds_divide_a_reading_at_once() -> None:
     assert [record.quantity for record in found] == [1, 1, 3, 5]
 
 
-def test_a_capacity_is_not_divided_and_is_one_over_all_prices() -> None:
+def test_a_capacity_is_not_divided_and_each_price_has_its_own() -> None:
     meter = {
         "price": ONE,
         "aggregate": "max",
@@ -47,8 +47,8 @@ def test_a_capacity_is_not_divided_and_is_one_over_all_prices() -> None:
         use(10, "2026-01-05T12:00:00Z"),
         use(12, "2026-01-05T20:00:00Z", "2026-01-06T00:00:00Z"),
     ]
-    # 10 at 1; then 12 outside the band adds 2 at 1, and the same 12 inside it adds nothing.
-    assert [record.billed for record in records([plan(meter, bands=NIGHT)], usage)] == [10, 2, 0]
+    # 10 at 1; then 12 outside the band adds 2 at 1, and inside it all 12 at 2.
+    assert [record.billed for record in records([plan(meter, bands=NIGHT)], usage)] == [10, 2, 12]
 
 
 def test_the_start_of_a_reading_decides_its_band_in_the_next_cycle_too() -> None:
@@ -198,3 +198,42 @@ def test_a_session_that_goes_on_over_the_end_of_a_cycle_is_connected_there_too()
     ]
     amounts = [record.amount for record in records([plan({"price": price})], usage)]
     assert amounts == [Fraction("4.5"), 4, 1]
+
+
+def test_a_calendar_month_is_rounded_as_one_across_a_bill_cycle() -> None:
+    meter = {"price": ONE, "increment": {"step": 1000, "scope": "device_month"}}
+    usage = [use(300, "2026-02-03T00:00:00Z"), use(300, "2026-02-20T00:00:00Z")]
+    found = records([plan(meter)], usage, {"fleet": {"anchor_day": 15}})
+    assert [record.billed for record in found] == [1000, 0]
+
+
+def test_a_session_is_rounded_and_connected_once_across_a_bill_cycle() -> None:
+    meter = {
+        "price": {"amount": "1", "connection_fee": "7"},
+        "increment": {"step": 1000, "scope": "session"},
+    }
+    usage = [
+        use(200, "2026-01-31T23:00:00Z", session="a"),
+        use(200, "2026-02-01T01:00:00Z", session="a"),
+    ]
+    found = records([plan(meter)], usage)
+    assert [(record.billed, int(record.amount)) for record in found] == [(1000, 1007), (0, 0)]
+
+
+def test_what_was_granted_before_the_first_period_still_holds() -> None:
+    meter = {
+        "price": ONE,
+        "allowances": [{"name": "year", "quantity": 100, "renews": "year"}],
+    }
+    state = {"devices": {"d1": {"from": "2025-07-01"}}}
+    (record,) = records([plan(meter)], [use(10, "2026-01-10T00:00:00Z")], state)
+    assert (record.priced, int(record.amount)) == (0, 0)
+
+
+def test_a_year_by_thirty_days_has_360() -> None:
+    fee = {"name": "y", "amount": "360", "every": "year", "proration": "thirty_days"}
+    state = {"devices": {"d1": {"from": "2026-01-01", "to": "2026-02-15"}}}
+    usage = [use(0, "2026-01-10T00:00:00Z"), use(0, "2026-02-10T00:00:00Z")]
+    outcome = assert_same(Case([plan({"price": ONE}, fees=[fee])], usage, state))
+    # 45 days of 360, due when the device leaves.
+    assert [period.total for period in outcome.periods] == [0, 45]

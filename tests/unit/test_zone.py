@@ -95,9 +95,11 @@ def test_what_no_zone_matches_has_the_default_or_is_elsewhere() -> None:
     assert zone_of(table("home", home=["DE"], near=["FR"])) == "home"
 
 
-def test_an_unknown_word_alone_is_not_taken_to_be_in_the_world() -> None:
-    assert zone_of(table(home=["DE"], far=["world"]), zone="moon") is None
-    assert zone_of(table("home", home=["DE"], far=["world"]), zone="moon") == "home"
+def test_every_record_is_in_the_world_also_one_with_an_unknown_word() -> None:
+    assert zone_of(table(home=["DE"]), zone="moon") is None
+    assert zone_of(table("home", home=["DE"]), zone="moon") == "home"
+    assert zone_of(table(home=["DE"], far=["world"]), zone="moon") == "far"
+    assert zone_of(table("home", home=["DE"], far=["world"]), zone="moon") == "far"
     assert zone_of(table("home", home=["DE"], far=["world"]), zone="moon", country="US") == "far"
     assert zone_of(table("home", home=["DE"], far=["world"])) == "far"
 
