@@ -13,10 +13,11 @@ from time import perf_counter
 
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
-from metering.rating.account import Accounts, FleetTerms, Usage, charge_records, records_of
+from metering.rating.account import Accounts, charge_records
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import ParkReason, Subscription, UsageRecord
 from metering.rating.plan import PlanTerms
+from metering.rating.record import FleetTerms, Usage, records_of
 
 RECORDS = 100_000
 BATCH = 1_000

@@ -7,22 +7,18 @@ from datetime import datetime
 from metering.charging.open_cycle import open_cycle
 from metering.errors import FleetmeterError
 from metering.period import BillCycle, Calendar
-from metering.rating.account import (
-    Charge,
+from metering.rating.account import Charge, CountKey, UseKey, charge_records, count_keys
+from metering.rating.guide import ParkReason, Subscription, UsageRecord
+from metering.rating.plan import PlanTerms
+from metering.rating.record import (
     CounterEpoch,
-    CountKey,
     EpochKey,
     FleetTerms,
     StoredReading,
     Usage,
-    UseKey,
-    charge_records,
-    count_keys,
     records_of,
     usage_of,
 )
-from metering.rating.guide import ParkReason, Subscription, UsageRecord
-from metering.rating.plan import PlanTerms
 from metering.store.accounts import (
     CounterEnds,
     Loaded,

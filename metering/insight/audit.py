@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from metering.insight.replay import Replay
 from metering.period import BillCycle, Calendar
-from metering.rating.account import FleetTerms
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
 from metering.rating.membership import Member
+from metering.rating.record import FleetTerms
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
     StoredBucket,

@@ -4,19 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from metering.rating.account import (
-    Accounts,
-    CounterEpoch,
-    EpochKey,
-    FleetTerms,
-    charge_records,
-    records_of,
-    usage_of,
-)
+from metering.rating.account import Accounts, charge_records
 from metering.rating.bucket import Bucket
 from metering.rating.guide import ParkReason, Subscription
 from metering.rating.lots import Lots, rolled_into
 from metering.rating.plan import AllowanceTerms, PlanTerms
+from metering.rating.record import CounterEpoch, EpochKey, FleetTerms, records_of, usage_of
 from metering.store.accounts import bucket_of_row
 from metering.store.audit import ChargeColumns, HourKey, RunStep, StoredBucket, StoredEntry
 from metering.store.charges import draw_columns, hour_of

@@ -1,39 +1,30 @@
-"""A fleet's accounts while readings are charged to them: the step that charging and audit share.
+"""A fleet's accounts while usage records are charged to them: the step that charging and audit share.
 
-Readings come in order; each first becomes usage (a delta as it stands, a counter by its growth),
-then usage records by cycle and subscription, then charges. The accounts are the one thing here that
-changes: their owner loads them, hands them through, and stores them.
+The accounts are the one thing here that changes: their owner loads them, hands them through, and
+stores them.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import NamedTuple
 
-from metering.period import Calendar, local_day, split_by_time
-from metering.rating.band import BandTable, Crossing
 from metering.rating.bucket import Bucket
 from metering.rating.charge import ChargeParts, charge
-from metering.rating.counter import CounterEvent, CounterPoint, growth
-from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide, whole_record
-from metering.rating.increment import Increment, IncrementScope
-from metering.rating.plan import DIRECTION, Aggregate, MeterTerms, PlanTerms
+from metering.rating.guide import Subscription, UsageRecord
+from metering.rating.increment import Increment
+from metering.rating.plan import Aggregate, MeterTerms, PlanTerms
 from metering.rating.price import CountedPer, Price
-from metering.usage import Reading, ReadingKind
+from metering.rating.record import Usage
 
 UseKey = tuple[int, int, datetime, int]
 """(subscription_no, meter_no, cycle_start, variant)"""
-EpochKey = tuple[int, int, str]
-"""(device_no, meter_no, epoch); the epoch is `boot_no/` and the name that the device gave it."""
 CountKey = tuple[int, int, datetime, int, str]
 """(subscription_no, meter_no, cycle_start, variant, name); a whole fleet's stand under −fleet_no."""
 
 _ANY_VARIANT = -1
 _ANY_CYCLE = datetime(1970, 1, 1, tzinfo=UTC)
 _OF_A_CYCLE = ("max", "period")
-_NO_ATTRIBUTES: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -108,315 +99,11 @@ class Accounts:
             self.uses.setdefault(key, MeterUse()).overage += quantity
 
 
-@dataclass(slots=True)
-class CounterEpoch:
-    """The counted points of one epoch, ascending, as far as the readings at hand need them.
-
-    Between `points` and whatever lies outside of them nothing is counted that they would need.
-    """
-
-    points: list[CounterPoint] = field(default_factory=list)
-
-    def insert(self, point: CounterPoint) -> tuple[CounterPoint | None, CounterPoint | None]:
-        """Add a point and return its neighbours, before and after."""
-        orders = [known.order for known in self.points[-2:]]
-        if not orders or orders[-1] < point.order:
-            position = len(self.points)
-        else:
-            position = bisect_left(self.points, point.order, key=lambda known: known.order)
-        before = self.points[position - 1] if position else None
-        following = self.points[position] if position < len(self.points) else None
-        self.points.insert(position, point)
-        return before, following
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredReading:
-    """A reading as charging finds it."""
-
-    device_no: int
-    boot_no: int
-    reading: Reading
-
-    @property
-    def epoch_key(self) -> EpochKey:
-        """Which counter epoch a TOTAL reading belongs to: one of its boot, named or not."""
-        epoch = f"{self.boot_no}/{self.reading.epoch or ''}"
-        return (self.device_no, self.reading.meter.meter_no, epoch)
-
-    @property
-    def point(self) -> CounterPoint:
-        """The reading as a point of its counter."""
-        reading = self.reading
-        directed = reading.meter.directed
-        return CounterPoint(
-            boot_no=self.boot_no,
-            seq=reading.seq,
-            at=reading.at,
-            values=(reading.uplink, reading.downlink) if directed else (reading.quantity,),
-            width=reading.width,
-        )
-
-
-class Usage(NamedTuple):
-    """What one reading says was used, over `[start, end)`; `uplink` is part of `quantity`.
-
-    `zone`, `network` (MCC and MNC) and `country` are where, `destination` (E.164) is whereto; `session`,
-    `packets` and `attributes` what else it told.
-    """
-
-    quantity: int
-    uplink: int
-    start: datetime
-    end: datetime
-    event: CounterEvent | None = None
-    zone: str | None = None
-    network: str | None = None
-    country: str | None = None
-    session: str | None = None
-    packets: int = 0
-    destination: str | None = None
-    attributes: Mapping[str, str] = _NO_ATTRIBUTES
-
-
-class FleetTerms:
-    """What guiding needs to know of a fleet: its number, its bill cycles, and its time zone."""
-
-    __slots__ = ("_bands", "calendar", "fleet_no")
-
-    def __init__(self, fleet_no: int, calendar: Calendar) -> None:
-        self.fleet_no = fleet_no
-        self.calendar = calendar
-        self._bands: dict[int, BandTable] = {}
-
-    @property
-    def time_zone(self) -> str:
-        """The fleet's IANA time zone."""
-        return self.calendar.time_zone
-
-    def zone_of(self, terms: PlanTerms) -> str:
-        """Return the time zone of a plan's days and bands: its own, or the fleet's."""
-        return terms.time_zone or self.calendar.time_zone
-
-    def bands_of(self, plan_no: int, terms: PlanTerms) -> BandTable | None:
-        """Return a plan's time bands in its zone."""
-        if terms.bands is None:
-            return None
-        if plan_no not in self._bands:
-            self._bands[plan_no] = replace(terms.bands, time_zone=self.zone_of(terms))
-        return self._bands[plan_no]
-
-
 class Charge(NamedTuple):
     """One usage record and how it was charged."""
 
     record: UsageRecord
     parts: ChargeParts
-
-
-def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usage:
-    """Return what a reading says was used; a counter's point is added to its epoch."""
-    reading = stored.reading
-    event: CounterEvent | None = None
-    if reading.kind is ReadingKind.TOTAL:
-        point = stored.point
-        before, following = epochs.setdefault(stored.epoch_key, CounterEpoch()).insert(point)
-        grown = growth(before, point, following)
-        uplink = grown.quantities[0] if reading.meter.directed else 0
-        quantity, start, event = sum(grown.quantities), grown.since, grown.event
-    else:
-        start = reading.since or reading.at
-        uplink = reading.uplink
-        quantity = uplink + reading.downlink if reading.meter.directed else reading.quantity
-    return Usage(
-        quantity,
-        uplink,
-        start,
-        reading.at,
-        event,
-        zone=reading.zone,
-        session=reading.session,
-        packets=reading.packets,
-        attributes=_attributes(reading),
-    )
-
-
-def _attributes(reading: Reading) -> Mapping[str, str]:
-    """Return what a plan may price a reading by, beside its zone."""
-    if reading.rat is None and reading.apn is None:
-        return _NO_ATTRIBUTES
-    given = {"rat": reading.rat, "apn": reading.apn}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def records_of(
-    usage: Usage,
-    *,
-    meter: str,
-    fleet: FleetTerms,
-    subscriptions: Sequence[Subscription],
-    plans: Mapping[int, PlanTerms],
-) -> list[UsageRecord] | ParkReason:
-    """Split a usage into records that each have one cycle and one price, or say why it cannot be."""
-    record = whole_record(
-        usage.quantity, usage.uplink, usage.start, usage.end, fleet.calendar, subscriptions
-    )
-    if record is not None and meter in plans[record.subscription.plan_no].plain_meters:
-        return [record]
-    records = guide(
-        quantity=usage.quantity,
-        uplink=usage.uplink,
-        start=usage.start,
-        end=usage.end,
-        calendar=fleet.calendar,
-        subscriptions=subscriptions,
-    )
-    if isinstance(records, ParkReason):
-        return records
-    plain = True
-    for record in records:
-        terms = plans[record.subscription.plan_no]
-        if meter not in terms.plain_meters:
-            if meter not in terms.meters:
-                return ParkReason.NO_PRICE
-            plain = False
-    return records if plain else _priced(records, usage, meter=meter, fleet=fleet, plans=plans)
-
-
-def _priced(
-    records: Sequence[UsageRecord],
-    usage: Usage,
-    *,
-    meter: str,
-    fleet: FleetTerms,
-    plans: Mapping[int, PlanTerms],
-) -> list[UsageRecord] | ParkReason:
-    """Find each record's zone, band, variant and billed quantity; split it where its band changes."""
-    pieces: list[UsageRecord] = []
-    for record in records:
-        terms = plans[record.subscription.plan_no]
-        placed = record._replace(zone=_zone_of(usage, terms))
-        bands = fleet.bands_of(record.subscription.plan_no, terms)
-        pieces += _by_band(placed, bands, usage.start)
-    found: list[UsageRecord] = []
-    for piece in _shared_out(pieces, usage, meter, plans):
-        terms = plans[piece.subscription.plan_no]
-        of_meter = terms.meters[meter]
-        day = local_day(piece.start, fleet.zone_of(terms))
-        for part, attributes in _by_direction(piece, usage, of_meter):
-            variant = of_meter.variant_of(piece.zone, piece.band, attributes, day)
-            if variant is None:
-                return ParkReason.NO_PRICE
-            found.append(part._replace(part=len(found), variant=variant))
-    return _billed(found, usage, meter=meter, fleet=fleet, plans=plans)
-
-
-def _zone_of(usage: Usage, terms: PlanTerms) -> str | None:
-    if terms.zones is None:
-        return usage.zone
-    return terms.zones.zone_of(
-        zone=usage.zone,
-        network=usage.network,
-        country=usage.country,
-        destination=usage.destination,
-    )
-
-
-def _billed(
-    found: list[UsageRecord],
-    usage: Usage,
-    *,
-    meter: str,
-    fleet: FleetTerms,
-    plans: Mapping[int, PlanTerms],
-) -> list[UsageRecord]:
-    """Find what is billed of each record of a reading, or the group on which it depends."""
-    raw_before = 0
-    for position, record in enumerate(found):
-        terms = plans[record.subscription.plan_no]
-        variant = terms.meters[meter].variants[record.variant]
-        raw = record.quantity
-        if variant.overhead and position == len(found) - 1:
-            raw += variant.overhead.per_packet * usage.packets
-            raw += variant.overhead.per_record if usage.quantity else 0
-        increment = variant.increment
-        billed, group = raw, None
-        if terms.meters[meter].aggregate is Aggregate.MAX:
-            group = "max"
-        elif increment:
-            group = _group(increment, usage, record, fleet.zone_of(terms))
-            if group is None:
-                billed = increment.billed(raw_before + raw) - increment.billed(raw_before)
-        if group is None:
-            raw_before += raw
-        found[position] = record._replace(raw=raw, billed=billed, group=group)
-    return found
-
-
-def _by_band(record: UsageRecord, bands: BandTable | None, start: datetime) -> list[UsageRecord]:
-    """Split a record where its time band changes, unless the reading's start decides for all of it."""
-    if bands is None:
-        return [record]
-    if bands.crossing is Crossing.START:
-        return [record._replace(band=bands.band_at(start))]
-    cuts = bands.split(record.start, record.end) if record.start < record.end else []
-    edges = [record.start, *cuts, record.end]
-    return [
-        record._replace(start=left, end=right, band=bands.band_at(left))
-        for left, right in pairwise(edges)
-    ]
-
-
-def _shared_out(
-    pieces: Sequence[UsageRecord], usage: Usage, meter: str, plans: Mapping[int, PlanTerms]
-) -> list[UsageRecord]:
-    """Give each piece its share of the usage, by time; of a capacity each has the whole."""
-    if len(pieces) == 1:
-        return list(pieces)
-    cuts = [piece.start for piece in pieces[1:]]
-    downs = split_by_time(usage.quantity - usage.uplink, usage.start, usage.end, cuts)
-    ups = split_by_time(usage.uplink, usage.start, usage.end, cuts)
-    found: list[UsageRecord] = []
-    for piece, (_, _, down), (_, _, up) in zip(pieces, downs, ups, strict=True):
-        quantity, uplink = down + up, up
-        if plans[piece.subscription.plan_no].meters[meter].aggregate is Aggregate.MAX:
-            quantity, uplink = usage.quantity, usage.uplink
-        found.append(piece._replace(quantity=quantity, uplink=uplink))
-    return found
-
-
-def _by_direction(
-    record: UsageRecord, usage: Usage, of_meter: MeterTerms
-) -> list[tuple[UsageRecord, Mapping[str, str]]]:
-    """Split a record into uplink and downlink where the plan prices them apart."""
-    if not of_meter.directed:
-        return [(record, usage.attributes)]
-    up, down = record.uplink, record.quantity - record.uplink
-    return [
-        (record._replace(quantity=quantity, uplink=of_part), {**usage.attributes, DIRECTION: name})
-        for name, quantity, of_part in (("uplink", up, up), ("downlink", down, 0))
-        if quantity or not record.quantity
-    ]
-
-
-def _group(increment: Increment, usage: Usage, record: UsageRecord, time_zone: str) -> str | None:
-    """Name what a record is rounded together with; None: with the rest of its reading alone."""
-    day = local_day(record.start, time_zone)
-    match increment.scope:
-        case IncrementScope.RECORD:
-            return None
-        case IncrementScope.SESSION:
-            return None if usage.session is None else f"session:{usage.session}"
-        case IncrementScope.DEVICE_DAY:
-            return f"day:{day}"
-        case IncrementScope.DEVICE_MONTH:
-            return f"month:{day:%Y-%m}"
-        case IncrementScope.DEVICE_NETWORK_MONTH:
-            # A place that is told in digits is a network.
-            place = usage.zone if usage.zone and usage.zone.isdecimal() else ""
-            return f"network:{usage.network or place}:{day:%Y-%m}"
-        case IncrementScope.PERIOD:
-            return "period"
 
 
 class Borne:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from metering.rating.account import Accounts, CountKey, EpochKey, MeterUse, UseKey
+from metering.rating.account import Accounts, CountKey, MeterUse, UseKey
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.counter import CounterPoint
 from metering.rating.grants import lot_of
 from metering.rating.guide import Subscription
 from metering.rating.lots import Lots, LotsKey, allowance_of, allowances_of
 from metering.rating.plan import AllowanceTerms, PlanTerms
+from metering.rating.record import EpochKey
 from metering.store.connection import Connection
 from metering.store.registry import plan_terms
 from metering.usage import METERS_BY_NO

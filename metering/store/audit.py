@@ -10,8 +10,9 @@ from typing import Any, LiteralString
 from psycopg.rows import TupleRow
 
 from metering.period import BillCycle
-from metering.rating.account import CountKey, EpochKey, MeterUse, StoredReading, UseKey
+from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.guide import Subscription
+from metering.rating.record import EpochKey, StoredReading
 from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
 from metering.store.connection import Connection
 from metering.store.readings import reading_of

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from metering.rating.account import Charge, StoredReading, Usage
+from metering.rating.account import Charge
 from metering.rating.charge import ChargeParts
 from metering.rating.guide import ParkReason
+from metering.rating.record import StoredReading, Usage
 from metering.store.connection import Connection
 
 

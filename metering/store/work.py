@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from metering.rating.account import StoredReading
+from metering.rating.record import StoredReading
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 

@@ -8,22 +8,14 @@ from zoneinfo import ZoneInfo
 
 from metering.errors import InvalidValue
 from metering.period import BillCycle, Calendar, local_day, zone
-from metering.rating.account import (
-    Accounts,
-    Borne,
-    Charge,
-    CountKey,
-    FleetTerms,
-    UseKey,
-    charge_records,
-    records_of,
-)
+from metering.rating.account import Accounts, Borne, Charge, CountKey, UseKey, charge_records
 from metering.rating.bucket import burn_order
 from metering.rating.grants import cycle_grants, enter, lot_of, rolled_over
 from metering.rating.guide import ParkReason, Subscription, UsageRecord
 from metering.rating.lots import Lots, allowances_of, lots_key, overlaps
 from metering.rating.membership import Fleet, effective_subscriptions, retired_from
 from metering.rating.plan import MeterTerms, PlanTerms, Renews
+from metering.rating.record import FleetTerms, records_of
 from metering.rating.statement import Statement, UseTotal, statement
 from metering.whatif.state_file import FleetState, HeldBucket, StateDocument, fleet_state
 from metering.whatif.usage_file import (

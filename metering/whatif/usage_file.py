@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from metering.errors import InvalidValue
 from metering.mcc import COUNTRIES
 from metering.period import zone
-from metering.rating.account import Usage
 from metering.rating.plan import MeterTerms
+from metering.rating.record import Usage
 from metering.units import parse_quantity
 from metering.usage import QUANTITY_MAX
 from metering.whatif.refusal import NAME_PATTERN, broken_rule, printable, refusal, shown

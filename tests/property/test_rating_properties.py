@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from metering.period import BillCycle, Calendar
 from metering.plan_document import read_plan, terms_of
-from metering.rating.account import Accounts, Usage, charge_records
+from metering.rating.account import Accounts, charge_records
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.charge import charge
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
 from metering.rating.plan import PlanTerms
+from metering.rating.record import Usage
 from metering.usage import DATA, QUANTITY_MAX
 
 ZONE = "Europe/Berlin"

@@ -9,19 +9,7 @@ import pytest
 
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
-from metering.rating.account import (
-    Accounts,
-    Charge,
-    CounterEpoch,
-    EpochKey,
-    FleetTerms,
-    MeterUse,
-    StoredReading,
-    Usage,
-    charge_records,
-    records_of,
-    usage_of,
-)
+from metering.rating.account import Accounts, Charge, MeterUse, charge_records
 from metering.rating.bucket import Bucket, BucketKind, burn_order
 from metering.rating.charge import charge
 from metering.rating.counter import CounterPoint, growth
@@ -30,6 +18,15 @@ from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide
 from metering.rating.membership import Member, StateChange, share_of, term_of
 from metering.rating.plan import DeviceState, MeterTerms, PlanTerms, Proration, Variant
 from metering.rating.price import Price, UnitPrice, UnitRate
+from metering.rating.record import (
+    CounterEpoch,
+    EpochKey,
+    FleetTerms,
+    StoredReading,
+    Usage,
+    records_of,
+    usage_of,
+)
 from metering.usage import DATA, SMS, Reading, ReadingKind
 from tests import fleets
 
