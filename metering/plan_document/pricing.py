@@ -94,8 +94,6 @@ def _tiers(
         block = findings.quantity(document.block, unit, f"{path}.block", least=1)
         if document.per != type(document).model_fields["per"].default:
             findings.refuse(f"{path}.per", _BESIDE_BLOCK, "keep one of the two")
-    # With `lower_inclusive` unit number `up_to` is the first of the next tier.
-    belongs = 0 if document.bounds == "upper_inclusive" else 1
     tiers: list[Tier] = []
     before = 0
     for position, tier in enumerate(document.tiers):
@@ -118,7 +116,9 @@ def _tiers(
             )
         tiers.append(
             Tier(
-                last=None if bound is None else bound - belongs,
+                last=None
+                if bound is None
+                else bound - _next_ones(document, tier, own_block, bound),
                 amount=decimal_of(tier.amount) or Decimal(0),
                 per=per,
                 block=own_block,
@@ -127,6 +127,21 @@ def _tiers(
         )
         before = before if bound is None else bound
     return tiers
+
+
+def _next_ones(
+    document: TieredPriceDocument, tier: TierDocument, block: int | None, bound: int
+) -> int:
+    """Return how many units before a bound belong to the next tier.
+
+    With `lower_inclusive` unit number `up_to` is the first of the next tier; of a bound that counts
+    blocks, the last block is.
+    """
+    if document.bounds == "upper_inclusive":
+        return 0
+    if block is not None and (tier.up_to is None or bound % block == 0):
+        return block
+    return 1
 
 
 _ENDS = ("up_to", "blocks", "up_to_blocks")

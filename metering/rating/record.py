@@ -322,8 +322,8 @@ def _group(increment: Increment, usage: Usage, record: UsageRecord, time_zone: s
         case IncrementScope.DEVICE_MONTH:
             return f"month:{day:%Y-%m}"
         case IncrementScope.DEVICE_NETWORK_MONTH:
-            # A place that is told in digits is a network.
+            # A place that is told in digits is a network; a country stands for its networks.
             place = usage.zone if usage.zone and usage.zone.isdecimal() else ""
-            return f"network:{usage.network or place}:{day:%Y-%m}"
+            return f"network:{usage.network or place or usage.country or ''}:{day:%Y-%m}"
         case IncrementScope.PERIOD:
             return "period"

@@ -13,8 +13,9 @@ def block_of(price: Doc, tier: Doc) -> object:
 
 def last_units(price: Doc, measure: Measure) -> list[int | None]:
     """Give the number of the last unit in each tier; the last tier has none."""
-    # reading: with bounds lower_inclusive, "the unit before" is the smallest countable one.
-    less = 1 if price.get("bounds") == "lower_inclusive" else 0
+    # reading: with bounds lower_inclusive, "the unit before" is the smallest countable one; of a bound
+    # that counts blocks, or lies at the end of one, it is the block before.
+    lower = price.get("bounds") == "lower_inclusive"
     bounds: list[int | None] = []
     bound = 0
     for tier in price["tiers"]:
@@ -27,7 +28,10 @@ def last_units(price: Doc, measure: Measure) -> list[int | None]:
         else:
             bounds.append(None)
             continue
-        bounds.append(bound - less)
+        size = measure.of(block_of(price, tier)) if block_of(price, tier) is not None else 0
+        in_blocks = size > 0 and ("up_to" not in tier or bound % size == 0)
+        less = size if in_blocks else 1
+        bounds.append(bound - less if lower else bound)
     return bounds
 
 

@@ -237,7 +237,8 @@ def group_of(fleet: Fleet, part: Part) -> tuple[object, ...]:
         return ("record", part.reading.line)
     zone = fleet.plan_zone(part.plan)
     place = str(part.reading.doc.get("zone") or "")
-    network = str(part.reading.doc.get("network") or (place if place.isdecimal() else ""))
+    told = place if place.isdecimal() else ""
+    network = str(part.reading.doc.get("network") or told or part.reading.doc.get("country") or "")
     month = day_key(part.start, zone)[:7]
     keys: dict[str, tuple[object, ...]] = {
         "session": (session,),

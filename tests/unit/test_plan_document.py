@@ -681,7 +681,7 @@ def test_increment_and_overhead_are_those_of_the_meter_unless_a_variant_has_its_
             GraduatedPrice(
                 tiers=[
                     Tier(last=99, amount=Decimal(1)),
-                    Tier(last=129, amount=Decimal(1), block=10),
+                    Tier(last=120, amount=Decimal(1), block=10),
                     Tier(last=None, amount=Decimal(1)),
                 ]
             ),

@@ -237,3 +237,16 @@ def test_a_year_by_thirty_days_has_360() -> None:
     outcome = assert_same(Case([plan({"price": ONE}, fees=[fee])], usage, state))
     # 45 days of 360, due when the device leaves.
     assert [period.total for period in outcome.periods] == [0, 45]
+
+
+def test_a_bound_of_blocks_that_is_lower_inclusive_leaves_its_last_block_to_the_next_tier() -> None:
+    price = {
+        "model": "graduated",
+        "block": 3,
+        "bounds": "lower_inclusive",
+        "tiers": [{"blocks": 2, "amount": "1"}, {"amount": "0.5"}],
+    }
+    usage = [use(3, "2026-01-05T00:00:00Z"), use(3, "2026-01-06T00:00:00Z")]
+    found = records([plan({"price": price})], [*usage, use(3, "2026-01-07T00:00:00Z")])
+    # Block number 1 costs 1; numbers 2 and 3 belong to the next tier.
+    assert [record.amount for record in found] == [1, Fraction(1, 2), Fraction(1, 2)]
