@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     to = arguments.to and read_instant(arguments.to, calendar.time_zone, "--to")
     if from_ and to and to <= from_:
         raise InvalidValue("--to", "is not after --from", "give a later end, or leave it out")
-    units = _units(plans)
+    units = units_of(plans)
     usage = read_usage(
         _lines(arguments.usage), meters=units, time_zone=calendar.time_zone, default_time=from_
     )
@@ -108,7 +108,7 @@ def _named(file: str | None, roots: Collection[str] | None = None) -> Iterator[N
         raise InvalidValue(f"{file}: {error.field}", error.problem, error.fix) from error
 
 
-def _units(plans: Sequence[PlanTerms]) -> Mapping[str, MeterUnits]:
+def units_of(plans: Sequence[PlanTerms]) -> Mapping[str, MeterUnits]:
     """Return how each meter's quantities are written; plans must agree on it."""
     units: dict[str, MeterUnits] = {}
     for terms in plans:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from metering.plan_document import read_plan, terms_of
 from metering.rating.bucket import BucketKind
 from metering.rating.statement import Line
-from metering.whatif.command import _units
+from metering.whatif.command import units_of
 from metering.whatif.run import RatedPeriod, RatedRecord, RatingRun, rate
 from metering.whatif.state_file import calendar_of, read_state
 from metering.whatif.usage_file import read_instant, read_usage
@@ -87,7 +87,7 @@ def run_core(case: Case) -> RatingRun:
     def instant(text: str | None) -> datetime | None:
         return None if text is None else read_instant(text, calendar.time_zone, "time")
 
-    units = _units(plans)
+    units = units_of(plans)
     usage = read_usage(
         [json.dumps(doc) for doc in case.usage],
         meters=units,

@@ -92,6 +92,8 @@ def test_lines_are_in_the_file_before_it_is_closed(tmp_path: Path) -> None:
         assert path.read_text().count("\n") == 2
 
 
-def test_no_path_writes_nothing() -> None:
+def test_no_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with LedgerFile(None) as ledger:
         ledger.write(LINES)
+    assert not list(tmp_path.iterdir())
