@@ -151,6 +151,12 @@ def local_day(instant: datetime, zone_name: str) -> date:
     )
 
 
+def months_later(day: date, months: int) -> date:
+    """Return the day so many months later; in a shorter month its last, without drifting."""
+    month = day.year * 12 + day.month - 1 + months
+    return _anchored(month // 12, month % 12 + 1, day.day)
+
+
 def split_by_time(
     quantity: int, start: datetime, end: datetime, boundaries: Sequence[datetime]
 ) -> list[tuple[datetime, datetime, int]]:

@@ -1,12 +1,11 @@
 """Grants: what subscriptions bring into buckets in a bill cycle, and what rolls over when it ends."""
 
-import calendar
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from math import floor
 
-from metering.period import BillCycle, local_day, midnight
+from metering.period import BillCycle, local_day, midnight, months_later
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import Subscription
 from metering.rating.membership import (
@@ -247,7 +246,7 @@ def _lifetime_end(allowance: AllowanceTerms, first_day: date, fleet: Fleet) -> d
     if unit is LifetimeUnit.DAYS:
         return midnight(first_day + timedelta(days=count), fleet.time_zone)
     months = count if unit is LifetimeUnit.MONTHS else 12 * count
-    return midnight(months_after(first_day, months), fleet.time_zone)
+    return midnight(months_later(first_day, months), fleet.time_zone)
 
 
 def _renewals(
@@ -264,7 +263,7 @@ def _renewals(
         begins, ends = (
             first_day + timedelta(days=7 * each)
             if renews is Renews.WEEK
-            else months_after(first_day, _MONTHS[renews] * each)
+            else months_later(first_day, _MONTHS[renews] * each)
             for each in (number, number + 1)
         )
         start = midnight(begins, fleet.time_zone)
@@ -273,13 +272,6 @@ def _renewals(
         if ends > cycle.first_day:
             yield start, midnight(ends, fleet.time_zone)
         number += 1
-
-
-def months_after(day: date, months: int) -> date:
-    """Return the day so many months later; in a shorter month its last, without drifting."""
-    month = day.year * 12 + day.month - 1 + months
-    year, month = month // 12, month % 12 + 1
-    return date(year, month, min(day.day, calendar.monthrange(year, month)[1]))
 
 
 def lot_of(

@@ -1,6 +1,5 @@
 """Recurring and one-time fees: who owes which share of which term, and what it costs, exactly."""
 
-import calendar
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import assert_never
 
-from metering.period import BillCycle, local_day, midnight
+from metering.period import BillCycle, local_day, midnight, months_later
 from metering.rating.guide import Subscription
 from metering.rating.membership import (
     Fleet,
@@ -673,9 +672,3 @@ def _term(anchor: date, number: int, months: int, time_zone: str) -> Term:
         begins=midnight(first_day, time_zone),
         ends=midnight(end_day, time_zone),
     )
-
-
-def months_later(day: date, months: int) -> date:
-    """Return the same day of a later month; where the month is shorter, its last day."""
-    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
-    return date(year, month + 1, min(day.day, calendar.monthrange(year, month + 1)[1]))

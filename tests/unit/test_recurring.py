@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from metering.period import months_later
 from metering.rating.guide import Subscription
 from metering.rating.membership import (
     Fleet,
@@ -32,7 +33,7 @@ from metering.rating.plan import (
     Variant,
 )
 from metering.rating.price import PackagePrice, Price, UnitPrice
-from metering.rating.recurring import FeeItem, fees_of, months_later
+from metering.rating.recurring import FeeItem, fees_of
 from tests.fleets import (
     BERLIN,
     at,
