@@ -103,11 +103,11 @@ class Bucket:
             self.promised = kept - min(quantity, max(0, self.floor - before))
 
     def admit(self, member: int) -> None:
-        """Let a member in: the pool's floor is guaranteed to it too."""
+        """Let a member in: what it did not draw yet of the pool's floor is guaranteed to it too."""
         if member not in self.members:
             self.members.add(member)
             if self.promised is not None:
-                self.promised += self.floor
+                self.promised += max(0, self.floor - self.drawn.get(member, 0))
 
     def promised_to_all(self) -> int:
         """Return what all members are still guaranteed."""

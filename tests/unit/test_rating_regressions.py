@@ -5,6 +5,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from metering.rating.bucket import Bucket, BucketKind
 from tests.property.rating_comparison import Case, Record, assert_same
 
 Doc = dict[str, Any]
@@ -250,3 +251,13 @@ def test_a_bound_of_blocks_that_is_lower_inclusive_leaves_its_last_block_to_the_
     found = records([plan({"price": price})], [*usage, use(3, "2026-01-07T00:00:00Z")])
     # Block number 1 costs 1; numbers 2 and 3 belong to the next tier.
     assert [record.amount for record in found] == [1, Fraction(1, 2), Fraction(1, 2)]
+
+
+def test_who_drew_before_joining_a_pool_is_promised_the_rest_of_the_floor_alone() -> None:
+    pool = Bucket(granted=100, kind=BucketKind.POOL, floor=10)
+    pool.admit(1)
+    pool.draw(2, 7)  # 10 are promised to the first
+    assert pool.promised_to_all() == 10
+    pool.admit(2)
+    # 10 to the first, 3 to the second, of 93 that are left: the third may draw 80.
+    assert (pool.promised_to_all(), pool.available(3)) == (13, 80)
