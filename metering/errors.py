@@ -6,6 +6,9 @@
     ├── StackError              TimescaleDB or Mosquitto cannot be found, started or stopped
     ├── MigrationError          the schema is newer than, or differs from, this release
     ├── NotFound                a named thing does not exist
+    ├── Conflict                a command contradicts what was done before
+    ├── ScopeGrew               a change of terms may be tried again (metering/charging/make_change.py)
+    ├── ShardBusy               a run may be tried again (metering/charging/charge_usage.py)
     ├── ProcessEnded            a process of ours ended that should be running
     └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
 
@@ -50,6 +53,10 @@ class NotFound(FleetmeterError):
         super().__init__(f"no {kind} {name!r}")
         self.kind = kind
         self.name = name
+
+
+class Conflict(InvalidValue):
+    """A command contradicts what was done before, such as another one under the same key."""
 
 
 class ProcessEnded(FleetmeterError):

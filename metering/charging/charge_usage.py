@@ -16,7 +16,8 @@ from metering.rating.record import (
     FleetTerms,
     StoredReading,
     Usage,
-    records_of,
+    by_fleet,
+    guided_records,
     usage_of,
 )
 from metering.store.accounts import (
@@ -32,6 +33,7 @@ from metering.store.accounts import (
 from metering.store.charges import (
     ChargedReading,
     ParkedReading,
+    add_to_hours,
     store_anomalies,
     store_charges,
     store_parked,
@@ -43,6 +45,7 @@ from metering.store.registry import (
     fleets_of_devices,
     plan_terms,
     subscriptions_of_devices,
+    try_lock_shard,
 )
 from metering.store.work import QueuedReading, WorkItem, claim, next_run_no, queued_readings
 from metering.usage import ReadingKind
@@ -65,9 +68,16 @@ class RunFailed(FleetmeterError):
         self.items = items
 
 
+class ShardBusy(FleetmeterError):
+    """Somebody else charges a fleet in which a device was before; the run may be tried again."""
+
+
 @dataclass(slots=True)
 class _Guided:
-    """A reading on its way through a run: its usage, then its records or why it has none."""
+    """A reading on its way through a run: its usage, then its records or why it has none.
+
+    `fleet` is the one in which its device is now.
+    """
 
     queued: QueuedReading
     fleet: Fleet
@@ -82,15 +92,15 @@ async def charge_usage(
     """Charge some of what is queued, in one transaction; None when nothing is to be had.
 
     Charges, balances, counters, rollups and the end of the work items commit together or not at
-    all. Raises `UNREACHABLE` when the run may simply be tried again, and `RunFailed` when what was
-    claimed could not be charged; after either nothing was charged.
+    all. Raises `UNREACHABLE` or `ShardBusy` when the run may simply be tried again, and `RunFailed`
+    when what was claimed could not be charged; after any of them nothing was charged.
     """
     items: list[WorkItem] = []
     try:
         async with connection.transaction():
             items = await claim(connection, readings_max=readings_max)
             return await _charge_items(connection, items, now=now) if items else None
-    except UNREACHABLE:
+    except (*UNREACHABLE, ShardBusy):
         raise
     except Exception as error:
         # Whatever it is, a fault of the data or of this program: its work items are known by it.
@@ -125,7 +135,8 @@ async def _charge_items(
         )
         for each in readings
     ]
-    for stretch in await _stretches(connection, guided):
+    await _lock_other_shards(connection, guided, fleets, items)
+    for stretch in await _stretches(connection, guided, fleets):
         for fleet, cycle in stretch.opening:
             await open_cycle(connection, fleet, cycle, now=now)
         await _charge_stretch(connection, stretch.guided, plans, now=now)
@@ -179,14 +190,33 @@ def _guide(
 ) -> _Guided:
     stored = queued.stored
     usage = usage_of(stored, epochs)
-    records = records_of(
+    records = guided_records(
         usage,
         meter=stored.reading.meter.meter,
-        fleet=terms[fleet.fleet_no],
+        fleet_no=fleet.fleet_no,
+        fleets=terms,
         subscriptions=subscriptions[stored.device_no],
         plans=plans,
     )
     return _Guided(queued, fleet, usage, records)
+
+
+async def _lock_other_shards(
+    connection: Connection,
+    guided: Sequence[_Guided],
+    fleets: dict[int, Fleet],
+    items: Sequence[WorkItem],
+) -> None:
+    """Own the shards of fleets that devices of this run have left, which late usage still concerns."""
+    concerned = {
+        fleets[record.subscription.fleet_no].shard_no
+        for each in guided
+        if not isinstance(each.records, ParkReason)
+        for record in each.records
+    }
+    for shard_no in sorted(concerned - {item.shard_no for item in items}):
+        if not await try_lock_shard(connection, shard_no):
+            raise ShardBusy(f"shard {shard_no} is being charged by another worker")
 
 
 @dataclass(slots=True)
@@ -197,7 +227,9 @@ class _Stretch:
     guided: list[_Guided] = field(default_factory=list)
 
 
-async def _stretches(connection: Connection, guided: Sequence[_Guided]) -> list[_Stretch]:
+async def _stretches(
+    connection: Connection, guided: Sequence[_Guided], by_no: dict[int, Fleet]
+) -> list[_Stretch]:
     """Part readings where usage is what comes first in a cycle, so that it must be opened.
 
     What a fleet used before is charged before its cycle is opened: what rolls over depends on it.
@@ -210,21 +242,24 @@ async def _stretches(connection: Connection, guided: Sequence[_Guided]) -> list[
     fleets: set[int] = set()
     for each in guided:
         new = {key: cycle for key, cycle in _cycles_touched(each).items() if key in unopened}
-        if new and each.fleet.fleet_no in fleets:
+        if any(fleet_no in fleets for fleet_no, _ in new):
             stretches.append(_Stretch())
             fleets.clear()
-        stretches[-1].opening += [(each.fleet, new[key]) for key in sorted(new)]
+        stretches[-1].opening += [(by_no[key[0]], new[key]) for key in sorted(new)]
         stretches[-1].guided.append(each)
         unopened -= new.keys()
-        fleets.add(each.fleet.fleet_no)
+        if not isinstance(each.records, ParkReason):
+            fleets.update(record.subscription.fleet_no for record in each.records)
     return stretches
 
 
 def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
     if isinstance(guided.records, ParkReason):
         return {}
-    fleet_no = guided.fleet.fleet_no
-    return {(fleet_no, record.cycle.start): record.cycle for record in guided.records}
+    return {
+        (record.subscription.fleet_no, record.cycle.start): record.cycle
+        for record in guided.records
+    }
 
 
 async def _charge_stretch(
@@ -251,23 +286,23 @@ def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) ->
         if isinstance(each.records, ParkReason):
             continue
         meter = each.queued.stored.reading.meter
-        fleet_no = each.fleet.fleet_no
         for record in each.records:
             subscription = record.subscription
-            number = subscription.subscription_no
+            number, fleet_no = subscription.subscription_no, subscription.fleet_no
             starts.append(record.start)
             uses[number, meter.meter_no, record.cycle.start, record.variant] = fleet_no
             if plans[subscription.plan_no].meters[meter.meter].allowances:
                 meters[number, meter.meter_no] = (fleet_no, subscription)
-        keys = count_keys(
-            each.records,
-            each.usage,
-            meter=meter.meter,
-            meter_no=meter.meter_no,
-            fleet_no=fleet_no,
-            plans=plans,
-        )
-        counts |= dict.fromkeys(keys, fleet_no)
+        for fleet_no, records in by_fleet(each.records):
+            keys = count_keys(
+                records,
+                each.usage,
+                meter=meter.meter,
+                meter_no=meter.meter_no,
+                fleet_no=fleet_no,
+                plans=plans,
+            )
+            counts |= dict.fromkeys(keys, fleet_no)
     if not starts:
         return None
     return Wanted(
@@ -283,24 +318,24 @@ def _charge(guided: _Guided, plans: dict[int, PlanTerms], loaded: Loaded) -> Non
     if isinstance(guided.records, ParkReason):
         return
     meter = guided.queued.stored.reading.meter
-    fleet_no = guided.fleet.fleet_no
-    loaded.lots.fill(
-        loaded.accounts,
-        guided.records,
-        meter=meter.meter,
-        meter_no=meter.meter_no,
-        fleet_no=fleet_no,
-        plans=plans,
-    )
-    guided.charges = charge_records(
-        guided.records,
-        guided.usage,
-        meter=meter.meter,
-        meter_no=meter.meter_no,
-        fleet_no=fleet_no,
-        plans=plans,
-        accounts=loaded.accounts,
-    )
+    for fleet_no, records in by_fleet(guided.records):
+        loaded.lots.fill(
+            loaded.accounts,
+            records,
+            meter=meter.meter,
+            meter_no=meter.meter_no,
+            fleet_no=fleet_no,
+            plans=plans,
+        )
+        guided.charges += charge_records(
+            records,
+            guided.usage,
+            meter=meter.meter,
+            meter_no=meter.meter_no,
+            fleet_no=fleet_no,
+            plans=plans,
+            accounts=loaded.accounts,
+        )
 
 
 async def _store_run(
@@ -313,6 +348,7 @@ async def _store_run(
         if isinstance(each.records, ParkReason):
             parked.append(
                 ParkedReading(
+                    run_no=run_no,
                     run_position=position,
                     fleet_no=fleet_no,
                     stored=stored,
@@ -323,13 +359,14 @@ async def _store_run(
         else:
             charged.append(
                 ChargedReading(
-                    run_position=position, fleet_no=fleet_no, stored=stored, charges=each.charges
+                    run_no=run_no, run_position=position, stored=stored, charges=each.charges
                 )
             )
     if charged:
-        await store_charges(connection, run_no, charged, now=now)
+        await store_charges(connection, charged, now=now)
+        await add_to_hours(connection, charged)
     if parked:
-        await store_parked(connection, run_no, parked, now=now)
+        await store_parked(connection, parked, now=now)
     anomalies = [
         (each.queued.stored, each.usage.event.value) for each in guided if each.usage.event
     ]

@@ -39,7 +39,7 @@ async def open_cycle(
     for key, each in zip(keys, cycles, strict=True):
         if key not in opened:
             run_no = await next_run_no(connection)
-            await insert_cycle(connection, fleet.fleet_no, each, run_no=run_no, now=now)
+            await insert_cycle(connection, fleet.fleet_no, each, place=(run_no, -1), now=now)
             await _roll_over(connection, fleet, each, plans, run_no=run_no, now=now)
             await grant(connection, fleet, each, members, plans, run_no=run_no, now=now)
 
@@ -103,7 +103,7 @@ async def grant(
             )
     grants = cycle_grants(members, plans, cycle=cycle, fleet=fleet_rule(fleet, members))
     if grants:
-        await store_grants(connection, fleet.fleet_no, grants, plans, run_no=run_no, now=now)
+        await store_grants(connection, fleet.fleet_no, grants, plans, place=(run_no, -1), now=now)
 
 
 async def _roll_over(

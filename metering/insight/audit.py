@@ -6,32 +6,33 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
-from metering.insight.replay import Replay
-from metering.period import BillCycle, Calendar
+from metering.period import BillCycle
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
+from metering.rating.guide import ParkReason
 from metering.rating.membership import Member
-from metering.rating.record import FleetTerms
+from metering.replay.load import load_replay
+from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
+    EntryKind,
+    RunStep,
     StoredBucket,
     all_fleets,
-    fleet_subscriptions,
     run_steps,
-    stored_buckets,
     stored_counters,
     stored_counts,
     stored_cycles,
-    stored_entries,
     stored_hours,
-    stored_openings,
     stored_uses,
     tally,
     unequal_arrivals,
 )
+from metering.store.charges import ChargeColumns, charge_columns
 from metering.store.connection import Connection
+from metering.store.corrections import unequal_corrections
 from metering.store.cycles import fleet_members
-from metering.store.registry import Fleet, fleet_rule, plan_terms
+from metering.store.registry import Fleet, fleet_rule
 from metering.usage import METERS_BY_NO
 
 Key = TypeVar("Key")
@@ -90,11 +91,16 @@ async def audit_database(connection: Connection) -> AuditResult:
     ]
     if counted.stored_twice:
         result.differences.append(f"{counted.stored_twice} readings are stored more than once")
+    result.differences += [
+        f"reading boot {boot_no} seq {seq}: its corrections in fleet {fleet_no} are not what it is"
+        " charged now less what it was charged first"
+        for boot_no, seq, fleet_no in await unequal_corrections(connection)
+    ]
     replayed = 0
     for fleet in await all_fleets(connection):
-        replay = await _replayed(connection, fleet)
-        replayed += replay.charges
-        result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in replay.differences]
+        charges, differences = await _audit_fleet(connection, fleet)
+        replayed += charges
+        result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
     if replayed != counted.charges:
         result.differences.append(
             f"{counted.charges} charges, of which {replayed} belong to a fleet"
@@ -102,26 +108,47 @@ async def audit_database(connection: Connection) -> AuditResult:
     return result
 
 
-async def _replayed(connection: Connection, fleet: Fleet) -> Replay:
-    subscriptions = await fleet_subscriptions(connection, fleet.fleet_no)
-    plan_nos = {each.plan_no for of_device in subscriptions.values() for each in of_device}
-    plans = await plan_terms(connection, sorted(plan_nos))
-    replay = Replay(
-        fleet=FleetTerms(fleet.fleet_no, Calendar(fleet.time_zone, fleet.anchor_day)),
-        subscriptions=subscriptions,
-        plans=plans,
-        stored_buckets=await stored_buckets(connection, fleet.fleet_no),
-        entries=await stored_entries(connection, fleet.fleet_no),
-        openings=await stored_openings(connection, fleet.fleet_no),
-    )
+async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[str]]:
+    """Return how many charges a fleet has, and how what is kept of it differs from its replay."""
+    replay = await load_replay(connection, fleet)
+    differences = replay.differences
+    charges = 0
     async for step in run_steps(connection, fleet.fleet_no):
-        replay.step(step)
+        here = [each for each in step.charges if each[1] == fleet.fleet_no]
+        charges += len(here)
+        difference = _step_difference(step, here, replay.step(step))
+        if difference:
+            differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
     replay.finish()
+    differences += [
+        f"run {place[0]} let {lost} of bucket {bucket_no} expire, replay says {due}"
+        for place, bucket_no, lost, due in replay.expired_otherwise
+    ]
     await _compare_kept_sums(connection, fleet, replay)
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=None)
     for cycle in await stored_cycles(connection, fleet.fleet_no):
         _compare_grants(fleet, cycle, members, replay)
-    return replay
+    return charges, differences
+
+
+def _step_difference(
+    step: RunStep, here: Sequence[ChargeColumns], outcome: Outcome | None
+) -> str | None:
+    """Say how what became of a reading differs from what a replay says."""
+    if outcome is None:
+        return "is charged but not stored"
+    if step.parked is not None:
+        usage = outcome.usage
+        expected = (usage.quantity, usage.uplink, usage.start, usage.end)
+        if step.parked[1:] != expected:
+            return f"is parked as {step.parked[1:]}, replay says {expected}"
+        return None
+    if isinstance(outcome.charges, ParkReason):
+        return f"is charged, replay says {outcome.charges.value}"
+    assert step.stored is not None  # noqa: S101 - else there is no outcome
+    meter_no = step.stored.reading.meter.meter_no
+    again = [charge_columns(each, meter_no) for each in outcome.charges]
+    return None if here == again else f"is charged as {here}, replay says {again}"
 
 
 async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Replay) -> None:
@@ -198,7 +225,8 @@ def _compare_grants(
     made_sizes: dict[tuple[str, str, int | None], int] = {}
     for entry in replay.entries:
         bucket = replay.stored_buckets[entry.bucket_no]
-        if bucket.cycle_start != cycle.start or entry.subscription_no is None:
+        granted = entry.kind in {EntryKind.GRANT, EntryKind.REGRANT}
+        if bucket.cycle_start != cycle.start or entry.subscription_no is None or not granted:
             continue
         _, kind, _, _, plan_no, _, meter_no, name, begins_at, expires_at, *_ = bucket.row
         meter = METERS_BY_NO[meter_no].meter
@@ -208,7 +236,10 @@ def _compare_grants(
             made_sizes[size_key] = made_sizes.get(size_key, 0) + quantity
             quantity = 0
         key = (entry.subscription_no, meter, name, begins_at, kind == BucketKind.POOL)
-        made[key] = (quantity, expires_at)
+        made[key] = (quantity + made.get(key, (0, None))[0], expires_at)
+    # What a change took back altogether counts as never granted.
+    made = {key: value for key, value in made.items() if value[0] or key in expected}
+    made_sizes = {key: size for key, size in made_sizes.items() if size or key in sizes}
     day = cycle.first_day
     replay.differences += _unequal(f"grant of {day}", made, expected)
     replay.differences += _unequal(f"pool size of {day}", made_sizes, sizes)

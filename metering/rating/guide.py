@@ -20,13 +20,17 @@ class ParkReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """A device's plan version during `[valid_from, valid_to)`; `valid_to` is None while it runs."""
+    """A device's plan version during `[valid_from, valid_to)`; `valid_to` is None while it runs.
+
+    It belongs to the fleet in which the device is then; 0 where there is but one fleet.
+    """
 
     subscription_no: int
     device_no: int
     plan_no: int
     valid_from: datetime
     valid_to: datetime | None
+    fleet_no: int = 0
 
     def covers(self, instant: datetime) -> bool:
         """Whether the subscription runs at an instant."""

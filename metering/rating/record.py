@@ -23,6 +23,8 @@ EpochKey = tuple[int, int, str]
 """(device_no, meter_no, epoch); the epoch is `boot_no/` and the name that the device gave it."""
 
 _NO_ATTRIBUTES: Mapping[str, str] = {}
+_IN_ONE_FLEET = 2
+"""So many records of a reading are of one fleet if the first and the last are."""
 
 
 @dataclass(slots=True)
@@ -191,6 +193,91 @@ def records_of(
                 return ParkReason.NO_PRICE
             plain = False
     return records if plain else _priced(records, usage, meter=meter, fleet=fleet, plans=plans)
+
+
+def guided_records(
+    usage: Usage,
+    *,
+    meter: str,
+    fleet_no: int,
+    fleets: Mapping[int, FleetTerms],
+    subscriptions: Sequence[Subscription],
+    plans: Mapping[int, PlanTerms],
+) -> list[UsageRecord] | ParkReason:
+    """Split a usage into records, or say why it cannot be; its device is in fleet `fleet_no` now."""
+    for each in subscriptions:
+        if each.fleet_no != fleet_no:
+            return records_across(
+                usage, meter=meter, fleets=fleets, subscriptions=subscriptions, plans=plans
+            )
+    return records_of(
+        usage, meter=meter, fleet=fleets[fleet_no], subscriptions=subscriptions, plans=plans
+    )
+
+
+def records_across(
+    usage: Usage,
+    *,
+    meter: str,
+    fleets: Mapping[int, FleetTerms],
+    subscriptions: Sequence[Subscription],
+    plans: Mapping[int, PlanTerms],
+) -> list[UsageRecord] | ParkReason:
+    """Split a usage as `records_of` does where its device may have moved from fleet to fleet.
+
+    Each fleet's part is a usage of its own, by time; what packets it had count to the last.
+    """
+    homes = _homes(subscriptions, usage.start, usage.end)
+    if not homes or homes[0][0] > usage.start:
+        return ParkReason.NO_SUBSCRIPTION
+    cuts = [begins for begins, _ in homes[1:]]
+    downs = split_by_time(usage.quantity - usage.uplink, usage.start, usage.end, cuts)
+    ups = split_by_time(usage.uplink, usage.start, usage.end, cuts)
+    found: list[UsageRecord] = []
+    for position, ((start, end, down), (_, _, up)) in enumerate(zip(downs, ups, strict=True)):
+        fleet_no = homes[position][1]
+        part = usage._replace(
+            quantity=down + up,
+            uplink=up,
+            start=start,
+            end=end,
+            packets=usage.packets if end == usage.end else 0,
+        )
+        records = records_of(
+            part,
+            meter=meter,
+            fleet=fleets[fleet_no],
+            subscriptions=[each for each in subscriptions if each.fleet_no == fleet_no],
+            plans=plans,
+        )
+        if isinstance(records, ParkReason):
+            return records
+        found += [record._replace(part=len(found) + record.part) for record in records]
+    return found
+
+
+def by_fleet(records: Sequence[UsageRecord]) -> list[tuple[int, Sequence[UsageRecord]]]:
+    """Return a reading's records by the fleet in whose time they lie: `(fleet_no, records)`."""
+    first = records[0].subscription.fleet_no
+    if records[-1].subscription.fleet_no == first and len(records) <= _IN_ONE_FLEET:
+        return [(first, records)]
+    found: dict[int, list[UsageRecord]] = {}
+    for record in records:
+        found.setdefault(record.subscription.fleet_no, []).append(record)
+    return list(found.items())
+
+
+def _homes(
+    subscriptions: Sequence[Subscription], start: datetime, end: datetime
+) -> list[tuple[datetime, int]]:
+    """Return from when on in a usage's time the device was subscribed in which fleet."""
+    homes: list[tuple[datetime, int]] = []
+    for each in subscriptions:
+        ended = each.valid_to is not None and each.valid_to <= start
+        began = each.valid_from < end or each.valid_from == start
+        if began and not ended and (not homes or homes[-1][1] != each.fleet_no):
+            homes.append((max(start, each.valid_from), each.fleet_no))
+    return homes
 
 
 def _priced(

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from itertools import groupby
 from typing import Any, LiteralString
 
@@ -14,22 +15,42 @@ from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.guide import Subscription
 from metering.rating.record import EpochKey, StoredReading
 from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
+from metering.store.charges import ChargeColumns
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
 from metering.usage import Reading
 
-ChargeColumns = tuple[Any, ...]
-"""part, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,
-variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,
-connection_fee, draw_buckets, draw_quantities"""
+Place = tuple[int, int]
+"""(run_no, run_position): what counts from there on counts before the reading there; -1: before all."""
+
+_DEVICES = (
+    "SELECT device_no FROM subscription WHERE fleet_no = %(fleet_no)s"
+    " UNION SELECT device_no FROM device WHERE fleet_no = %(fleet_no)s"
+)
+"""Devices that are or were in a fleet."""
+
+
+def _narrowed(devices: Sequence[int] | None) -> str:
+    return _DEVICES if devices is None else "SELECT unnest(%(devices)s::bigint[])"
+
+
+class EntryKind(StrEnum):
+    """What a bucket entry is. The texts are stored and public."""
+
+    GRANT = "grant"
+    """What a subscription brings in."""
+    REGRANT = "regrant"
+    """What a change of terms added to a grant or took from it."""
+    EXPIRY = "expiry"
+    """What does not roll over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStep:
-    """One reading as a charging run dealt with it: its charges, or why it was parked.
+    """One reading as charging left it, at its place in the history: its charges, or why it is parked.
 
-    `stored` is None when the charges' reading is missing.
+    `stored` is None when the charges' reading is missing. `charges` are those in every fleet.
     """
 
     run_no: int
@@ -48,7 +69,8 @@ class StoredEntry:
     `subscription_no` is None for what expired.
     """
 
-    run_no: int
+    kind: EntryKind
+    place: Place
     bucket_no: int
     subscription_no: int | None
     quantity: int
@@ -86,14 +108,17 @@ async def all_fleets(connection: Connection) -> list[Fleet]:
 
 
 async def fleet_subscriptions(
-    connection: Connection, fleet_no: int
+    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
 ) -> dict[int, list[Subscription]]:
-    """Return the subscriptions of a fleet's devices, each device's ascending in time."""
+    """Return all subscriptions of devices that are or were in a fleet, each's ascending in time.
+
+    `devices` narrows them to some, here and elsewhere.
+    """
     found = await connection.execute(
-        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid)"
-        " FROM device JOIN subscription USING (device_no) WHERE fleet_no = %s"
-        " ORDER BY device_no, lower(valid)",
-        [fleet_no],
+        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid), fleet_no"  # noqa: S608
+        f" FROM subscription WHERE device_no IN ({_narrowed(devices)})"
+        " AND NOT isempty(valid) ORDER BY device_no, lower(valid)",
+        {"fleet_no": fleet_no, "devices": devices},
     )
     subscriptions: dict[int, list[Subscription]] = {}
     for row in await found.fetchall():
@@ -101,14 +126,44 @@ async def fleet_subscriptions(
     return subscriptions
 
 
-async def run_steps(connection: Connection, fleet_no: int) -> AsyncIterator[RunStep]:
-    """Return a fleet's readings in the order in which they were charged or parked.
+async def plans_of_subscriptions(
+    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
+) -> dict[int, int]:
+    """Return the plan version of each subscription in a fleet, of empty ones too."""
+    found = await connection.execute(
+        "SELECT subscription_no, plan_no FROM subscription WHERE fleet_no = %s"
+        " AND (%s::bigint[] IS NULL OR device_no = ANY(%s::bigint[]))",
+        [fleet_no, devices, devices],
+    )
+    return dict(await found.fetchall())
 
-    Rows come through a server-side cursor, so memory does not grow with the fleet's history.
+
+async def device_homes(
+    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
+) -> dict[int, int]:
+    """Return the devices that are or were in a fleet, and the fleet in which each is now."""
+    found = await connection.execute(
+        "SELECT device_no, fleet_no FROM device"  # noqa: S608 - own text
+        f" WHERE device_no IN ({_narrowed(devices)})",
+        {"fleet_no": fleet_no, "devices": devices},
+    )
+    return dict(await found.fetchall())
+
+
+async def run_steps(
+    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
+) -> AsyncIterator[RunStep]:
+    """Return the readings of a fleet's devices in the order in which they were charged or parked.
+
+    `devices` narrows them to some. Rows come through a server-side cursor, so memory does not grow
+    with the fleet's history.
     """
     async with connection.cursor(name="run_steps") as cursor:
         cursor.itersize = 5000
-        await cursor.execute(_RUN_STEPS, [fleet_no, fleet_no])
+        await cursor.execute(
+            _RUN_STEPS.format(devices=_narrowed(devices)).encode(),
+            {"fleet_no": fleet_no, "devices": devices},
+        )
         group: list[TupleRow] = []
         async for row in cursor:
             if group and row[:2] != group[0][:2]:
@@ -125,23 +180,24 @@ _RUN_STEPS = (
     " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
     " reading.zone, reading.rat, reading.apn, reading.session, reading.packets,"
     " NULL::text AS reason,"
-    " part, subscription_no, plan_no, charge.meter_no, cycle_start, usage_from, usage_to,"
-    " charge.quantity, charge.uplink, variant, charge.zone, band, billed, from_allowance, from_pool,"
-    " overage, priced_before, amount, connection_fee, draw_buckets, draw_quantities"
+    " part, charge.fleet_no, subscription_no, plan_no, charge.meter_no, cycle_start,"
+    " usage_from, usage_to, charge.quantity, charge.uplink, variant, charge.zone, band,"
+    " billed, from_allowance, from_pool, overage, priced_before, amount, connection_fee,"
+    " draw_buckets, draw_quantities"
     " FROM charge LEFT JOIN reading ON reading.boot_no = charge.boot_no"
     " AND reading.seq = charge.seq AND reading.measured_at = charge.measured_at"
-    " WHERE charge.fleet_no = %s"
+    " WHERE charge.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
     " UNION ALL"
     " SELECT run_no, run_position, parked.boot_no, parked.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
     " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
     " reading.zone, reading.rat, reading.apn, reading.session, reading.packets, parked.reason,"
-    " NULL, NULL, NULL, NULL, NULL, usage_from, usage_to,"
+    " NULL, NULL, NULL, NULL, NULL, NULL, usage_from, usage_to,"
     " parked.quantity, parked.uplink, NULL, NULL, NULL, NULL, NULL, NULL,"
     " NULL, NULL, NULL, NULL, NULL, NULL"
     " FROM parked LEFT JOIN reading ON reading.boot_no = parked.boot_no"
     " AND reading.seq = parked.seq AND reading.measured_at = parked.measured_at"
-    " WHERE parked.fleet_no = %s"
+    " WHERE parked.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
     " ORDER BY run_no, run_position, part"
 )
 
@@ -163,31 +219,46 @@ def _step(rows: Sequence[TupleRow]) -> RunStep:
         seq=first[3],
         stored=stored,
         charges=[tuple(row[20:]) for row in rows if row[19] is None],
-        parked=(reason, first[27], first[28], first[25], first[26]) if reason else None,
+        parked=(reason, first[28], first[29], first[26], first[27]) if reason else None,
     )
 
 
-async def stored_entries(connection: Connection, fleet_no: int) -> list[StoredEntry]:
-    """Return the entries of a fleet's buckets in the order in which they count."""
+async def stored_entries(
+    connection: Connection, fleet_no: int, owners: Sequence[int] | None = None
+) -> list[StoredEntry]:
+    """Return the entries of a fleet's buckets in the order in which they count.
+
+    `owners` narrows them, here and elsewhere, to what belongs to some subscriptions alone.
+    """
     found = await connection.execute(
-        "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity"
+        "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity,"
+        " bucket_entry.kind, bucket_entry.run_position"
         " FROM bucket_entry JOIN bucket USING (bucket_no)"
-        " WHERE fleet_no = %s ORDER BY run_no, bucket_entry_no",
-        [fleet_no],
+        " WHERE fleet_no = %s"
+        " AND (%s::bigint[] IS NULL OR bucket.subscription_no = ANY(%s::bigint[]))"
+        " ORDER BY run_no, run_position, bucket_entry_no",
+        [fleet_no, owners, owners],
     )
     return [
-        StoredEntry(run_no=row[0], bucket_no=row[1], subscription_no=row[2], quantity=int(row[3]))
+        StoredEntry(
+            kind=EntryKind(row[4]),
+            place=(row[0], row[5]),
+            bucket_no=row[1],
+            subscription_no=row[2],
+            quantity=int(row[3]),
+        )
         for row in await found.fetchall()
     ]
 
 
-async def stored_openings(connection: Connection, fleet_no: int) -> list[tuple[int, datetime]]:
-    """Return in which run each of a fleet's cycles was opened, ascending: `(run_no, cycle_start)`."""
+async def stored_openings(connection: Connection, fleet_no: int) -> list[tuple[Place, datetime]]:
+    """Return where each of a fleet's cycles was opened, ascending: `(place, cycle_start)`."""
     found = await connection.execute(
-        "SELECT run_no, cycle_start FROM fleet_cycle WHERE fleet_no = %s ORDER BY run_no, cycle_start",
+        "SELECT run_no, run_position, cycle_start FROM fleet_cycle WHERE fleet_no = %s"
+        " ORDER BY run_no, run_position, cycle_start",
         [fleet_no],
     )
-    return [(row[0], row[1]) for row in await found.fetchall()]
+    return [((row[0], row[1]), row[2]) for row in await found.fetchall()]
 
 
 async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle]:
@@ -203,12 +274,15 @@ async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle
     ]
 
 
-async def stored_uses(connection: Connection, fleet_no: int) -> dict[UseKey, MeterUse]:
+async def stored_uses(
+    connection: Connection, fleet_no: int, owners: Sequence[int] | None = None
+) -> dict[UseKey, MeterUse]:
     """Return a fleet's kept cumulative use."""
     found = await connection.execute(
         "SELECT subscription_no, meter_no, cycle_start, variant, records, quantity, uplink, billed,"
-        " from_allowance, from_pool, overage, amount FROM meter_use WHERE fleet_no = %s",
-        [fleet_no],
+        " from_allowance, from_pool, overage, amount FROM meter_use WHERE fleet_no = %s"
+        " AND (%s::bigint[] IS NULL OR subscription_no = ANY(%s::bigint[]))",
+        [fleet_no, owners, owners],
     )
     return {
         (row[0], row[1], row[2], row[3]): MeterUse(*map(int, row[4:]))
@@ -216,28 +290,34 @@ async def stored_uses(connection: Connection, fleet_no: int) -> dict[UseKey, Met
     }
 
 
-async def stored_counts(connection: Connection, fleet_no: int) -> dict[CountKey, int]:
+async def stored_counts(
+    connection: Connection, fleet_no: int, owners: Sequence[int] | None = None
+) -> dict[CountKey, int]:
     """Return a fleet's kept counts."""
     found = await connection.execute(
         "SELECT subscription_no, meter_no, cycle_start, variant, name, quantity FROM rating_count"
-        " WHERE fleet_no = %s",
-        [fleet_no],
+        " WHERE fleet_no = %s"
+        " AND (%s::bigint[] IS NULL OR subscription_no = ANY(%s::bigint[]))",
+        [fleet_no, owners, owners],
     )
     return {(row[0], row[1], row[2], row[3], row[4]): int(row[5]) for row in await found.fetchall()}
 
 
-async def stored_buckets(connection: Connection, fleet_no: int) -> dict[int, StoredBucket]:
+async def stored_buckets(
+    connection: Connection, fleet_no: int, owners: Sequence[int] | None = None
+) -> dict[int, StoredBucket]:
     """Return a fleet's buckets by number."""
     found = await connection.execute(
         f"SELECT {BUCKET_COLUMNS}, cycle_start FROM bucket"  # noqa: S608 - columns of the store
-        " WHERE fleet_no = %s ORDER BY bucket_no",
-        [fleet_no],
+        " WHERE fleet_no = %s AND (%s::bigint[] IS NULL OR subscription_no = ANY(%s::bigint[]))"
+        " ORDER BY bucket_no",
+        [fleet_no, owners, owners],
     )
     rows = await found.fetchall()
     found = await connection.execute(
-        "SELECT bucket_no, pool_draw.subscription_no, drawn, member"
-        " FROM pool_draw JOIN bucket USING (bucket_no) WHERE fleet_no = %s",
-        [fleet_no],
+        "SELECT bucket_no, pool_draw.subscription_no, drawn, member FROM pool_draw"
+        " WHERE bucket_no = ANY(%s)",
+        [[row[0] for row in rows]],
     )
     draws: dict[int, dict[int, int]] = {}
     members: dict[int, set[int]] = {}
@@ -262,13 +342,14 @@ HourKey = tuple[int, int, int, datetime]
 
 
 async def stored_hours(
-    connection: Connection, fleet_no: int
+    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
 ) -> dict[HourKey, tuple[int, int, int, int, int]]:
     """Return a fleet's hourly rollups: records, quantity, uplink, overage, amount."""
     found = await connection.execute(
         "SELECT device_no, meter_no, plan_no, hour, records, quantity, uplink, overage, amount"
-        " FROM usage_hour WHERE fleet_no = %s",
-        [fleet_no],
+        " FROM usage_hour WHERE fleet_no = %s"
+        " AND (%s::bigint[] IS NULL OR device_no = ANY(%s::bigint[]))",
+        [fleet_no, devices, devices],
     )
     return {
         (row[0], row[1], row[2], row[3]): (
@@ -279,13 +360,13 @@ async def stored_hours(
 
 
 async def stored_counters(connection: Connection, fleet_no: int) -> dict[EpochKey, CounterEnds]:
-    """Return the kept counter ends of a fleet's devices."""
+    """Return the kept counter ends of the devices that are or were in a fleet."""
     found = await connection.execute(
-        "SELECT device_no, meter_no, epoch, first_boot_no, first_seq, first_measured_at,"
+        "SELECT device_no, meter_no, epoch, first_boot_no, first_seq, first_measured_at,"  # noqa: S608
         " first_uplink, first_downlink, first_quantity, first_width, counter.boot_no, seq,"
         " measured_at, uplink, downlink, quantity, width"
-        " FROM device JOIN counter USING (device_no) WHERE fleet_no = %s",
-        [fleet_no],
+        f" FROM counter WHERE device_no IN ({_DEVICES})",
+        {"fleet_no": fleet_no},
     )
     return dict(counter_of_row(row) for row in await found.fetchall())
 

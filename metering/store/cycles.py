@@ -31,15 +31,21 @@ async def opened_cycles(
 
 
 async def insert_cycle(
-    connection: Connection, fleet_no: int, cycle: BillCycle, *, run_no: int, now: datetime
+    connection: Connection,
+    fleet_no: int,
+    cycle: BillCycle,
+    *,
+    place: tuple[int, int],
+    now: datetime,
 ) -> None:
-    """Mark a cycle that is not open as opened in a charging run."""
+    """Mark a cycle that is not open as opened at a place in the history."""
     await connection.execute(
-        "INSERT INTO fleet_cycle"
-        " (fleet_no, cycle_start, cycle_end, first_day, next_first_day, opened_at, run_no)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        [fleet_no, cycle.start, cycle.end, cycle.first_day, cycle.next_first_day, now, run_no],
-    )
+        "INSERT INTO fleet_cycle (fleet_no, cycle_start, cycle_end, first_day, next_first_day,"
+        " opened_at, run_no, run_position) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            fleet_no, cycle.start, cycle.end, cycle.first_day, cycle.next_first_day, now, *place,
+        ],
+    )  # fmt: skip
 
 
 async def cycles_open_in(
@@ -58,18 +64,28 @@ async def cycles_open_in(
     ]
 
 
+async def first_subscribed(connection: Connection, fleet_no: int) -> datetime | None:
+    """Return when a fleet's first subscription begins; None while it has none."""
+    found = await connection.execute(
+        "SELECT min(lower(valid)) FROM subscription WHERE fleet_no = %s AND NOT isempty(valid)",
+        [fleet_no],
+    )
+    row = await found.fetchone()
+    return row[0] if row else None
+
+
 async def fleet_members(
     connection: Connection, fleet_no: int, *, begins: datetime | None, ends: datetime | None
 ) -> list[Member]:
-    """Return a fleet's devices that have a subscription in `[begins, ends)`, with all of their history.
+    """Return the devices with a subscription in a fleet in `[begins, ends)`, with all they had there.
 
     None is an end without bound.
     """
     found = await connection.execute(
         "SELECT device_no, subscription_no, plan_no, lower(valid), upper(valid)"
-        " FROM device JOIN subscription USING (device_no) WHERE fleet_no = %s"
-        " AND EXISTS (SELECT FROM subscription AS here WHERE here.device_no = device.device_no"
-        "   AND here.valid && tstzrange(%s, %s))"
+        " FROM subscription WHERE fleet_no = %s AND NOT isempty(valid)"
+        " AND EXISTS (SELECT FROM subscription AS here WHERE here.device_no = subscription.device_no"
+        "   AND here.fleet_no = subscription.fleet_no AND here.valid && tstzrange(%s, %s))"
         " ORDER BY device_no, lower(valid)",
         [fleet_no, begins, ends],
     )
@@ -82,6 +98,7 @@ async def fleet_members(
                 plan_no=plan_no,
                 valid_from=valid_from,
                 valid_to=valid_to,
+                fleet_no=fleet_no,
             )
         )
     found = await connection.execute(
@@ -106,13 +123,13 @@ async def store_grants(
     grants: Sequence[Grant],
     plans: Mapping[int, PlanTerms],
     *,
-    run_no: int,
+    place: tuple[int, int],
     now: datetime,
 ) -> None:
     """Put grants into their lots, creating those, each subscription's once.
 
-    They count from charging run `run_no` on. A bucket's cached sum grows by exactly the entries
-    that were new; a pool of fixed size holds one member's.
+    They count from a place in the history on: (run_no, run_position). A bucket's cached sum grows by
+    exactly the entries that were new; a pool of fixed size holds one member's.
     """
     keys = [_lot_columns(grant) for grant in grants]
     lots: dict[LotColumns, Grant] = {}
@@ -145,7 +162,7 @@ async def store_grants(
             quantities,
             [grant.allowance.fixed for grant in grants],
             fleet_no,
-            run_no,
+            *place,
             now,
         ],
     )
@@ -171,9 +188,10 @@ _ENTER_GRANTS = (
     "     AND bucket.meter_no = given.meter_no AND bucket.name = given.name"
     "     AND bucket.begins_at = given.begins_at"
     "     AND coalesce(bucket.plan_no, 0) = coalesce(given.plan_no, 0) WHERE given.kind = 'pool')"
-    " INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, run_no, entered_at)"
+    " INSERT INTO bucket_entry"
+    "   (bucket_no, kind, quantity, subscription_no, run_no, run_position, entered_at)"
     " SELECT bucket_no, 'grant', CASE WHEN fixed AND granted > 0 THEN 0 ELSE quantity END,"
-    "   subscription_no, %s, %s FROM placed ORDER BY position"
+    "   subscription_no, %s, %s, %s FROM placed ORDER BY position"
     " ON CONFLICT (bucket_no, subscription_no) WHERE kind = 'grant' DO NOTHING"
     " RETURNING bucket_no, subscription_no, quantity"
 )

@@ -76,8 +76,8 @@ class SubscriptionMeterView:
 
 
 _DEVICE = (
-    "SELECT device.device_no, device.device_id, device.fleet_no, fleet.fleet_id, device.iccid,"
-    " device.imsi, device.imei, device.created_at,"
+    "SELECT device.device_no, device.device_id, device.fleet_no, fleet.fleet_id, sim.iccid,"
+    " sim.imsi, device.imei, device.created_at,"
     " latest.state, latest.effective_from AS state_since,"
     " plan.plan_id, plan.version AS plan_version,"
     " lower(running.valid) AS subscribed_from, upper(running.valid) AS subscribed_to"
@@ -86,6 +86,8 @@ _DEVICE = (
     "   FROM device_state_change AS change WHERE change.device_no = device.device_no"
     "   AND change.effective_from <= %(now)s ORDER BY change.effective_from DESC LIMIT 1"
     " ) AS latest ON true"
+    " LEFT JOIN device_sim AS sim ON sim.device_no = device.device_no"
+    "   AND sim.valid @> %(now)s::timestamptz"
     " LEFT JOIN subscription AS running ON running.device_no = device.device_no"
     "   AND running.valid @> %(now)s::timestamptz"
     " LEFT JOIN plan ON plan.plan_no = running.plan_no"

@@ -206,13 +206,14 @@ async def insert_subscriptions(
 ) -> list[int]:
     """Subscribe devices to a plan version, skipping a device that has a version of this plan then."""
     inserted = await connection.execute(
-        "INSERT INTO subscription (device_no, plan_no, valid)"
-        " SELECT given.device_no, %s, %s FROM unnest(%s::bigint[]) AS given (device_no)"
+        "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+        " SELECT device.device_no, device.fleet_no, %s, %s FROM unnest(%s::bigint[])"
+        "   WITH ORDINALITY AS given (device_no, position) JOIN device USING (device_no)"
         " WHERE NOT EXISTS (SELECT FROM subscription AS known WHERE known.device_no = given.device_no"
         "   AND known.valid @> %s::timestamptz AND known.plan_no IN (SELECT version.plan_no"
         "     FROM plan AS wanted JOIN plan AS version USING (tenant_no, plan_id)"
         "     WHERE wanted.plan_no = %s))"
-        " RETURNING subscription_no",
+        " ORDER BY given.position RETURNING subscription_no",
         [plan_no, TimestamptzRange(valid_from, valid_to), list(device_nos), valid_from, plan_no],
     )
     return [row[0] for row in await inserted.fetchall()]
@@ -246,20 +247,34 @@ async def registry_version(connection: Connection) -> int:
 async def fleets_of_devices(
     connection: Connection, device_nos: Sequence[int]
 ) -> tuple[dict[int, Fleet], dict[int, FleetNo]]:
-    """Return the fleets of some devices by number, and each device's fleet."""
+    """Return the fleets in which some devices are or were, by number, and each device's now."""
     found = await connection.execute(
         "SELECT fleet.fleet_no, fleet.tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
-        " array_agg(device_no) FROM device JOIN fleet USING (fleet_no)"
-        " WHERE device_no = ANY(%s) GROUP BY fleet.fleet_no",
-        [list(device_nos)],
+        " array_agg(home.device_no) FILTER (WHERE home.is_now)"
+        " FROM (SELECT device_no, fleet_no, bool_or(is_now) AS is_now FROM ("
+        "     SELECT device_no, fleet_no, true AS is_now FROM device WHERE device_no = ANY(%(nos)s)"
+        "     UNION ALL SELECT device_no, fleet_no, false FROM subscription"
+        "     WHERE device_no = ANY(%(nos)s)) AS homes GROUP BY device_no, fleet_no) AS home"
+        " JOIN fleet USING (fleet_no) GROUP BY fleet.fleet_no",
+        {"nos": list(device_nos)},
     )
     fleets: dict[int, Fleet] = {}
     members: dict[int, FleetNo] = {}
     for row in await found.fetchall():
         fleet = fleet_of_row(row[:8])
         fleets[fleet.fleet_no] = fleet
-        members.update(dict.fromkeys(row[8], fleet.fleet_no))
+        members.update(dict.fromkeys(row[8] or (), fleet.fleet_no))
     return fleets, members
+
+
+async def fleets_by_no(connection: Connection, fleet_nos: Sequence[int]) -> dict[int, Fleet]:
+    """Return some fleets by number."""
+    found = await connection.execute(
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        " FROM fleet WHERE fleet_no = ANY(%s)",
+        [list(fleet_nos)],
+    )
+    return {row[0]: fleet_of_row(row) for row in await found.fetchall()}
 
 
 async def subscriptions_of_devices(
@@ -267,8 +282,8 @@ async def subscriptions_of_devices(
 ) -> dict[int, list[Subscription]]:
     """Return the subscriptions of some devices, each device's ascending in time."""
     found = await connection.execute(
-        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid) FROM subscription"
-        " WHERE device_no = ANY(%s) ORDER BY lower(valid)",
+        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid), fleet_no"
+        " FROM subscription WHERE device_no = ANY(%s) AND NOT isempty(valid) ORDER BY lower(valid)",
         [list(device_nos)],
     )
     subscriptions: dict[int, list[Subscription]] = {number: [] for number in device_nos}

@@ -78,26 +78,26 @@ DAMAGES = {
     ),
     "a missing expiry": (
         "DELETE FROM bucket_entry WHERE kind = 'expiry'",
-        r"fleet rich: run \d+ let {} expire, replay says {\d+: ",
+        r"fleet rich: run \d+ let 0 of bucket \d+ expire, replay says [1-9]",
     ),
     "a changed expiry": (
         "UPDATE bucket_entry SET quantity = quantity + 1 WHERE kind = 'expiry'",
-        r"fleet rich: run \d+ let {\d+: .* expire, replay says {\d+: ",
+        r"fleet rich: run \d+ let \d+ of bucket \d+ expire, replay says \d+",
     ),
     "an expiry that was made up": (
         (
             "INSERT INTO bucket_entry (bucket_no, kind, quantity, run_no, entered_at)"
             " SELECT bucket_no, 'expiry', -1, 7, now() FROM bucket WHERE name = 'daily' LIMIT 1"
         ),
-        r"fleet rich: run 7 let {\d+: 1} expire, replay says {}",
+        r"fleet rich: run 7 let 1 of bucket \d+ expire, replay says 0",
     ),
     "an opening at another time": (
         "UPDATE fleet_cycle SET run_no = run_no - 1 WHERE first_day = '2026-02-01'",
-        r"fleet rich: run \d+ let {} expire, replay says {\d+: ",
+        r"fleet rich: run \d+ let 0 of bucket \d+ expire, replay says [1-9]",
     ),
     "a missing opening": (
         "DELETE FROM fleet_cycle WHERE first_day = '2026-02-01'",
-        r"fleet rich: run \d+ let {\d+: .*} expire, replay says {}",
+        r"fleet rich: run \d+ let [1-9]\d* of bucket \d+ expire, replay says 0",
     ),
     "a lot that holds longer": (
         "UPDATE bucket SET expires_at = expires_at + interval '1 month' WHERE name = 'bundle'",

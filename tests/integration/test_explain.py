@@ -132,8 +132,9 @@ INSERT INTO device_state_change SELECT n, '2025-01-01', 'active', now()
 INSERT INTO plan (plan_no, tenant_no, plan_id, version, name, terms, subunits_per_unit,
         effective_from, created_at) OVERRIDING SYSTEM VALUE
     SELECT n, n, 'plan', 1, '', '<plan>', 10000000, now(), now() FROM generate_series(1, 10) AS n;
-INSERT INTO subscription (subscription_no, device_no, plan_no, valid) OVERRIDING SYSTEM VALUE
-    SELECT n, n, 1 + (1 + n % 800) % 10, tstzrange('2025-01-01', NULL)
+INSERT INTO subscription (subscription_no, device_no, fleet_no, plan_no, valid)
+    OVERRIDING SYSTEM VALUE
+    SELECT n, n, 1 + n % 800, 1 + (1 + n % 800) % 10, tstzrange('2025-01-01', NULL)
     FROM generate_series(1, 20000) AS n;
 INSERT INTO boot (boot_no, device_no, boot_id, up_to, first_seen_at) OVERRIDING SYSTEM VALUE
     SELECT n, n, 'boot-1', 20, now() FROM generate_series(1, 20000) AS n;
@@ -284,7 +285,7 @@ async def _store_new_uses(connection: Connection) -> None:
 async def _grant(connection: Connection, day: date) -> None:
     grants = cycle_grants(MEMBERS, PLANS, cycle=CALENDAR.cycle_of_day(day), fleet=RULE)
     assert len(grants) == 4 * len(MEMBERS)
-    await cycles.store_grants(connection, FLEET, grants, PLANS, run_no=9, now=NOW)
+    await cycles.store_grants(connection, FLEET, grants, PLANS, place=(9, -1), now=NOW)
 
 
 async def _reject(connection: Connection) -> None:
@@ -297,7 +298,7 @@ async def _reject(connection: Connection) -> None:
 
 
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
-HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC)): [FLEET, 1, 1, 0, 0, 0] for number in OWN}
+HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), FLEET): [1, 1, 0, 0, 0] for number in OWN}
 HOT: dict[str, Use] = {
     "devices by topic": lambda c: registry.devices_by_topic(
         c, [("tenant-2", f"device-{number}") for number in range(10, 5000, 100)]
@@ -328,7 +329,7 @@ HOT: dict[str, Use] = {
     "counted neighbours": lambda c: accounts.counted_neighbours(
         c, (10, 1, "10/e"), point(10), [1, 2]
     ),
-    "hours": lambda c: charges._add_to_hours(c, HOURS),
+    "hours": lambda c: charges.store_hours(c, HOURS),
     "opened cycles": lambda c: cycles.opened_cycles(c, [(FLEET, CYCLE)]),
     "cycles open in": lambda c: cycles.cycles_open_in(c, FLEET, CYCLE, None),
     "fleets to open": lambda c: cycles.fleets_without_open_cycle(c, NOW),

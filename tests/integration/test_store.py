@@ -126,7 +126,7 @@ def test_an_overlapping_subscription_is_refused(database_url: str) -> None:
             connection, fleet=fleet, device_nos=[device_no], plan_no=second,
             valid_from=change, now=NOW,
         )  # fmt: skip
-        assert added == 1
+        assert added.changed == 1
         known = (await subscriptions_of_devices(connection, [device_no]))[device_no]
         assert [(each.plan_no, each.valid_from, each.valid_to) for each in known] == [
             (first, NOW, change),

@@ -1,81 +1,98 @@
-"""Replay: a fleet's charging done again from nothing, and held against what is stored."""
+"""Replay: a fleet's charging done again from nothing, in the order in which it happened."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from metering.rating.account import Accounts, charge_records
+from metering.rating.account import Accounts, Charge, charge_records
 from metering.rating.bucket import Bucket
 from metering.rating.guide import ParkReason, Subscription
 from metering.rating.lots import Lots, rolled_into
 from metering.rating.plan import AllowanceTerms, PlanTerms
-from metering.rating.record import CounterEpoch, EpochKey, FleetTerms, records_of, usage_of
+from metering.rating.record import (
+    CounterEpoch,
+    EpochKey,
+    FleetTerms,
+    Usage,
+    guided_records,
+    usage_of,
+)
 from metering.store.accounts import bucket_of_row
-from metering.store.audit import ChargeColumns, HourKey, RunStep, StoredBucket, StoredEntry
-from metering.store.charges import draw_columns, hour_of
+from metering.store.audit import EntryKind, HourKey, Place, RunStep, StoredBucket, StoredEntry
+from metering.store.charges import hour_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a reading comes to: its usage, and its charges in this fleet or why it has none."""
+
+    device_no: int
+    usage: Usage
+    charges: list[Charge] | ParkReason
 
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """A fleet's accounts as they grow from nothing, and every difference found on the way."""
+    """A fleet's accounts as they grow from nothing.
+
+    What was entered into buckets is taken from the history, but for what expires when a cycle opens:
+    that follows from the accounts. `expired_otherwise` holds where the history says something else.
+    `anew` has what follows from the accounts as it should be: what expires, and parked readings
+    charged if they can be; else it is as the history says.
+    """
 
     fleet: FleetTerms
-    subscriptions: dict[int, list[Subscription]]
-    plans: dict[int, PlanTerms]
+    fleets: Mapping[int, FleetTerms]
+    """All fleets in which its devices are or were."""
+    homes: Mapping[int, int]
+    """device_no → the fleet in which it is now."""
+    subscriptions: Mapping[int, Sequence[Subscription]]
+    plan_of: Mapping[int, int]
+    """subscription_no → plan_no, of those too to which a change left no time."""
+    plans: Mapping[int, PlanTerms]
+    anew: bool = False
     stored_buckets: Mapping[int, StoredBucket]
     entries: Sequence[StoredEntry]
-    openings: Sequence[tuple[int, datetime]]
-    """In which run each cycle was opened: (run_no, cycle_start)."""
+    openings: Sequence[tuple[Place, datetime]]
+    """Where each cycle was opened: (place, cycle_start)."""
     accounts: Accounts = field(default_factory=Accounts)
     lots: Lots = field(default_factory=Lots)
     buckets: dict[int, Bucket] = field(default_factory=dict)
     """The replayed buckets by number, once something was entered into them."""
     epochs: dict[EpochKey, CounterEpoch] = field(default_factory=dict)
     hours: dict[HourKey, list[int]] = field(default_factory=dict)
-    charged: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(device_no, meter_no) → quantity charged."""
-    charges: int = 0
     differences: list[str] = field(default_factory=list)
+    """What is wrong with the history's buckets."""
+    expired_otherwise: list[tuple[Place, int, int, int]] = field(default_factory=list)
+    """(place, bucket_no, what it lost then, what it should lose)"""
     terms: dict[int, AllowanceTerms] = field(default_factory=dict)
     """The terms by which each replayed bucket is drawn from."""
-    plan_of: dict[int, int] = field(init=False)
-    """subscription_no → plan_no"""
     _entered: int = 0
     _opened: int = 0
 
-    def __post_init__(self) -> None:
-        self.plan_of = {
-            each.subscription_no: each.plan_no
-            for of_device in self.subscriptions.values()
-            for each in of_device
-        }
-
-    def step(self, step: RunStep) -> None:
-        """Charge one reading again, and note where the stored charges differ."""
-        self._enter_until(step.run_no)
-        self.charges += len(step.charges)
+    def step(self, step: RunStep) -> Outcome | None:
+        """Charge one reading again; None if it is not there any more."""
+        self._enter_until((step.run_no, step.run_position))
         stored = step.stored
         if stored is None:
-            self._differs(step, "is charged but not stored")
-            return
+            return None
         usage = usage_of(stored, self.epochs)
         meter = stored.reading.meter
-        records = records_of(
+        fleet_no = self.fleet.fleet_no
+        records = guided_records(
             usage,
             meter=meter.meter,
-            fleet=self.fleet,
-            subscriptions=self.subscriptions.get(stored.device_no, []),
+            fleet_no=self.homes.get(stored.device_no, fleet_no),
+            fleets=self.fleets,
+            subscriptions=self.subscriptions.get(stored.device_no, ()),
             plans=self.plans,
         )
-        if step.parked is not None:
-            expected = (usage.quantity, usage.uplink, usage.start, usage.end)
-            if step.parked[1:] != expected:
-                self._differs(step, f"is parked as {step.parked[1:]}, replay says {expected}")
-            return
         if isinstance(records, ParkReason):
-            self._differs(step, f"is charged, replay says {records.value}")
-            return
-        fleet_no = self.fleet.fleet_no
+            return Outcome(device_no=stored.device_no, usage=usage, charges=records)
+        if step.parked is not None and not self.anew:
+            reason = ParkReason(step.parked[0])
+            return Outcome(device_no=stored.device_no, usage=usage, charges=reason)
+        records = [each for each in records if each.subscription.fleet_no == fleet_no]
         self.lots.fill(
             self.accounts,
             records,
@@ -84,8 +101,7 @@ class Replay:
             fleet_no=fleet_no,
             plans=self.plans,
         )
-        again: list[ChargeColumns] = []
-        for record, parts in charge_records(
+        charges = charge_records(
             records,
             usage,
             meter=meter.meter,
@@ -93,61 +109,55 @@ class Replay:
             fleet_no=fleet_no,
             plans=self.plans,
             accounts=self.accounts,
-        ):
-            subscription = record.subscription
-            again.append(
-                (
-                    record.part, subscription.subscription_no, subscription.plan_no,
-                    meter.meter_no, record.cycle.start, record.start, record.end, record.quantity,
-                    record.uplink, record.variant, record.zone, record.band, parts.billed,
-                    parts.from_allowance, parts.from_pool, parts.overage, parts.before,
-                    parts.amount, parts.connection_fee, *draw_columns(parts),
-                )
-            )  # fmt: skip
-            hour = hour_of(record.start)
+        )
+        for record, parts in charges:
+            plan_no, hour = record.subscription.plan_no, hour_of(record.start)
             self._count(
-                (stored.device_no, meter.meter_no, subscription.plan_no, hour),
+                (stored.device_no, meter.meter_no, plan_no, hour),
                 (1, record.quantity, record.uplink, parts.overage, parts.amount),
             )
-        if list(step.charges) != again:
-            self._differs(step, f"is charged as {list(step.charges)}, replay says {again}")
+        return Outcome(device_no=stored.device_no, usage=usage, charges=charges)
 
     def finish(self) -> None:
         """Count the entries that no charge came after."""
         self._enter_until(None)
 
-    def _enter_until(self, run_no: int | None) -> None:
-        """Open cycles and enter what counts up to a charging run, run by run."""
+    def _enter_until(self, place: Place | None) -> None:
+        """Open cycles and enter what counts up to a place in the history, place by place."""
         while True:
             due = [
                 number
                 for number in (self._next_opening(), self._next_entry())
-                if number is not None and (run_no is None or number <= run_no)
+                if number is not None and (place is None or number <= place)
             ]
             if not due:
                 return
-            self._enter_run(min(due))
+            self._enter_at(min(due))
 
-    def _next_opening(self) -> int | None:
+    def _next_opening(self) -> Place | None:
         return self.openings[self._opened][0] if self._opened < len(self.openings) else None
 
-    def _next_entry(self) -> int | None:
-        return self.entries[self._entered].run_no if self._entered < len(self.entries) else None
+    def _next_entry(self) -> Place | None:
+        return self.entries[self._entered].place if self._entered < len(self.entries) else None
 
-    def _enter_run(self, run_no: int) -> None:
+    def _enter_at(self, place: Place) -> None:
         expected: dict[int, int] = {}
-        while self._next_opening() == run_no:
+        while self._next_opening() == place:
             expected |= self._expiring(self.openings[self._opened][1])
             self._opened += 1
         expired: dict[int, int] = {}
-        while self._next_entry() == run_no:
+        while self._next_entry() == place:
             entry = self.entries[self._entered]
             self._entered += 1
-            if entry.subscription_no is None:
-                expired[entry.bucket_no] = -entry.quantity
+            if entry.kind is EntryKind.EXPIRY:
+                expired[entry.bucket_no] = expired.get(entry.bucket_no, 0) - entry.quantity
             self._enter(entry)
-        if expired != expected:
-            self.differences.append(f"run {run_no} let {expired} expire, replay says {expected}")
+        for bucket_no in expected.keys() | expired.keys():
+            lost, due = expired.get(bucket_no, 0), expected.get(bucket_no, 0)
+            if lost != due:
+                self.expired_otherwise.append((place, bucket_no, lost, due))
+                if self.anew and bucket_no in self.buckets:
+                    self.buckets[bucket_no].granted -= due - lost
 
     def _expiring(self, cycle_start: datetime) -> dict[int, int]:
         """Return what does not roll over into a cycle: bucket_no → quantity."""
@@ -164,7 +174,7 @@ class Replay:
         if bucket is None:
             return
         bucket.granted += entry.quantity
-        if entry.subscription_no is not None:
+        if entry.kind is EntryKind.GRANT and entry.subscription_no is not None:
             bucket.admit(entry.subscription_no)
 
     def _new_bucket(self, entry: StoredEntry) -> Bucket | None:
@@ -193,8 +203,3 @@ class Replay:
         sums = self.hours.setdefault(key, [0] * 5)
         for position, value in enumerate(values):
             sums[position] += value
-        device = (key[0], key[1])
-        self.charged[device] = self.charged.get(device, 0) + values[1]
-
-    def _differs(self, step: RunStep, how: str) -> None:
-        self.differences.append(f"reading boot {step.boot_no} seq {step.seq} {how}")

@@ -1,0 +1,294 @@
+"""Changes of terms, dated in the past, now, or in the future: plans, states, SIMs, fleets.
+
+Each writes the new terms and has charged again what was charged for later instants (`make_change`). The
+plan that is left says when a change to another takes effect; thresholds are a device's and stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from metering.charging.make_change import TermsChange, TermsChanged, check_currency, make_change
+from metering.errors import InvalidValue
+from metering.ids import TenantNo, checked_id
+from metering.period import Calendar
+from metering.rating.guide import Subscription
+from metering.rating.membership import effective_subscriptions
+from metering.rating.plan import DeviceState, PlanTerms
+from metering.store.connection import Connection
+from metering.store.corrections import Cause
+from metering.store.registry import Fleet, fleets_by_no, plan_terms, subscriptions_of_devices
+from metering.store.terms import (
+    end_subscription_at,
+    insert_subscription,
+    set_fleet,
+    set_sim,
+    set_state,
+)
+
+_EVER = datetime(1, 1, 1, tzinfo=UTC)
+
+
+async def change_plan(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    device_nos: Sequence[int],
+    plan_no: int,
+    at: datetime,
+    now: datetime,
+    key: str | None = None,
+) -> TermsChanged:
+    """Let devices go over to another plan version at an instant, past or future.
+
+    Each must have a subscription then. It ends where the change takes effect, as the plan that is left
+    says; the new one runs as long as the old one would have.
+    """
+
+    async def write(connection: Connection) -> int:
+        changed = 0
+        for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
+            running = _running(own, at, device_no)
+            if running.plan_no == plan_no:
+                continue
+            fleet = (await fleets_by_no(connection, [running.fleet_no]))[running.fleet_no]
+            await check_currency(connection, plan_no, fleet)
+            terms = await plan_terms(connection, sorted({running.plan_no, plan_no}))
+            calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+            starts = _takes_effect(running, plan_no, at, terms, calendar)
+            if running.valid_to is not None and starts >= running.valid_to:
+                raise InvalidValue(
+                    "at",
+                    "the change would take effect when the subscription has ended",
+                    "choose an earlier instant, or subscribe the device anew",
+                )
+            await end_subscription_at(connection, running.subscription_no, starts)
+            await insert_subscription(
+                connection,
+                replace(running, plan_no=plan_no, valid_from=starts),
+            )
+            changed += 1
+        return changed
+
+    change = TermsChange(
+        tenant_no=tenant_no,
+        cause=Cause.PLAN_CHANGE,
+        detail={"plan_no": plan_no},
+        devices=sorted(device_nos),
+        since=at,
+        now=now,
+        key=key,
+        write=write,
+    )
+    return await make_change(connection, change)
+
+
+def _takes_effect(
+    running: Subscription,
+    plan_no: int,
+    at: datetime,
+    terms: Mapping[int, PlanTerms],
+    calendar: Calendar,
+) -> datetime:
+    """Return when a change to another plan takes effect, by the rule of the plan that is left."""
+    ordered = [
+        replace(running, valid_from=min(running.valid_from, at), valid_to=at),
+        replace(running, plan_no=plan_no, valid_from=at, valid_to=None),
+    ]
+    if running.valid_from == at:
+        return at
+    return effective_subscriptions(ordered, terms, calendar.cycle_at)[-1].valid_from
+
+
+async def end_subscriptions(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    device_nos: Sequence[int],
+    at: datetime,
+    now: datetime,
+    key: str | None = None,
+) -> TermsChanged:
+    """End what devices are subscribed to at an instant, past or future; later usage is parked."""
+
+    async def write(connection: Connection) -> int:
+        changed = 0
+        for own in (await subscriptions_of_devices(connection, device_nos)).values():
+            for each in own:
+                if each.valid_to is None or each.valid_to > at:
+                    await end_subscription_at(connection, each.subscription_no, at)
+                    changed += 1
+        return changed
+
+    change = TermsChange(
+        tenant_no=tenant_no,
+        cause=Cause.SUBSCRIPTION_END,
+        detail={},
+        devices=sorted(device_nos),
+        since=at,
+        now=now,
+        key=key,
+        write=write,
+    )
+    return await make_change(connection, change)
+
+
+async def change_state(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    device_nos: Sequence[int],
+    state: DeviceState,
+    at: datetime,
+    now: datetime,
+    key: str | None = None,
+) -> TermsChanged:
+    """Let devices be in a state from an instant on, past or future, until their next change.
+
+    Retirement ends their subscriptions.
+    """
+
+    async def write(connection: Connection) -> int:
+        changed = await set_state(connection, device_nos, state=state, at=at, now=now)
+        if state is DeviceState.RETIRED:
+            for own in (await subscriptions_of_devices(connection, device_nos)).values():
+                for each in own:
+                    if each.valid_to is None or each.valid_to > at:
+                        await end_subscription_at(connection, each.subscription_no, at)
+        return changed
+
+    change = TermsChange(
+        tenant_no=tenant_no,
+        cause=Cause.STATE_CHANGE,
+        detail={"state": state.value},
+        devices=sorted(device_nos),
+        since=at,
+        now=now,
+        key=key,
+        write=write,
+    )
+    return await make_change(connection, change)
+
+
+async def move_devices(
+    connection: Connection,
+    *,
+    device_nos: Sequence[int],
+    fleet: Fleet,
+    plan_no: int,
+    at: datetime,
+    now: datetime,
+    key: str | None = None,
+) -> TermsChanged:
+    """Move devices into another fleet of their tenant, subscribed to a plan there, at an instant.
+
+    What they used before it stays with the fleets in which they were, also if it arrives later. An
+    instant in the future is refused: who receives their readings is decided now.
+    """
+    if at > now:
+        raise InvalidValue("at", "lies in the future", "move a device when it has changed hands")
+
+    async def write(connection: Connection) -> int:
+        await check_currency(connection, plan_no, fleet)
+        for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
+            for each in own:
+                if each.valid_to is None or each.valid_to > at:
+                    await end_subscription_at(connection, each.subscription_no, at)
+            await insert_subscription(
+                connection,
+                Subscription(
+                    subscription_no=0,
+                    device_no=device_no,
+                    plan_no=plan_no,
+                    valid_from=at,
+                    valid_to=None,
+                    fleet_no=fleet.fleet_no,
+                ),
+            )
+        return await set_fleet(connection, device_nos, fleet.fleet_no)
+
+    change = TermsChange(
+        tenant_no=fleet.tenant_no,
+        cause=Cause.FLEET_CHANGE,
+        detail={"fleet_no": fleet.fleet_no, "plan_no": plan_no},
+        devices=sorted(device_nos),
+        since=at,
+        now=now,
+        key=key,
+        fleets=[fleet],
+        write=write,
+    )
+    return await make_change(connection, change)
+
+
+async def swap_sim(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    device_no: int,
+    iccid: str,
+    imsi: str | None,
+    at: datetime,
+    now: datetime,
+    key: str | None = None,
+) -> TermsChanged:
+    """Put another SIM into a device at an instant; a device that had it then has none from there on.
+
+    Usage is a device's, whatever SIM carried it: nothing is charged otherwise.
+    """
+    checked_id(iccid, "iccid")
+
+    async def write(connection: Connection) -> int:
+        return await set_sim(
+            connection, tenant_no, device_no, iccid=iccid, imsi=imsi, at=at, now=now
+        )
+
+    change = TermsChange(
+        tenant_no=tenant_no,
+        cause=Cause.SIM_SWAP,
+        detail={"iccid": iccid, "imsi": imsi},
+        devices=[device_no],
+        since=at,
+        now=now,
+        key=key,
+        write=write,
+    )
+    return await make_change(connection, change)
+
+
+async def charge_parked(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    device_nos: Sequence[int],
+    now: datetime,
+    key: str | None = None,
+) -> TermsChanged:
+    """Charge what is parked of some devices and can be charged now; the rest stays where it is."""
+
+    async def write(connection: Connection) -> int:
+        del connection
+        return 0
+
+    change = TermsChange(
+        tenant_no=tenant_no,
+        cause=Cause.PARKED,
+        detail={},
+        devices=sorted(device_nos),
+        since=_EVER,
+        now=now,
+        key=key,
+        write=write,
+    )
+    return await make_change(connection, change)
+
+
+def _running(own: Sequence[Subscription], at: datetime, device_no: int) -> Subscription:
+    for each in own:
+        if each.covers(at):
+            return each
+    raise InvalidValue(
+        "at",
+        f"device number {device_no} has no subscription then",
+        "choose an instant at which it has one, or subscribe it",
+    )

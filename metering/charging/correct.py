@@ -1,0 +1,323 @@
+"""Charging again what a change of terms concerns, in the order in which it was charged first.
+
+A fleet's state is what its history comes to under the terms as they are known now. When they change for
+an instant that charging is past, the readings concerned are charged again where they stand in that
+history; each charge that differs is replaced, and what it differs by is kept with its cause.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import lcm
+
+from metering.rating.guide import ParkReason
+from metering.rating.plan import PlanTerms, SharedBy
+from metering.replay.load import load_replay
+from metering.replay.replay import Outcome, Replay
+from metering.store.audit import (
+    RunStep,
+    device_homes,
+    run_steps,
+    stored_counts,
+    stored_hours,
+    stored_uses,
+)
+from metering.store.charges import (
+    ChargeColumns,
+    ChargedReading,
+    ParkedReading,
+    charge_columns,
+)
+from metering.store.connection import Connection
+from metering.store.corrections import (
+    ChargeDifference,
+    replace_charges,
+    replace_counts,
+    replace_draws,
+    replace_hours,
+    replace_uses,
+    store_expired_otherwise,
+)
+from metering.store.registry import (
+    Fleet,
+    fleets_of_devices,
+    plan_terms,
+    subscriptions_of_devices,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What is charged again: some fleets' devices; None: all of a fleet's, because they share."""
+
+    fleets: Mapping[int, Fleet]
+    devices: Mapping[int, Sequence[int] | None]
+
+    @property
+    def shards(self) -> set[int]:
+        """The shards that must be owned."""
+        return {fleet.shard_no for fleet in self.fleets.values()}
+
+
+@dataclass(slots=True)
+class Corrected:
+    """What was charged again: how many charges differ, and how many readings were or became parked."""
+
+    charges: int = 0
+    unparked: int = 0
+    parked: int = 0
+
+
+@dataclass(slots=True)
+class _Again:
+    """A reading, and what it comes to now, fleet by fleet."""
+
+    step: RunStep
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+async def scope_of(connection: Connection, devices: Sequence[int]) -> Scope:
+    """Return what a change concerns: devices, in every fleet that they were in, and who shares there.
+
+    Who shares may have been in further fleets: a reading is charged again as a whole.
+    """
+    concerned = set(devices)
+    sharing: set[int] = set()
+    while True:
+        fleets, _ = await fleets_of_devices(connection, sorted(concerned))
+        subscriptions = await subscriptions_of_devices(connection, sorted(concerned))
+        of_devices = [each for own in subscriptions.values() for each in own]
+        plans = await plan_terms(connection, sorted({each.plan_no for each in of_devices}))
+        found = {each.fleet_no for each in of_devices if _shares(plans[each.plan_no])}
+        if found <= sharing:
+            break
+        sharing |= found
+        for fleet_no in found:
+            concerned.update(await device_homes(connection, fleet_no))
+    return Scope(
+        fleets=fleets,
+        devices={number: None if number in sharing else sorted(concerned) for number in fleets},
+    )
+
+
+def _shares(terms: PlanTerms) -> bool:
+    """Whether one device's usage under a plan may change what another's costs."""
+    return any(
+        any(allowance.shared_by is not SharedBy.DEVICE for allowance in of_meter.allowances)
+        or any(variant.price.fleet_wide for variant in of_meter.variants)
+        for of_meter in terms.meters.values()
+    )
+
+
+async def charge_again(
+    connection: Connection, scope: Scope, *, correction_no: int, now: datetime
+) -> Corrected:
+    """Charge a scope's readings again from the first, and store whatever comes out otherwise.
+
+    Parked ones are charged if they can be now. The caller owns the scope's shards.
+    """
+    readings: dict[tuple[int, int], _Again] = {}
+    plans: dict[int, PlanTerms] = {}
+    for fleet_no, fleet in scope.fleets.items():
+        devices = scope.devices[fleet_no]
+        replay = await load_replay(connection, fleet, devices=devices, anew=True)
+        plans.update(replay.plans)
+        async for step in run_steps(connection, fleet_no, devices):
+            outcome = replay.step(step)
+            if outcome is None:
+                continue
+            own = replay.subscriptions.get(outcome.device_no, ())
+            moved = any(each.fleet_no != fleet_no for each in own)
+            if moved or _differs(step, fleet_no, outcome):
+                again = readings.setdefault((step.boot_no, step.seq), _Again(step))
+                again.outcomes.append(outcome)
+        replay.finish()
+        await _store_sums(
+            connection, replay, fleet_no, devices, correction_no=correction_no, now=now
+        )
+    changed = [each for each in readings.values() if _changed(each, scope)]
+    plans.update(await _plans_of_stored(connection, changed, plans))
+    return await _store_charges(
+        connection, changed, plans, scope, correction_no=correction_no, now=now
+    )
+
+
+def _differs(step: RunStep, fleet_no: int, outcome: Outcome) -> bool:
+    """Whether a fleet's part of a reading comes out otherwise than it is stored."""
+    if isinstance(outcome.charges, ParkReason):
+        return step.parked is None or step.parked[0] != outcome.charges.value
+    stored = [each for each in step.charges if each[1] == fleet_no]
+    return step.parked is not None or stored != _columns_of(step, [outcome])
+
+
+def _changed(again: _Again, scope: Scope) -> bool:
+    """Whether any fleet's part of a reading differs; whose device moved was kept in any case."""
+    if any(isinstance(each.charges, ParkReason) for each in again.outcomes):
+        return _differs(again.step, 0, again.outcomes[0])
+    stored = [each for each in again.step.charges if each[1] in scope.fleets]
+    return again.step.parked is not None or sorted(stored) != sorted(
+        _columns_of(again.step, again.outcomes)
+    )
+
+
+def _columns_of(step: RunStep, outcomes: Iterable[Outcome]) -> list[ChargeColumns]:
+    assert step.stored is not None  # noqa: S101 - else there is no outcome
+    meter_no = step.stored.reading.meter.meter_no
+    return [
+        charge_columns(charge, meter_no)
+        for outcome in outcomes
+        if not isinstance(outcome.charges, ParkReason)
+        for charge in outcome.charges
+    ]
+
+
+async def _store_sums(
+    connection: Connection,
+    replay: Replay,
+    fleet_no: int,
+    devices: Sequence[int] | None,
+    *,
+    correction_no: int,
+    now: datetime,
+) -> None:
+    owners = None if devices is None else sorted(replay.plan_of)
+    if replay.expired_otherwise:
+        expired = [
+            (place, bucket_no, due - lost)
+            for place, bucket_no, lost, due in replay.expired_otherwise
+        ]
+        await store_expired_otherwise(connection, expired, correction_no=correction_no, now=now)
+    uses, counts = replay.accounts.uses, replay.accounts.counts
+    await replace_uses(connection, fleet_no, await stored_uses(connection, fleet_no, owners), uses)
+    await replace_counts(
+        connection, fleet_no, await stored_counts(connection, fleet_no, owners), counts
+    )
+    await replace_draws(connection, replay.stored_buckets, replay.buckets)
+    hours = {key: tuple(sums) for key, sums in replay.hours.items()}
+    stored = await stored_hours(connection, fleet_no, devices)
+    await replace_hours(connection, fleet_no, stored, hours)
+
+
+async def _plans_of_stored(
+    connection: Connection, readings: Iterable[_Again], known: Mapping[int, PlanTerms]
+) -> dict[int, PlanTerms]:
+    wanted = {charge[3] for each in readings for charge in each.step.charges} - known.keys()
+    return await plan_terms(connection, sorted(wanted)) if wanted else {}
+
+
+async def _store_charges(
+    connection: Connection,
+    readings: Iterable[_Again],
+    plans: Mapping[int, PlanTerms],
+    scope: Scope,
+    *,
+    correction_no: int,
+    now: datetime,
+) -> Corrected:
+    corrected = Corrected()
+    superseded: list[tuple[int, int, datetime]] = []
+    unparked: list[tuple[int, int, datetime]] = []
+    charged: list[ChargedReading] = []
+    parked: list[ParkedReading] = []
+    differences: list[ChargeDifference] = []
+    for each in readings:
+        step, outcomes = each.step, each.outcomes
+        stored = step.stored
+        assert stored is not None  # noqa: S101 - else there is no outcome
+        name = (step.boot_no, step.seq, stored.reading.at)
+        if step.parked is not None:
+            unparked.append(name)
+            corrected.unparked += 1
+        elif step.charges:
+            superseded.append(name)
+        reason = next(
+            (one.charges for one in outcomes if isinstance(one.charges, ParkReason)), None
+        )
+        again: list[ChargeColumns] = []
+        if reason is not None:
+            parked.append(
+                ParkedReading(
+                    run_no=step.run_no,
+                    run_position=step.run_position,
+                    fleet_no=next(iter(scope.fleets)),
+                    stored=stored,
+                    usage=outcomes[0].usage,
+                    reason=reason,
+                )
+            )
+            corrected.parked += 1
+        else:
+            again = _columns_of(step, outcomes)
+            charged.append(
+                ChargedReading(
+                    run_no=step.run_no,
+                    run_position=step.run_position,
+                    stored=stored,
+                    charges=[
+                        charge
+                        for one in outcomes
+                        if not isinstance(one.charges, ParkReason)
+                        for charge in one.charges
+                    ],
+                    correction_no=correction_no,
+                )
+            )
+        differences += _differences(step, again, plans)
+    corrected.charges = len(differences)
+    await replace_charges(
+        connection,
+        correction_no,
+        superseded=superseded,
+        unparked=unparked,
+        charged=charged,
+        parked=parked,
+        differences=differences,
+        now=now,
+    )
+    return corrected
+
+
+def _differences(
+    step: RunStep, again: Sequence[ChargeColumns], plans: Mapping[int, PlanTerms]
+) -> list[ChargeDifference]:
+    """Return what each of a reading's charges differs by: those of the same part, fleet and cycle."""
+    stored = step.stored
+    assert stored is not None  # noqa: S101 - else there is no outcome
+    before = {_place(columns): columns for columns in step.charges}
+    after = {_place(columns): columns for columns in again}
+    found: list[ChargeDifference] = []
+    for place in [*before, *(place for place in after if place not in before)]:
+        old, new = before.get(place), after.get(place)
+        subunits = lcm(
+            *(plans[columns[3]].subunits_per_unit for columns in (old, new) if columns is not None)
+        )
+        part, fleet_no, cycle_start = place
+        found.append(
+            ChargeDifference(
+                boot_no=step.boot_no,
+                seq=step.seq,
+                part=part,
+                measured_at=stored.reading.at,
+                fleet_no=fleet_no,
+                device_no=stored.device_no,
+                cycle_start=cycle_start,
+                quantity=(new[8] if new else 0) - (old[8] if old else 0),
+                amount=_amount(new, plans, subunits) - _amount(old, plans, subunits),
+                subunits_per_unit=subunits,
+            )
+        )
+    return found
+
+
+def _place(columns: ChargeColumns) -> tuple[int, int, datetime]:
+    """Return a charge's part, fleet and cycle."""
+    return (columns[0], columns[1], columns[5])
+
+
+def _amount(
+    columns: ChargeColumns | None, plans: Mapping[int, PlanTerms], subunits_per_unit: int
+) -> int:
+    if columns is None:
+        return 0
+    scale = subunits_per_unit // plans[columns[3]].subunits_per_unit
+    return int(columns[18]) * scale

@@ -1,0 +1,143 @@
+"""How a change of terms is made: in one transaction, with all that follows from it.
+
+It owns the shards of the fleets concerned, writes the new terms, makes the grants of open cycles what
+they say, and charges again what was charged for later instants. What it grants counts from the first
+place in the history that it concerns; where usage did not come that far yet, from now on.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.charging.correct import Corrected, charge_again, scope_of
+from metering.charging.regrant import grant_anew
+from metering.errors import Conflict, FleetmeterError, InvalidValue
+from metering.ids import TenantNo
+from metering.store.connection import Connection
+from metering.store.corrections import Cause, correction_by_key, insert_correction, touched_usage
+from metering.store.cycles import first_subscribed
+from metering.store.registry import Fleet, lock_shard, plan_terms
+from metering.store.work import next_run_no
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermsChanged:
+    """A change of terms that was made, and what was charged again because of it.
+
+    `changed` are the subscriptions or devices that are otherwise than before, `charges` the charges;
+    `unparked` and `parked` readings. `repeated`: it had been made before, under the same key.
+    """
+
+    correction_no: int
+    changed: int = 0
+    charges: int = 0
+    unparked: int = 0
+    parked: int = 0
+    repeated: bool = False
+
+
+class ScopeGrew(FleetmeterError):
+    """Between looking and locking, devices came to share with others; the change may be tried again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermsChange:
+    """A change of terms from `since` on, for some devices. `write` writes it: how much it changed.
+
+    The same `key` makes it once; `detail` is what must then be the same. `fleets` are concerned beside
+    those in which the devices were.
+    """
+
+    tenant_no: TenantNo
+    cause: Cause
+    detail: Mapping[str, object]
+    devices: Sequence[int]
+    since: datetime
+    now: datetime
+    write: Callable[[Connection], Awaitable[int]]
+    key: str | None = None
+    fleets: Sequence[Fleet] = ()
+
+
+async def check_currency(connection: Connection, plan_no: int, fleet: Fleet) -> None:
+    """Raise `InvalidValue` when a plan's currency is not the fleet's."""
+    terms = (await plan_terms(connection, [plan_no]))[plan_no]
+    if terms.currency != fleet.currency:
+        raise InvalidValue(
+            "plan.currency",
+            f"{terms.currency} differs from the fleet's {fleet.currency}",
+            "choose a plan in the fleet's currency",
+        )
+
+
+async def make_change(connection: Connection, change: TermsChange) -> TermsChanged:
+    """Make a change of terms in a transaction of its own, or return what it was when it was made."""
+    for _ in range(_TRIES):
+        try:
+            async with connection.transaction():
+                return await _in_transaction(connection, change)
+        except ScopeGrew:
+            continue
+    raise ScopeGrew("devices come to share faster than they can be looked at; try again")
+
+
+async def _in_transaction(connection: Connection, change: TermsChange) -> TermsChanged:
+    before = await scope_of(connection, change.devices)
+    shards = before.shards | {fleet.shard_no for fleet in change.fleets}
+    for shard_no in sorted(shards):
+        await lock_shard(connection, shard_no)
+    if change.key is not None:
+        made = await correction_by_key(connection, change.tenant_no, change.key)
+        if made is not None:
+            same = (made.cause, made.effective_from) == (change.cause, change.since)
+            if not same or dict(made.detail) != dict(change.detail):
+                raise Conflict(
+                    "Idempotency-Key", "was used for another change", "use a key of its own"
+                )
+            return TermsChanged(correction_no=made.correction_no, repeated=True)
+    began = {number: await first_subscribed(connection, number) for number in before.fleets}
+    changed = await change.write(connection)
+    scope = await scope_of(connection, change.devices)
+    if not scope.shards <= shards:
+        raise ScopeGrew("a fleet came in between")
+    run_no = await next_run_no(connection)
+    touched = await touched_usage(connection, change.devices, change.since)
+    place = touched.place if touched else (run_no, -1)
+    correction_no = await insert_correction(
+        connection,
+        tenant_no=change.tenant_no,
+        cause=change.cause,
+        detail=change.detail,
+        devices=change.devices,
+        effective_from=change.since,
+        place=place,
+        run_no=run_no,
+        key=change.key,
+        now=change.now,
+    )
+    for number, fleet in scope.fleets.items():
+        await grant_anew(
+            connection,
+            fleet,
+            devices=change.devices,
+            since=change.since,
+            began=began.get(number),
+            touched=touched,
+            place=place,
+            correction_no=correction_no,
+            now=change.now,
+        )
+    corrected = Corrected()
+    if touched:
+        corrected = await charge_again(
+            connection, scope, correction_no=correction_no, now=change.now
+        )
+    return TermsChanged(
+        correction_no=correction_no,
+        changed=changed,
+        charges=corrected.charges,
+        unparked=corrected.unparked,
+        parked=corrected.parked,
+    )

@@ -1,0 +1,448 @@
+"""Changes of terms, and what they change of charges, grants and sums: each linked to its cause."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+from psycopg.types.json import Json
+
+from metering.ids import TenantNo
+from metering.rating.account import Accounts, CountKey, MeterUse, UseKey
+from metering.rating.bucket import Bucket
+from metering.rating.lots import Lots
+from metering.store.accounts import Loaded, Wanted, store_accounts
+from metering.store.audit import HourKey, Place, StoredBucket
+from metering.store.charges import (
+    ChargedReading,
+    ParkedReading,
+    store_charges,
+    store_hours,
+    store_parked,
+)
+from metering.store.connection import Connection
+
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
+ReadingName = tuple[int, int, datetime]
+"""(boot_no, seq, measured_at)"""
+
+
+class Cause(StrEnum):
+    """Why charges were made again. The texts are stored and public."""
+
+    SUBSCRIPTION = "subscription"
+    PLAN_CHANGE = "plan_change"
+    SUBSCRIPTION_END = "subscription_end"
+    STATE_CHANGE = "state_change"
+    FLEET_CHANGE = "fleet_change"
+    SIM_SWAP = "sim_swap"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCorrection:
+    """A change of terms as it was recorded."""
+
+    correction_no: int
+    cause: Cause
+    detail: Mapping[str, object]
+    effective_from: datetime
+    recorded_at: datetime
+
+
+async def correction_by_key(
+    connection: Connection, tenant_no: TenantNo, key: str
+) -> StoredCorrection | None:
+    """Return the change that a tenant made under an idempotency key."""
+    found = await connection.execute(
+        "SELECT correction_no, cause, detail, effective_from, recorded_at FROM correction"
+        " WHERE tenant_no = %s AND idempotency_key = %s",
+        [tenant_no, key],
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    return StoredCorrection(
+        correction_no=row[0],
+        cause=Cause(row[1]),
+        detail=row[2],
+        effective_from=row[3],
+        recorded_at=row[4],
+    )
+
+
+async def insert_correction(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    cause: Cause,
+    detail: Mapping[str, object],
+    devices: Sequence[int],
+    effective_from: datetime,
+    place: Place,
+    run_no: int,
+    key: str | None,
+    now: datetime,
+) -> int:
+    """Record a change of terms and return its number."""
+    inserted = await connection.execute(
+        "INSERT INTO correction (tenant_no, cause, detail, effective_from, place_run_no,"
+        " place_position, run_no, recorded_at, idempotency_key)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " RETURNING correction_no",
+        [tenant_no, cause, Json(detail), effective_from, *place, run_no, now, key],
+    )
+    row = await inserted.fetchone()
+    assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
+    await connection.execute(
+        "INSERT INTO correction_device (correction_no, device_no)"
+        " SELECT %s, device_no FROM unnest(%s::bigint[]) AS given (device_no)",
+        [row[0], list(devices)],
+    )
+    return int(row[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TouchedUsage:
+    """Usage that charging has dealt with already: its first place, and the time that it spans."""
+
+    place: Place
+    begins: datetime
+    ends: datetime
+
+
+async def touched_usage(
+    connection: Connection, devices: Sequence[int], since: datetime
+) -> TouchedUsage | None:
+    """Return what of some devices' usage at or after an instant was charged or parked."""
+    found = await connection.execute(
+        "WITH own AS (SELECT boot_no FROM boot WHERE device_no = ANY(%(devices)s)),"
+        " touched AS (SELECT run_no, run_position, usage_from, usage_to FROM charge"
+        "   WHERE boot_no IN (SELECT boot_no FROM own)"
+        "   AND (usage_to > %(since)s OR usage_from >= %(since)s)"
+        "   UNION ALL SELECT run_no, run_position, usage_from, usage_to FROM parked"
+        "   WHERE boot_no IN (SELECT boot_no FROM own)"
+        "   AND (usage_to > %(since)s OR usage_from >= %(since)s))"
+        " SELECT run_no, run_position, min(usage_from) OVER (), max(usage_to) OVER () FROM touched"
+        " ORDER BY run_no, run_position LIMIT 1",
+        {"devices": list(devices), "since": since},
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    return TouchedUsage(place=(row[0], row[1]), begins=row[2], ends=row[3])
+
+
+# Grants
+
+MadeKey = tuple[str, int, int, str, datetime, int]
+"""kind, subscription_no, meter_no, name, begins_at, plan_no of a plan's own pool or 0"""
+
+
+async def grants_made(
+    connection: Connection, fleet_no: int, cycle_start: datetime, devices: Sequence[int] | None
+) -> dict[MadeKey, tuple[int, int]]:
+    """Return what devices brought in in a cycle so far: `(bucket_no, quantity)`; None: all devices."""
+    found = await connection.execute(
+        "SELECT bucket.kind, bucket_entry.subscription_no, bucket.meter_no, bucket.name,"
+        " bucket.begins_at, coalesce(bucket.plan_no, 0), bucket_no, sum(bucket_entry.quantity)"
+        " FROM bucket JOIN bucket_entry USING (bucket_no)"
+        " JOIN subscription ON subscription.subscription_no = bucket_entry.subscription_no"
+        " WHERE bucket.fleet_no = %s AND bucket.cycle_start = %s"
+        " AND bucket_entry.kind IN ('grant', 'regrant')"
+        " AND (%s::bigint[] IS NULL OR subscription.device_no = ANY(%s::bigint[]))"
+        " GROUP BY bucket.bucket_no, bucket_entry.subscription_no",
+        [fleet_no, cycle_start, devices, devices],
+    )
+    return {
+        (row[0], row[1], row[2], row[3], row[4], row[5]): (row[6], int(row[7]))
+        for row in await found.fetchall()
+    }
+
+
+async def store_regrants(
+    connection: Connection,
+    changed: Sequence[tuple[int, int, int]],
+    *,
+    correction_no: int,
+    place: Place,
+    now: datetime,
+) -> None:
+    """Add `(bucket_no, subscription_no, quantity)` to what was granted, from a place on."""
+    await connection.execute(
+        "INSERT INTO bucket_entry"
+        " (bucket_no, kind, quantity, subscription_no, run_no, run_position, entered_at,"
+        " correction_no) SELECT bucket_no, 'regrant', quantity, subscription_no, %s, %s, %s, %s"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::numeric[])"
+        " AS given (bucket_no, subscription_no, quantity)",
+        [*place, now, correction_no, *_columns(changed, 3)],
+    )
+    await _add_to_granted(connection, [(bucket, quantity) for bucket, _, quantity in changed])
+
+
+async def store_expired_otherwise(
+    connection: Connection,
+    expired: Sequence[tuple[Place, int, int]],
+    *,
+    correction_no: int,
+    now: datetime,
+) -> None:
+    """Let lots lose `(place, bucket_no, quantity)` more, from there on; less if negative."""
+    rows = [(*place, bucket_no, quantity) for place, bucket_no, quantity in expired]
+    await connection.execute(
+        "INSERT INTO bucket_entry"
+        " (bucket_no, kind, quantity, run_no, run_position, entered_at, correction_no)"
+        " SELECT bucket_no, 'expiry', -quantity, run_no, run_position, %s, %s"
+        " FROM unnest(%s::bigint[], %s::int[], %s::bigint[], %s::numeric[])"
+        " AS given (run_no, run_position, bucket_no, quantity)",
+        [now, correction_no, *_columns(rows, 4)],
+    )
+    await _add_to_granted(connection, [(bucket, -quantity) for _, bucket, quantity in expired])
+
+
+async def _add_to_granted(connection: Connection, added: Sequence[tuple[int, int]]) -> None:
+    await connection.execute(
+        "UPDATE bucket SET granted = granted + added.quantity, taken_back = taken_back + added.taken"
+        " FROM (SELECT bucket_no, sum(quantity) AS quantity, sum(greatest(0, -quantity)) AS taken"
+        "   FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)"
+        "   GROUP BY bucket_no) AS added"
+        " WHERE bucket.bucket_no = added.bucket_no",
+        _columns(added, 2),
+    )
+
+
+# Charges
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeDifference:
+    """What a change makes of one charge: the new one less the old one."""
+
+    boot_no: int
+    seq: int
+    part: int
+    measured_at: datetime
+    fleet_no: int
+    device_no: int
+    cycle_start: datetime
+    quantity: int
+    amount: int
+    """Counts the sub-unit `1 / subunits_per_unit`."""
+    subunits_per_unit: int
+
+
+async def replace_charges(
+    connection: Connection,
+    correction_no: int,
+    *,
+    superseded: Sequence[ReadingName],
+    unparked: Sequence[ReadingName],
+    charged: Sequence[ChargedReading],
+    parked: Sequence[ParkedReading],
+    differences: Sequence[ChargeDifference],
+    now: datetime,
+) -> None:
+    """Put what is charged again in the place of what was charged or parked, and keep what was."""
+    if superseded:
+        await connection.execute(
+            "WITH gone AS (DELETE FROM charge"
+            "   USING unnest(%s::bigint[], %s::bigint[], %s::timestamptz[])"
+            "     AS given (boot_no, seq, measured_at)"
+            "   WHERE charge.boot_no = given.boot_no AND charge.seq = given.seq"
+            "   AND charge.measured_at = given.measured_at RETURNING charge.*)"
+            " INSERT INTO superseded_charge SELECT gone.*, %s FROM gone",
+            [*_columns(superseded, 3), correction_no],
+        )
+    if unparked:
+        await connection.execute(
+            "DELETE FROM parked USING unnest(%s::bigint[], %s::bigint[]) AS given (boot_no, seq)"
+            " WHERE parked.boot_no = given.boot_no AND parked.seq = given.seq",
+            _columns([name[:2] for name in unparked], 2),
+        )
+    if charged:
+        await store_charges(connection, charged, now=now)
+    if parked:
+        await store_parked(connection, parked, now=now)
+    if differences:
+        await connection.execute(
+            "INSERT INTO charge_correction (correction_no, boot_no, seq, part, measured_at, fleet_no,"
+            " device_no, cycle_start, quantity, amount, subunits_per_unit)"
+            " SELECT %s, * FROM unnest(%s::bigint[], %s::bigint[], %s::smallint[],"
+            " %s::timestamptz[], %s::int[], %s::bigint[], %s::timestamptz[], %s::bigint[],"
+            " %s::numeric[], %s::numeric[])",
+            [
+                correction_no,
+                [each.boot_no for each in differences],
+                [each.seq for each in differences],
+                [each.part for each in differences],
+                [each.measured_at for each in differences],
+                [each.fleet_no for each in differences],
+                [each.device_no for each in differences],
+                [each.cycle_start for each in differences],
+                [each.quantity for each in differences],
+                [each.amount for each in differences],
+                [each.subunits_per_unit for each in differences],
+            ],
+        )
+
+
+# Sums
+
+
+async def replace_uses(
+    connection: Connection,
+    fleet_no: int,
+    stored: Mapping[UseKey, MeterUse],
+    replayed: Mapping[UseKey, MeterUse],
+) -> None:
+    """Let cumulative use be what a replay says."""
+    changed = {key: use for key, use in replayed.items() if stored.get(key) != use}
+    gone = [key for key in stored if key not in replayed]
+    if changed:
+        await _store(connection, Accounts(uses=changed), fleet_no)
+    if gone:
+        await connection.execute(
+            "DELETE FROM meter_use"
+            " USING unnest(%s::bigint[], %s::smallint[], %s::timestamptz[], %s::smallint[])"
+            " AS given (subscription_no, meter_no, cycle_start, variant)"
+            " WHERE meter_use.subscription_no = given.subscription_no"
+            " AND meter_use.meter_no = given.meter_no"
+            " AND meter_use.cycle_start = given.cycle_start AND meter_use.variant = given.variant",
+            _columns(gone, 4),
+        )
+
+
+async def replace_counts(
+    connection: Connection,
+    fleet_no: int,
+    stored: Mapping[CountKey, int],
+    replayed: Mapping[CountKey, int],
+) -> None:
+    """Let counts be what a replay says."""
+    changed = {key: count for key, count in replayed.items() if stored.get(key) != count}
+    gone = [key for key in stored if key not in replayed]
+    if changed:
+        await _store(connection, Accounts(counts=changed), fleet_no)
+    if gone:
+        await connection.execute(
+            "DELETE FROM rating_count USING unnest(%s::bigint[], %s::smallint[],"
+            "   %s::timestamptz[], %s::smallint[], %s::text[])"
+            " AS given (subscription_no, meter_no, cycle_start, variant, name)"
+            " WHERE rating_count.subscription_no = given.subscription_no"
+            " AND rating_count.meter_no = given.meter_no"
+            " AND rating_count.cycle_start = given.cycle_start"
+            " AND rating_count.variant = given.variant AND rating_count.name = given.name",
+            _columns(gone, 5),
+        )
+
+
+async def replace_draws(
+    connection: Connection,
+    stored: Mapping[int, StoredBucket],
+    replayed: Mapping[int, Bucket],
+) -> None:
+    """Let what was drawn from buckets, and by whom, be what a replay says."""
+    loaded = Loaded(accounts=Accounts(), lots=Lots())
+    for number, bucket in replayed.items():
+        was = stored[number]
+        loaded.buckets[number] = bucket
+        # Stored again in any case: who drew may differ where the sum does not.
+        loaded.drawn_before[number] = -1
+        if bucket.floor:
+            bucket.promised_to_all()
+        for member in was.drawn:
+            bucket.drawn.setdefault(member, 0)
+    if loaded.buckets:
+        await store_accounts(connection, loaded, _wanted(Accounts(), 0))
+
+
+async def replace_hours(
+    connection: Connection,
+    fleet_no: int,
+    stored: Mapping[HourKey, tuple[int, ...]],
+    replayed: Mapping[HourKey, tuple[int, ...]],
+) -> None:
+    """Let hourly rollups be what a replay says."""
+    differing = [
+        key for key in stored.keys() | replayed.keys() if stored.get(key) != replayed.get(key)
+    ]
+    if not differing:
+        return
+    await connection.execute(
+        "DELETE FROM usage_hour"
+        " USING unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[])"
+        " AS given (device_no, meter_no, plan_no, hour)"
+        " WHERE usage_hour.device_no = given.device_no AND usage_hour.meter_no = given.meter_no"
+        " AND usage_hour.plan_no = given.plan_no AND usage_hour.hour = given.hour"
+        " AND usage_hour.fleet_no = %s",
+        [*_columns(differing, 4), fleet_no],
+    )
+    hours = {(*key, fleet_no): replayed[key] for key in differing if key in replayed}
+    if hours:
+        await store_hours(connection, hours)
+
+
+async def _store(connection: Connection, accounts: Accounts, fleet_no: int) -> None:
+    loaded = Loaded(accounts=accounts, lots=Lots())
+    await store_accounts(connection, loaded, _wanted(accounts, fleet_no))
+
+
+def _wanted(accounts: Accounts, fleet_no: int) -> Wanted:
+    return Wanted(
+        uses=dict.fromkeys(accounts.uses, fleet_no),
+        counts=dict.fromkeys(accounts.counts, fleet_no),
+        meters={},
+        first=_NEVER,
+        last=_NEVER,
+    )
+
+
+def _columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
+    columns: list[list[Any]] = [[] for _ in range(count)]
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    return columns
+
+
+# What the audit looks at
+
+
+async def unequal_corrections(connection: Connection) -> list[tuple[int, int, int]]:
+    """Return `(boot_no, seq, fleet_no)` where a reading's corrections do not explain its charges.
+
+    Of each fleet, what a reading was charged first and all differences since make what it is charged,
+    and its charges name the last of them.
+    """
+    sums: dict[tuple[int, int, int], Fraction] = {}
+    found = await connection.execute(
+        "SELECT boot_no, seq, fleet_no, amount, subunits_per_unit FROM charge_correction"
+    )
+    for boot_no, seq, fleet_no, amount, subunits in await found.fetchall():
+        key = (boot_no, seq, fleet_no)
+        sums[key] = sums.get(key, Fraction(0)) + Fraction(int(amount), int(subunits))
+    for query, sign in ((_CHARGED_FIRST, 1), (_CHARGED_NOW, -1)):
+        found = await connection.execute(query)
+        for boot_no, seq, fleet_no, amount, subunits in await found.fetchall():
+            key = (boot_no, seq, fleet_no)
+            sums[key] = sums.get(key, Fraction(0)) + sign * Fraction(int(amount), int(subunits))
+    found = await connection.execute(_NAMES_ANOTHER)
+    return sorted({*(key for key, rest in sums.items() if rest), *await found.fetchall()})
+
+
+_NAMES_ANOTHER = (
+    "SELECT charge.boot_no, charge.seq, charge.fleet_no FROM charge JOIN"
+    " (SELECT boot_no, seq, max(correction_no) AS correction_no FROM charge_correction"
+    "   GROUP BY boot_no, seq) AS last USING (boot_no, seq)"
+    " WHERE charge.correction_no IS DISTINCT FROM last.correction_no"
+)
+_CHARGED_FIRST = (
+    "SELECT first.boot_no, first.seq, first.fleet_no, first.amount, plan.subunits_per_unit"
+    " FROM superseded_charge AS first JOIN plan USING (plan_no) WHERE first.correction_no IS NULL"
+)
+_CHARGED_NOW = (
+    "SELECT charge.boot_no, charge.seq, charge.fleet_no, charge.amount, plan.subunits_per_unit"
+    " FROM charge JOIN plan USING (plan_no) WHERE charge.correction_no IS NOT NULL"
+)

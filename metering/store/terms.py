@@ -1,0 +1,113 @@
+"""Writing dated terms: subscriptions, states, SIMs and fleets of devices."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from psycopg.types.range import TimestamptzRange
+
+from metering.ids import TenantNo
+from metering.rating.guide import Subscription
+from metering.rating.plan import DeviceState
+from metering.store.connection import Connection
+
+
+async def end_subscription_at(
+    connection: Connection, subscription_no: int, ends_at: datetime
+) -> None:
+    """End a subscription at an instant; one that begins no earlier is left no time at all."""
+    await connection.execute(
+        "UPDATE subscription SET valid = CASE WHEN lower(valid) >= %(at)s THEN 'empty'::tstzrange"
+        " ELSE tstzrange(lower(valid), %(at)s) END"
+        " WHERE subscription_no = %(no)s AND NOT isempty(valid)",
+        {"no": subscription_no, "at": ends_at},
+    )
+
+
+async def insert_subscription(connection: Connection, subscription: Subscription) -> int:
+    """Add a subscription as it is described, but for its number; return that."""
+    inserted = await connection.execute(
+        "INSERT INTO subscription (device_no, fleet_no, plan_no, valid) VALUES (%s, %s, %s, %s)"
+        " RETURNING subscription_no",
+        [
+            subscription.device_no,
+            subscription.fleet_no,
+            subscription.plan_no,
+            TimestamptzRange(subscription.valid_from, subscription.valid_to),
+        ],
+    )
+    row = await inserted.fetchone()
+    assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
+    return int(row[0])
+
+
+async def set_state(
+    connection: Connection,
+    device_nos: Sequence[int],
+    *,
+    state: DeviceState,
+    at: datetime,
+    now: datetime,
+) -> int:
+    """Let devices be in a state from an instant on; return how many were not."""
+    changed = await connection.execute(
+        "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
+        " SELECT device_no, %(at)s, %(state)s, %(now)s FROM unnest(%(devices)s::bigint[])"
+        "   AS given (device_no)"
+        " WHERE (SELECT state FROM device_state_change AS known"
+        "   WHERE known.device_no = given.device_no AND known.effective_from <= %(at)s"
+        "   ORDER BY known.effective_from DESC LIMIT 1) IS DISTINCT FROM %(state)s"
+        " ON CONFLICT (device_no, effective_from) DO UPDATE SET state = excluded.state,"
+        " recorded_at = excluded.recorded_at",
+        {"devices": list(device_nos), "at": at, "state": state.value, "now": now},
+    )
+    return changed.rowcount
+
+
+async def set_fleet(connection: Connection, device_nos: Sequence[int], fleet_no: int) -> int:
+    """Let devices be in a fleet; return how many were in another."""
+    changed = await connection.execute(
+        "UPDATE device SET fleet_no = %s WHERE device_no = ANY(%s) AND fleet_no <> %s",
+        [fleet_no, list(device_nos), fleet_no],
+    )
+    return changed.rowcount
+
+
+async def set_sim(
+    connection: Connection,
+    tenant_no: TenantNo,
+    device_no: int,
+    *,
+    iccid: str,
+    imsi: str | None,
+    at: datetime,
+    now: datetime,
+) -> int:
+    """Let a SIM be in a device from an instant on, out of any other; return 1, or 0 if it was there.
+
+    What was planned for either of them after that instant no longer holds.
+    """
+    there = await connection.execute(
+        "SELECT FROM device_sim WHERE device_no = %s AND iccid = %s"
+        " AND imsi IS NOT DISTINCT FROM %s AND valid @> tstzrange(%s, NULL)",
+        [device_no, iccid, imsi, at],
+    )
+    if there.rowcount:
+        return 0
+    ending = {"tenant": tenant_no, "device": device_no, "iccid": iccid, "at": at}
+    await connection.execute(
+        "DELETE FROM device_sim WHERE lower(valid) >= %(at)s"
+        " AND (device_no = %(device)s OR (tenant_no = %(tenant)s AND iccid = %(iccid)s))",
+        ending,
+    )
+    await connection.execute(
+        "UPDATE device_sim SET valid = tstzrange(lower(valid), %(at)s)"
+        " WHERE valid && tstzrange(%(at)s, NULL)"
+        " AND (device_no = %(device)s OR (tenant_no = %(tenant)s AND iccid = %(iccid)s))",
+        ending,
+    )
+    await connection.execute(
+        "INSERT INTO device_sim (tenant_no, device_no, iccid, imsi, valid, recorded_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [tenant_no, device_no, iccid, imsi, TimestamptzRange(at, None), now],
+    )
+    return 1
