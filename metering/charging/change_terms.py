@@ -35,27 +35,28 @@ async def change_plan(
     tenant_no: TenantNo,
     device_nos: Sequence[int],
     plan_no: int,
-    at: datetime,
+    at: datetime | None = None,
     now: datetime,
     key: str | None = None,
 ) -> TermsChanged:
-    """Let devices go over to another plan version at an instant, past or future.
+    """Let devices go over to another plan version at an instant, past or future; None: now.
 
     Each must have a subscription then. It ends where the change takes effect, as the plan that is left
     says; the new one runs as long as the old one would have.
     """
+    since = at or now
 
     async def write(connection: Connection) -> int:
         changed = 0
         for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
-            running = _running(own, at, device_no)
+            running = _running(own, since, device_no)
             if running.plan_no == plan_no:
                 continue
             fleet = (await fleets_by_no(connection, [running.fleet_no]))[running.fleet_no]
             await check_currency(connection, plan_no, fleet)
             terms = await plan_terms(connection, sorted({running.plan_no, plan_no}))
             calendar = Calendar(fleet.time_zone, fleet.anchor_day)
-            starts = _takes_effect(running, plan_no, at, terms, calendar)
+            starts = _takes_effect(running, plan_no, since, terms, calendar)
             if running.valid_to is not None and starts >= running.valid_to:
                 raise InvalidValue(
                     "at",
@@ -75,7 +76,8 @@ async def change_plan(
         cause=Cause.PLAN_CHANGE,
         detail={"plan_no": plan_no},
         devices=sorted(device_nos),
-        since=at,
+        since=since,
+        asked_at=at,
         now=now,
         key=key,
         write=write,
@@ -105,18 +107,19 @@ async def end_subscriptions(
     *,
     tenant_no: TenantNo,
     device_nos: Sequence[int],
-    at: datetime,
+    at: datetime | None = None,
     now: datetime,
     key: str | None = None,
 ) -> TermsChanged:
     """End what devices are subscribed to at an instant, past or future; later usage is parked."""
+    since = at or now
 
     async def write(connection: Connection) -> int:
         changed = 0
         for own in (await subscriptions_of_devices(connection, device_nos)).values():
             for each in own:
-                if each.valid_to is None or each.valid_to > at:
-                    await end_subscription_at(connection, each.subscription_no, at)
+                if each.valid_to is None or each.valid_to > since:
+                    await end_subscription_at(connection, each.subscription_no, since)
                     changed += 1
         return changed
 
@@ -125,7 +128,8 @@ async def end_subscriptions(
         cause=Cause.SUBSCRIPTION_END,
         detail={},
         devices=sorted(device_nos),
-        since=at,
+        since=since,
+        asked_at=at,
         now=now,
         key=key,
         write=write,
@@ -139,7 +143,7 @@ async def change_state(
     tenant_no: TenantNo,
     device_nos: Sequence[int],
     state: DeviceState,
-    at: datetime,
+    at: datetime | None = None,
     now: datetime,
     key: str | None = None,
 ) -> TermsChanged:
@@ -147,14 +151,15 @@ async def change_state(
 
     Retirement ends their subscriptions.
     """
+    since = at or now
 
     async def write(connection: Connection) -> int:
-        changed = await set_state(connection, device_nos, state=state, at=at, now=now)
+        changed = await set_state(connection, device_nos, state=state, at=since, now=now)
         if state is DeviceState.RETIRED:
             for own in (await subscriptions_of_devices(connection, device_nos)).values():
                 for each in own:
-                    if each.valid_to is None or each.valid_to > at:
-                        await end_subscription_at(connection, each.subscription_no, at)
+                    if each.valid_to is None or each.valid_to > since:
+                        await end_subscription_at(connection, each.subscription_no, since)
         return changed
 
     change = TermsChange(
@@ -162,7 +167,8 @@ async def change_state(
         cause=Cause.STATE_CHANGE,
         detail={"state": state.value},
         devices=sorted(device_nos),
-        since=at,
+        since=since,
+        asked_at=at,
         now=now,
         key=key,
         write=write,
@@ -176,7 +182,7 @@ async def move_devices(
     device_nos: Sequence[int],
     fleet: Fleet,
     plan_no: int,
-    at: datetime,
+    at: datetime | None = None,
     now: datetime,
     key: str | None = None,
 ) -> TermsChanged:
@@ -185,22 +191,23 @@ async def move_devices(
     What they used before it stays with the fleets in which they were, also if it arrives later. An
     instant in the future is refused: who receives their readings is decided now.
     """
-    if at > now:
+    since = at or now
+    if since > now:
         raise InvalidValue("at", "lies in the future", "move a device when it has changed hands")
 
     async def write(connection: Connection) -> int:
         await check_currency(connection, plan_no, fleet)
         for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
             for each in own:
-                if each.valid_to is None or each.valid_to > at:
-                    await end_subscription_at(connection, each.subscription_no, at)
+                if each.valid_to is None or each.valid_to > since:
+                    await end_subscription_at(connection, each.subscription_no, since)
             await insert_subscription(
                 connection,
                 Subscription(
                     subscription_no=0,
                     device_no=device_no,
                     plan_no=plan_no,
-                    valid_from=at,
+                    valid_from=since,
                     valid_to=None,
                     fleet_no=fleet.fleet_no,
                 ),
@@ -212,7 +219,8 @@ async def move_devices(
         cause=Cause.FLEET_CHANGE,
         detail={"fleet_no": fleet.fleet_no, "plan_no": plan_no},
         devices=sorted(device_nos),
-        since=at,
+        since=since,
+        asked_at=at,
         now=now,
         key=key,
         fleets=[fleet],
@@ -228,7 +236,7 @@ async def swap_sim(
     device_no: int,
     iccid: str,
     imsi: str | None,
-    at: datetime,
+    at: datetime | None = None,
     now: datetime,
     key: str | None = None,
 ) -> TermsChanged:
@@ -237,10 +245,11 @@ async def swap_sim(
     Usage is a device's, whatever SIM carried it: nothing is charged otherwise.
     """
     checked_id(iccid, "iccid")
+    since = at or now
 
     async def write(connection: Connection) -> int:
         return await set_sim(
-            connection, tenant_no, device_no, iccid=iccid, imsi=imsi, at=at, now=now
+            connection, tenant_no, device_no, iccid=iccid, imsi=imsi, at=since, now=now
         )
 
     change = TermsChange(
@@ -248,7 +257,8 @@ async def swap_sim(
         cause=Cause.SIM_SWAP,
         detail={"iccid": iccid, "imsi": imsi},
         devices=[device_no],
-        since=at,
+        since=since,
+        asked_at=at,
         now=now,
         key=key,
         write=write,

@@ -46,8 +46,8 @@ class ScopeGrew(FleetmeterError):
 class TermsChange:
     """A change of terms from `since` on, for some devices. `write` writes it: how much it changed.
 
-    The same `key` makes it once; `detail` is what must then be the same. `fleets` are concerned beside
-    those in which the devices were.
+    The same `key` makes it once; devices, `detail` and `asked_at` must then be the same, which is None
+    where it was left to be now. `fleets` are concerned beside those in which the devices were.
     """
 
     tenant_no: TenantNo
@@ -57,6 +57,7 @@ class TermsChange:
     since: datetime
     now: datetime
     write: Callable[[Connection], Awaitable[int]]
+    asked_at: datetime | None = None
     key: str | None = None
     fleets: Sequence[Fleet] = ()
 
@@ -91,8 +92,11 @@ async def _in_transaction(connection: Connection, change: TermsChange) -> TermsC
     if change.key is not None:
         made = await correction_by_key(connection, change.tenant_no, change.key)
         if made is not None:
-            same = (made.cause, made.effective_from) == (change.cause, change.since)
-            if not same or dict(made.detail) != dict(change.detail):
+            if (made.cause, made.detail, made.devices) != (
+                change.cause,
+                _detail(change),
+                sorted(change.devices),
+            ):
                 raise Conflict(
                     "Idempotency-Key", "was used for another change", "use a key of its own"
                 )
@@ -109,7 +113,7 @@ async def _in_transaction(connection: Connection, change: TermsChange) -> TermsC
         connection,
         tenant_no=change.tenant_no,
         cause=change.cause,
-        detail=change.detail,
+        detail=_detail(change),
         devices=change.devices,
         effective_from=change.since,
         place=place,
@@ -141,3 +145,8 @@ async def _in_transaction(connection: Connection, change: TermsChange) -> TermsC
         unparked=corrected.unparked,
         parked=corrected.parked,
     )
+
+
+def _detail(change: TermsChange) -> dict[str, object]:
+    asked_at = change.asked_at.isoformat() if change.asked_at else None
+    return {**change.detail, "at": asked_at}

@@ -44,6 +44,7 @@ async def subscribe(
         detail={"plan_no": plan_no, "valid_to": valid_to and valid_to.isoformat()},
         devices=sorted(device_nos),
         since=valid_from,
+        asked_at=valid_from,
         now=now,
         key=key,
         fleets=[fleet],

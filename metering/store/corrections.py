@@ -48,8 +48,7 @@ class StoredCorrection:
     correction_no: int
     cause: Cause
     detail: Mapping[str, object]
-    effective_from: datetime
-    recorded_at: datetime
+    devices: Sequence[int]
 
 
 async def correction_by_key(
@@ -57,8 +56,10 @@ async def correction_by_key(
 ) -> StoredCorrection | None:
     """Return the change that a tenant made under an idempotency key."""
     found = await connection.execute(
-        "SELECT correction_no, cause, detail, effective_from, recorded_at FROM correction"
-        " WHERE tenant_no = %s AND idempotency_key = %s",
+        "SELECT correction_no, cause, detail, (SELECT coalesce(array_agg(device_no"
+        "   ORDER BY device_no), '{}') FROM correction_device"
+        "   WHERE correction_device.correction_no = correction.correction_no)"
+        " FROM correction WHERE tenant_no = %s AND idempotency_key = %s",
         [tenant_no, key],
     )
     row = await found.fetchone()
@@ -68,8 +69,7 @@ async def correction_by_key(
         correction_no=row[0],
         cause=Cause(row[1]),
         detail=row[2],
-        effective_from=row[3],
-        recorded_at=row[4],
+        devices=row[3],
     )
 
 

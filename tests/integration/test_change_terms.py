@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
+import psycopg
 import pytest
 
 from metering.charging.change_terms import (
@@ -474,5 +475,53 @@ def test_every_damage_to_a_correction_is_named(database_url: str) -> None:
                 result = await audit_database(story.connection)
             assert any(named in each for each in result.differences), (damage, result.differences)
         await story.cost()
+
+    told(database_url, tell)
+
+
+def test_the_plan_that_is_left_says_when_a_change_takes_effect(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        fleet = await story.fleet("north")
+        large = await story.operator.plan(
+            {**LARGE, "plan_changes": {"upward": "at_once", "downward": "next_period"}}
+        )
+        small = await story.operator.plan({**SMALL, "monthly_fee": "1.00"})
+        (device,) = await story.devices(fleet, "d1", plan_no=large)
+        await story.publish("d1", data(1, 60, day(10)))
+        repeated = [
+            (
+                await change_plan(
+                    story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+                    plan_no=small, at=day(8, 0), now=NOW, key="once",
+                )
+            ).repeated
+            for _ in range(2)
+        ]  # fmt: skip
+        assert repeated == [False, True]
+        may = datetime(2026, 4, 30, 22, tzinfo=UTC)
+        assert await story.rows(
+            "SELECT plan_no, lower(valid), upper(valid) FROM subscription ORDER BY 2"
+        ) == [(large, APRIL, may), (small, may, None)]
+        assert await story.cost() == 0
+
+    told(database_url, tell)
+
+
+def test_a_change_that_fails_in_the_middle_leaves_everything_as_it_was(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        fleet = await story.fleet("north")
+        small = await story.operator.plan(SMALL)
+        dollars = await story.operator.plan({**LARGE, "plan": "dollars", "currency": "USD"})
+        device, other = await story.devices(fleet, "d1", "d2", plan_no=small)
+        await story.publish("d1", data(1, 12, day(10)))
+        for devices, plan_no in (([device], dollars), ([device, other, 10**9], small)):
+            with pytest.raises((InvalidValue, psycopg.errors.ForeignKeyViolation)):
+                await change_plan(
+                    story.connection, tenant_no=story.operator.tenant, device_nos=devices,
+                    plan_no=plan_no, at=day(8, 0), now=NOW,
+                )  # fmt: skip
+        assert await story.rows("SELECT count(*) FROM correction") == [(1,)]
+        assert await story.rows("SELECT count(*) FROM subscription") == [(2,)]
+        assert await story.cost() == Fraction(2, 10)
 
     told(database_url, tell)
