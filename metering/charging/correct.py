@@ -40,9 +40,9 @@ from metering.store.corrections import (
 )
 from metering.store.registry import (
     Fleet,
+    ever_subscribed,
     fleets_of_devices,
     plan_terms,
-    subscriptions_of_devices,
 )
 
 
@@ -85,10 +85,9 @@ async def scope_of(connection: Connection, devices: Sequence[int]) -> Scope:
     sharing: set[int] = set()
     while True:
         fleets, _ = await fleets_of_devices(connection, sorted(concerned))
-        subscriptions = await subscriptions_of_devices(connection, sorted(concerned))
-        of_devices = [each for own in subscriptions.values() for each in own]
-        plans = await plan_terms(connection, sorted({each.plan_no for each in of_devices}))
-        found = {each.fleet_no for each in of_devices if _shares(plans[each.plan_no])}
+        subscribed = await ever_subscribed(connection, sorted(concerned))
+        plans = await plan_terms(connection, sorted({plan_no for _, plan_no in subscribed}))
+        found = {fleet_no for fleet_no, plan_no in subscribed if _shares(plans[plan_no])}
         if found <= sharing:
             break
         sharing |= found
@@ -126,9 +125,13 @@ async def charge_again(
             outcome = replay.step(step)
             if outcome is None:
                 continue
-            own = replay.subscriptions.get(outcome.device_no, ())
-            moved = any(each.fleet_no != fleet_no for each in own)
-            if moved or _differs(step, fleet_no, outcome):
+            involved = {each[1] for each in step.charges}
+            involved.update(
+                each.fleet_no for each in replay.subscriptions.get(outcome.device_no, ())
+            )
+            involved = involved or {replay.homes[outcome.device_no]}
+            # Of a reading that several fleets may have a part in, all parts are kept for comparison.
+            if fleet_no in involved and (len(involved) > 1 or _differs(step, fleet_no, outcome)):
                 again = readings.setdefault((step.boot_no, step.seq), _Again(step))
                 again.outcomes.append(outcome)
         replay.finish()

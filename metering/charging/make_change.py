@@ -5,7 +5,8 @@ they say, and charges again what was charged for later instants. What it grants 
 place in the history that it concerns; where usage did not come that far yet, from now on.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -39,7 +40,11 @@ class TermsChanged:
 
 
 class ScopeGrew(FleetmeterError):
-    """Between looking and locking, devices came to share with others; the change may be tried again."""
+    """Through the change, or beside it, devices come to share with others: own those `shards` too."""
+
+    def __init__(self, shards: Iterable[int]) -> None:
+        super().__init__("more fleets are concerned than could be known before; try again")
+        self.shards = set(shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +80,21 @@ async def check_currency(connection: Connection, plan_no: int, fleet: Fleet) -> 
 
 async def make_change(connection: Connection, change: TermsChange) -> TermsChanged:
     """Make a change of terms in a transaction of its own, or return what it was when it was made."""
+    shards = {fleet.shard_no for fleet in change.fleets}
     for _ in range(_TRIES):
         try:
             async with connection.transaction():
-                return await _in_transaction(connection, change)
-        except ScopeGrew:
-            continue
-    raise ScopeGrew("devices come to share faster than they can be looked at; try again")
+                return await _in_transaction(connection, change, shards)
+        except ScopeGrew as error:
+            shards |= error.shards
+    raise ScopeGrew(shards)
 
 
-async def _in_transaction(connection: Connection, change: TermsChange) -> TermsChanged:
+async def _in_transaction(
+    connection: Connection, change: TermsChange, further: AbstractSet[int]
+) -> TermsChanged:
     before = await scope_of(connection, change.devices)
-    shards = before.shards | {fleet.shard_no for fleet in change.fleets}
+    shards = before.shards | further
     for shard_no in sorted(shards):
         await lock_shard(connection, shard_no)
     if change.key is not None:
@@ -105,7 +113,7 @@ async def _in_transaction(connection: Connection, change: TermsChange) -> TermsC
     changed = await change.write(connection)
     scope = await scope_of(connection, change.devices)
     if not scope.shards <= shards:
-        raise ScopeGrew("a fleet came in between")
+        raise ScopeGrew(scope.shards)
     run_no = await next_run_no(connection)
     touched = await touched_usage(connection, change.devices, change.since)
     place = touched.place if touched else (run_no, -1)

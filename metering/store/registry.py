@@ -292,6 +292,17 @@ async def subscriptions_of_devices(
     return subscriptions
 
 
+async def ever_subscribed(
+    connection: Connection, device_nos: Sequence[int]
+) -> set[tuple[int, int]]:
+    """Return `(fleet_no, plan_no)` of all subscriptions of some devices, of empty ones too."""
+    found = await connection.execute(
+        "SELECT DISTINCT fleet_no, plan_no FROM subscription WHERE device_no = ANY(%s)",
+        [list(device_nos)],
+    )
+    return set(await found.fetchall())
+
+
 async def plan_terms(connection: Connection, plan_nos: Sequence[int]) -> dict[int, PlanTerms]:
     """Return the terms of plan versions, which never change."""
     found = await connection.execute(
