@@ -80,7 +80,7 @@ async def check_currency(connection: Connection, plan_no: int, fleet: Fleet) -> 
 
 async def make_change(connection: Connection, change: TermsChange) -> TermsChanged:
     """Make a change of terms in a transaction of its own, or return what it was when it was made."""
-    shards = {fleet.shard_no for fleet in change.fleets}
+    shards: set[int] = {fleet.shard_no for fleet in change.fleets}
     for _ in range(_TRIES):
         try:
             async with connection.transaction():
