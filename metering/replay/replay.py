@@ -67,8 +67,14 @@ class Replay:
     """(place, bucket_no, what it lost then, what it should lose)"""
     terms: dict[int, AllowanceTerms] = field(default_factory=dict)
     """The terms by which each replayed bucket is drawn from."""
+    _opened_by: dict[int, int | None] = field(init=False)
+    """bucket_no → the subscription that was granted into it first, as it was recorded."""
     _entered: int = 0
     _opened: int = 0
+
+    def __post_init__(self) -> None:
+        recorded = sorted(self.entries, key=lambda entry: entry.entry_no, reverse=True)
+        self._opened_by = {entry.bucket_no: entry.subscription_no for entry in recorded}
 
     def step(self, step: RunStep) -> Outcome | None:
         """Charge one reading again; None if it is not there any more."""
@@ -180,7 +186,7 @@ class Replay:
     def _new_bucket(self, entry: StoredEntry) -> Bucket | None:
         """Return the bucket of an entry that is its first, empty; None when it is of no plan."""
         stored = self.stored_buckets[entry.bucket_no]
-        plan_no = self.plan_of.get(entry.subscription_no or 0)
+        plan_no = self.plan_of.get(self._opened_by.get(entry.bucket_no) or 0)
         if stored.terms_plan_no != plan_no:
             self.differences.append(
                 f"bucket {entry.bucket_no} is drawn from by the terms of plan {stored.terms_plan_no},"

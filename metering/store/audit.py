@@ -69,6 +69,7 @@ class StoredEntry:
     `subscription_no` is None for what expired.
     """
 
+    entry_no: int
     kind: EntryKind
     place: Place
     bucket_no: int
@@ -232,7 +233,7 @@ async def stored_entries(
     """
     found = await connection.execute(
         "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity,"
-        " bucket_entry.kind, bucket_entry.run_position"
+        " bucket_entry.kind, bucket_entry.run_position, bucket_entry_no"
         " FROM bucket_entry JOIN bucket USING (bucket_no)"
         " WHERE fleet_no = %s"
         " AND (%s::bigint[] IS NULL OR bucket.subscription_no = ANY(%s::bigint[]))"
@@ -241,6 +242,7 @@ async def stored_entries(
     )
     return [
         StoredEntry(
+            entry_no=row[6],
             kind=EntryKind(row[4]),
             place=(row[0], row[5]),
             bucket_no=row[1],
