@@ -33,7 +33,8 @@ async def load_replay(
     owners = None if devices is None else sorted(plan_of)
     of_devices = [each for of_device in subscriptions.values() for each in of_device]
     plan_nos = {each.plan_no for each in of_devices} | set(plan_of.values())
-    fleet_nos = {each.fleet_no for each in of_devices} | {fleet.fleet_no}
+    homes = await device_homes(connection, fleet.fleet_no, devices)
+    fleet_nos = {each.fleet_no for each in of_devices} | {fleet.fleet_no} | set(homes.values())
     fleets = await fleets_by_no(connection, sorted(fleet_nos))
     terms = {
         number: FleetTerms(number, Calendar(each.time_zone, each.anchor_day))
@@ -42,7 +43,7 @@ async def load_replay(
     return Replay(
         fleet=terms[fleet.fleet_no],
         fleets=terms,
-        homes=await device_homes(connection, fleet.fleet_no, devices),
+        homes=homes,
         subscriptions=subscriptions,
         plan_of=plan_of,
         plans=await plan_terms(connection, sorted(plan_nos)),
