@@ -61,12 +61,43 @@ class AuditResult:
         return f"audit: equal ({', '.join(counts)})"
 
 
-async def audit_database(connection: Connection) -> AuditResult:
-    """Replay every fleet from nothing and compare all that charging keeps.
+async def audit_fleet(connection: Connection, fleet: Fleet) -> AuditResult:
+    """Replay one fleet from nothing and compare all that charging keeps of it.
 
     `connection`'s transaction must read from one snapshot, so that a live system can be audited.
     """
-    counted = await tally(connection)
+    result = await _fates(connection, fleet.fleet_no)
+    _, differences = await _audit_fleet(connection, fleet)
+    result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
+    return result
+
+
+async def audit_database(connection: Connection) -> AuditResult:
+    """Replay every fleet from nothing and compare all that charging keeps.
+
+    `connection`'s transaction must read from one snapshot, as for one fleet.
+    """
+    result = await _fates(connection, None)
+    result.differences += [
+        f"reading boot {boot_no} seq {seq}: its corrections in fleet {fleet_no} are not what it is"
+        " charged now less what it was charged first"
+        for boot_no, seq, fleet_no in await unequal_corrections(connection)
+    ]
+    replayed = 0
+    for fleet in await all_fleets(connection):
+        charges, differences = await _audit_fleet(connection, fleet)
+        replayed += charges
+        result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
+    if replayed != result.charges:
+        result.differences.append(
+            f"{result.charges} charges, of which {replayed} belong to a fleet"
+        )
+    return result
+
+
+async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
+    """Hold each reading to one fate, and arrivals to what is kept."""
+    counted = await tally(connection, fleet_no)
     result = AuditResult(
         readings=counted.readings,
         charges=counted.charges,
@@ -87,24 +118,10 @@ async def audit_database(connection: Connection) -> AuditResult:
     ]
     result.differences += [
         f"boot {boot_no}: {arrived} sequence numbers arrived, {kept} are stored or rejected"
-        for boot_no, arrived, kept in await unequal_arrivals(connection)
+        for boot_no, arrived, kept in await unequal_arrivals(connection, fleet_no)
     ]
     if counted.stored_twice:
         result.differences.append(f"{counted.stored_twice} readings are stored more than once")
-    result.differences += [
-        f"reading boot {boot_no} seq {seq}: its corrections in fleet {fleet_no} are not what it is"
-        " charged now less what it was charged first"
-        for boot_no, seq, fleet_no in await unequal_corrections(connection)
-    ]
-    replayed = 0
-    for fleet in await all_fleets(connection):
-        charges, differences = await _audit_fleet(connection, fleet)
-        replayed += charges
-        result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
-    if replayed != counted.charges:
-        result.differences.append(
-            f"{counted.charges} charges, of which {replayed} belong to a fleet"
-        )
     return result
 
 

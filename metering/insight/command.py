@@ -8,12 +8,16 @@ from time import monotonic
 
 from metering.insight.audit import AuditResult, audit_database
 from metering.insight.ledger import compare_ledger
+from metering.insight.watch import Watch
+from metering.process import serve
 from metering.settings import Settings
 from metering.store.audit import queued_count, read_from_one_snapshot
 from metering.store.connection import connect, database_url
 from metering.wire.ledger import LedgerLine, read_ledger
 
 _SHOWN_MAX = 100
+_ALL = 100
+"""Percent."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +31,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="wait so long for the queue to be charged; what is queued then is a difference",
     )  # fmt: skip
 
+    parser.add_argument(
+        "--every", type=_seconds, metavar="SECONDS",
+        help="go on auditing: look again so often, until told to stop; with metrics",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sample", type=_percent, default=100, metavar="PERCENT",
+        help="with --every: so many percent of the fleets a look, in turn, one at least",
+    )  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= _ALL:
+        raise argparse.ArgumentTypeError("must be more than 0 and at most 100")
+    return value
+
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Audit, print differences and the verdict as the last line; 1 if anything differs."""
+    if arguments.every is not None:
+        watch = Watch(
+            database_url(settings), every_seconds=arguments.every, share=arguments.sample / _ALL
+        )
+        return serve(watch.run, metrics_port=settings.metrics_port)
     result = asyncio.run(_audit(database_url(settings), arguments.ledger, arguments.settle))
     for difference in result.differences[:_SHOWN_MAX]:
         print(difference)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import groupby
-from typing import Any, LiteralString
+from typing import Any
 
 from psycopg.rows import TupleRow
 
@@ -390,33 +390,44 @@ class Tally:
     """(boot_no, seq); at most 20."""
 
 
-async def tally(connection: Connection) -> Tally:
-    """Count readings and their fates over the whole database."""
+async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
+    """Count readings and their fates: of the whole database, or of the devices that a fleet has now."""
+    given = {"fleet_no": fleet_no}
+    of_reading = _of_fleet("reading.device_no", fleet_no)
+    of_parked = _of_fleet("parked.device_no", fleet_no)
     unaccounted = await _names(
         connection,
-        "SELECT boot_no, seq FROM reading WHERE"
+        "SELECT boot_no, seq FROM reading WHERE"  # noqa: S608
         " NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
         "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
         " AND NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
         "   AND parked.seq = reading.seq)"
         " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
-        "   AND work_item.batch_no = reading.batch_no) LIMIT 20",
+        f"   AND work_item.batch_no = reading.batch_no){of_reading} LIMIT 20",
+        given,
     )
     charged_and_parked = await _names(
         connection,
-        "SELECT DISTINCT boot_no, seq FROM parked JOIN charge USING (boot_no, seq) LIMIT 20",
+        "SELECT DISTINCT boot_no, seq FROM parked JOIN charge USING (boot_no, seq)"  # noqa: S608
+        f" WHERE true{of_parked} LIMIT 20",
+        given,
     )
     charged_and_queued = await _names(
         connection,
-        "SELECT DISTINCT boot_no, reading.seq FROM work_item"
+        "SELECT DISTINCT boot_no, reading.seq FROM work_item"  # noqa: S608
         " JOIN reading USING (shard_no, batch_no)"
-        " JOIN charge USING (boot_no, seq, measured_at) LIMIT 20",
+        f" JOIN charge USING (boot_no, seq, measured_at) WHERE true{of_reading} LIMIT 20",
+        given,
     )
+    of_charge = _of_fleet("charge.device_no", fleet_no)
     counted = await connection.execute(
-        "SELECT (SELECT count(*) FROM reading),"
-        " (SELECT count(*) FROM (SELECT FROM reading GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
-        " (SELECT count(*) FROM charge), (SELECT count(*) FROM parked),"
-        " (SELECT coalesce(sum(readings), 0)::bigint FROM work_item)"
+        f"SELECT (SELECT count(*) FROM reading WHERE true{of_reading}),"  # noqa: S608 - own text
+        " (SELECT count(*) FROM (SELECT FROM reading"
+        f"   WHERE true{of_reading} GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
+        f" (SELECT count(*) FROM charge WHERE true{of_charge}),"
+        f" (SELECT count(*) FROM parked WHERE true{of_parked}),"
+        " (SELECT coalesce(sum(readings), 0)::bigint FROM work_item WHERE %(fleet_no)s::int IS NULL)",
+        given,
     )
     row = await counted.fetchone()
     assert row is not None  # noqa: S101 - a SELECT without FROM returns one row
@@ -432,17 +443,33 @@ async def tally(connection: Connection) -> Tally:
     )
 
 
-async def _names(connection: Connection, query: LiteralString) -> list[tuple[int, int]]:
-    found = await connection.execute(query)
+def _of_fleet(column: str, fleet_no: int | None) -> str:
+    """Return what narrows a query to devices that a fleet has now; nothing for all fleets."""
+    if fleet_no is None:
+        return ""
+    return f" AND {column} IN (SELECT device_no FROM device WHERE fleet_no = %(fleet_no)s)"  # noqa: S608
+
+
+async def _names(
+    connection: Connection, query: str, given: Mapping[str, object]
+) -> list[tuple[int, int]]:
+    found = await connection.execute(query.encode(), given)
     return sorted((row[0], row[1]) for row in await found.fetchall())
 
 
-async def unequal_arrivals(connection: Connection) -> list[tuple[int, int, int]]:
+async def unequal_arrivals(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[int, int, int]]:
     """Return `(boot_no, arrived, kept)` of boots that count more or fewer arrivals than are kept.
 
-    Kept is a sequence number that is stored or rejected. At most 20 boots are returned.
+    Kept is a sequence number that is stored or rejected. At most 20 boots are returned; of all fleets,
+    or of the devices that one has now.
     """
-    found = await connection.execute(_UNEQUAL_ARRIVALS)
+    query = _UNEQUAL_ARRIVALS.format(
+        of_boot=_of_fleet("boot.device_no", fleet_no),
+        of_reading=_of_fleet("reading.device_no", fleet_no),
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
     return [(row[0], int(row[1]), row[2]) for row in await found.fetchall()]
 
 
@@ -450,13 +477,14 @@ async def unequal_arrivals(connection: Connection) -> list[tuple[int, int, int]]
 # raises `times`: there, a number that arrived counts as kept if the device has it in any boot.
 _UNEQUAL_ARRIVALS = (
     "WITH arrivals AS (SELECT boot_no, up_to + coalesce((SELECT sum(beyond[at + 1] - beyond[at] + 1)"
-    "   FROM generate_series(1, cardinality(beyond), 2) AS at), 0) AS arrived FROM boot),"
+    "   FROM generate_series(1, cardinality(beyond), 2) AS at), 0) AS arrived FROM boot"
+    "   WHERE true{of_boot}),"
     " keeping AS (SELECT boot_no, count(*) AS kept FROM ("
-    "   SELECT boot_no, seq FROM reading"
+    "   SELECT boot_no, seq FROM reading WHERE true{of_reading}"
     "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no, boot_id)"
-    "   WHERE seq IS NOT NULL"
+    "   WHERE seq IS NOT NULL{of_boot}"
     "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no)"
-    "   WHERE seq IS NOT NULL AND times > 1 AND reason IN ('invalid_reading', 'unknown_meter')"
+    "   WHERE seq IS NOT NULL{of_boot} AND times > 1 AND reason IN ('invalid_reading', 'unknown_meter')"
     "   AND (seq <= up_to OR EXISTS (SELECT FROM generate_series(1, cardinality(beyond), 2) AS at"
     "     WHERE seq BETWEEN beyond[at] AND beyond[at + 1]))) AS numbers GROUP BY boot_no)"
     " SELECT boot_no, coalesce(arrived, 0), coalesce(kept, 0)"
