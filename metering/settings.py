@@ -66,6 +66,12 @@ class Settings(BaseSettings):
         1.0, gt=0, description="the worker looks for work at least this often without a NOTIFY"
     )
     charging_batch_readings_max: int = Field(5000, ge=1, description="readings a transaction takes")
+    charging_lease_seconds: float = Field(
+        3.0, ge=0.5, description="a worker not heard of for so long is dead; others take its shards"
+    )
+    charging_silence_seconds_max: float = Field(
+        10.0, ge=1, description="the database ends a worker's transaction that is idle for so long"
+    )
 
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")

@@ -40,6 +40,7 @@ from metering.store.charges import (
 )
 from metering.store.connection import UNREACHABLE, Connection
 from metering.store.cycles import opened_cycles
+from metering.store.leases import Leases
 from metering.store.registry import (
     Fleet,
     fleets_of_devices,
@@ -87,10 +88,11 @@ class _Guided:
 
 
 async def charge_usage(
-    connection: Connection, *, readings_max: int, now: datetime
+    connection: Connection, *, readings_max: int, now: datetime, leases: Leases | None = None
 ) -> RunOutcome | None:
     """Charge some of what is queued, in one transaction; None when nothing is to be had.
 
+    Only shards whose lease is still that of `leases` are charged; without it, any that nobody owns.
     Charges, balances, counters, rollups and the end of the work items commit together or not at
     all. Raises `UNREACHABLE` or `ShardBusy` when the run may simply be tried again, and `RunFailed`
     when what was claimed could not be charged; after any of them nothing was charged.
@@ -98,7 +100,7 @@ async def charge_usage(
     items: list[WorkItem] = []
     try:
         async with connection.transaction():
-            items = await claim(connection, readings_max=readings_max)
+            items = await claim(connection, readings_max=readings_max, leases=leases)
             return await _charge_items(connection, items, now=now) if items else None
     except (*UNREACHABLE, ShardBusy):
         raise

@@ -1,6 +1,6 @@
 """What the charging worker counts, for Prometheus."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from metering.process import LATENCY_BUCKETS
 
@@ -11,6 +11,13 @@ RUNS = Counter("fleetmeter_charging_runs", "Committed charging runs")
 RETRIES = Counter("fleetmeter_charging_retries", "Runs tried again after a database error")
 REFUSED_ITEMS = Counter(
     "fleetmeter_charging_refused_items", "Work items set aside because charging them failed"
+)
+LEASED_SHARDS = Gauge("fleetmeter_charging_leased_shards", "Shards that this worker leases")
+TAKE_OVERS = Counter(
+    "fleetmeter_charging_take_overs", "Shards taken over from workers that had died"
+)
+LOST_LEASES = Counter(
+    "fleetmeter_charging_lost_leases", "Leases that others took over while this worker was away"
 )
 RUN_SECONDS = Histogram(
     "fleetmeter_charging_run_seconds", "From the start of a run's transaction to its commit",

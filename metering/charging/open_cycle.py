@@ -19,6 +19,7 @@ from metering.store.cycles import (
     store_expiries,
     store_grants,
 )
+from metering.store.leases import Leases, try_lock_leased
 from metering.store.registry import Fleet, fleet_rule, plan_terms, try_lock_shard
 from metering.store.work import next_run_no
 
@@ -124,18 +125,27 @@ async def _roll_over(
         await store_expiries(connection, lost, run_no=run_no, now=now)
 
 
-async def open_due_cycles(connection: Connection, *, now: datetime) -> int:
-    """Open the present cycle of every fleet that has none yet; return of how many fleets.
+async def open_due_cycles(
+    connection: Connection, *, now: datetime, leases: Leases | None = None
+) -> int:
+    """Open the present cycle of every leased fleet that has none yet; return of how many fleets.
 
     Each fleet's is a transaction of its own, so that a cycle costs one fleet's work at a time. A fleet
     that somebody else is charging is left for the next look: waiting here would hold up all others.
+    So is one whose lease is not what it was. Without `leases`, all fleets are looked at.
     """
     opened = 0
     async with connection.transaction():
-        due = await fleets_without_open_cycle(connection, now)
+        due = await fleets_without_open_cycle(
+            connection, now, shards=leases.fences if leases else None
+        )
     for fleet in due:
         async with connection.transaction():
-            if not await try_lock_shard(connection, fleet.shard_no):
+            if leases is None:
+                locked = await try_lock_shard(connection, fleet.shard_no)
+            else:
+                locked = await try_lock_leased(connection, leases, fleet.shard_no)
+            if not locked:
                 continue
             cycle = Calendar(fleet.time_zone, fleet.anchor_day).cycle_at(now)
             await open_cycle(connection, fleet, cycle, now=now)

@@ -7,6 +7,7 @@ from time import monotonic, perf_counter
 from metering import clock
 from metering.charging import metrics
 from metering.charging.charge_usage import RunFailed, RunOutcome, charge_usage
+from metering.charging.leases import LeaseKeeper
 from metering.charging.open_cycle import open_due_cycles
 from metering.settings import Settings
 from metering.store.connection import (
@@ -25,20 +26,32 @@ REASON_CHARACTERS_MAX = 500
 
 
 class Worker:
-    """One charging process. Any number may run: a fleet is charged by one at a time."""
+    """One charging process. Any number may run: each charges the shards that it leases."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._database_url = database_url(settings)
+        self._keeper = LeaseKeeper(
+            self._database_url,
+            lease_seconds=settings.charging_lease_seconds,
+            changed=self._wake_from_thread,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._look_for_cycles_at = 0.0
         self._readmitted = False
 
     async def run(self) -> None:
         """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen_for_ever())
-            tasks.create_task(self._charge_for_ever())
+        self._loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as keeping:
+            keeper = keeping.create_task(self._keeper.keep())
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._listen_for_ever())
+                    tasks.create_task(self._charge_for_ever())
+            finally:  # no transaction of charging is open any more
+                keeper.cancel()
 
     async def _listen_for_ever(self) -> None:
         while True:
@@ -55,7 +68,10 @@ class Worker:
 
     async def _charge_for_ever(self) -> None:
         while True:
-            connection = await self._connect("charge")
+            connection = await self._connect(
+                self._keeper.application,
+                silence_seconds=self._settings.charging_silence_seconds_max,
+            )
             try:
                 await self._readmit_once(connection)
                 while True:
@@ -86,10 +102,15 @@ class Worker:
         """
         single_runs = 0
         while True:
+            leases = self._keeper.leases
+            if leases is None or not leases.fences:
+                return
             started = perf_counter()
             readings_max = 1 if single_runs else self._settings.charging_batch_readings_max
             try:
-                outcome = await charge_usage(connection, readings_max=readings_max, now=clock.now())
+                outcome = await charge_usage(
+                    connection, readings_max=readings_max, now=clock.now(), leases=leases
+                )
             except RunFailed as failure:
                 if single_runs:
                     single_runs -= 1
@@ -107,8 +128,9 @@ class Worker:
 
     async def _open_due_cycles(self, connection: Connection) -> None:
         """Look for cycles that begin, no more often than the poll."""
-        if monotonic() >= self._look_for_cycles_at:
-            await open_due_cycles(connection, now=clock.now())
+        leases = self._keeper.leases
+        if leases is not None and monotonic() >= self._look_for_cycles_at:
+            await open_due_cycles(connection, now=clock.now(), leases=leases)
             self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
@@ -118,11 +140,22 @@ class Worker:
         except TimeoutError:
             pass
 
-    async def _connect(self, application: str, *, autocommit: bool = False) -> Connection:
+    def _wake_from_thread(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _connect(
+        self,
+        application: str,
+        *,
+        autocommit: bool = False,
+        silence_seconds: float | None = None,
+    ) -> Connection:
         return await connect_patiently(
             self._database_url,
             application=application,
             autocommit=autocommit,
+            silence_seconds=silence_seconds,
             waiting=_away,
         )
 

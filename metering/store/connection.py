@@ -1,7 +1,7 @@
 """Connections to the database, set up the one way that the rest of the store relies on."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
@@ -36,11 +36,18 @@ def database_url(settings: Settings) -> str:
     return settings.database_url.get_secret_value()
 
 
-async def connect(url: str, *, application: str, autocommit: bool = False) -> Connection:
-    """Open a connection whose sessions speak UTC, named `application` in the server's lists."""
-    return await psycopg.AsyncConnection.connect(
-        url, autocommit=autocommit, **_parameters(application)
-    )
+async def connect(
+    url: str, *, application: str, autocommit: bool = False, silence_seconds: float | None = None
+) -> Connection:
+    """Open a connection whose sessions speak UTC, named `application` in the server's lists.
+
+    With `silence_seconds`, the server ends the session, and with it the transaction and its locks, when
+    the transaction is idle for so long, or when what it sends is not taken for so long.
+    """
+    parameters = _parameters(application)
+    if silence_seconds is not None:
+        parameters |= _silence_ends(silence_seconds)
+    return await psycopg.AsyncConnection.connect(url, autocommit=autocommit, **parameters)
 
 
 def connection_pool(
@@ -74,17 +81,40 @@ def _parameters(application: str) -> dict[str, Any]:
     }
 
 
+def _silence_ends(seconds: float) -> dict[str, Any]:
+    milliseconds = int(seconds * 1000)
+    server: Mapping[str, int] = {
+        "idle_in_transaction_session_timeout": milliseconds,
+        "tcp_user_timeout": milliseconds,
+        "tcp_keepalives_idle": 5,
+        "tcp_keepalives_interval": 2,
+        "tcp_keepalives_count": 3,
+    }
+    settings = "".join(f" -c {name}={value}" for name, value in server.items())
+    return {"options": _OPTIONS + settings, "tcp_user_timeout": milliseconds}
+
+
 async def connect_patiently(
-    url: str, *, application: str, autocommit: bool = False, waiting: Callable[[Exception], None]
+    url: str,
+    *,
+    application: str,
+    autocommit: bool = False,
+    silence_seconds: float | None = None,
+    waiting: Callable[[Exception], None],
 ) -> Connection:
-    """Open a connection, trying again for as long as the database is away.
+    """Open a connection as `connect` does, trying again for as long as the database is away.
 
     `waiting` is told each failure. Attempts are 0.1 to 2 seconds apart.
     """
     pause_seconds = 0.1
     while True:
         try:
-            return await connect(url, application=application, autocommit=autocommit)
+            return await connect(
+                url,
+                application=application,
+                autocommit=autocommit,
+                silence_seconds=silence_seconds,
+            )
         except UNREACHABLE as error:
             waiting(error)
             await asyncio.sleep(pause_seconds)

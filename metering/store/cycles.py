@@ -281,14 +281,18 @@ async def store_expiries(
     )
 
 
-async def fleets_without_open_cycle(connection: Connection, now: datetime) -> list[Fleet]:
-    """Return the fleets that have no open cycle for the present instant."""
+async def fleets_without_open_cycle(
+    connection: Connection, now: datetime, *, shards: Iterable[int] | None = None
+) -> list[Fleet]:
+    """Return the fleets, of some shards or of all, that have no open cycle for the present instant."""
+    wanted = None if shards is None else list(shards)
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
         " FROM fleet WHERE NOT EXISTS (SELECT FROM fleet_cycle"
         "   WHERE fleet_cycle.fleet_no = fleet.fleet_no"
         "   AND cycle_start <= %s AND cycle_end > %s)"
+        " AND (%s::smallint[] IS NULL OR shard_no = ANY(%s))"
         " ORDER BY shard_no, fleet_no LIMIT 100",
-        [now, now],
+        [now, now, wanted, wanted],
     )
     return [fleet_of_row(row) for row in await found.fetchall()]

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from metering.rating.record import StoredReading
 from metering.store.connection import Connection
+from metering.store.leases import Leases
 from metering.store.readings import reading_of
 
 
@@ -30,20 +31,33 @@ class QueuedReading:
     received_at: datetime
 
 
-async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
-    """Claim work of the shards that nobody else owns, oldest first, until the transaction ends.
+async def claim(
+    connection: Connection, *, readings_max: int, leases: Leases | None = None
+) -> list[WorkItem]:
+    """Claim work of leased shards that nobody else owns, oldest first, until the transaction ends.
+
+    A shard whose worker or fence is not that of `leases` any more is passed over: the row that says so
+    is the one that is locked, so nobody takes the lease over before the transaction ends. Without
+    `leases`, all shards are claimed from.
 
     At least one item is claimed if there is any, then more while their readings stay within
     `readings_max`. The items are deleted: they are gone if the transaction commits, and back if it
     does not. Locking the shard before reading its items keeps each fleet's charging single-file.
     Refused items are left alone.
     """
-    owned = await connection.execute(
-        "SELECT shard_no FROM charging_shard"
-        " WHERE EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no"
-        "   AND work_item.refused IS NULL)"
-        " ORDER BY shard_no FOR NO KEY UPDATE SKIP LOCKED"
-    )
+    if leases is None:
+        owned = await connection.execute(
+            "SELECT shard_no FROM charging_shard"  # noqa: S608 - words of this module
+            f" WHERE {_HAS_WORK} ORDER BY shard_no FOR NO KEY UPDATE SKIP LOCKED"
+        )
+    else:
+        owned = await connection.execute(
+            "SELECT shard_no FROM charging_shard"  # noqa: S608 - words of this module
+            " JOIN unnest(%s::smallint[], %s::bigint[]) AS leased (shard_no, fence)"
+            f"   USING (shard_no, fence) WHERE worker_no = %s AND {_HAS_WORK}"
+            " ORDER BY shard_no FOR NO KEY UPDATE OF charging_shard SKIP LOCKED",
+            [list(leases.fences), list(leases.fences.values()), leases.worker_no],
+        )
     shards = [row[0] for row in await owned.fetchall()]
     if not shards:
         return []
@@ -64,6 +78,12 @@ async def claim(connection: Connection, *, readings_max: int) -> list[WorkItem]:
         [[item.work_item_no for item in claimed]],
     )
     return claimed
+
+
+_HAS_WORK = (
+    "EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no"
+    "   AND work_item.refused IS NULL)"
+)
 
 
 async def refuse(connection: Connection, work_item_no: int, *, reason: str) -> bool:
