@@ -293,7 +293,11 @@ def test_who_lost_a_lease_charges_and_opens_nothing_whatever_it_believes(
         assert len(old.fences) == 64
         new = await leased_by_all(connection, [old.worker_no])
         assert {number: fence + 1 for number, fence in old.fences.items()} == new.fences
-        for leases in (old, Leases(worker_no=new.worker_no, fences=old.fences)):
+        for leases in (
+            old,
+            Leases(worker_no=new.worker_no, fences=old.fences),
+            Leases(worker_no=old.worker_no, fences=new.fences),
+        ):
             assert await charge_usage(connection, readings_max=100, now=NOW, leases=leases) is None
             assert await open_due_cycles(connection, now=NOW, leases=leases) == 0
             async with connection.transaction():
