@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-rating format lock stack-up stack-down clean environment development
+.PHONY: help demo test check bench-rating bench-hot-pool bench-takeover format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -25,6 +25,12 @@ check: development ## check format, rules, types and the direction of imports
 
 bench-rating: environment ## measure the rating core: usage records per second and core
 	@.venv/bin/python -m bench.rating
+
+bench-hot-pool: environment ## measure charging of one pool of 10 to 10 000 devices
+	@.venv/bin/python -m bench.hot_pool
+
+bench-takeover: environment ## measure how long a dead worker's shards wait for another
+	@.venv/bin/python -m bench.takeover
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format
