@@ -9,7 +9,7 @@ PYTHON ?=
 export PYTHON
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
 
 demo: environment ## run the whole pipeline on this machine and watch it; Ctrl-C ends it
 	@exec .venv/bin/fleetmeter demo $(ARGS)

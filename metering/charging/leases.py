@@ -96,7 +96,11 @@ class LeaseKeeper:
     async def _keep_for_ever(self) -> None:
         while True:
             connection = await connect_patiently(
-                self._database_url, application="lease", autocommit=True, waiting=_away
+                self._database_url,
+                application="lease",
+                autocommit=True,
+                silence_seconds=self._lease_seconds,
+                waiting=_away,
             )
             try:
                 # A heartbeat that a crash of the server forgets is a heartbeat that came late.

@@ -128,13 +128,18 @@ async def give_up_shards(
 
 
 async def forget_workers(connection: Connection, worker_nos: Iterable[int]) -> None:
-    """Remove workers that lease nothing and have lapsed, or whose connection is gone."""
+    """Remove workers that lease nothing and have lapsed, or whose connection is gone.
+
+    One that was stopped amid a heartbeat has its row locked: it is passed over until the server ends
+    its session.
+    """
     await connection.execute(
-        "DELETE FROM charging_worker WHERE worker_no = ANY(%s)"
-        " AND (leased_until <= clock_timestamp()"
-        "   OR NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = backend_pid))"
-        " AND NOT EXISTS (SELECT FROM charging_shard"
-        "   WHERE charging_shard.worker_no = charging_worker.worker_no)",
+        "DELETE FROM charging_worker WHERE worker_no IN (SELECT worker_no FROM charging_worker AS dead"
+        "   WHERE worker_no = ANY(%s) AND (leased_until <= clock_timestamp()"
+        "     OR NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = backend_pid))"
+        "   AND NOT EXISTS (SELECT FROM charging_shard"
+        "     WHERE charging_shard.worker_no = dead.worker_no)"
+        "   FOR UPDATE SKIP LOCKED)",
         [list(worker_nos)],
     )
 

@@ -37,6 +37,7 @@ from metering.store import (
     device_views,
     fault_views,
     fleet_views,
+    leases,
     readings,
     registry,
     usage_views,
@@ -297,6 +298,16 @@ async def _reject(connection: Connection) -> None:
     await readings.store_rejections(connection, [refused])
 
 
+async def _claim_leased(connection: Connection) -> None:
+    worker_no = await leases.register_worker(
+        connection, host="here", pid=1, session="test", lease_seconds=60
+    )
+    taken = await leases.take_shards(connection, worker_no, dead=[], most=64)
+    held = leases.Leases(worker_no=worker_no, fences={each.shard_no: each.fence for each in taken})
+    assert await work.claim(connection, readings_max=5000, leases=held)
+    await cycles.fleets_without_open_cycle(connection, NOW, shards=held.fences)
+
+
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
 HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), FLEET): [1, 1, 0, 0, 0] for number in OWN}
 HOT: dict[str, Use] = {
@@ -316,6 +327,7 @@ HOT: dict[str, Use] = {
     ),
     "rejections": _reject,
     "claim": lambda c: work.claim(c, readings_max=5000),
+    "claim of leased shards": _claim_leased,
     "queued readings": lambda c: work.queued_readings(c, [ITEM]),
     "fleets of devices": lambda c: registry.fleets_of_devices(c, OWN),
     "subscriptions of devices": lambda c: registry.subscriptions_of_devices(c, OWN),

@@ -10,6 +10,7 @@ from random import Random
 
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 from psycopg.errors import LockNotAvailable
 
 from metering.charging.charge_usage import charge_usage
@@ -40,6 +41,7 @@ from tests.integration.test_claim_queue import (
     sent_by,
     store,
 )
+from tests.integration.test_worker import worker
 
 LONG = 600.0
 """A lease of so many seconds does not lapse within a test."""
@@ -389,6 +391,52 @@ def test_a_cut_off_worker_loses_its_transaction_and_nothing_else(database_url: s
         assert taken == [0]
         assert await charge_all(url) == 10
         assert (await audited(url)).differences == []
+
+    play(database_url, scene)
+
+
+def test_a_worker_stopped_amid_a_heartbeat_holds_up_nobody_s(pipeline: Pipeline) -> None:
+    pipeline.environment["FLEETMETER_CHARGING_LEASE_SECONDS"] = "1"
+    pipeline.execute(
+        "INSERT INTO charging_worker (host, pid, session, backend_pid, started_at, leased_until)"
+        " VALUES ('here', 0, 'test', 0, now(), now())"
+    )
+    pipeline.execute(
+        "UPDATE charging_shard SET worker_no = (SELECT worker_no FROM charging_worker)"
+    )
+    with psycopg.connect(pipeline.database_url) as stopped:
+        stopped.execute("SELECT FROM charging_worker FOR UPDATE")
+        start_workers(pipeline, "charge#1")
+        wait_for_shares(pipeline, charge_1=64)
+        heard = "SELECT max(leased_until) FROM charging_worker"
+        for _ in range(4):
+            before = pipeline.query(heard)
+            wait_until(lambda before=before: pipeline.query(heard) != before, "a heartbeat")  # type: ignore[misc] # bound now
+    wait_until(lambda: pipeline.count("charging_worker") == 1, "the dead to be forgotten")
+
+
+def test_what_is_leased_and_lost_is_counted(database_url: str) -> None:
+    def told(name: str) -> float:
+        return REGISTRY.get_sample_value(f"fleetmeter_charging_{name}") or 0.0
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.02)
+
+    async def scene(url: str, connection: Connection) -> None:
+        lost, taken_over = told("lost_leases_total"), told("take_overs_total")
+        dead = await register_worker(
+            connection, host="here", pid=1, session="test", lease_seconds=0
+        )
+        await take_shards(connection, dead, dead=[], most=10)
+        async with worker(url, poll_seconds=0.2):
+            await until(lambda: told("leased_shards") == 64)
+            assert told("take_overs_total") == taken_over + 10
+            await connection.execute("UPDATE charging_shard SET fence = fence + 1")
+            await until(lambda: told("lost_leases_total") == lost + 64)
+            assert told("leased_shards") == 64
+        assert told("leased_shards") == 0
 
     play(database_url, scene)
 
