@@ -2,11 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from time import monotonic
 
 import psycopg
 import pytest
@@ -14,13 +15,23 @@ from prometheus_client import REGISTRY
 from psycopg.errors import LockNotAvailable
 
 from metering.charging.charge_usage import charge_usage
+from metering.charging.leases import LeaseKeeper
 from metering.charging.open_cycle import open_due_cycles
 from metering.ids import DeviceId, TenantId
 from metering.ingest.admission import Message
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
 from metering.store.connection import UNREACHABLE, Connection, connect
-from metering.store.leases import Leases, register_worker, take_shards, try_lock_leased
+from metering.store.cycles import fleets_without_open_cycle
+from metering.store.leases import (
+    Leases,
+    all_shards,
+    register_worker,
+    seen_workers,
+    take_shards,
+    tell_leases_changed,
+    try_lock_leased,
+)
 from metering.usage import SMS, Reading, ReadingKind
 from tests.integration.pipeline import (
     METERS,
@@ -306,6 +317,8 @@ def test_who_lost_a_lease_charges_and_opens_nothing_whatever_it_believes(
                 assert not await try_lock_leased(connection, leases, 0)
         nothing = Leases(worker_no=new.worker_no, fences={1: new.fences[1]})
         assert await charge_usage(connection, readings_max=100, now=NOW, leases=nothing) is None
+        due = await fleets_without_open_cycle(connection, NOW, shards=nothing.fences)
+        assert [each.shard_no for each in due] == [1]
         assert await open_due_cycles(connection, now=NOW, leases=nothing) == 1
         outcome = await charge_usage(connection, readings_max=100, now=NOW, leases=new)
         assert outcome is not None
@@ -437,6 +450,59 @@ def test_what_is_leased_and_lost_is_counted(database_url: str) -> None:
             await until(lambda: told("lost_leases_total") == lost + 64)
             assert told("leased_shards") == 64
         assert told("leased_shards") == 0
+
+    play(database_url, scene)
+
+
+@asynccontextmanager
+async def keeper(url: str, *, lease_seconds: float) -> AsyncIterator[LeaseKeeper]:
+    keeping = LeaseKeeper(url, lease_seconds=lease_seconds, changed=lambda: None)
+    task = asyncio.create_task(keeping.keep())
+    try:
+        async with asyncio.timeout(30):
+            while keeping.leases is None or not keeping.leases.fences:
+                await asyncio.sleep(0.01)
+        yield keeping
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def test_a_shard_that_is_to_change_hands_is_charged_no_more(database_url: str) -> None:
+    """Else a worker that is never idle would never give one up."""
+
+    async def scene(url: str, connection: Connection) -> None:
+        async with (
+            keeper(url, lease_seconds=LONG) as keeping,
+            await connect(url, application="test") as owner,
+        ):
+            await owner.execute("SELECT FROM charging_shard WHERE shard_no >= 60 FOR NO KEY UPDATE")
+            await register_worker(
+                connection, host="here", pid=1, session="test", lease_seconds=LONG
+            )
+            await tell_leases_changed(connection)
+            async with asyncio.timeout(30):
+                while keeping.leases is None or len(keeping.leases.fences) != 32:
+                    await asyncio.sleep(0.01)
+                while sum(each.worker_no is None for each in await all_shards(connection)) < 28:
+                    await asyncio.sleep(0.01)
+                assert set(keeping.leases.fences) == set(range(32))
+                await owner.rollback()
+                while sum(each.worker_no is None for each in await all_shards(connection)) < 32:
+                    await asyncio.sleep(0.01)
+
+    play(database_url, scene)
+
+
+def test_a_long_computation_does_not_look_like_death(database_url: str) -> None:
+    async def scene(url: str, connection: Connection) -> None:
+        async with keeper(url, lease_seconds=3):
+            ends = monotonic() + 5
+            while monotonic() < ends:
+                pass
+            (kept,) = await seen_workers(connection)
+            assert kept.alive
 
     play(database_url, scene)
 
