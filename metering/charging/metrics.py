@@ -12,6 +12,10 @@ RETRIES = Counter("fleetmeter_charging_retries", "Runs tried again after a datab
 REFUSED_ITEMS = Counter(
     "fleetmeter_charging_refused_items", "Work items set aside because charging them failed"
 )
+CYCLES_CLOSED = Counter("fleetmeter_charging_cycles_closed", "Bill cycles that were closed")
+LATE_RECORDS = Counter(
+    "fleetmeter_charging_late_records", "Usage records charged in cycles that were closed"
+)
 RUN_SECONDS = Histogram(
     "fleetmeter_charging_run_seconds", "From the start of a run's transaction to its commit",
     buckets=LATENCY_BUCKETS,

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from datetime import timedelta
 from time import monotonic, perf_counter
 
 from metering import clock
 from metering.charging import metrics
 from metering.charging.charge_usage import RunFailed, RunOutcome, charge_usage
+from metering.charging.close_cycle import close_due_cycles
 from metering.charging.open_cycle import open_due_cycles
 from metering.settings import Settings
+from metering.store.closing import CycleKey
 from metering.store.connection import (
     UNREACHABLE,
     Connection,
@@ -33,6 +36,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._look_for_cycles_at = 0.0
         self._readmitted = False
+        self._not_closed: set[CycleKey] = set()
 
     async def run(self) -> None:
         """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
@@ -60,7 +64,7 @@ class Worker:
                 await self._readmit_once(connection)
                 while True:
                     self._wake.clear()
-                    await self._open_due_cycles(connection)
+                    await self._open_and_close_due_cycles(connection)
                     await self._charge_what_is_queued(connection)
                     await self._wait()
             except UNREACHABLE as error:
@@ -105,11 +109,19 @@ class Worker:
             metrics.RUN_SECONDS.observe(perf_counter() - started)
             _count(outcome)
 
-    async def _open_due_cycles(self, connection: Connection) -> None:
-        """Look for cycles that begin, no more often than the poll."""
-        if monotonic() >= self._look_for_cycles_at:
-            await open_due_cycles(connection, now=clock.now())
-            self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
+    async def _open_and_close_due_cycles(self, connection: Connection) -> None:
+        """Look for cycles that begin, or are to be closed, no more often than the poll."""
+        if monotonic() < self._look_for_cycles_at:
+            return
+        await open_due_cycles(connection, now=clock.now())
+        closed = await close_due_cycles(
+            connection,
+            grace=timedelta(hours=self._settings.closing_grace_hours),
+            now=clock.now(),
+            refused=self._not_closed,
+        )
+        metrics.CYCLES_CLOSED.inc(closed)
+        self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
         try:
@@ -147,6 +159,7 @@ def _count(outcome: RunOutcome) -> None:
     metrics.READINGS.inc(len(outcome.readings))
     metrics.CHARGES.inc(outcome.charges)
     metrics.PARKED.inc(outcome.parked)
+    metrics.LATE_RECORDS.inc(outcome.late_records)
     committed_at = clock.now()
     for published_at in {each.published_at for each in outcome.readings}:
         if published_at is not None:
