@@ -18,6 +18,7 @@ from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
 from metering.period import BillCycle, Calendar
 from metering.store.connection import Connection, connect
+from metering.store.cycles import opened_cycles
 from metering.store.fleet_views import fleet_view
 from metering.store.registry import Fleet
 from metering.usage import DATA, SMS, Meter, Reading, ReadingKind
@@ -154,6 +155,11 @@ class Scene:
     async def billed(self, cycles: Iterable[BillCycle]) -> Decimal:
         """Return what the bills that are shown come to."""
         return sum([(await self.bill(cycle)).total for cycle in cycles], Decimal(0))
+
+    async def is_open(self, cycle: BillCycle) -> bool:
+        """Whether a cycle was opened."""
+        key = (int(self.fleet.fleet_no), cycle.start)
+        return bool(await opened_cycles(self.connection, [key]))
 
     async def audit(self) -> list[str]:
         """Return the differences that an audit finds."""
