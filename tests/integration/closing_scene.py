@@ -1,7 +1,7 @@
 """A fleet over several cycles in which cycles are closed and usage comes late."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -21,7 +21,7 @@ from metering.store.connection import Connection, connect
 from metering.store.cycles import opened_cycles
 from metering.store.fleet_views import fleet_view
 from metering.store.registry import Fleet
-from metering.usage import DATA, SMS, Meter, Reading, ReadingKind
+from metering.usage import DATA, SMS, Meter, Reading, ReadingKind, Rejection
 from tests.integration.pipeline import TENANT, Operator, migrated
 
 T = TypeVar("T")
@@ -76,6 +76,7 @@ class Scene:
         *readings: Reading,
         received_at: datetime,
         boot: str = "boot-1",
+        rejections: Sequence[Rejection] = (),
     ) -> None:
         """Store one message."""
         message = Message(
@@ -86,7 +87,7 @@ class Scene:
             published_at=None,
             boot=boot,
             readings=readings,
-            rejections=(),
+            rejections=rejections,
         )
         await write_batch(self.connection, DeviceCache(100), [message], now=received_at)
 

@@ -263,7 +263,7 @@ def test_a_crash_while_closing_leaves_the_cycle_open(database_url: str) -> None:
                 " 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'"
             )
             await scene.connection.execute(
-                "CREATE TRIGGER crash AFTER INSERT OR UPDATE ON"  # noqa: S608 - the test's own
+                "CREATE TRIGGER crash AFTER INSERT OR UPDATE ON"
                 f" {table} EXECUTE FUNCTION crash()".encode()
             )
             async with await connect(database_url, application="test") as doomed:
