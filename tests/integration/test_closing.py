@@ -1,17 +1,28 @@
 """Closing a cycle, and usage that comes before, after, and while it closes."""
 
 import asyncio
+import contextlib
 import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
+import httpx
 import psycopg
 import pytest
+from fastapi import FastAPI
+from prometheus_client import REGISTRY
 
+from api.app import create_app
+from metering import clock
 from metering.billing.adjustment import PeriodAdjustment
 from metering.charging.charge_usage import charge_usage
 from metering.charging.close_cycle import close_cycle, close_due_cycles
+from metering.charging.worker import Worker
 from metering.rating.statement import LineKind
+from metering.settings import Settings
+from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.registry import lock_shard
 from metering.usage import SMS, Reading, ReadingKind
@@ -403,5 +414,88 @@ def test_bills_add_up_in_whatever_order_usage_comes(database_url: str, seed: int
             opened = [each for each in (*cycles, JUNE) if await scene.is_open(each)]
             assert await scene.billed(opened) == await scene.owed(opened)
         assert set(frozen) == {each.start for each in cycles}
+
+    played(database_url, story)
+
+
+def test_the_api_shows_closed_bills_adjustments_and_the_watermark(
+    database_url: str, serve: Callable[[FastAPI], AbstractContextManager[str]]
+) -> None:
+    now = day(APRIL, 21)
+
+    async def story(scene: Scene) -> tuple[str, str]:
+        await scene.use("van-1", day(MARCH, 5), sms=5)
+        await scene.use("van-1", day(APRIL, 5), sms=1)
+        await scene.close(MARCH)
+        await scene.use("van-1", day(MARCH, 6), sms=4, received_at=day(APRIL, 20))
+        gap = Reading(seq=9, at=day(APRIL, 20), meter=SMS, kind=ReadingKind.DELTA, quantity=1)
+        await scene.publish("van-1", gap, received_at=day(APRIL, 20))
+        await scene.charge(day(APRIL, 20))
+        await scene.use("van-2", day(APRIL, 20, 9), sms=1, received_at=day(APRIL, 20))
+        key = await create_api_key(
+            scene.connection, tenant=scene.operator.tenant, label="test", now=now
+        )
+        return key, format((await scene.bill(APRIL)).statement.total, "f")
+
+    key, own = played(database_url, story)
+    app = create_app(Settings(database_url=database_url), now=lambda: now)
+    with (
+        serve(app) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client,
+    ):
+        march = client.get("/v1/fleets/vans/bill", params={"at": "2026-03-31T12:00:00Z"}).json()
+        april = client.get("/v1/fleets/vans/bill").json()
+        fleet = client.get("/v1/fleets/vans").json()
+    assert (march["status"], march["closed_at"]) == ("closed", "2026-04-03T22:00:00Z")
+    assert march["total"] == "4.55"
+    (used,) = [line for line in march["lines"] if line["kind"] == "usage"]
+    assert (used["quantity"], used["overage_quantity"], used["unit_price"]) == (5, 3, "0.10")
+    assert (april["status"], april["closed_at"]) == ("draft", None)
+    assert april["lines"][-1] == {
+        "kind": "period_adjustment",
+        "cycle": march["cycle"],
+        "late_records": 1,
+        "currency": "EUR",
+        "amount": "0.40",
+        "exact_amount": "0.4",
+    }
+    assert Decimal(april["total"]) == Decimal(own) + Decimal("0.40")
+    complete_to = "2026-04-05T12:00:00Z"
+    assert fleet["usage_complete_to"] == complete_to
+    for made, complete in ((march, True), (april, False)):
+        assert (made["usage_complete_to"], made["usage_complete"]) == (complete_to, complete)
+    lagging = fleet["watermark"]["held_back_by"]
+    assert [(each["device_id"], each["has_gap"]) for each in lagging] == [
+        ("van-1", True),
+        ("van-2", False),
+    ]
+    assert [each["device_id"] for each in fleet["watermark"]["silent"]] == ["van-3"]
+    assert (fleet["watermark"]["active_devices"], fleet["watermark"]["silent_devices"]) == (3, 1)
+
+
+def test_a_worker_closes_what_is_due_and_counts_what_is_late(database_url: str) -> None:
+    """By its own clock each of these cycles ended long ago."""
+
+    def count(name: str) -> float:
+        return REGISTRY.get_sample_value(f"fleetmeter_charging_{name}_total") or 0.0
+
+    async def story(scene: Scene) -> None:
+        await scene.use("van-1", day(MARCH, 5), sms=3)
+        before = count("cycles_closed"), count("late_records")
+        settings = Settings(database_url=database_url, charging_poll_seconds=0.1)
+        running = asyncio.create_task(Worker(settings).run())
+        try:
+            async with asyncio.timeout(30):
+                while (await scene.bill(MARCH)).closed_at is None:
+                    await asyncio.sleep(0.05)
+                late = clock.now()
+                await scene.use("van-1", day(MARCH, 6), sms=1, received_at=late, charge=False)
+                while count("late_records") == before[1]:
+                    await asyncio.sleep(0.05)
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+        assert (count("cycles_closed"), count("late_records")) == (before[0] + 1, before[1] + 1)
 
     played(database_url, story)
