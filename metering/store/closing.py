@@ -81,26 +81,34 @@ async def is_usage_queued(
     """Whether readings of a fleet wait that may belong to a cycle and were received before then.
 
     A reading may tell of usage before it was measured, so each that was measured since the cycle
-    began counts.
+    began counts; so does one of a device that was in the fleet before.
     """
+    homes = await connection.execute(
+        "SELECT DISTINCT home.shard_no FROM subscription JOIN device USING (device_no)"
+        " JOIN fleet AS home ON home.fleet_no = device.fleet_no WHERE subscription.fleet_no = %s",
+        [fleet.fleet_no],
+    )
+    shards = {fleet.shard_no, *(row[0] for row in await homes.fetchall())}
     found = await connection.execute(
         "SELECT array_agg(batch_no), min(measured_from), max(measured_to) FROM work_item"
-        " WHERE shard_no = %s AND measured_to >= %s",
-        [fleet.shard_no, cycle.start],
+        " WHERE shard_no = ANY(%s) AND measured_to >= %s",
+        [sorted(shards), cycle.start],
     )
     row = await found.fetchone()
     if row is None or row[0] is None:
         return False
     batch_nos, measured_from, measured_to = row
     found = await connection.execute(
-        "SELECT min(received_at) FROM reading JOIN device USING (device_no)"
-        " WHERE batch_no = ANY(%s) AND measured_at BETWEEN %s AND %s"
-        " AND reading.shard_no = %s AND device.fleet_no = %s",
+        "SELECT min(received_at) FROM reading WHERE batch_no = ANY(%s) AND measured_at BETWEEN %s AND %s"
+        " AND device_no IN (SELECT device_no FROM device WHERE fleet_no = %s"
+        "   UNION SELECT device_no FROM subscription WHERE fleet_no = %s)"
+        " AND EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
+        "   AND work_item.batch_no = reading.batch_no)",
         [
             batch_nos,
             max(measured_from, cycle.start),
             measured_to,
-            fleet.shard_no,
+            fleet.fleet_no,
             fleet.fleet_no,
         ],
     )
