@@ -20,11 +20,14 @@ from metering.store.work import next_run_no
 
 log = logging.getLogger(__name__)
 
+CLOSED_AT_ONCE_MAX = 50
+"""As many cycles are closed before charging goes on; the rest at the next look."""
+
 
 async def close_due_cycles(
     connection: Connection, *, grace: timedelta, now: datetime, refused: set[CycleKey]
 ) -> int:
-    """Close each cycle that ended a grace ago; return how many were closed.
+    """Close cycles that ended a grace ago, at most so many at once; return how many were closed.
 
     Each is a transaction of its own, so that it costs one fleet's work at a time. A fleet that somebody
     else is charging, or of which usage is queued, is left for the next look. A cycle that cannot be
@@ -35,6 +38,8 @@ async def close_due_cycles(
     closed = 0
     waiting = {fleet_no for fleet_no, _ in refused}
     for fleet, cycle in due:
+        if closed == CLOSED_AT_ONCE_MAX:
+            break
         if fleet.fleet_no in waiting:
             continue
         try:

@@ -499,3 +499,16 @@ def test_a_worker_closes_what_is_due_and_counts_what_is_late(database_url: str) 
         assert (count("cycles_closed"), count("late_records")) == (before[0] + 1, before[1] + 1)
 
     played(database_url, story)
+
+
+def test_charging_goes_on_between_closings(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metering.charging.close_cycle.CLOSED_AT_ONCE_MAX", 2)
+
+    async def story(scene: Scene) -> None:
+        for cycle in (FEBRUARY, MARCH, APRIL):
+            await scene.use("van-1", day(cycle, 5), sms=3)
+        assert [await scene.look(day(MAY, 20)) for _ in range(3)] == [2, 1, 0]
+
+    played(database_url, story)
