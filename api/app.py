@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -52,7 +52,12 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    app.state.fleetmeter = ApiState(pool=pool, now=now, metrics=metrics)
+    app.state.fleetmeter = ApiState(
+        pool=pool,
+        now=now,
+        metrics=metrics,
+        silent_after=timedelta(hours=settings.silent_after_hours),
+    )
     app.add_middleware(RequestMetrics, metrics=metrics)
     handle_errors(app)
     checked = [Depends(refuse_unknown_parameters)]

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated
 
@@ -29,11 +29,15 @@ _BEARER = HTTPBearer(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The tenant that asks, the connection that answers, and the instant of the request."""
+    """The tenant that asks, the connection that answers, and the instant of the request.
+
+    `silent_after` is how long a device may be unheard of before it holds no watermark back.
+    """
 
     tenant_no: TenantNo
     connection: Connection
     now: datetime
+    silent_after: timedelta
 
 
 @asynccontextmanager
@@ -62,7 +66,12 @@ async def caller(
         tenant_no = await tenant_of_api_key(connection, credentials.credentials)
         if tenant_no is None:
             raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
-        yield Caller(tenant_no=tenant_no, connection=connection, now=state.now())
+        yield Caller(
+            tenant_no=tenant_no,
+            connection=connection,
+            now=state.now(),
+            silent_after=state.silent_after,
+        )
 
 
 AsCaller = Annotated[Caller, Depends(caller, scope="function")]

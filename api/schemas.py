@@ -245,13 +245,28 @@ class AdjustmentLine(_Line):
     name: str
 
 
-AnyLine = UsageLine | BaseLine | MinimumLine | FeeLine | AdjustmentLine
+class PeriodAdjustmentLine(BaseModel):
+    """What a closed cycle owes since it closed (or since the bill before this), more or less."""
+
+    kind: Literal["period_adjustment"] = "period_adjustment"
+    cycle: Cycle = Field(description="the cycle that it corrects, whose own bill stays as it is")
+    late_records: int = Field(
+        description="usage records of it that came after it closed and are on no earlier bill"
+    )
+    currency: str = Field(description="ISO 4217")
+    amount: Decimals
+    exact_amount: Decimals
+
+
+AnyLine = UsageLine | BaseLine | MinimumLine | FeeLine | AdjustmentLine | PeriodAdjustmentLine
 
 
 class Bill(BaseModel):
-    """The bill so far; `total` is the sum of the lines' rounded amounts.
+    """The bill of a cycle; `total` is the sum of the lines' rounded amounts.
 
-    Where the plan rounds the bill and not its lines, it is the rounded sum of their exact ones.
+    A draft is as far as it is charged. A closed one never changes: what comes later is an adjustment in
+    the bill of the cycle that closes next. Where the plan rounds the bill and not its lines, it is the
+    rounded sum of their exact ones.
     """
 
     model_config = _example(
@@ -261,6 +276,9 @@ class Bill(BaseModel):
             "currency": "EUR",
             "cycle": _CYCLE,
             "as_of": "2026-04-15T12:00:00Z",
+            "closed_at": None,
+            "usage_complete": False,
+            "usage_complete_to": "2026-04-15T11:40:00Z",
             "lines": [
                 {
                     "kind": "usage",
@@ -298,17 +316,39 @@ class Bill(BaseModel):
                     "term_end": _CYCLE["end"],
                     "due_at": _CYCLE["end"],
                 },
+                {
+                    "kind": "period_adjustment",
+                    "cycle": {
+                        "start": "2026-02-28T23:00:00Z",
+                        "end": "2026-03-31T22:00:00Z",
+                        "first_day": "2026-03-01",
+                        "next_first_day": "2026-04-01",
+                    },
+                    "late_records": 2,
+                    "currency": "EUR",
+                    "amount": "0.40",
+                    "exact_amount": "0.4",
+                },
             ],
-            "exact_total": "13.456790033333333333333333333333",
-            "total": "13.45",
+            "exact_total": "13.856790033333333333333333333333",
+            "total": "13.85",
         }
     )
 
     fleet_id: str
-    status: Literal["draft"] = "draft"
+    status: Literal["draft", "closed"]
     currency: str
     cycle: Cycle
-    as_of: Time = Field(description="when this was read: everything charged by then is in it")
+    as_of: Time = Field(
+        description="when this was read: everything charged by then is in it, unless it is closed"
+    )
+    closed_at: Time | None = Field(description="null while it is a draft")
+    usage_complete: bool = Field(
+        description="whether all usage of the cycle is believed to be charged by now"
+    )
+    usage_complete_to: Time | None = Field(
+        description="up to when the fleet's is; null: every device is silent"
+    )
     lines: list[Annotated[AnyLine, Field(discriminator="kind")]]
     exact_total: Decimals
     total: Decimals

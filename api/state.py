@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fastapi import Request
 from psycopg_pool import AsyncConnectionPool
@@ -13,11 +13,15 @@ from metering.store.connection import Connection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiState:
-    """What the routes share. No data of a tenant is kept between requests."""
+    """What the routes share. No data of a tenant is kept between requests.
+
+    `silent_after` is how long a device may be unheard of before it holds no watermark back.
+    """
 
     pool: AsyncConnectionPool[Connection]
     now: Callable[[], datetime]
     metrics: Metrics
+    silent_after: timedelta
 
 
 def state_of(request: Request) -> ApiState:

@@ -73,6 +73,15 @@ class Settings(BaseSettings):
         10.0, ge=1, description="the database ends a worker's transaction that is idle for so long"
     )
 
+    closing_grace_hours: float = Field(
+        72.0, ge=0, description="a bill cycle closes this long after its end; usage then is late"
+    )
+    silent_after_hours: float = Field(
+        48.0,
+        gt=0,
+        description="a device unheard of, or a gap open, for longer holds no watermark back",
+    )
+
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")

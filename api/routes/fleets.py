@@ -7,10 +7,11 @@ from typing import Annotated, TypedDict, assert_never
 
 from fastapi import APIRouter, Query
 
-from api import presenting, schemas
-from api.auth import AsCaller
+from api import closing_schemas, presenting, schemas
+from api.auth import AsCaller, Caller
 from api.errors import ProblemError
 from api.parameters import Cursor, FleetId, Instant, Limit, cursor_of, read_cursor
+from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.bill import Bill, bill_so_far
 from metering.errors import InvalidValue
 from metering.money import decimal_text
@@ -18,6 +19,7 @@ from metering.period import cycle_at
 from metering.rating.statement import Line, LineKind
 from metering.store.bucket_views import LotView, pool_lots
 from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view, list_fleets
+from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
 from metering.usage import METERS, METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["fleets"])
@@ -36,9 +38,21 @@ async def get_fleets(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
 
 
 @router.get("/fleets/{fleet_id}")
-async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> schemas.Fleet:
-    """Show one fleet: its currency, its zone and the rule of its bill cycle."""
-    return _fleet(await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id))
+async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> closing_schemas.FleetDetail:
+    """Show one fleet: currency, zone, bill cycle, and up to when its usage is believed complete."""
+    fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+    watermark = await _watermark(caller, fleet)
+    return closing_schemas.FleetDetail(
+        **_fleet(fleet).model_dump(),
+        usage_complete_to=watermark.complete_to,
+        watermark=closing_schemas.Watermark(
+            active_devices=watermark.devices,
+            silent_devices=watermark.silent_devices,
+            held_back_by=[_progress(each) for each in watermark.held_back_by],
+            silent=[_progress(each) for each in watermark.silent],
+            queued_from=watermark.queued_from,
+        ),
+    )
 
 
 @router.get("/fleets/{fleet_id}/balance")
@@ -71,7 +85,10 @@ async def get_fleet_bill(
         Instant | None, Query(description="an instant of the cycle to bill; unset: the present one")
     ] = None,
 ) -> schemas.Bill:
-    """Show the bill of one cycle as far as it is charged: use, fees, adjustments, and their total."""
+    """Show the bill of one cycle: use, fees, adjustments, and their total.
+
+    As it was frozen, if the cycle is closed, else as far as it is charged.
+    """
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     try:
         bill = await bill_so_far(
@@ -79,7 +96,26 @@ async def get_fleet_bill(
         )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
-    return _bill(caller, fleet, bill)
+    return _bill(caller, fleet, bill, await _watermark(caller, fleet))
+
+
+async def _watermark(caller: Caller, fleet: FleetView) -> Watermark:
+    return await fleet_watermark(
+        caller.connection,
+        caller.tenant_no,
+        fleet_no=fleet.fleet_no,
+        now=caller.now,
+        silent_after=caller.silent_after,
+    )
+
+
+def _progress(device: DeviceProgress) -> closing_schemas.DeviceProgress:
+    return closing_schemas.DeviceProgress(
+        device_id=device.device_id,
+        complete_to=device.complete_to,
+        heard_at=device.heard_at,
+        has_gap=device.gap,
+    )
 
 
 def _fleet(fleet: FleetView) -> schemas.Fleet:
@@ -118,15 +154,37 @@ def _pool(lots: Sequence[LotView]) -> schemas.Pool:
     )
 
 
-def _bill(caller: AsCaller, fleet: FleetView, bill: Bill) -> schemas.Bill:
+def _bill(caller: Caller, fleet: FleetView, bill: Bill, watermark: Watermark) -> schemas.Bill:
+    cycle, complete_to = bill.statement.cycle, watermark.complete_to
     return schemas.Bill(
         fleet_id=fleet.fleet_id,
+        status="draft" if bill.closed_at is None else "closed",
         currency=bill.statement.currency,
-        cycle=presenting.cycle(bill.statement.cycle),
+        cycle=presenting.cycle(cycle),
         as_of=caller.now,
-        lines=[_line(bill, line) for line in bill.statement.lines],
-        exact_total=decimal_text(bill.statement.exact),
-        total=format(bill.statement.total, "f"),
+        closed_at=bill.closed_at,
+        usage_complete=complete_to is not None and complete_to >= cycle.end,
+        usage_complete_to=complete_to,
+        lines=[
+            *(_line(bill, line) for line in bill.statement.lines),
+            *(
+                _period_adjustment(bill.statement.currency, each)
+                for each in bill.adjustments
+                if each.tells
+            ),
+        ],
+        exact_total=decimal_text(bill.exact),
+        total=format(bill.total, "f"),
+    )
+
+
+def _period_adjustment(currency: str, adjustment: PeriodAdjustment) -> schemas.PeriodAdjustmentLine:
+    return schemas.PeriodAdjustmentLine(
+        cycle=presenting.cycle(adjustment.cycle),
+        late_records=adjustment.late_records,
+        currency=currency,
+        amount=format(adjustment.amount, "f"),
+        exact_amount=decimal_text(adjustment.exact),
     )
 
 

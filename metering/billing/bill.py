@@ -1,13 +1,18 @@
-"""The bill so far: a fleet's statement for one cycle, from what charging maintains.
+"""A fleet's bill for one cycle: as far as it is charged, or as it was frozen when the cycle closed.
 
-It is `metering.rating.statement` over the fleet's members, plans and cumulative use: the very
+What is owed is `metering.rating.statement` over the fleet's members, plans and cumulative use: the very
 function that `fleetmeter rate` calls.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from typing import Protocol
 
+from metering.billing.adjustment import Amounts, PeriodAdjustment, period_adjustment
+from metering.billing.frozen import statement_of
 from metering.ids import TenantNo
 from metering.period import BillCycle, cycle_at
 from metering.plan_document import stored_terms
@@ -22,25 +27,56 @@ from metering.store.bill_views import (
     device_ids,
     uses_of_cycle,
 )
+from metering.store.closing import (
+    ChangedCycle,
+    ClosedCycle,
+    adjustments_in,
+    carrying_cycle,
+    changed_cycles,
+    closed_cycle,
+)
 from metering.store.connection import Connection
 from metering.store.cycles import fleet_members
-from metering.store.fleet_views import FleetView
-from metering.store.registry import fleet_rule
+from metering.store.registry import BillingAccount, fleet_rule
 from metering.usage import METERS_BY_NO
+
+
+class BilledFleet(BillingAccount, Protocol):
+    """A fleet that is billed, however it was read."""
+
+    @property
+    def fleet_no(self) -> int:
+        """Its number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """A fleet's bill for one cycle as far as it is charged, and the names that its lines need.
+    """A fleet's bill for one cycle, and the names that its lines need.
 
-    Fees are those of the whole cycle, as subscriptions and states stand now. `devices` holds the ids
-    of devices that have lines of their own.
+    While the cycle is open it is as far as it is charged: fees are those of the whole cycle, as
+    subscriptions and states stand now. `closed_at` tells when it was frozen. `adjustments` are what
+    earlier cycles owe since they closed, and are part of the total. `devices` holds the ids of devices
+    that have lines of their own.
     """
 
     statement: Statement
     plans: Mapping[int, BilledPlan]
     terms: Mapping[int, PlanTerms]
     devices: Mapping[int, str]
+    adjustments: Sequence[PeriodAdjustment] = ()
+    closed_at: datetime | None = None
+
+    @property
+    def total(self) -> Decimal:
+        """The sum of the rounded lines and adjustments."""
+        with localcontext() as context:
+            context.prec = 200  # sums stay exact
+            return sum((each.amount for each in self.adjustments), self.statement.total)
+
+    @property
+    def exact(self) -> Fraction:
+        """The sum before rounding."""
+        return sum((each.exact for each in self.adjustments), self.statement.exact)
 
     def unit_price(self, line: Line) -> UnitPrice | None:
         """Return the price of a usage line's overage, where that is all that decides its amount."""
@@ -59,13 +95,47 @@ class Bill:
 
 
 async def bill_so_far(
-    connection: Connection, tenant_no: TenantNo, *, fleet: FleetView, at: datetime
+    connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, at: datetime
 ) -> Bill:
-    """Return the bill of a fleet for the cycle that holds `at`, as far as it is charged by now.
+    """Return the bill of a fleet for the cycle that holds `at`.
+
+    As it was frozen, if the cycle is closed; else as far as it is charged by now. Raises
+    `InvalidValue` when a plan has another currency than the fleet.
+    """
+    cycle = cycle_at(at, fleet.time_zone, fleet.anchor_day)
+    closed = await closed_cycle(connection, (fleet.fleet_no, cycle.start))
+    if closed is None:
+        bill = await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)
+    else:
+        bill = await _closed_bill(connection, tenant_no, closed, fleet=fleet, cycle=cycle)
+    numbers = {line.device_no for line in bill.statement.lines} - {None}
+    if not numbers:
+        return bill
+    names = await device_ids(
+        connection, tenant_no, device_nos=[number for number in numbers if number is not None]
+    )
+    return replace(bill, devices=names)
+
+
+async def open_bill(
+    connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, cycle: BillCycle
+) -> Bill:
+    """Return the bill of a cycle as it stands now, with the adjustments that it carries if it does.
 
     Raises `InvalidValue` when a plan has another currency than the fleet.
     """
-    cycle = cycle_at(at, fleet.time_zone, fleet.anchor_day)
+    bill = await _as_charged(connection, tenant_no, fleet=fleet, cycle=cycle)
+    if await carrying_cycle(connection, fleet.fleet_no) != cycle.start:
+        return bill
+    changed = await changed_cycles(connection, fleet.fleet_no)
+    adjustments = [await _adjustment(connection, tenant_no, each, fleet=fleet) for each in changed]
+    return replace(bill, adjustments=adjustments)
+
+
+async def _as_charged(
+    connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, cycle: BillCycle
+) -> Bill:
+    """Return the bill of a cycle's own usage and fees, as charging and terms stand now."""
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=cycle.end)
     uses = await uses_of_cycle(
         connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
@@ -73,14 +143,54 @@ async def bill_so_far(
     plan_nos = {each.plan_no for member in members for each in member.subscriptions}
     plans = await billed_plans(connection, tenant_no, plan_nos=sorted(plan_nos))
     rule = fleet_rule(fleet, members)
-    bill = bill_of(fleet=rule, cycle=cycle, plans=plans, members=members, uses=uses)
-    numbers = {line.device_no for line in bill.statement.lines} - {None}
-    if not numbers:
-        return bill
-    names = await device_ids(
-        connection, tenant_no, device_nos=[number for number in numbers if number is not None]
+    return bill_of(fleet=rule, cycle=cycle, plans=plans, members=members, uses=uses)
+
+
+async def _adjustment(
+    connection: Connection, tenant_no: TenantNo, changed: ChangedCycle, *, fleet: BilledFleet
+) -> PeriodAdjustment:
+    owed = await _as_charged(connection, tenant_no, fleet=fleet, cycle=changed.cycle)
+    frozen = statement_of(changed.statement, changed.cycle)
+    return period_adjustment(
+        changed.cycle,
+        Amounts(exact=owed.statement.exact, amount=owed.statement.total),
+        [
+            Amounts(exact=frozen.exact, amount=frozen.total),
+            *(Amounts(exact=each.exact, amount=each.amount) for each in changed.adjustments),
+        ],
+        late_records=changed.late_records,
     )
-    return Bill(statement=bill.statement, plans=bill.plans, terms=bill.terms, devices=names)
+
+
+async def _closed_bill(
+    connection: Connection,
+    tenant_no: TenantNo,
+    closed: ClosedCycle,
+    *,
+    fleet: BilledFleet,
+    cycle: BillCycle,
+) -> Bill:
+    """Return a closed cycle's bill from what was frozen alone."""
+    frozen = statement_of(closed.statement, cycle)
+    plan_nos = {line.plan_no for line in frozen.lines}
+    plans = await billed_plans(connection, tenant_no, plan_nos=sorted(plan_nos))
+    carried = await adjustments_in(connection, (fleet.fleet_no, cycle.start))
+    return Bill(
+        statement=frozen,
+        plans={plan.plan_no: plan for plan in plans},
+        terms=_terms_of(plans),
+        devices={},
+        adjustments=[
+            PeriodAdjustment(
+                cycle=each.cycle,
+                late_records=each.late_records,
+                exact=each.exact,
+                amount=each.amount,
+            )
+            for each in carried
+        ],
+        closed_at=closed.closed_at,
+    )
 
 
 def bill_of(
@@ -92,7 +202,7 @@ def bill_of(
     uses: Sequence[UseRow],
 ) -> Bill:
     """Draw up one cycle's bill; its lines come by plan, then version, in the order of `plans`."""
-    terms = {plan.plan_no: stored_terms(plan.terms, plan.subunits_per_unit) for plan in plans}
+    terms = _terms_of(plans)
     return Bill(
         statement=statement(
             fleet=fleet,
@@ -105,6 +215,10 @@ def bill_of(
         terms=terms,
         devices={},
     )
+
+
+def _terms_of(plans: Sequence[BilledPlan]) -> dict[int, PlanTerms]:
+    return {plan.plan_no: stored_terms(plan.terms, plan.subunits_per_unit) for plan in plans}
 
 
 def _use_total(row: UseRow) -> UseTotal:

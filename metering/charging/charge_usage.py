@@ -1,5 +1,6 @@
 """The charging transaction: claimed readings become charges, and everything they change, at once."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,6 +39,7 @@ from metering.store.charges import (
     store_charges,
     store_parked,
 )
+from metering.store.closing import CycleKey, add_late_records
 from metering.store.connection import UNREACHABLE, Connection
 from metering.store.cycles import opened_cycles
 from metering.store.leases import Leases
@@ -59,6 +61,8 @@ class RunOutcome:
     readings: Sequence[QueuedReading]
     charges: int
     parked: int
+    late_records: int
+    """Usage records of cycles that were closed."""
 
 
 class RunFailed(FleetmeterError):
@@ -138,16 +142,18 @@ async def _charge_items(
         for each in readings
     ]
     await _lock_other_shards(connection, guided, fleets, items)
+    late_records = 0
     for stretch in await _stretches(connection, guided, fleets):
         for fleet, cycle in stretch.opening:
             await open_cycle(connection, fleet, cycle, now=now)
-        await _charge_stretch(connection, stretch.guided, plans, now=now)
+        late_records += await _charge_stretch(connection, stretch.guided, plans, now=now)
     if epochs:
         await store_counters(connection, _ends(epochs))
     return RunOutcome(
         readings=readings,
         charges=sum(len(each.charges) for each in guided),
         parked=sum(isinstance(each.records, ParkReason) for each in guided),
+        late_records=late_records,
     )
 
 
@@ -266,8 +272,11 @@ def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
 
 async def _charge_stretch(
     connection: Connection, guided: Sequence[_Guided], plans: dict[int, PlanTerms], *, now: datetime
-) -> None:
-    """Charge readings as one run; opening a cycle was a run of its own before it."""
+) -> int:
+    """Charge readings as one run; opening a cycle was a run of its own before it.
+
+    Returns how many usage records were of cycles that are closed.
+    """
     run_no = await next_run_no(connection)
     wanted = _accounts_touched(guided, plans)
     if wanted is not None:
@@ -276,6 +285,12 @@ async def _charge_stretch(
             _charge(each, plans, loaded)
         await store_accounts(connection, loaded, wanted)
     await _store_run(connection, run_no, guided, now=now)
+    records: Counter[CycleKey] = Counter(
+        (charge.record.subscription.fleet_no, charge.record.cycle.start)
+        for each in guided
+        for charge in each.charges
+    )
+    return await add_late_records(connection, records) if records else 0
 
 
 def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) -> Wanted | None:

@@ -61,11 +61,15 @@ class Scope:
 
 @dataclass(slots=True)
 class Corrected:
-    """What was charged again: how many charges differ, and how many readings were or became parked."""
+    """What was charged again: how many charges differ, and how many readings were or became parked.
+
+    `cycles` are those in which a charge differs: `(fleet_no, cycle_start)`.
+    """
 
     charges: int = 0
     unparked: int = 0
     parked: int = 0
+    cycles: set[tuple[int, datetime]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -267,6 +271,7 @@ async def _store_charges(
             )
         differences += _differences(step, again, plans)
     corrected.charges = len(differences)
+    corrected.cycles.update((each.fleet_no, each.cycle_start) for each in differences)
     await replace_charges(
         connection,
         correction_no,

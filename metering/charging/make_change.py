@@ -14,6 +14,7 @@ from metering.charging.correct import Corrected, charge_again, scope_of
 from metering.charging.regrant import grant_anew
 from metering.errors import Conflict, FleetmeterError, InvalidValue
 from metering.ids import TenantNo
+from metering.store.closing import closed_since, mark_changed_after_close
 from metering.store.connection import Connection
 from metering.store.corrections import Cause, correction_by_key, insert_correction, touched_usage
 from metering.store.cycles import first_subscribed
@@ -21,6 +22,8 @@ from metering.store.registry import Fleet, lock_shard, plan_terms
 from metering.store.work import next_run_no
 
 _TRIES = 5
+_WITHOUT_FEES = {Cause.SIM_SWAP, Cause.PARKED}
+"""Changes on which no fee depends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,8 @@ async def _in_transaction(
         corrected = await charge_again(
             connection, scope, correction_no=correction_no, now=change.now
         )
+    concerned = {fleet.fleet_no for fleet in (*scope.fleets.values(), *change.fleets)}
+    await _mark_closed_cycles(connection, change, sorted(concerned), corrected)
     return TermsChanged(
         correction_no=correction_no,
         changed=changed,
@@ -158,3 +163,15 @@ async def _in_transaction(
 def _detail(change: TermsChange) -> dict[str, object]:
     asked_at = change.asked_at.isoformat() if change.asked_at else None
     return {**change.detail, "at": asked_at}
+
+
+async def _mark_closed_cycles(
+    connection: Connection, change: TermsChange, fleet_nos: Sequence[int], corrected: Corrected
+) -> None:
+    """Have what closed cycles owe since the change billed as an adjustment: for charges and for fees."""
+    keys = set(corrected.cycles)
+    if change.cause not in _WITHOUT_FEES:
+        for fleet_no in fleet_nos:
+            keys.update(await closed_since(connection, fleet_no, change.since))
+    if keys:
+        await mark_changed_after_close(connection, keys)

@@ -19,6 +19,10 @@ TAKE_OVERS = Counter(
 LOST_LEASES = Counter(
     "fleetmeter_charging_lost_leases", "Leases that others took over while this worker was away"
 )
+CYCLES_CLOSED = Counter("fleetmeter_charging_cycles_closed", "Bill cycles that were closed")
+LATE_RECORDS = Counter(
+    "fleetmeter_charging_late_records", "Usage records charged in cycles that were closed"
+)
 RUN_SECONDS = Histogram(
     "fleetmeter_charging_run_seconds", "From the start of a run's transaction to its commit",
     buckets=LATENCY_BUCKETS,

@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+import random
+from datetime import timedelta
 from time import monotonic, perf_counter
 
 from metering import clock
 from metering.charging import metrics
-from metering.charging.charge_usage import RunFailed, RunOutcome, charge_usage
+from metering.charging.charge_usage import RunFailed, RunOutcome, ShardBusy, charge_usage
+from metering.charging.close_cycle import close_due_cycles
 from metering.charging.leases import LeaseKeeper
 from metering.charging.open_cycle import open_due_cycles
 from metering.settings import Settings
+from metering.store.closing import CycleKey
 from metering.store.connection import (
     UNREACHABLE,
     Connection,
@@ -21,6 +25,7 @@ from metering.store.work import readmit, refuse
 
 log = logging.getLogger(__name__)
 
+_BUSY_SECONDS_MAX = 0.05
 REASON_CHARACTERS_MAX = 500
 """As much of an error's text as is kept with a refused work item; the log has it all."""
 
@@ -40,6 +45,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._look_for_cycles_at = 0.0
         self._readmitted = False
+        self._not_closed: set[CycleKey] = set()
 
     async def run(self) -> None:
         """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
@@ -76,7 +82,7 @@ class Worker:
                 await self._readmit_once(connection)
                 while True:
                     self._wake.clear()
-                    await self._open_due_cycles(connection)
+                    await self._open_and_close_due_cycles(connection)
                     await self._charge_what_is_queued(connection)
                     await self._wait()
             except UNREACHABLE as error:
@@ -111,6 +117,10 @@ class Worker:
                 outcome = await charge_usage(
                     connection, readings_max=readings_max, now=clock.now(), leases=leases
                 )
+            except ShardBusy:
+                # Both may hold what the other asks for: wait for different times.
+                await asyncio.sleep(random.uniform(0, _BUSY_SECONDS_MAX))  # noqa: S311 - no secret
+                continue
             except RunFailed as failure:
                 if single_runs:
                     single_runs -= 1
@@ -126,12 +136,20 @@ class Worker:
             metrics.RUN_SECONDS.observe(perf_counter() - started)
             _count(outcome)
 
-    async def _open_due_cycles(self, connection: Connection) -> None:
-        """Look for cycles that begin, no more often than the poll."""
+    async def _open_and_close_due_cycles(self, connection: Connection) -> None:
+        """Look for cycles that begin, or are to be closed, no more often than the poll."""
         leases = self._keeper.leases
-        if leases is not None and monotonic() >= self._look_for_cycles_at:
-            await open_due_cycles(connection, now=clock.now(), leases=leases)
-            self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
+        if leases is None or monotonic() < self._look_for_cycles_at:
+            return
+        await open_due_cycles(connection, now=clock.now(), leases=leases)
+        closed = await close_due_cycles(
+            connection,
+            grace=timedelta(hours=self._settings.closing_grace_hours),
+            now=clock.now(),
+            refused=self._not_closed,
+        )
+        metrics.CYCLES_CLOSED.inc(closed)
+        self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
         try:
@@ -180,6 +198,7 @@ def _count(outcome: RunOutcome) -> None:
     metrics.READINGS.inc(len(outcome.readings))
     metrics.CHARGES.inc(outcome.charges)
     metrics.PARKED.inc(outcome.parked)
+    metrics.LATE_RECORDS.inc(outcome.late_records)
     committed_at = clock.now()
     for published_at in {each.published_at for each in outcome.readings}:
         if published_at is not None:

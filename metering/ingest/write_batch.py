@@ -18,8 +18,10 @@ from metering.store.connection import Connection
 from metering.store.readings import (
     AdmittedReading,
     Boot,
+    BootProgress,
     RejectedInput,
     lock_boots,
+    measured_between,
     next_batch_no,
     rejected_contents,
     store_arrivals,
@@ -91,13 +93,9 @@ async def write_batch(
         if admitted:
             await store_readings(connection, batch_no, admitted)
         arrivals = _arrivals(work, boots, admitted)
-        changed = [
-            (boots[key].boot_no, arrived)
-            for key, arrived in arrivals.items()
-            if arrived != boots[key].arrived
-        ]
+        changed = await _progress(connection, boots, arrivals, admitted)
         if changed:
-            await store_arrivals(connection, changed)
+            await store_arrivals(connection, changed, now=now)
         rejected += _rejected_inputs(work.values())
         if rejected:
             await store_rejections(connection, rejected)
@@ -254,6 +252,60 @@ def _arrivals(
         arrived = boot.arrived.with_added(seqs)
         arrivals[key] = arrived.with_added(_seqs_used_up(of_boot, arrived))
     return arrivals
+
+
+async def _progress(
+    connection: Connection,
+    boots: dict[BootKey, Boot],
+    arrivals: dict[BootKey, SequenceSet],
+    admitted: Iterable[AdmittedReading],
+) -> list[BootProgress]:
+    """Return the boots of which something arrived, and up to when their usage has."""
+    stored: dict[int, list[AdmittedReading]] = {}
+    for each in admitted:
+        stored.setdefault(each.boot_no, []).append(each)
+    changed: list[BootProgress] = []
+    for key, arrived in arrivals.items():
+        boot = boots[key]
+        if arrived == boot.arrived:
+            continue
+        new = stored.get(boot.boot_no, [])
+        measured_to = _latest(boot.measured_to, (each.reading.at for each in new))
+        changed.append(
+            BootProgress(
+                boot_no=boot.boot_no,
+                arrived=arrived,
+                measured_to=measured_to,
+                complete_to=await _complete_to(connection, boot, arrived, new, measured_to),
+                heard_at=_latest(None, (each.received_at for each in new)),
+                moved=arrived.up_to > boot.arrived.up_to,
+            )
+        )
+    return changed
+
+
+async def _complete_to(
+    connection: Connection,
+    boot: Boot,
+    arrived: SequenceSet,
+    new: Iterable[AdmittedReading],
+    measured_to: datetime | None,
+) -> datetime | None:
+    """Return up to which measured time a boot's readings have come without a gap."""
+    if not arrived.beyond:
+        return measured_to
+    joined = boot.arrived.beyond and arrived.up_to >= boot.arrived.beyond[0][0]
+    if joined:
+        # What lay beyond a gap was stored before this batch: only the table knows when it was measured.
+        joining = await measured_between(connection, boot, arrived, measured_to=measured_to)
+        return _latest(boot.complete_to, [joining] if joining else [])
+    reached = (each.reading.at for each in new if each.reading.seq <= arrived.up_to)
+    return _latest(boot.complete_to, reached)
+
+
+def _latest(known: datetime | None, times: Iterable[datetime]) -> datetime | None:
+    found = max(times, default=known)
+    return found if known is None or found is None else max(known, found)
 
 
 def _seqs_used_up(of_boot: _BootWork, arrived: SequenceSet) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from metering.insight.closing_audit import closed_cycle_differences
 from metering.period import BillCycle
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
@@ -29,6 +30,7 @@ from metering.store.audit import (
     unequal_arrivals,
 )
 from metering.store.charges import ChargeColumns, charge_columns
+from metering.store.closing_audit import unequal_watermarks
 from metering.store.connection import Connection
 from metering.store.corrections import unequal_corrections
 from metering.store.cycles import fleet_members
@@ -120,6 +122,10 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
         f"boot {boot_no}: {arrived} sequence numbers arrived, {kept} are stored or rejected"
         for boot_no, arrived, kept in await unequal_arrivals(connection, fleet_no)
     ]
+    result.differences += [
+        f"boot {boot_no}: kept as measured and complete up to {kept}, its readings say {stored}"
+        for boot_no, kept, stored in await unequal_watermarks(connection)
+    ]
     if counted.stored_twice:
         result.differences.append(f"{counted.stored_twice} readings are stored more than once")
     return result
@@ -145,6 +151,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=None)
     for cycle in await stored_cycles(connection, fleet.fleet_no):
         _compare_grants(fleet, cycle, members, replay)
+    differences += await closed_cycle_differences(connection, fleet, members)
     return charges, differences
 
 

@@ -17,10 +17,29 @@ WORK_CHANNEL = "fleetmeter_work"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """One boot of a device and what arrived of it."""
+    """One boot of a device and what arrived of it, up to which measured time and up to its first gap."""
 
     boot_no: BootNo
     arrived: SequenceSet
+    measured_to: datetime | None = None
+    complete_to: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootProgress:
+    """What has arrived of a boot, with the readings that were just stored.
+
+    `measured_to` is the latest measured time of all that is stored, `complete_to` of what came before
+    the first gap (None: nothing is stored of it). `heard_at` is when the last of these readings was
+    received; None where none was stored. `moved` tells that the first gap is another than before.
+    """
+
+    boot_no: BootNo
+    arrived: SequenceSet
+    measured_to: datetime | None
+    complete_to: datetime | None
+    heard_at: datetime | None
+    moved: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,37 +99,77 @@ async def _lock_known_boots(
     connection: Connection, keys: Sequence[tuple[DeviceNo, str]]
 ) -> dict[tuple[DeviceNo, str], Boot]:
     found = await connection.execute(
-        "SELECT device_no, boot_id, boot_no, up_to, beyond"
+        "SELECT device_no, boot_id, boot_no, up_to, beyond, measured_to, complete_to"
         " FROM unnest(%s::bigint[], %s::text[]) AS given (device_no, boot_id)"
         " JOIN boot USING (device_no, boot_id) ORDER BY boot_no FOR UPDATE OF boot",
         [[key[0] for key in keys], [key[1] for key in keys]],
     )
     return {
-        (row[0], row[1]): Boot(boot_no=row[2], arrived=SequenceSet.from_flattened(row[3], row[4]))
+        (row[0], row[1]): Boot(
+            boot_no=row[2],
+            arrived=SequenceSet.from_flattened(row[3], row[4]),
+            measured_to=row[5],
+            complete_to=row[6],
+        )
         for row in await found.fetchall()
     }
 
 
 async def store_arrivals(
-    connection: Connection, arrivals: Iterable[tuple[BootNo, SequenceSet]]
+    connection: Connection, arrivals: Iterable[BootProgress], *, now: datetime
 ) -> None:
     """Record what has arrived of some boots whose rows are locked."""
-    rows = [(boot_no, arrived.up_to, arrived.flattened()) for boot_no, arrived in arrivals]
-    plain = [row for row in rows if not row[2]]
+    arrivals = list(arrivals)
+    plain = [each for each in arrivals if not each.arrived.beyond]
     if plain:
         await connection.execute(
-            "UPDATE boot SET up_to = given.up_to, beyond = '{}'"
-            " FROM unnest(%s::bigint[], %s::bigint[]) AS given (boot_no, up_to)"
-            " WHERE boot.boot_no = given.boot_no",
-            [[row[0] for row in plain], [row[1] for row in plain]],
+            "UPDATE boot SET up_to = given.up_to, beyond = '{}', measured_to = given.measured_to,"
+            " complete_to = given.measured_to, gap_since = NULL,"
+            " heard_at = greatest(boot.heard_at, given.heard_at)"
+            " FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::timestamptz[])"
+            " AS given (boot_no, up_to, measured_to, heard_at) WHERE boot.boot_no = given.boot_no",
+            [
+                [each.boot_no for each in plain],
+                [each.arrived.up_to for each in plain],
+                [each.measured_to for each in plain],
+                [each.heard_at for each in plain],
+            ],
         )
-    gapped = [row for row in rows if row[2]]
+    gapped = [each for each in arrivals if each.arrived.beyond]
     if gapped:
         cursor = connection.cursor()
         await cursor.executemany(
-            "UPDATE boot SET up_to = %s, beyond = %s WHERE boot_no = %s",
-            [(up_to, beyond, boot_no) for boot_no, up_to, beyond in gapped],
-        )
+            "UPDATE boot SET up_to = %s, beyond = %s, measured_to = %s, complete_to = %s,"
+            " heard_at = greatest(heard_at, %s),"
+            " gap_since = CASE WHEN %s OR gap_since IS NULL THEN %s ELSE gap_since END"
+            " WHERE boot_no = %s",
+            [
+                (
+                    each.arrived.up_to, each.arrived.flattened(), each.measured_to,
+                    each.complete_to, each.heard_at, each.moved, now, each.boot_no,
+                )
+                for each in gapped
+            ],
+        )  # fmt: skip
+
+
+async def measured_between(
+    connection: Connection, boot: Boot, arrived: SequenceSet, *, measured_to: datetime | None
+) -> datetime | None:
+    """Return the latest measured time of the readings that a closed gap joined to what was complete.
+
+    They are those up to the first gap of `arrived` that were beyond one in `boot`. None when none was
+    measured later than what was complete before.
+    """
+    found = await connection.execute(
+        "SELECT max(measured_at) FROM reading WHERE boot_no = %s AND seq > %s AND seq <= %s"
+        " AND measured_at > coalesce(%s, '-infinity'::timestamptz) AND measured_at <= %s",
+        [boot.boot_no, boot.arrived.up_to, arrived.up_to, boot.complete_to, measured_to],
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    latest: datetime | None = row[0]
+    return latest
 
 
 _READING_COLUMNS = (

@@ -16,7 +16,7 @@ from psycopg.abc import Params, Query
 from psycopg.pq.abc import PGconn
 from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
 
-from metering.ids import BootNo, DeviceNo, TenantNo
+from metering.ids import BootNo, DeviceNo, FleetNo, ShardNo, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
 from metering.rating.account import Accounts, MeterUse
@@ -33,6 +33,7 @@ from metering.store import (
     bill_views,
     bucket_views,
     charges,
+    closing,
     cycles,
     device_views,
     fault_views,
@@ -44,6 +45,7 @@ from metering.store import (
     work,
 )
 from metering.store.connection import Connection
+from metering.store.watermark import fleet_watermark
 from metering.usage import Rejection, RejectReason
 from tests.integration.pipeline import fresh_database, migrated
 
@@ -208,6 +210,13 @@ def arrived(up_to: int, *beyond: int) -> SequenceSet:
     return SequenceSet(up_to=up_to, beyond=tuple((seq, seq) for seq in beyond))
 
 
+def progress(boot_no: int, seqs: SequenceSet) -> readings.BootProgress:
+    return readings.BootProgress(
+        boot_no=BootNo(boot_no), arrived=seqs, measured_to=NOW, complete_to=NOW, heard_at=NOW,
+        moved=True,
+    )  # fmt: skip
+
+
 def point(seq: int) -> CounterPoint:
     return CounterPoint(boot_no=10, seq=seq, at=NOW, values=(1, 1), width=None)
 
@@ -239,6 +248,10 @@ ITEM = work.WorkItem(
     work_item_no=1, shard_no=1, batch_no=555, readings=100,
     measured_from=datetime(2026, 4, 12, 13, tzinfo=UTC),
     measured_to=datetime(2026, 4, 12, 16, tzinfo=UTC),
+)  # fmt: skip
+FLEET_ROW = registry.Fleet(
+    fleet_no=FleetNo(FLEET), tenant_no=TENANT, fleet_id="fleet-1", name="Fleet", currency="EUR",
+    time_zone="UTC", anchor_day=1, shard_no=ShardNo(1),
 )  # fmt: skip
 EDGES = [CYCLE + number * DAY for number in range(15)]
 
@@ -317,8 +330,21 @@ HOT: dict[str, Use] = {
     "lock of boots": lambda c: readings.lock_boots(c, BOOTS, now=NOW),
     "a boot never seen": lambda c: readings.lock_boots(c, [(DeviceNo(10), "new")], now=NOW),
     "arrivals": lambda c: readings.store_arrivals(
-        c, [(BootNo(10), arrived(21)), (BootNo(11), arrived(21, 30))]
+        c, [progress(10, arrived(21)), progress(11, arrived(21, 30))], now=NOW
     ),
+    "a closed gap": lambda c: readings.measured_between(
+        c, readings.Boot(boot_no=BootNo(10), arrived=arrived(3, 5)), arrived(9, 11), measured_to=NOW
+    ),
+    "watermark": lambda c: fleet_watermark(
+        c, TENANT, fleet_no=FLEET, now=NOW, silent_after=timedelta(days=2)
+    ),
+    "cycles to close": lambda c: closing.cycles_to_close(c, ended_by=NOW),
+    "late records": lambda c: closing.add_late_records(c, {(FLEET, CYCLE): 3}),
+    "queued usage": lambda c: closing.is_usage_queued(
+        c, FLEET_ROW, CALENDAR.cycle_at(NOW), received_before=NOW
+    ),
+    "changed cycles": lambda c: closing.changed_cycles(c, FLEET),
+    "carrying cycle": lambda c: closing.carrying_cycle(c, FLEET),
     "stored readings": lambda c: readings.stored_readings(
         c, [(BootNo(number), 3, datetime(2026, 4, 10, 12, tzinfo=UTC)) for number in OWN]
     ),

@@ -43,18 +43,18 @@ sub-unit is 1/10240, so an octet is 5 of them and an SMS 5120. (Today's would be
 DATA_NO, SMS_NO = 1, 2
 
 
-async def first_schema(connection: Connection) -> None:
-    """Apply the first migration alone."""
+async def first_schema(connection: Connection, *, steps: int = 1) -> None:
+    """Apply the first migration alone, or the first few."""
     await connection.execute(
         "CREATE TABLE schema_migration (version integer PRIMARY KEY, name text NOT NULL,"
         " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
     )
-    first = migrations()[0]
-    await connection.execute(first.sql.encode())
-    await connection.execute(
-        "INSERT INTO schema_migration (version, name, checksum) VALUES (%s, %s, %s)",
-        [first.version, first.name, first.checksum],
-    )
+    for step in migrations()[:steps]:
+        await connection.execute(step.sql.encode())
+        await connection.execute(
+            "INSERT INTO schema_migration (version, name, checksum) VALUES (%s, %s, %s)",
+            [step.version, step.name, step.checksum],
+        )
 
 
 async def insert(connection: Connection, table: str, **values: object) -> None:
@@ -222,3 +222,39 @@ def test_what_the_first_schema_held_is_equal_and_goes_on(database_url: str, tmp_
         0,
         ["audit: equal (6 readings, 6 charges)"],
     )
+
+
+def test_boots_are_complete_up_to_their_first_gap(database_url: str) -> None:
+    """Readings 1 to 3 and 5 of one boot; of a second only number 2; of a third nothing."""
+    arrived = {1: (3, [5, 5]), 2: (0, [2, 2]), 3: (0, [])}
+    stored = {1: [1, 3, 2, 5], 2: [2], 3: []}
+
+    async def upgraded() -> list[tuple[Any, ...]]:
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            await first_schema(connection)
+            await registered(connection)
+            for boot_no, (up_to, beyond) in arrived.items():
+                await insert(
+                    connection, "boot", boot_no=20 + boot_no, device_no=1, boot_id=f"b{boot_no}",
+                    up_to=up_to, beyond=beyond, first_seen_at=NOW,
+                )  # fmt: skip
+                for position, seq in enumerate(stored[boot_no]):
+                    await insert(
+                        connection, "reading", measured_at=NOW + timedelta(hours=position),
+                        received_at=NOW + timedelta(days=seq), batch_no=1, boot_no=20 + boot_no,
+                        seq=seq, device_no=1, shard_no=7, meter_no=SMS_NO, kind=1, uplink=0,
+                        downlink=0, quantity=1,
+                    )  # fmt: skip
+            await migrate(connection)
+            found = await connection.execute(
+                "SELECT measured_to, complete_to, heard_at, gap_since FROM boot WHERE boot_no > 20"
+                " ORDER BY boot_no"
+            )
+            return await found.fetchall()
+
+    heard = NOW + timedelta(days=5)
+    assert asyncio.run(upgraded()) == [
+        (NOW + timedelta(hours=3), NOW + timedelta(hours=2), heard, heard),
+        (NOW, None, NOW + timedelta(days=2), NOW + timedelta(days=2)),
+        (None, None, None, None),
+    ]

@@ -1,0 +1,145 @@
+"""What the auditor reads of closed cycles: what is kept of each, and charges by when they came."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from metering.period import BillCycle
+from metering.store.bill_views import UseRow
+from metering.store.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedAdjustment:
+    """A frozen adjustment of a cycle, and in which run the bill that carries it says it closed."""
+
+    billed_in: datetime
+    run_no: int
+    bill_run_no: int
+    late_records: int
+    exact: Fraction
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedCycle:
+    """All that is kept of a cycle's closing.
+
+    `marked_run_no` is in which run the cycle is marked as closed, `run_no`, `document` and `total` what
+    was frozen (None: nothing). `adjustments` are those of it in later bills, in the order in which they
+    were billed; `carried` is what adjustments in its own bill come to.
+    """
+
+    cycle: BillCycle
+    marked_run_no: int | None
+    late_records: int
+    changed: bool
+    corrected_run_no: int | None
+    run_no: int | None
+    document: Mapping[str, Any] | None
+    total: Decimal | None
+    carried: Decimal
+    adjustments: Sequence[AuditedAdjustment] = ()
+
+
+async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedCycle]:
+    """Return a fleet's opened cycles, ascending."""
+    found = await connection.execute(
+        "SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end, closed_run_no,"
+        " late_records, changed, corrected_run_no, closed_cycle.run_no, statement, total,"
+        " (SELECT coalesce(sum(amount), 0) FROM period_adjustment"
+        "   WHERE period_adjustment.fleet_no = fleet_cycle.fleet_no AND billed_in = fleet_cycle.cycle_start)"
+        " FROM fleet_cycle LEFT JOIN closed_cycle USING (fleet_no, cycle_start)"
+        " WHERE fleet_no = %s ORDER BY fleet_cycle.cycle_start",
+        [fleet_no],
+    )
+    cycles = {
+        row[2]: AuditedCycle(
+            cycle=BillCycle(first_day=row[0], next_first_day=row[1], start=row[2], end=row[3]),
+            marked_run_no=row[4],
+            late_records=row[5],
+            changed=row[6],
+            corrected_run_no=row[7],
+            run_no=row[8],
+            document=row[9],
+            total=row[10],
+            carried=row[11],
+        )
+        for row in await found.fetchall()
+    }
+    adjusted = await connection.execute(
+        "SELECT period_adjustment.cycle_start, billed_in, period_adjustment.run_no, bill.run_no,"
+        " late_records, exact_amount, amount FROM period_adjustment"
+        " JOIN closed_cycle AS bill ON bill.fleet_no = period_adjustment.fleet_no"
+        "   AND bill.cycle_start = period_adjustment.billed_in"
+        " WHERE period_adjustment.fleet_no = %s ORDER BY period_adjustment.run_no",
+        [fleet_no],
+    )
+    by_cycle: dict[datetime, list[AuditedAdjustment]] = {}
+    for start, billed_in, run_no, bill_run_no, late, exact, amount in await adjusted.fetchall():
+        by_cycle.setdefault(start, []).append(
+            AuditedAdjustment(
+                billed_in=billed_in,
+                run_no=run_no,
+                bill_run_no=bill_run_no,
+                late_records=late,
+                exact=Fraction(exact),
+                amount=amount,
+            )
+        )
+    return [replace(each, adjustments=by_cycle.get(start, [])) for start, each in cycles.items()]
+
+
+UsesByPlace = Mapping[datetime, Mapping[int, Sequence[UseRow]]]
+"""By cycle, then by how many of some runs came before the charges or are theirs."""
+
+
+async def uses_between(connection: Connection, fleet_no: int, runs: Sequence[int]) -> UsesByPlace:
+    """Return what a fleet's charges sum to, between some runs given in ascending order."""
+    found = await connection.execute(
+        "SELECT cycle_start, width_bucket(run_no, %s::bigint[]) AS place, subscription_no, meter_no,"
+        " variant, count(*), sum(quantity), sum(billed), sum(from_allowance), sum(from_pool),"
+        " sum(overage), sum(amount) FROM charge WHERE fleet_no = %s"
+        " GROUP BY cycle_start, place, subscription_no, meter_no, variant"
+        " ORDER BY subscription_no, meter_no, variant",
+        [list(runs), fleet_no],
+    )
+    uses: dict[datetime, dict[int, list[UseRow]]] = {}
+    for row in await found.fetchall():
+        cycle_start, place, subscription_no, meter_no, variant, records, *sums = row
+        quantity, billed, from_allowance, from_pool, overage, amount = map(int, sums)
+        uses.setdefault(cycle_start, {}).setdefault(place, []).append(
+            UseRow(
+                subscription_no=subscription_no,
+                meter_no=meter_no,
+                variant=variant,
+                records=records,
+                quantity=quantity,
+                billed=billed,
+                from_allowance=from_allowance,
+                from_pool=from_pool,
+                overage=overage,
+                amount=amount,
+            )
+        )
+    return uses
+
+
+async def unequal_watermarks(connection: Connection) -> list[tuple[int, str, str]]:
+    """Return `(boot_no, kept, stored)` of boots whose readings reach elsewhere than is kept; at most 20.
+
+    What is kept and what the stored readings say are told as text: the latest measured time of all, and
+    of those before the first gap.
+    """
+    found = await connection.execute(
+        "SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"
+        " FROM boot LEFT JOIN (SELECT boot_no, max(measured_at) AS reached,"
+        "     max(measured_at) FILTER (WHERE seq <= up_to) AS complete"
+        "   FROM reading JOIN boot USING (boot_no) GROUP BY boot_no) AS stored USING (boot_no)"
+        " WHERE (measured_to, complete_to) IS DISTINCT FROM (reached, complete)"
+        " ORDER BY boot_no LIMIT 20"
+    )
+    return [(row[0], row[1], row[2]) for row in await found.fetchall()]
