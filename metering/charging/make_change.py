@@ -118,7 +118,8 @@ async def _in_transaction(
     if not scope.shards <= shards:
         raise ScopeGrew(scope.shards)
     run_no = await next_run_no(connection)
-    touched = await touched_usage(connection, change.devices, change.since)
+    rates = change.cause is Cause.PARKED or (changed > 0 and change.cause is not Cause.SIM_SWAP)
+    touched = await touched_usage(connection, change.devices, change.since) if rates else None
     place = touched.place if touched else (run_no, -1)
     correction_no = await insert_correction(
         connection,
@@ -132,6 +133,10 @@ async def _in_transaction(
         key=change.key,
         now=change.now,
     )
+    if not rates:
+        # What is charged does not follow from it. To charge it again would mend what is damaged
+        # unseen, which is for the audit to find.
+        return TermsChanged(correction_no=correction_no, changed=changed)
     for number, fleet in scope.fleets.items():
         await grant_anew(
             connection,
