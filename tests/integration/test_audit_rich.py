@@ -78,26 +78,42 @@ DAMAGES = {
     ),
     "a missing expiry": (
         "DELETE FROM bucket_entry WHERE kind = 'expiry'",
-        r"fleet rich: run \d+ let 0 of bucket \d+ expire, replay says [1-9]",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is 0, replay says -\d+",
     ),
     "a changed expiry": (
         "UPDATE bucket_entry SET quantity = quantity + 1 WHERE kind = 'expiry'",
-        r"fleet rich: run \d+ let \d+ of bucket \d+ expire, replay says \d+",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is -?\d+, replay says -\d+",
+    ),
+    "a missing rollover": (
+        "DELETE FROM bucket_entry WHERE kind = 'rollover'",
+        r"fleet rich: run \d+: rollover of bucket \d+ as .* begins is 0, replay says \d+",
+    ),
+    "a changed rollover": (
+        "UPDATE bucket_entry SET quantity = quantity + 1 WHERE kind = 'rollover'",
+        r"fleet rich: run \d+: rollover of bucket \d+ as .* begins is \d+, replay says \d+",
+    ),
+    "a rollover into another cycle": (
+        (
+            "UPDATE bucket_entry SET cycle_start = cycle_start + interval '1 day'"
+            " WHERE kind = 'rollover'"
+        ),
+        r"fleet rich: run \d+: rollover of bucket \d+ as .* begins is \d+, replay says 0",
     ),
     "an expiry that was made up": (
         (
-            "INSERT INTO bucket_entry (bucket_no, kind, quantity, run_no, entered_at)"
-            " SELECT bucket_no, 'expiry', -1, 7, now() FROM bucket WHERE name = 'daily' LIMIT 1"
+            "INSERT INTO bucket_entry (bucket_no, kind, quantity, cycle_start, run_no, entered_at)"
+            " SELECT bucket_no, 'expiry', -1, begins_at, 7, now() FROM bucket"
+            " WHERE name = 'daily' LIMIT 1"
         ),
-        r"fleet rich: run 7 let 1 of bucket \d+ expire, replay says 0",
+        r"fleet rich: run 7: expiry of bucket \d+ as .* begins is -1, replay says 0",
     ),
     "an opening at another time": (
         "UPDATE fleet_cycle SET run_no = run_no - 1 WHERE first_day = '2026-02-01'",
-        r"fleet rich: run \d+ let 0 of bucket \d+ expire, replay says [1-9]",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is 0, replay says -\d+",
     ),
     "a missing opening": (
         "DELETE FROM fleet_cycle WHERE first_day = '2026-02-01'",
-        r"fleet rich: run \d+ let [1-9]\d* of bucket \d+ expire, replay says 0",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is -\d+, replay says 0",
     ),
     "a lot that holds longer": (
         "UPDATE bucket SET expires_at = expires_at + interval '1 month' WHERE name = 'bundle'",

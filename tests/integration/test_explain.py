@@ -20,10 +20,11 @@ from metering.ids import BootNo, DeviceNo, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
 from metering.rating.account import Accounts, MeterUse
+from metering.rating.bucket import Bucket
 from metering.rating.counter import CounterPoint
 from metering.rating.grants import cycle_grants
 from metering.rating.guide import Subscription
-from metering.rating.lots import Lots
+from metering.rating.lots import Lots, Rolled
 from metering.rating.membership import Fleet, Member, StateChange
 from metering.rating.plan import DeviceState
 from metering.sequence import SequenceSet
@@ -338,7 +339,13 @@ HOT: dict[str, Use] = {
         c, FLEET, begins=CYCLE, ends=CYCLE + 30 * DAY
     ),
     "lots that go on": lambda c: cycles.lots_going_on(c, FLEET, PLANS, cycle_start=CYCLE),
-    "expiries": lambda c: cycles.store_expiries(c, [(10, 1), (11, 2)], run_no=9, now=NOW),
+    "rollovers": lambda c: cycles.store_rolled(
+        c,
+        [Rolled(Bucket(bucket_id="10"), 1, 2), Rolled(Bucket(bucket_id="11"), 2, 0)],
+        cycle_start=CYCLE,
+        run_no=9,
+        now=NOW,
+    ),
     "grants": lambda c: _grant(c, date(2026, 4, 1)),
     "new grants": lambda c: _grant(c, date(2026, 6, 1)),
     "a fleet": lambda c: fleet_views.fleet_view(c, TENANT, fleet_id="fleet-1"),
