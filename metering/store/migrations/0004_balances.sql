@@ -26,9 +26,6 @@ COMMENT ON COLUMN bucket.zones IS 'Where a top-up may be drawn from, by the plan
 DROP INDEX one_lot_of_a_pool;
 CREATE UNIQUE INDEX one_lot_of_a_pool ON bucket (fleet_no, meter_no, name, begins_at, (coalesce(plan_no, 0)))
     WHERE kind = 'pool' AND source = 'plan';
-DROP INDEX pool_that_holds;
-CREATE INDEX pool_that_holds ON bucket (fleet_no, meter_no, (coalesce(expires_at, 'infinity')))
-    WHERE kind = 'pool' AND source = 'plan';
 CREATE INDEX fleets_top_up_that_holds ON bucket (fleet_no, meter_no, (coalesce(expires_at, 'infinity')))
     WHERE kind = 'pool' AND source = 'top_up';
 CREATE INDEX devices_top_up_that_holds ON bucket (device_no, meter_no, (coalesce(expires_at, 'infinity')))
