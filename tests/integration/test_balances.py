@@ -1,6 +1,7 @@
 """Top-ups, transfers and adjustments: done once by their key, drawn in burn order, and audited."""
 
 import asyncio
+import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -679,3 +680,90 @@ def test_damage_is_found_and_named(changed_url: str, name: str) -> None:
 
     found = asyncio.run(audited())
     assert any(re.search(named, each) for each in found), found[:20]
+
+
+# Anything in any order ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_in_whatever_order_balances_are_folds(
+    database_url: str, seed: int
+) -> None:
+    """Some requests come again later; usage comes between, some of it from before the last cycle."""
+    chance = random.Random(seed)  # noqa: S311 - the seed must reproduce it
+
+    async def scene(here: Scene) -> None:
+        requests: list[Callable[[], Awaitable[Outcome]]] = []
+        done: dict[int, Outcome] = {}
+        for number in range(60):
+            if requests and chance.random() < 0.3:
+                again = chance.randrange(len(requests))
+                outcome = await _unless_refused(requests[again])
+                if again in done:
+                    assert outcome is not None
+                    assert outcome.repeated
+                    assert outcome.operation == done[again].operation
+            elif chance.random() < 0.4:
+                await here.use(
+                    chance.choice(list(here.device_nos)),
+                    chance.randrange(1, 40),
+                    of=chance.choice([SMS, DATA]),
+                    at=NOW - timedelta(days=chance.choice([0, 0, 20, 40]), seconds=number),
+                )
+                continue
+            else:
+                again = len(requests)
+                requests.append(await _request(here, chance, f"key-{seed}-{number}"))
+                outcome = await _unless_refused(requests[again])
+            if outcome is not None:
+                done.setdefault(again, outcome)
+        assert {outcome.operation.kind for outcome in done.values()} == {
+            "top_up",
+            "transfer",
+            "adjustment",
+        }
+        # What went in and out of all buckets together: what was bought, given and used.
+        (sums,) = await here.rows(
+            "SELECT (SELECT sum(granted - used) FROM bucket),"
+            " (SELECT sum(quantity) FROM posting WHERE account = 'bucket'),"
+            " (SELECT sum(quantity) FROM posting)"
+        )
+        assert sums[0] == sums[1]
+        assert sums[2] == 0
+
+    play(database_url, scene)
+
+
+async def _request(
+    here: Scene, chance: random.Random, key: str
+) -> Callable[[], Awaitable[Outcome]]:
+    numbers = [row[0] for row in await here.rows("SELECT bucket_no FROM bucket ORDER BY 1")]
+    what = chance.choice(["top_up", "transfer", "adjustment"]) if len(numbers) > 1 else "top_up"
+    quantity = chance.randrange(1, 50)
+    if what == "top_up":
+        owner = chance.choice(["north", "north-1", "north-2", "south", "south-1"])
+        meter = chance.choice(["sms", "data"])
+        begins_at = NOW - timedelta(days=chance.choice([0, 10, 50]))
+        priority = chance.choice([None, 0, 150])
+        return lambda: here.top_up(
+            owner, quantity, key=key, meter=meter, begins_at=begins_at, priority=priority
+        )
+    if what == "adjustment":
+        number = chance.choice(numbers)
+        signed = chance.choice([-1, 1]) * quantity
+        return lambda: here.correct(number, signed, key=key)
+    source = chance.choice(numbers)
+    alike = await here.rows(
+        "SELECT other.bucket_no FROM bucket JOIN bucket AS other USING (fleet_no, meter_no)"
+        " WHERE bucket.bucket_no = %s ORDER BY 1",
+        source,
+    )
+    target = chance.choice(alike)[0]
+    return lambda: here.move(source, target, quantity, key=key)
+
+
+async def _unless_refused(request: Callable[[], Awaitable[Outcome]]) -> Outcome | None:
+    try:
+        return await request()
+    except InvalidValue:
+        return None

@@ -479,7 +479,10 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
         ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
         ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
         ("lots that go on", "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool"),
-        ("top-ups", "DROP INDEX devices_top_up_that_holds"),
+        (
+            "top-ups",
+            "DROP INDEX devices_top_up_that_holds, fleet_with_top_ups_of_devices, bucket_by_end",
+        ),
         ("top-ups", "DROP INDEX fleets_top_up_that_holds, bucket_by_end, pool_that_holds"),
         ("postings of a bucket", "DROP INDEX charge_by_fleet_in_order"),
         ("postings of a bucket", "DROP INDEX bucket_entry_by_bucket, a_lot_expires_once_a_run"),
