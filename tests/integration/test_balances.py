@@ -583,19 +583,19 @@ DAMAGES = {
     ),
     "what was granted": (
         "UPDATE bucket SET granted = granted + 1 WHERE source = 'top_up'",
-        r"^bucket \d+: granted \d+, used \d+; its postings sum to \d+, \d+",
+        r"fleet north: bucket \d+: granted \d+, used \d+; its postings sum to \d+, \d+",
     ),
     "what was used": (
         "UPDATE bucket SET used = used - 1 WHERE used > 0",
-        r"^bucket \d+: granted \d+, used \d+; its postings sum to \d+, \d+",
+        r"fleet north: bucket \d+: granted \d+, used \d+; its postings sum to \d+, \d+",
     ),
     "what a charge drew": (
         "UPDATE charge SET draw_quantities[1] = draw_quantities[1] - 1 WHERE from_allowance > 0",
-        r"^charge boot \d+ seq \d+ part 0 sums to 1 over its accounts, not to zero",
+        r"fleet north: charge boot \d+ seq \d+ part 0 sums to 1 over its accounts, not to zero",
     ),
     "a draw that no bucket made": (
         "UPDATE charge SET draw_buckets = NULL, draw_quantities = NULL WHERE from_allowance > 0",
-        r"^charge boot \d+ seq \d+ part 0 sums to \d+ over its accounts, not to zero",
+        r"fleet north: charge boot \d+ seq \d+ part 0 sums to \d+ over its accounts, not to zero",
     ),
     "the quantity of a transfer": (
         "UPDATE bucket_entry SET quantity = quantity - 1 WHERE kind = 'transfer'",
