@@ -180,12 +180,6 @@ def top_up_lot(
     )
 
 
-def movable(bucket: Bucket) -> int:
-    """Return how many units may be taken out of a bucket: what is left and promised to no member."""
-    promised = bucket.promised_to_all() if bucket.floor else 0
-    return max(0, int(bucket.left) - promised)
-
-
 def overlaps(bucket: Bucket, cycle: BillCycle) -> bool:
     """Whether a bucket holds at any time of a cycle."""
     return (bucket.created_at is None or bucket.created_at < cycle.end) and (

@@ -603,7 +603,7 @@ DAMAGES = {
     ),
     "more transferred than was left": (
         "UPDATE bucket_entry SET quantity = quantity + 1000 WHERE kind = 'transfer'",
-        r"run \d+ takes 1002 out of bucket \d+ by a transfer, replay says \d+ at most",
+        r"operation \d+ was \('transfer', .*, entered is \('transfer', ",
     ),
     "where a transfer comes from": (
         (
@@ -622,7 +622,7 @@ DAMAGES = {
     ),
     "an adjustment below what was used": (
         "UPDATE bucket_entry SET quantity = -1000 WHERE kind = 'adjustment'",
-        r"run \d+ takes 1000 out of bucket \d+ by a adjustment, replay says \d+ at most",
+        r"operation \d+ was \('adjustment', .*, entered is \('adjustment', ",
     ),
     "why something was adjusted": (
         "UPDATE balance_operation SET reason = 'x' WHERE kind = 'adjustment'",

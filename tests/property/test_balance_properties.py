@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metering.rating.account import Accounts
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.charge import charge
-from metering.rating.lots import Lots, movable, top_up_lot
+from metering.rating.lots import Lots, top_up_lot
 from metering.usage import DATA
 from tests.property.test_rating_properties import CYCLE, FLEET_NO, NOON, plan, record
 
@@ -72,13 +72,13 @@ class Books:
                 source, target = (
                     self.buckets[each % len(self.buckets)] for each in (step.first, step.second)
                 )
-                quantity = min(step.quantity, movable(source))
+                quantity = min(step.quantity, int(source.left))
                 source.granted -= quantity
                 target.granted += quantity
                 self.post((source.bucket_id, -quantity), (target.bucket_id, quantity))
             case "adjust" if self.buckets:
                 bucket = self.buckets[step.first % len(self.buckets)]
-                quantity = step.quantity if step.days > 0 else -min(step.quantity, movable(bucket))
+                quantity = step.quantity if step.days > 0 else -min(step.quantity, int(bucket.left))
                 bucket.granted += quantity
                 self.post((bucket.bucket_id, quantity), ("adjustments", -quantity))
 

@@ -8,7 +8,7 @@ from metering.period import Calendar
 from metering.rating.bucket import Bucket, BucketKind, burn_order
 from metering.rating.grants import lot_of
 from metering.rating.guide import Subscription
-from metering.rating.lots import Lots, movable, rolled_into, top_up_lot
+from metering.rating.lots import Lots, rolled_into, top_up_lot
 from metering.rating.plan import AllowanceTerms, MeterTerms, Rollover, SharedBy, Variant
 from metering.rating.price import Price, UnitPrice
 
@@ -68,15 +68,6 @@ def test_a_top_up_of_some_zones() -> None:
     admitted = [bucket.admits(APRIL.start, zone, None) for zone in ("home", None, "nordics")]
     assert admitted == [True, True, False]
     assert top_up(1).admits(APRIL.start, "nordics", None)
-
-
-def test_what_a_pool_promises_cannot_be_moved() -> None:
-    pool = Bucket(granted=100, used=30, kind=BucketKind.POOL, floor=20, members={1, 2})
-    pool.drawn[1] = 15
-    # Of 70 left, 5 are still promised to the one who drew 15, and 20 to the other.
-    assert movable(pool) == 45
-    assert movable(Bucket(granted=100, used=30)) == 70
-    assert movable(Bucket(granted=20, used=20)) == 0
 
 
 def test_what_rolls_over_is_what_is_left_and_not_lost() -> None:
