@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from metering.charging.balances import Outcome, TopUp, adjust, top_up, transfer
+from metering.charging.change_terms import change_plan
 from metering.charging.charge_usage import charge_usage
 from metering.charging.open_cycle import open_due_cycles
 from metering.errors import InvalidValue, NotFound
-from metering.ids import DeviceId, TenantId
+from metering.ids import DeviceId, PlanNo, TenantId
 from metering.ingest.admission import Message
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
@@ -29,7 +30,7 @@ from tests.integration.pipeline import TENANT, Operator, fresh_database, migrate
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 MARCH = datetime(2026, 2, 28, 23, tzinfo=UTC)
 """When the cycle before begins, in Berlin; the devices have their plan since then."""
-PLAN = {
+PLAN: dict[str, Any] = {
     "plan": "sparse",
     "currency": "EUR",
     "zones": {"home": ["DE"]},
@@ -416,6 +417,71 @@ def test_a_top_up_goes_on_over_the_end_of_a_cycle_and_plans_lots_roll_over(
         assert await here.left(bought) == 10
 
     play(database_url, scene)
+
+
+# Usage that is charged again ---------------------------------------------------------------------
+
+
+def test_parked_usage_that_is_charged_late_draws_what_was_moved_since(database_url: str) -> None:
+    """It stands before the transfer in the history: the bucket then has less than was used of it."""
+
+    async def scene(here: Scene) -> None:
+        mute = {"plan": "mute", "currency": "EUR", "meters": {"data": PLAN["meters"]["data"]}}
+        number = here.device_nos["north-1"]
+        await _go_over(here, number, await here.operator.plan(mute), MARCH)
+        source = (await here.top_up("north-1", 10, key="1")).operation.bucket_no
+        target = (await here.top_up("north", 1, key="2")).operation.bucket_no
+        await here.use("north-1", 7)
+        await here.move(source, target, 6)
+        assert await here.charged() == []
+        assert await here.audited() == []
+        priced = await here.operator.plan(PLAN | {"name": "again"})
+        await _go_over(here, number, priced, MARCH)
+        # 7 of the ten that were there then; the transfer took its 6 all the same.
+        assert await here.charged() == [(7, 0, 0)]
+        assert [await here.held(each) for each in (source, target)] == [(4, -3), (7, 7)]
+        assert await here.audited() == []
+        await here.use("north-1", 10)
+        assert (await here.charged())[-1] == (0, 7, 3)
+
+    play(database_url, scene)
+
+
+def test_what_rolled_over_is_corrected_with_the_terms(database_url: str) -> None:
+    async def scene(here: Scene) -> None:
+        await here.top_up("north-1", 10, key="1", meter="data", begins_at=MARCH)
+        await here.use("north-1", 30, of=DATA, at=NOW - timedelta(days=26))
+        await here.use("north-1", 1, of=DATA)
+        smaller = PLAN | {
+            "meters": {
+                "data": {
+                    "price": {"amount": "2", "per": "1 kB"},
+                    "allowances": [
+                        {"name": "own", "quantity": 40, "rollover": {"periods": 2, "maximum": 80}}
+                    ],
+                }
+            }
+        }
+        plan = await here.operator.plan(smaller)
+        await _go_over(here, here.device_nos["north-1"], plan, MARCH)
+        corrected = await here.rows(
+            "SELECT sum(bucket_entry.quantity) FROM bucket_entry JOIN bucket USING (bucket_no)"
+            " JOIN subscription ON subscription.subscription_no = bucket.subscription_no"
+            " WHERE bucket_entry.kind = 'rollover' AND subscription.device_no = %s"
+            " GROUP BY bucket_no HAVING sum(bucket_entry.quantity) <> 0",
+            here.device_nos["north-1"],
+        )
+        # 40 less the 30 that were used.
+        assert [int(row[0]) for row in corrected] == [10]
+
+    play(database_url, scene)
+
+
+async def _go_over(here: Scene, device_no: int, plan_no: PlanNo, at: datetime) -> None:
+    await change_plan(
+        here.connection, tenant_no=here.operator.tenant, device_nos=[device_no], plan_no=plan_no,
+        at=at, now=NOW,
+    )  # fmt: skip
 
 
 # Many at once ------------------------------------------------------------------------------------
