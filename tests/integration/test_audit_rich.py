@@ -211,7 +211,7 @@ def test_what_rolled_over_before_entries_said_so_is_told_by_the_migration(rich_u
     """Its statement, run where the entries are missing, enters the same again."""
     (migration,) = MIGRATIONS.glob("*_balances.sql")
     text = migration.read_text()
-    (statement,) = re.findall(r"^INSERT INTO bucket_entry .*?;$", text, re.MULTILINE | re.DOTALL)
+    (statement,) = re.findall(r"^INSERT INTO bucket_entry\s.*?;$", text, re.MULTILINE | re.DOTALL)
     rollovers = (
         "SELECT bucket_no, quantity, cycle_start, run_no FROM bucket_entry WHERE kind = 'rollover'"
         " ORDER BY run_no, bucket_no"
