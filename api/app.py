@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
-from api.routes import devices, faults, fleets, operations, plans, usage
+from api.routes import balances, devices, faults, fleets, operations, plans, usage
 from api.state import ApiState
 from metering import __version__, clock
 from metering.settings import Settings
@@ -24,7 +24,8 @@ What IoT fleets use, what is left, and what it costs, while it happens.
 
 Each route under `/v1` wants an API key and shows one tenant's data. Money is a decimal string, a
 quantity a whole number of its meter's base unit, a time RFC 3339 in UTC, a span half-open. Lists
-come in pages: give `next_cursor` as `cursor`. Failures are `application/problem+json` (RFC 9457).
+come in pages: give `next_cursor` as `cursor`. What changes something is done once by its
+`Idempotency-Key`. Failures are `application/problem+json` (RFC 9457).
 """
 
 
@@ -64,7 +65,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     app.include_router(
         operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
     )
-    for module in (fleets, devices, usage, plans, faults):
+    for module in (fleets, devices, balances, usage, plans, faults):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app
 

@@ -1,4 +1,4 @@
-"""Who asks: an API key opens one tenant's data, in one read-only snapshot of the database."""
+"""Who asks: an API key opens one tenant's data, to read one snapshot of it, or to change it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,6 +48,14 @@ async def _snapshot(state: ApiState) -> AsyncIterator[Connection]:
         yield connection
 
 
+@asynccontextmanager
+async def _transaction(state: ApiState) -> AsyncIterator[Connection]:
+    async with state.pool.connection(timeout=_CHECKOUT_SECONDS) as connection:
+        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        await connection.set_read_only(False)
+        yield connection
+
+
 async def snapshot(request: Request) -> AsyncIterator[Connection]:
     """Give a connection whose transaction sees one state of the database and cannot write."""
     async with _snapshot(state_of(request)) as connection:
@@ -59,23 +67,46 @@ async def caller(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> AsyncIterator[Caller]:
     """Find whose key came with a request; refuse it with 401 when it is nobody's."""
+    state = state_of(request)
+    key = _given(credentials)
+    async with _snapshot(state) as connection:
+        yield await _caller(state, connection, key)
+
+
+async def writer(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> AsyncIterator[Caller]:
+    """Find whose key came with a request that changes something, as `caller` does."""
+    state = state_of(request)
+    key = _given(credentials)
+    async with _transaction(state) as connection:
+        yield await _caller(state, connection, key)
+
+
+def _given(credentials: HTTPAuthorizationCredentials | None) -> str:
     if credentials is None:
         raise _unauthorised("give an API key as 'Authorization: Bearer fmk_…'", "")
-    state = state_of(request)
-    async with _snapshot(state) as connection:
-        tenant_no = await tenant_of_api_key(connection, credentials.credentials)
-        if tenant_no is None:
-            raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
-        yield Caller(
-            tenant_no=tenant_no,
-            connection=connection,
-            now=state.now(),
-            silent_after=state.silent_after,
-        )
+    return credentials.credentials
+
+
+async def _caller(state: ApiState, connection: Connection, key: str) -> Caller:
+    tenant_no = await tenant_of_api_key(connection, key)
+    if tenant_no is None:
+        raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
+    return Caller(
+        tenant_no=tenant_no,
+        connection=connection,
+        now=state.now(),
+        silent_after=state.silent_after,
+    )
 
 
 AsCaller = Annotated[Caller, Depends(caller, scope="function")]
 """A route's tenant; its transaction ends before the response is sent."""
+
+AsWriter = Annotated[Caller, Depends(writer, scope="function")]
+"""A tenant whose request changes something: committed before the response is sent, or not at all."""
 
 InSnapshot = Annotated[Connection, Depends(snapshot, scope="function")]
 """A connection for a route that asks for no key."""

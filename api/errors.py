@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from metering.errors import FleetmeterError, NotFound
+from metering.errors import FleetmeterError, InvalidValue, NotFound
 from metering.ids import ID_PATTERN
 from metering.store.connection import UNREACHABLE
 
@@ -20,6 +20,19 @@ RETRY_AFTER_SECONDS = 2
 _ID_FIX = "use 1 to 64 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit"
 
 INSTANT_FIX = "use a time such as 2026-03-29T00:00:00Z; in an address write '+' as %2B"
+
+_WHOLE = "use a whole number"
+_OBJECT = "send one JSON object, as application/json"
+_FIXES = {
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_type": _WHOLE,
+    "missing": "give it",
+    "extra_forbidden": "leave it out",
+    "json_invalid": _OBJECT,
+    "model_attributes_type": _OBJECT,
+}
 
 
 class FieldProblem(BaseModel):
@@ -77,6 +90,7 @@ def handle_errors(app: FastAPI) -> None:
     """Turn every exception of an application into a problem document."""
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(NotFound, _on_not_found)
+    app.add_exception_handler(InvalidValue, _on_invalid_value)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     for unreachable in UNREACHABLE:
@@ -92,6 +106,11 @@ async def _on_problem(_request: Request, error: Exception) -> Response:
 
 async def _on_not_found(_request: Request, error: Exception) -> Response:
     return _response(ProblemError(HTTPStatus.NOT_FOUND, str(error)))
+
+
+async def _on_invalid_value(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, InvalidValue)  # noqa: S101 - registered for this type
+    return _response(bad_input(error.field, error.problem, error.fix))
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
@@ -150,7 +169,8 @@ def _detail(errors: Sequence[FieldProblem]) -> str:
 
 
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
-    field = ".".join(str(part) for part in error["loc"][1:]) or str(error["loc"][0])
+    place = error["loc"][1:] if error["type"] != "json_invalid" else ()
+    field = ".".join(str(part) for part in place) or str(error["loc"][0])
     return FieldProblem(field=field, problem=error["msg"], fix=_fix(error))
 
 
@@ -165,12 +185,10 @@ def _fix(error: Mapping[str, Any]) -> str:
             fix = f"use at least {context['ge']}"
         case "enum" | "literal_error":
             fix = f"use {context['expected']}"
-        case "int_parsing" | "int_from_float" | "int_parsing_size":
-            fix = "use a whole number"
-        case "missing":
-            fix = "give it"
+        case "string_too_long":
+            fix = f"use at most {context['max_length']} characters"
         case kind if kind.startswith(("datetime", "timezone")):
             fix = INSTANT_FIX
-        case _:
-            fix = str(context.get("fix", "see /docs"))
+        case kind:
+            fix = _FIXES.get(kind) or str(context.get("fix", "see /docs"))
     return fix

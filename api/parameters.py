@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Path, Query, Request
+from fastapi import Header, Path, Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from pydantic_core import PydanticCustomError
 
@@ -51,6 +51,19 @@ DeviceId = Annotated[
     str, Path(pattern=ID_PATTERN, description="the device's id", examples=["meter-7"])
 ]
 PlanId = Annotated[str, Path(pattern=ID_PATTERN, description="the plan's id", examples=["basic"])]
+BucketNo = Annotated[
+    int, Path(ge=1, le=2**63 - 1, description="the bucket's number", examples=[17])
+]
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="names this one request: repeated with it, it is not done again",
+        examples=["5d8f0a52-6b7e-4f55-9d6b-0c1f6f6f7a11"],
+    ),
+]
 OfFleet = Annotated[
     str | None,
     Query(alias="fleet", pattern=ID_PATTERN, description="only of this fleet", examples=["north"]),

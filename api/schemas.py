@@ -15,6 +15,9 @@ Time = Annotated[datetime, AfterValidator(lambda instant: instant.astimezone(UTC
 Unit = Annotated[str, Field(description="the meter's base unit", examples=["octet"])]
 Decimals = Annotated[str, Field(description="a decimal number", examples=["13.80"])]
 Item = TypeVar("Item")
+Source = Annotated[
+    Literal["plan", "top_up"], Field(description="what a plan grants, or what was bought on top")
+]
 
 
 def _example(value: JsonDict) -> ConfigDict:
@@ -28,7 +31,7 @@ _CYCLE: JsonDict = {
     "next_first_day": "2026-05-01",
 }
 _BUCKET: JsonDict = {"granted": 1000000000, "used": 250000000, "left": 750000000}
-_HOLDS: JsonDict = {"begins_at": _CYCLE["start"], "expires_at": _CYCLE["end"]}
+_HOLDS: JsonDict = {"bucket_no": 17, "begins_at": _CYCLE["start"], "expires_at": _CYCLE["end"]}
 _MONEY: JsonDict = {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
 _FLEET: JsonDict = {
     "fleet_id": "north",
@@ -132,6 +135,7 @@ class Fleets(Page[Fleet]):
 class Lot(Bucket):
     """What a pool was given at one time: usage of `[begins_at, expires_at)` may draw from it."""
 
+    bucket_no: int = Field(description="its number; see /v1/buckets/{bucket_no}")
     begins_at: Time
     expires_at: Time | None = Field(description="null: it has no end")
 
@@ -142,6 +146,7 @@ class Pool(BaseModel):
     meter: str
     unit: Unit
     name: str = Field(description="of the plan's allowance; allowances of one name share a pool")
+    source: Source
     plan_id: str | None = Field(description="whose devices alone share it; null: those of any plan")
     plan_version: int | None
     pool: Bucket = Field(description="the sum of its lots")
@@ -161,6 +166,7 @@ class FleetBalance(BaseModel):
                     "meter": "data",
                     "unit": "octet",
                     "name": "pool",
+                    "source": "plan",
                     "plan_id": None,
                     "plan_version": None,
                     "pool": _BUCKET,
@@ -488,6 +494,7 @@ class NamedBucket(Lot):
 
     name: str
     kind: Literal["allowance", "pool"]
+    source: Source
 
 
 class MeterBalance(BaseModel):
@@ -499,8 +506,12 @@ class MeterBalance(BaseModel):
     plan_version: int
     subscribed_from: Time
     subscribed_to: Time | None
-    allowance: Bucket | None = Field(description="the sum of the device's own; null: it has none")
-    pool: Bucket | None = Field(description="the sum of the pools that the device draws from")
+    allowance: Bucket | None = Field(
+        description="the sum of the device's own, top-ups too; null: it has none"
+    )
+    pool: Bucket | None = Field(
+        description="the sum of the pools and the fleet's top-ups that the device draws from"
+    )
     buckets: list[NamedBucket] = Field(description="all that hold now, in the order they burn in")
     quantity: int = Field(description="used in this cycle, all told")
     uplink_quantity: int
@@ -530,7 +541,9 @@ class DeviceBalance(BaseModel):
                     "subscribed_to": None,
                     "allowance": None,
                     "pool": _BUCKET,
-                    "buckets": [_BUCKET | _HOLDS | {"name": "pool", "kind": "pool"}],
+                    "buckets": [
+                        _BUCKET | _HOLDS | {"name": "pool", "kind": "pool", "source": "plan"}
+                    ],
                     "quantity": 101234567,
                     "uplink_quantity": 1000,
                     "billed_quantity": 101234567,

@@ -9,11 +9,12 @@ from api.auth import AsCaller
 from api.parameters import Cursor, DeviceId, Limit, OfFleet, cursor_of, read_cursor
 from metering.period import cycle_at
 from metering.plan_document import stored_terms
-from metering.rating.bucket import BucketKind, burn_order
+from metering.rating.bucket import Bucket, BucketKind, burn_order
 from metering.rating.grants import lot_of
+from metering.rating.lots import top_up_lot
 from metering.rating.plan import MeterTerms, PlanTerms, SharedBy
 from metering.sequence import SequenceSet
-from metering.store.bucket_views import LotView, own_lots, pool_lots
+from metering.store.bucket_views import LotView, own_lots, pool_lots, top_ups_of_device
 from metering.store.device_views import (
     BootView,
     DeviceView,
@@ -107,6 +108,13 @@ async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.D
         now=caller.now,
     )
     lots += await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=caller.now)
+    lots += await top_ups_of_device(
+        connection,
+        tenant_no,
+        device_no=device.device_no,
+        fleet_no=fleet.fleet_no,
+        now=caller.now,
+    )
     uses = {(row.subscription_no, row.meter_no): row for row in used}
     return schemas.DeviceBalance(
         device_id=device.device_id,
@@ -215,18 +223,26 @@ def _buckets(
     held: dict[str, LotView] = {}
     buckets = []
     for lot in lots:
-        allowance = drawn_from.get((lot.subscription_no, lot.plan_no, lot.name))
-        if allowance is None or lot.meter_no != METERS[meter_terms.meter].meter_no:
+        if lot.meter_no != METERS[meter_terms.meter].meter_no:
             continue
         number = f"{lot.bucket_no:020}"
+        if lot.source == "top_up":
+            bucket = _top_up(lot, number)
+        else:
+            allowance = drawn_from.get((lot.subscription_no, lot.plan_no, lot.name))
+            if allowance is None:
+                continue
+            bucket = lot_of(
+                allowance, bucket_id=number, begins_at=lot.begins_at, expires_at=lot.expires_at
+            )
         held[number] = lot
-        buckets.append(
-            lot_of(allowance, bucket_id=number, begins_at=lot.begins_at, expires_at=lot.expires_at)
-        )
+        buckets.append(bucket)
     return [
         schemas.NamedBucket(
             name=bucket.name,
             kind="pool" if bucket.kind is BucketKind.POOL else "allowance",
+            source=lot.source,
+            bucket_no=lot.bucket_no,
             begins_at=lot.begins_at,
             expires_at=lot.expires_at,
             granted=lot.granted,
@@ -236,6 +252,18 @@ def _buckets(
         for bucket in burn_order(buckets)
         for lot in [held[bucket.bucket_id]]
     ]
+
+
+def _top_up(lot: LotView, number: str) -> Bucket:
+    return top_up_lot(
+        bucket_id=number,
+        name=lot.name,
+        of_device=lot.device_no is not None,
+        priority=lot.priority or 0,
+        zones=lot.zones,
+        begins_at=lot.begins_at,
+        expires_at=lot.expires_at,
+    )
 
 
 def _drawn_from(

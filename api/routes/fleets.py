@@ -70,10 +70,7 @@ async def get_fleet_balance(caller: AsCaller, fleet_id: FleetId) -> schemas.Flee
         fleet_id=fleet.fleet_id,
         cycle=presenting.cycle(cycle),
         cycle_opened_at=opened_at,
-        pools=[
-            _pool(list(of_pool))
-            for _, of_pool in groupby(lots, key=lambda lot: (lot.meter_no, lot.name, lot.plan_no))
-        ],
+        pools=[_pool(list(of_pool)) for _, of_pool in groupby(lots, key=_same_pool)],
     )
 
 
@@ -130,10 +127,15 @@ def _fleet(fleet: FleetView) -> schemas.Fleet:
     )
 
 
+def _same_pool(lot: LotView) -> tuple[int, str, str, int | None]:
+    return (lot.meter_no, lot.name, lot.source, lot.plan_no)
+
+
 def _pool(lots: Sequence[LotView]) -> schemas.Pool:
     first = lots[0]
     shown = [
         schemas.Lot(
+            bucket_no=lot.bucket_no,
             begins_at=lot.begins_at,
             expires_at=lot.expires_at,
             granted=lot.granted,
@@ -147,6 +149,7 @@ def _pool(lots: Sequence[LotView]) -> schemas.Pool:
         meter=meter.meter,
         unit=meter.unit,
         name=first.name,
+        source=first.source,
         plan_id=first.plan_id,
         plan_version=first.plan_version,
         pool=presenting.sum_of(shown) or schemas.Bucket(granted=0, used=0, left=0),

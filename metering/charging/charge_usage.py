@@ -31,6 +31,7 @@ from metering.store.accounts import (
     store_accounts,
     store_counters,
 )
+from metering.store.balances import Owner
 from metering.store.charges import (
     ChargedReading,
     ParkedReading,
@@ -298,6 +299,7 @@ def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) ->
     uses: dict[UseKey, int] = {}
     counts: dict[CountKey, int] = {}
     meters: dict[tuple[int, int], tuple[int, Subscription]] = {}
+    owners: set[Owner] = set()
     starts: list[datetime] = []
     for each in guided:
         if isinstance(each.records, ParkReason):
@@ -307,6 +309,7 @@ def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) ->
             subscription = record.subscription
             number, fleet_no = subscription.subscription_no, subscription.fleet_no
             starts.append(record.start)
+            owners.add((fleet_no, subscription.device_no, meter.meter_no))
             uses[number, meter.meter_no, record.cycle.start, record.variant] = fleet_no
             if plans[subscription.plan_no].meters[meter.meter].allowances:
                 meters[number, meter.meter_no] = (fleet_no, subscription)
@@ -328,6 +331,7 @@ def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) ->
         meters=meters,
         first=min(starts),
         last=max(starts),
+        owners=owners,
     )
 
 

@@ -22,6 +22,7 @@ from metering.store.audit import (
     stored_hours,
     stored_uses,
 )
+from metering.store.balances import fleets_with_operations
 from metering.store.charges import (
     ChargeColumns,
     ChargedReading,
@@ -36,7 +37,7 @@ from metering.store.corrections import (
     replace_draws,
     replace_hours,
     replace_uses,
-    store_expired_otherwise,
+    store_rolled_otherwise,
 )
 from metering.store.registry import (
     Fleet,
@@ -92,6 +93,7 @@ async def scope_of(connection: Connection, devices: Sequence[int]) -> Scope:
         subscribed = await ever_subscribed(connection, sorted(concerned))
         plans = await plan_terms(connection, sorted({plan_no for _, plan_no in subscribed}))
         found = {fleet_no for fleet_no, plan_no in subscribed if _shares(plans[plan_no])}
+        found |= await fleets_with_operations(connection, {fleet_no for fleet_no, _ in subscribed})
         if found <= sharing:
             break
         sharing |= found
@@ -188,12 +190,18 @@ async def _store_sums(
     now: datetime,
 ) -> None:
     owners = None if devices is None else sorted(replay.plan_of)
-    if replay.expired_otherwise:
-        expired = [
-            (place, bucket_no, due - lost)
-            for place, bucket_no, lost, due in replay.expired_otherwise
+    if replay.rolled_otherwise:
+        rolled = [
+            (
+                *each.place,
+                each.kind.value,
+                each.bucket_no,
+                each.cycle_start,
+                each.due - each.entered,
+            )
+            for each in replay.rolled_otherwise
         ]
-        await store_expired_otherwise(connection, expired, correction_no=correction_no, now=now)
+        await store_rolled_otherwise(connection, rolled, correction_no=correction_no, now=now)
     uses, counts = replay.accounts.uses, replay.accounts.counts
     await replace_uses(connection, fleet_no, await stored_uses(connection, fleet_no, owners), uses)
     await replace_counts(

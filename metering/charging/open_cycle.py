@@ -16,8 +16,8 @@ from metering.store.cycles import (
     insert_cycle,
     lots_going_on,
     opened_cycles,
-    store_expiries,
     store_grants,
+    store_rolled,
 )
 from metering.store.leases import Leases, try_lock_leased
 from metering.store.registry import Fleet, fleet_rule, plan_terms, try_lock_shard
@@ -116,13 +116,11 @@ async def _roll_over(
     run_no: int,
     now: datetime,
 ) -> None:
-    """Take from earlier lots what does not roll over into this cycle."""
+    """Enter what of earlier lots goes on into this cycle, and take away what does not roll over."""
     going_on = await lots_going_on(connection, fleet.fleet_no, plans, cycle_start=cycle.start)
-    lost = [
-        (int(bucket.bucket_id), quantity) for bucket, quantity in rolled_into(going_on, cycle.start)
-    ]
-    if lost:
-        await store_expiries(connection, lost, run_no=run_no, now=now)
+    rolled = rolled_into(going_on, cycle.start)
+    if rolled:
+        await store_rolled(connection, rolled, cycle_start=cycle.start, run_no=run_no, now=now)
 
 
 async def open_due_cycles(

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from metering.insight.closing_audit import closed_cycle_differences
+from metering.insight.operations import operation_differences
 from metering.period import BillCycle
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
@@ -25,9 +26,12 @@ from metering.store.audit import (
     stored_counts,
     stored_cycles,
     stored_hours,
+    stored_operations,
     stored_uses,
     tally,
+    unbalanced_transactions,
     unequal_arrivals,
+    unequal_folds,
 )
 from metering.store.charges import ChargeColumns, charge_columns
 from metering.store.closing_audit import unequal_watermarks
@@ -144,9 +148,21 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
             differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
     replay.finish()
     differences += [
-        f"run {place[0]} let {lost} of bucket {bucket_no} expire, replay says {due}"
-        for place, bucket_no, lost, due in replay.expired_otherwise
+        f"run {each.place[0]}: {each.kind} of bucket {each.bucket_no} as {each.cycle_start} begins"
+        f" is {each.entered}, replay says {each.due}"
+        for each in replay.rolled_otherwise
     ]
+    differences += [
+        f"bucket {number}: granted {granted}, used {used}; its postings sum to {entered}, {drawn}"
+        for number, granted, used, entered, drawn in await unequal_folds(connection, fleet.fleet_no)
+    ]
+    differences += [
+        f"{transaction} sums to {quantity} over its accounts, not to zero"
+        for transaction, quantity in await unbalanced_transactions(connection, fleet.fleet_no)
+    ]
+    differences += operation_differences(
+        await stored_operations(connection, fleet.fleet_no), replay.entries, replay.top_ups
+    )
     await _compare_kept_sums(connection, fleet, replay)
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=None)
     for cycle in await stored_cycles(connection, fleet.fleet_no):

@@ -3,19 +3,24 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from metering.period import BillCycle
 from metering.rating.account import Accounts
-from metering.rating.bucket import Bucket, burn_order
+from metering.rating.bucket import Bucket, BucketKind, burn_order
 from metering.rating.grants import rolled_over
 from metering.rating.guide import Subscription, UsageRecord
 from metering.rating.plan import AllowanceTerms, MeterTerms, PlanTerms, SharedBy
+from metering.rating.zone import ELSEWHERE
 
 LotsKey = tuple[int, int, str, str]
 """(fleet_no, owner, meter, name of the allowance).
 
 The owner is a subscription_no; of a pool −plan_no, or 0 where it is shared across plans.
 """
+
+TopUpsKey = tuple[int, int, str]
+"""(fleet_no, device_no, meter); the device of a whole fleet's top-ups is 0."""
 
 
 def lots_key(
@@ -32,13 +37,18 @@ def lots_key(
 
 @dataclass(slots=True)
 class Lots:
-    """Buckets by allowance, each allowance's by when it begins."""
+    """Buckets by allowance, each allowance's by when it begins; and what was bought on top."""
 
     buckets: dict[LotsKey, dict[datetime, Bucket]] = field(default_factory=dict)
+    top_ups: dict[TopUpsKey, list[Bucket]] = field(default_factory=dict)
 
     def put(self, key: LotsKey, begins_at: datetime, bucket: Bucket) -> None:
         """Add a lot."""
         self.buckets.setdefault(key, {})[begins_at] = bucket
+
+    def put_top_up(self, key: TopUpsKey, bucket: Bucket) -> None:
+        """Add a lot that was bought."""
+        self.top_ups.setdefault(key, []).append(bucket)
 
     def get(self, key: LotsKey, begins_at: datetime) -> Bucket | None:
         """Return the lot of an allowance that begins at an instant."""
@@ -56,6 +66,10 @@ class Lots:
             lots = self.buckets.get(key)
             if lots:
                 found += [bucket for bucket in lots.values() if overlaps(bucket, cycle)]
+        if self.top_ups:
+            for owner in (subscription.device_no, 0):
+                bought = self.top_ups.get((fleet_no, owner, of_meter.meter), ())
+                found += [bucket for bucket in bought if overlaps(bucket, cycle)]
         return found
 
     def fill(
@@ -106,24 +120,64 @@ LotTerms = tuple[Bucket, AllowanceTerms]
 """A lot, and the terms that say how it is drawn from."""
 
 
-def rolled_into(
-    lots: Mapping[LotsKey, Iterable[LotTerms]], cycle_start: datetime
-) -> list[tuple[Bucket, int]]:
-    """Return what lots that began before a cycle lose when it begins: `(lot, quantity)`.
+class Rolled(NamedTuple):
+    """What becomes of a lot when a cycle begins: what it loses, and what of it goes on."""
 
-    The newest lot of an allowance says how all of them roll over.
+    bucket: Bucket
+    lost: int
+    goes_on: int
+
+
+def rolled_into(lots: Mapping[LotsKey, Iterable[LotTerms]], cycle_start: datetime) -> list[Rolled]:
+    """Return what lots that began before a cycle lose and carry on when it begins.
+
+    The newest lot of an allowance says how all of them roll over; one whose allowance does not roll
+    over, or of which nothing is left, is not among them.
     """
-    lost: list[tuple[Bucket, int]] = []
+    rolled: list[Rolled] = []
     for of_allowance in lots.values():
-        ended = [
+        begun = [
             each
             for each in of_allowance
             if each[0].created_at is not None and each[0].created_at < cycle_start
         ]
-        newest = max(ended, key=lambda each: each[0].burn_key[2], default=None)
-        if newest is not None and newest[1].rollover is not None:
-            lost += rolled_over([bucket for bucket, _ in ended], newest[1].rollover, cycle_start)
-    return lost
+        newest = max(begun, key=lambda each: each[0].burn_key[2], default=None)
+        if newest is None or newest[1].rollover is None:
+            continue
+        buckets = [bucket for bucket, _ in begun]
+        lost = {
+            id(bucket): quantity
+            for bucket, quantity in rolled_over(buckets, newest[1].rollover, cycle_start)
+        }
+        for bucket in buckets:
+            if bucket.left > 0 and (bucket.expires_at is None or bucket.expires_at > cycle_start):
+                gone = lost.get(id(bucket), 0)
+                rolled.append(Rolled(bucket, gone, int(bucket.left) - gone))
+    return rolled
+
+
+def top_up_lot(
+    *,
+    bucket_id: str,
+    name: str,
+    of_device: bool,
+    priority: int,
+    zones: Iterable[str] | None,
+    begins_at: datetime,
+    expires_at: datetime | None,
+) -> Bucket:
+    """Return the lot of a top-up, empty. It says itself when and where it may be drawn from."""
+    return Bucket(
+        kind=BucketKind.ALLOWANCE if of_device else BucketKind.POOL,
+        name=name,
+        bucket_id=bucket_id,
+        priority=priority,
+        created_at=begins_at,
+        expires_at=expires_at,
+        zones=None
+        if zones is None
+        else frozenset(None if zone == ELSEWHERE else zone for zone in zones),
+    )
 
 
 def overlaps(bucket: Bucket, cycle: BillCycle) -> bool:

@@ -24,6 +24,10 @@ DIRECTION = "direction"
 """The attribute of usage that is `uplink` or `downlink`; every record of octets has it."""
 POOL_PRIORITY = 200
 """The priority of a pool, unless the plan says otherwise: a device's own bucket comes before it."""
+DEVICE_TOP_UP_PRIORITY = 300
+"""The priority of a device's top-up, unless it says otherwise: what plans grant comes before it."""
+FLEET_TOP_UP_PRIORITY = 400
+"""The priority of a fleet's top-up, unless it says otherwise: a device's own comes before it."""
 
 
 class DeviceState(StrEnum):

@@ -12,6 +12,7 @@ from metering.store.audit import (
     stored_buckets,
     stored_entries,
     stored_openings,
+    stored_top_ups,
 )
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleets_by_no, plan_terms
@@ -51,4 +52,5 @@ async def load_replay(
         stored_buckets=await stored_buckets(connection, fleet.fleet_no, owners),
         entries=await stored_entries(connection, fleet.fleet_no, owners),
         openings=await stored_openings(connection, fleet.fleet_no),
+        top_ups=await stored_top_ups(connection, fleet.fleet_no) if devices is None else {},
     )

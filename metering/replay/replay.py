@@ -7,7 +7,7 @@ from datetime import datetime
 from metering.rating.account import Accounts, Charge, charge_records
 from metering.rating.bucket import Bucket
 from metering.rating.guide import ParkReason, Subscription
-from metering.rating.lots import Lots, rolled_into
+from metering.rating.lots import Lots, Rolled, rolled_into
 from metering.rating.plan import AllowanceTerms, PlanTerms
 from metering.rating.record import (
     CounterEpoch,
@@ -19,6 +19,7 @@ from metering.rating.record import (
 )
 from metering.store.accounts import bucket_of_row
 from metering.store.audit import EntryKind, HourKey, Place, RunStep, StoredBucket, StoredEntry
+from metering.store.balances import TopUpRow, top_up_of_row
 from metering.store.charges import hour_of
 
 
@@ -31,14 +32,33 @@ class Outcome:
     charges: list[Charge] | ParkReason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledOtherwise:
+    """What the history says of a lot when a cycle began, and what follows from the accounts.
+
+    Of an expiry both are what it lost, below 0; of a rollover what went on.
+    """
+
+    place: Place
+    kind: EntryKind
+    bucket_no: int
+    cycle_start: datetime | None
+    entered: int
+    due: int
+
+
+_RolledKey = tuple[EntryKind, int, datetime | None]
+"""expiry or rollover, bucket_no, cycle_start"""
+
+
 @dataclass(slots=True, kw_only=True)
 class Replay:
     """A fleet's accounts as they grow from nothing.
 
-    What was entered into buckets is taken from the history, but for what expires when a cycle opens:
-    that follows from the accounts. `expired_otherwise` holds where the history says something else.
-    `anew` has what follows from the accounts as it should be: what expires, and parked readings
-    charged if they can be; else it is as the history says.
+    What was entered into buckets is taken from the history, but for what expires and rolls over when a
+    cycle opens: that follows from the accounts. `rolled_otherwise` holds where the history says
+    something else. `anew` has what follows from the accounts as it should be: what expires, and parked
+    readings charged if they can be; else it is as the history says.
     """
 
     fleet: FleetTerms
@@ -55,6 +75,7 @@ class Replay:
     entries: Sequence[StoredEntry]
     openings: Sequence[tuple[Place, datetime]]
     """Where each cycle was opened: (place, cycle_start)."""
+    top_ups: Mapping[int, TopUpRow] = field(default_factory=dict)
     accounts: Accounts = field(default_factory=Accounts)
     lots: Lots = field(default_factory=Lots)
     buckets: dict[int, Bucket] = field(default_factory=dict)
@@ -63,8 +84,7 @@ class Replay:
     hours: dict[HourKey, list[int]] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     """What is wrong with the history's buckets."""
-    expired_otherwise: list[tuple[Place, int, int, int]] = field(default_factory=list)
-    """(place, bucket_no, what it lost then, what it should lose)"""
+    rolled_otherwise: list[RolledOtherwise] = field(default_factory=list)
     terms: dict[int, AllowanceTerms] = field(default_factory=dict)
     """The terms by which each replayed bucket is drawn from."""
     _opened_by: dict[int, int | None] = field(init=False)
@@ -147,45 +167,106 @@ class Replay:
         return self.entries[self._entered].place if self._entered < len(self.entries) else None
 
     def _enter_at(self, place: Place) -> None:
-        expected: dict[int, int] = {}
-        while self._next_opening() == place:
-            expected |= self._expiring(self.openings[self._opened][1])
-            self._opened += 1
-        expired: dict[int, int] = {}
+        expected = self._open_at(place)
+        made: dict[_RolledKey, int] = {}
         while self._next_entry() == place:
             entry = self.entries[self._entered]
             self._entered += 1
-            if entry.kind is EntryKind.EXPIRY:
-                expired[entry.bucket_no] = expired.get(entry.bucket_no, 0) - entry.quantity
+            if entry.kind in {EntryKind.EXPIRY, EntryKind.ROLLOVER}:
+                key: _RolledKey = (entry.kind, entry.bucket_no, entry.cycle_start)
+                made[key] = made.get(key, 0) + entry.quantity
             self._enter(entry)
-        for bucket_no in expected.keys() | expired.keys():
-            lost, due = expired.get(bucket_no, 0), expected.get(bucket_no, 0)
-            if lost != due:
-                self.expired_otherwise.append((place, bucket_no, lost, due))
-                if self.anew and bucket_no in self.buckets:
-                    self.buckets[bucket_no].granted -= due - lost
+        for key in [*expected, *(key for key in made if key not in expected)]:
+            kind, bucket_no, cycle_start = key
+            entered, due = made.get(key, 0), expected.get(key, 0)
+            if entered == due:
+                continue
+            self.rolled_otherwise.append(
+                RolledOtherwise(
+                    place=place,
+                    kind=kind,
+                    bucket_no=bucket_no,
+                    cycle_start=cycle_start,
+                    entered=entered,
+                    due=due,
+                )
+            )
+            if self.anew and kind is EntryKind.EXPIRY and bucket_no in self.buckets:
+                self.buckets[bucket_no].granted += due - entered
 
-    def _expiring(self, cycle_start: datetime) -> dict[int, int]:
-        """Return what does not roll over into a cycle: bucket_no → quantity."""
+    def _open_at(self, place: Place) -> dict[_RolledKey, int]:
+        """Return what expires and rolls over as cycles are opened at a place, one after another."""
+        expected: dict[_RolledKey, int] = {}
+        gone: list[tuple[Bucket, int]] = []
+        while self._next_opening() == place:
+            cycle_start = self.openings[self._opened][1]
+            self._opened += 1
+            for bucket, lost, goes_on in self._rolled(cycle_start):
+                number = int(bucket.bucket_id)
+                expected[EntryKind.EXPIRY, number, cycle_start] = -lost
+                expected[EntryKind.ROLLOVER, number, cycle_start] = goes_on
+                bucket.granted -= lost
+                gone.append((bucket, lost))
+        for bucket, lost in gone:  # their entries take it
+            bucket.granted += lost
+        return expected
+
+    def _rolled(self, cycle_start: datetime) -> list[Rolled]:
+        """Return what each lot loses and carries on when a cycle begins."""
         lots = {
             key: [(bucket, self.terms[int(bucket.bucket_id)]) for bucket in of_allowance.values()]
             for key, of_allowance in self.lots.buckets.items()
         }
-        return {
-            int(bucket.bucket_id): quantity for bucket, quantity in rolled_into(lots, cycle_start)
-        }
+        return rolled_into(lots, cycle_start)
 
     def _enter(self, entry: StoredEntry) -> None:
-        bucket = self.buckets.get(entry.bucket_no) or self._new_bucket(entry)
-        if bucket is None:
+        match entry.kind:
+            case EntryKind.ROLLOVER:
+                pass
+            case EntryKind.TOP_UP | EntryKind.TRANSFER | EntryKind.ADJUSTMENT:
+                self._enter_operation(entry)
+            case _:
+                bucket = self.buckets.get(entry.bucket_no) or self._new_bucket(entry)
+                if bucket is None:
+                    return
+                bucket.granted += entry.quantity
+                if entry.kind is EntryKind.GRANT and entry.subscription_no is not None:
+                    bucket.admit(entry.subscription_no)
+
+    def _enter_operation(self, entry: StoredEntry) -> None:
+        """Enter what a tenant asked for."""
+        if entry.kind is EntryKind.TOP_UP:
+            self._new_top_up(entry.bucket_no)
+        moves = [(entry.bucket_no, entry.quantity)]
+        if entry.other_bucket_no is not None:
+            moves.append((entry.other_bucket_no, -entry.quantity))
+        for number, moved in moves:
+            bucket = self.buckets.get(number)
+            if bucket is None:
+                self.differences.append(
+                    f"run {entry.place[0]} has a {entry.kind.value} of bucket {number}, which holds"
+                    " nothing then"
+                )
+            else:
+                bucket.granted += moved
+
+    def _new_top_up(self, bucket_no: int) -> None:
+        row = self.top_ups.get(bucket_no)
+        if row is None or bucket_no in self.buckets:
+            self.differences.append(f"bucket {bucket_no} is topped up, but is no new top-up")
             return
-        bucket.granted += entry.quantity
-        if entry.kind is EntryKind.GRANT and entry.subscription_no is not None:
-            bucket.admit(entry.subscription_no)
+        key, bucket = top_up_of_row(row)
+        bucket.granted = bucket.used = 0
+        self.buckets[bucket_no] = bucket
+        self.lots.put_top_up(key, bucket)
+        self.accounts.buckets.clear()
 
     def _new_bucket(self, entry: StoredEntry) -> Bucket | None:
         """Return the bucket of an entry that is its first, empty; None when it is of no plan."""
         stored = self.stored_buckets[entry.bucket_no]
+        if stored.terms_plan_no is None:
+            self.differences.append(f"bucket {entry.bucket_no} has a {entry.kind.value} of no plan")
+            return None
         plan_no = self.plan_of.get(self._opened_by.get(entry.bucket_no) or 0)
         if stored.terms_plan_no != plan_no:
             self.differences.append(

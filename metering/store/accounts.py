@@ -1,6 +1,7 @@
 """Charging's state: counters, buckets, counts and cumulative use, loaded for a batch and stored."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from metering.rating.guide import Subscription
 from metering.rating.lots import Lots, LotsKey, allowance_of, allowances_of
 from metering.rating.plan import AllowanceTerms, PlanTerms
 from metering.rating.record import EpochKey
+from metering.store.balances import Owner, top_up_of_row, top_up_rows
 from metering.store.connection import Connection
 from metering.store.registry import plan_terms
 from metering.usage import METERS_BY_NO
@@ -40,6 +42,8 @@ class Wanted:
     """(subscription_no, meter_no) → (fleet_no, subscription)"""
     first: datetime
     last: datetime
+    owners: AbstractSet[Owner] = frozenset()
+    """Whose top-ups may be drawn from."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +66,8 @@ async def load_accounts(
         await _load_counts(connection, wanted, loaded.accounts)
     if wanted.meters:
         await _load_buckets(connection, wanted, plans, loaded)
+    if wanted.owners:
+        await _load_top_ups(connection, wanted, loaded)
     return loaded
 
 
@@ -112,7 +118,8 @@ async def _load_buckets(
     shared = await connection.execute(
         f"SELECT {BUCKET_COLUMNS}"  # noqa: S608 - columns of this module
         " FROM unnest(%s::int[], %s::smallint[]) AS given (fleet_no, meter_no)"
-        " JOIN bucket USING (fleet_no, meter_no) WHERE bucket.kind = 'pool'" + _HOLDS,
+        " JOIN bucket USING (fleet_no, meter_no)"
+        " WHERE bucket.kind = 'pool' AND bucket.source = 'plan'" + _HOLDS,
         [*_columns(fleets, 2), wanted.last, wanted.first],
     )
     keys: set[LotsKey] = set()
@@ -137,6 +144,15 @@ async def _load_buckets(
             loaded.buckets[bucket_no].drawn[subscription_no] = int(drawn)
             if member:
                 loaded.buckets[bucket_no].members.add(subscription_no)
+
+
+async def _load_top_ups(connection: Connection, wanted: Wanted, loaded: Loaded) -> None:
+    for row in await top_up_rows(connection, wanted.owners, first=wanted.first, last=wanted.last):
+        key, bucket = top_up_of_row(row)
+        number = int(bucket.bucket_id)
+        loaded.lots.put_top_up(key, bucket)
+        loaded.buckets[number] = bucket
+        loaded.drawn_before[number] = int(bucket.used)
 
 
 LotOfRow = tuple[LotsKey, datetime, AllowanceTerms, Bucket]

@@ -15,6 +15,13 @@ from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.guide import Subscription
 from metering.rating.record import EpochKey, StoredReading
 from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
+from metering.store.balances import (
+    OPERATION_COLUMNS,
+    TOP_UP_COLUMNS,
+    Operation,
+    TopUpRow,
+    operation_of_row,
+)
 from metering.store.charges import ChargeColumns
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
@@ -44,6 +51,14 @@ class EntryKind(StrEnum):
     """What a change of terms added to a grant or took from it."""
     EXPIRY = "expiry"
     """What does not roll over."""
+    ROLLOVER = "rollover"
+    """What goes on into a cycle: out of the bucket in the one before, and into it again."""
+    TOP_UP = "top_up"
+    """What was bought on top."""
+    TRANSFER = "transfer"
+    """What was moved from another bucket."""
+    ADJUSTMENT = "adjustment"
+    """What an operator gave, or took away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +79,9 @@ class RunStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEntry:
-    """A stored bucket entry: from which run it counts, whose it is, and how much.
+    """A stored bucket entry: from where in the history it counts, what caused it, and how much.
 
-    `subscription_no` is None for what expired.
+    `subscription_no` is that of a grant, `other_bucket_no` where a transfer or a rollover comes from.
     """
 
     entry_no: int
@@ -75,6 +90,9 @@ class StoredEntry:
     bucket_no: int
     subscription_no: int | None
     quantity: int
+    other_bucket_no: int | None = None
+    operation_no: int | None = None
+    cycle_start: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +100,16 @@ class StoredBucket:
     """A stored bucket: its row as the store reads it, and the cycle in which it was granted."""
 
     row: Sequence[Any]
-    cycle_start: datetime
+    cycle_start: datetime | None
     drawn: Mapping[int, int]
     """subscription_no → what it drew, of a pool with a floor or a ceiling."""
     members: AbstractSet[int]
     """subscription_no of those who brought something into a pool with a floor or a ceiling."""
 
     @property
-    def terms_plan_no(self) -> int:
-        """The plan version that says how it is drawn from."""
-        return int(self.row[5])
+    def terms_plan_no(self) -> int | None:
+        """The plan version that says how it is drawn from; None of a top-up."""
+        return None if self.row[5] is None else int(self.row[5])
 
 
 async def read_from_one_snapshot(connection: Connection) -> None:
@@ -233,7 +251,8 @@ async def stored_entries(
     """
     found = await connection.execute(
         "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity,"
-        " bucket_entry.kind, bucket_entry.run_position, bucket_entry_no"
+        " bucket_entry.kind, bucket_entry.run_position, bucket_entry_no, other_bucket_no,"
+        " operation_no, bucket_entry.cycle_start"
         " FROM bucket_entry JOIN bucket USING (bucket_no)"
         " WHERE fleet_no = %s"
         " AND (%s::bigint[] IS NULL OR bucket.subscription_no = ANY(%s::bigint[]))"
@@ -248,6 +267,76 @@ async def stored_entries(
             bucket_no=row[1],
             subscription_no=row[2],
             quantity=int(row[3]),
+            other_bucket_no=row[7],
+            operation_no=row[8],
+            cycle_start=row[9],
+        )
+        for row in await found.fetchall()
+    ]
+
+
+async def stored_operations(connection: Connection, fleet_no: int) -> list[Operation]:
+    """Return what was asked of a fleet's balances, in the order in which it was done."""
+    found = await connection.execute(
+        f"SELECT {OPERATION_COLUMNS} FROM balance_operation"  # noqa: S608 - columns of the store
+        " WHERE fleet_no = %s ORDER BY run_no",
+        [fleet_no],
+    )
+    return [operation_of_row(row) for row in await found.fetchall()]
+
+
+async def stored_top_ups(connection: Connection, fleet_no: int) -> dict[int, TopUpRow]:
+    """Return the lots of a fleet's top-ups by number, as rows of their columns."""
+    found = await connection.execute(
+        f"SELECT {TOP_UP_COLUMNS} FROM bucket"  # noqa: S608 - columns of the store
+        " WHERE fleet_no = %s AND source = 'top_up'",
+        [fleet_no],
+    )
+    return {row[0]: row for row in await found.fetchall()}
+
+
+async def unequal_folds(
+    connection: Connection, fleet_no: int
+) -> list[tuple[int, int, int, int, int]]:
+    """Return a fleet's buckets whose cached sums differ from the fold over their postings.
+
+    Each is `(bucket_no, granted, used, entered, drawn)`. At most 20 are returned.
+    """
+    found = await connection.execute(
+        "SELECT bucket_no, granted, used, coalesce(entered, 0), coalesce(drawn, 0)"
+        " FROM bucket LEFT JOIN (SELECT bucket_no,"
+        "   sum(quantity) FILTER (WHERE kind <> 'consumption') AS entered,"
+        "   -sum(quantity) FILTER (WHERE kind = 'consumption') AS drawn"
+        "   FROM posting WHERE fleet_no = %(fleet_no)s AND account = 'bucket'"
+        "   GROUP BY bucket_no) AS fold USING (bucket_no)"
+        " WHERE fleet_no = %(fleet_no)s"
+        " AND (granted <> coalesce(entered, 0) OR used <> coalesce(drawn, 0))"
+        " ORDER BY bucket_no LIMIT 20",
+        {"fleet_no": fleet_no},
+    )
+    return [
+        (row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4]))
+        for row in await found.fetchall()
+    ]
+
+
+async def unbalanced_transactions(connection: Connection, fleet_no: int) -> list[tuple[str, int]]:
+    """Return a fleet's transactions that do not sum to zero over their accounts, and what they sum to.
+
+    At most 20 are returned.
+    """
+    found = await connection.execute(
+        "SELECT bucket_entry_no, boot_no, seq, part, sum(quantity) FROM posting WHERE fleet_no = %s"
+        " GROUP BY bucket_entry_no, boot_no, seq, part HAVING sum(quantity) <> 0"
+        " ORDER BY bucket_entry_no, boot_no, seq, part LIMIT 20",
+        [fleet_no],
+    )
+    return [
+        (
+            f"charge boot {row[1]} seq {row[2]} part {row[3]}"
+            if row[0] is None
+            else f"entry {row[0]}",
+            int(row[4]),
         )
         for row in await found.fetchall()
     ]

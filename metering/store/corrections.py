@@ -182,24 +182,30 @@ async def store_regrants(
     await _add_to_granted(connection, [(bucket, quantity) for bucket, _, quantity in changed])
 
 
-async def store_expired_otherwise(
+async def store_rolled_otherwise(
     connection: Connection,
-    expired: Sequence[tuple[Place, int, int]],
+    rolled: Sequence[tuple[int, int, str, int, datetime | None, int]],
     *,
     correction_no: int,
     now: datetime,
 ) -> None:
-    """Let lots lose `(place, bucket_no, quantity)` more, from there on; less if negative."""
-    rows = [(*place, bucket_no, quantity) for place, bucket_no, quantity in expired]
+    """Let lots expire or roll over by so much more than entered, less if negative, from a place on.
+
+    Each is `(run_no, run_position, kind, bucket_no, cycle_start, quantity)`; what expires is negative.
+    """
     await connection.execute(
-        "INSERT INTO bucket_entry"
-        " (bucket_no, kind, quantity, run_no, run_position, entered_at, correction_no)"
-        " SELECT bucket_no, 'expiry', -quantity, run_no, run_position, %s, %s"
-        " FROM unnest(%s::bigint[], %s::int[], %s::bigint[], %s::numeric[])"
-        " AS given (run_no, run_position, bucket_no, quantity)",
-        [now, correction_no, *_columns(rows, 4)],
+        "INSERT INTO bucket_entry (bucket_no, other_bucket_no, kind, quantity, cycle_start, run_no,"
+        " run_position, entered_at, correction_no)"
+        " SELECT bucket_no, CASE kind WHEN 'rollover' THEN bucket_no END, kind, quantity, cycle_start,"
+        "   run_no, run_position, %s, %s"
+        " FROM unnest(%s::bigint[], %s::int[], %s::text[], %s::bigint[], %s::timestamptz[],"
+        "   %s::numeric[])"
+        " AS given (run_no, run_position, kind, bucket_no, cycle_start, quantity)",
+        [now, correction_no, *_columns(rolled, 6)],
     )
-    await _add_to_granted(connection, [(bucket, -quantity) for _, bucket, quantity in expired])
+    expired = [(each[3], each[5]) for each in rolled if each[2] == "expiry"]
+    if expired:
+        await _add_to_granted(connection, expired)
 
 
 async def _add_to_granted(connection: Connection, added: Sequence[tuple[int, int]]) -> None:

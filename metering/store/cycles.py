@@ -8,7 +8,7 @@ from metering.period import BillCycle
 from metering.rating.bucket import BucketKind
 from metering.rating.grants import Grant
 from metering.rating.guide import Subscription
-from metering.rating.lots import LotsKey, LotTerms
+from metering.rating.lots import LotsKey, LotTerms, Rolled
 from metering.rating.membership import Member, StateChange
 from metering.rating.plan import DeviceState, PlanTerms
 from metering.store.accounts import BUCKET_COLUMNS, buckets_of_rows
@@ -179,18 +179,20 @@ _ENTER_GRANTS = (
     "     %s::text[], %s::timestamptz[], %s::bigint[], %s::numeric[], %s::boolean[])"
     "   WITH ORDINALITY AS given (kind, owner, plan_no, meter_no, name, begins_at, subscription_no,"
     "     quantity, fixed, position)),"
-    " placed AS (SELECT position, bucket_no, granted, given.subscription_no, given.quantity, fixed"
+    " placed AS (SELECT position, bucket_no, given.subscription_no, given.quantity, fixed"
     "   FROM given JOIN bucket ON bucket.kind = 'allowance' AND bucket.subscription_no = given.owner"
     "     AND bucket.meter_no = given.meter_no AND bucket.name = given.name"
     "     AND bucket.begins_at = given.begins_at WHERE given.kind = 'allowance'"
-    "   UNION ALL SELECT position, bucket_no, granted, given.subscription_no, given.quantity, fixed"
-    "   FROM given JOIN bucket ON bucket.kind = 'pool' AND bucket.fleet_no = %s"
-    "     AND bucket.meter_no = given.meter_no AND bucket.name = given.name"
+    "   UNION ALL SELECT position, bucket_no, given.subscription_no, given.quantity, fixed"
+    "   FROM given JOIN bucket ON bucket.kind = 'pool' AND bucket.source = 'plan'"
+    "     AND bucket.fleet_no = %s AND bucket.meter_no = given.meter_no AND bucket.name = given.name"
     "     AND bucket.begins_at = given.begins_at"
     "     AND coalesce(bucket.plan_no, 0) = coalesce(given.plan_no, 0) WHERE given.kind = 'pool')"
     " INSERT INTO bucket_entry"
     "   (bucket_no, kind, quantity, subscription_no, run_no, run_position, entered_at)"
-    " SELECT bucket_no, 'grant', CASE WHEN fixed AND granted > 0 THEN 0 ELSE quantity END,"
+    " SELECT bucket_no, 'grant', CASE WHEN fixed AND (SELECT sum(earlier.quantity) > 0"
+    "   FROM bucket_entry AS earlier WHERE earlier.bucket_no = placed.bucket_no"
+    "   AND earlier.kind IN ('grant', 'regrant')) THEN 0 ELSE quantity END,"
     "   subscription_no, %s, %s, %s FROM placed ORDER BY position"
     " ON CONFLICT (bucket_no, subscription_no) WHERE kind = 'grant' DO NOTHING"
     " RETURNING bucket_no, subscription_no, quantity"
@@ -252,7 +254,8 @@ async def lots_going_on(
     """Return a fleet's lots that go on into the cycle that starts then, by allowance."""
     found = await connection.execute(
         f"SELECT {BUCKET_COLUMNS} FROM bucket"  # noqa: S608 - columns of the store
-        " WHERE fleet_no = %s AND expires_at > %s AND begins_at < %s ORDER BY bucket_no",
+        " WHERE fleet_no = %s AND source = 'plan' AND expires_at > %s AND begins_at < %s"
+        " ORDER BY bucket_no",
         [fleet_no, cycle_start, cycle_start],
     )
     lots: dict[LotsKey, list[LotTerms]] = {}
@@ -261,24 +264,35 @@ async def lots_going_on(
     return lots
 
 
-async def store_expiries(
-    connection: Connection, lost: Sequence[tuple[int, int]], *, run_no: int, now: datetime
+async def store_rolled(
+    connection: Connection,
+    rolled: Sequence[Rolled],
+    *,
+    cycle_start: datetime,
+    run_no: int,
+    now: datetime,
 ) -> None:
-    """Take `(bucket_no, quantity)` away for good, from charging run `run_no` on."""
-    numbers = [number for number, _ in lost]
-    quantities = [quantity for _, quantity in lost]
+    """Enter what rolls over into a cycle, and take away for good what expires, from a run on."""
+    numbers = [int(each.bucket.bucket_id) for each in rolled]
+    lost = [each.lost for each in rolled]
     await connection.execute(
-        "INSERT INTO bucket_entry (bucket_no, kind, quantity, run_no, entered_at)"
-        " SELECT bucket_no, 'expiry', -quantity, %s, %s"
-        " FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)",
-        [run_no, now, numbers, quantities],
+        "WITH given AS (SELECT * FROM unnest(%s::bigint[], %s::numeric[], %s::numeric[])"
+        "   AS given (bucket_no, lost, goes_on))"
+        " INSERT INTO bucket_entry"
+        " (bucket_no, other_bucket_no, kind, quantity, cycle_start, run_no, entered_at)"
+        " SELECT bucket_no, NULL, 'expiry', -lost, %s::timestamptz, %s::bigint, %s::timestamptz"
+        "   FROM given WHERE lost > 0"
+        " UNION ALL SELECT bucket_no, bucket_no, 'rollover', goes_on, %s, %s, %s"
+        "   FROM given WHERE goes_on > 0",
+        [numbers, lost, [each.goes_on for each in rolled], *[cycle_start, run_no, now] * 2],
     )
-    await connection.execute(
-        "UPDATE bucket SET granted = granted - given.quantity"
-        " FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)"
-        " WHERE bucket.bucket_no = given.bucket_no",
-        [numbers, quantities],
-    )
+    if any(lost):
+        await connection.execute(
+            "UPDATE bucket SET granted = granted - given.quantity"
+            " FROM unnest(%s::bigint[], %s::numeric[]) AS given (bucket_no, quantity)"
+            " WHERE bucket.bucket_no = given.bucket_no AND given.quantity > 0",
+            [numbers, lost],
+        )
 
 
 async def fleets_without_open_cycle(

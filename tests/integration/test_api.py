@@ -29,7 +29,7 @@ from metering.store.connection import Connection
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
-_ACME = {"fleet_id": "acme-north", "device_id": "acme-1", "plan_id": "acme-basic"}
+_ACME = {"fleet_id": "acme-north", "device_id": "acme-1", "plan_id": "acme-basic", "bucket_no": "1"}
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -50,15 +50,16 @@ def body(response: httpx.Response) -> dict[str, Any]:
     return answer
 
 
-def operations() -> dict[str, dict[str, Any]]:
-    """Return the operation of each path; every one of them is a GET."""
+def operations(method: str) -> dict[str, dict[str, Any]]:
+    """Return the operation of each path that has one of this method; a path has one or the other."""
     settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
     paths = create_app(settings).openapi()["paths"]
-    assert all(set(methods) == {"get"} for methods in paths.values())
-    return {path: methods["get"] for path, methods in paths.items()}
+    assert all(set(methods) in ({"get"}, {"post"}) for methods in paths.values())
+    return {path: methods[method] for path, methods in paths.items() if method in methods}
 
 
-OPERATIONS = operations()
+OPERATIONS = operations("get")
+CHANGES = operations("post")
 MODELS: dict[str, Any] = {
     name: value
     for module in pkgutil.iter_modules(api_package.__path__)
@@ -74,6 +75,8 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/metrics",
         "/ready",
         "/v1/anomalies",
+        "/v1/buckets/{bucket_no}",
+        "/v1/buckets/{bucket_no}/entries",
         "/v1/devices",
         "/v1/devices/{device_id}",
         "/v1/devices/{device_id}/balance",
@@ -87,6 +90,12 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/plans",
         "/v1/plans/{plan_id}",
         "/v1/rejected",
+    ]
+    assert sorted(CHANGES) == [
+        "/v1/buckets/{bucket_no}/adjustments",
+        "/v1/buckets/{bucket_no}/transfers",
+        "/v1/devices/{device_id}/top-ups",
+        "/v1/fleets/{fleet_id}/top-ups",
     ]
 
 
@@ -103,6 +112,21 @@ def test_no_route_answers_without_a_good_key(api: "ApiUnderTest") -> None:
             response = api.nobody.get(address, headers=headers)
             problem(response, 401)
             assert response.headers["www-authenticate"].startswith("Bearer ")
+    for path in CHANGES:
+        address = path.format(**_ACME)
+        for headers in ({}, {"Authorization": f"Bearer {api.acme_key}"}):
+            keyed = headers | {"Idempotency-Key": "k"}
+            order = {"meter": "sms", "quantity": 1, "to_bucket_no": 2, "reason": "x"}
+            fields = CHANGES[path]["requestBody"]["content"]["application/json"]["schema"]
+            known = _properties(fields["$ref"])
+            body_of = {name: value for name, value in order.items() if name in known}
+            problem(api.nobody.post(address, headers=keyed, json=body_of), 401)
+
+
+def _properties(reference: str) -> set[str]:
+    settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
+    document = create_app(settings).openapi()
+    return set(document["components"]["schemas"][reference.rpartition("/")[2]]["properties"])
 
 
 async def _revoke_acme(connection: Connection) -> None:
@@ -165,10 +189,11 @@ def test_a_fleets_balance(api: "ApiUnderTest") -> None:
             "meter": "data",
             "unit": "octet",
             "name": "pool",
+            "source": "plan",
             "plan_id": None,
             "plan_version": None,
             "pool": held,
-            "lots": [held | span],
+            "lots": [held | span | {"bucket_no": 1}],
         }
     ]
     assert body(api.acme.get("/v1/fleets/acme-empty/balance"))["pools"] == []
@@ -487,7 +512,7 @@ def test_the_openapi_document_is_sound(api: "ApiUnderTest") -> None:
         place: Any = document
         for part in reference.removeprefix("#/").split("/"):
             place = place[part]
-    ids = [operation["operationId"] for operation in OPERATIONS.values()]
+    ids = [each["operationId"] for each in [*OPERATIONS.values(), *CHANGES.values()]]
     assert len(set(ids)) == len(ids)
 
 

@@ -3,15 +3,18 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from metering.insight.audit import audit_database
 from metering.settings import Settings
+from metering.store import migrate
 from metering.store.connection import connect
 from tests.integration import rich
 from tests.integration.pipeline import fresh_database, migrated
 
+MIGRATIONS = Path(migrate.__file__).parent / "migrations"
 _CHARGED_AS = r"fleet rich: reading boot \d+ seq \d+ is charged as .*, replay says"
 DAMAGES = {
     "a fleet-wide count": (
@@ -78,26 +81,42 @@ DAMAGES = {
     ),
     "a missing expiry": (
         "DELETE FROM bucket_entry WHERE kind = 'expiry'",
-        r"fleet rich: run \d+ let 0 of bucket \d+ expire, replay says [1-9]",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is 0, replay says -\d+",
     ),
     "a changed expiry": (
         "UPDATE bucket_entry SET quantity = quantity + 1 WHERE kind = 'expiry'",
-        r"fleet rich: run \d+ let \d+ of bucket \d+ expire, replay says \d+",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is -?\d+, replay says -\d+",
+    ),
+    "a missing rollover": (
+        "DELETE FROM bucket_entry WHERE kind = 'rollover'",
+        r"fleet rich: run \d+: rollover of bucket \d+ as .* begins is 0, replay says \d+",
+    ),
+    "a changed rollover": (
+        "UPDATE bucket_entry SET quantity = quantity + 1 WHERE kind = 'rollover'",
+        r"fleet rich: run \d+: rollover of bucket \d+ as .* begins is \d+, replay says \d+",
+    ),
+    "a rollover into another cycle": (
+        (
+            "UPDATE bucket_entry SET cycle_start = cycle_start + interval '1 day'"
+            " WHERE kind = 'rollover'"
+        ),
+        r"fleet rich: run \d+: rollover of bucket \d+ as .* begins is \d+, replay says 0",
     ),
     "an expiry that was made up": (
         (
-            "INSERT INTO bucket_entry (bucket_no, kind, quantity, run_no, entered_at)"
-            " SELECT bucket_no, 'expiry', -1, 7, now() FROM bucket WHERE name = 'daily' LIMIT 1"
+            "INSERT INTO bucket_entry (bucket_no, kind, quantity, cycle_start, run_no, entered_at)"
+            " SELECT bucket_no, 'expiry', -1, begins_at, 7, now() FROM bucket"
+            " WHERE name = 'daily' LIMIT 1"
         ),
-        r"fleet rich: run 7 let 1 of bucket \d+ expire, replay says 0",
+        r"fleet rich: run 7: expiry of bucket \d+ as .* begins is -1, replay says 0",
     ),
     "an opening at another time": (
         "UPDATE fleet_cycle SET run_no = run_no - 1 WHERE first_day = '2026-02-01'",
-        r"fleet rich: run \d+ let 0 of bucket \d+ expire, replay says [1-9]",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is 0, replay says -\d+",
     ),
     "a missing opening": (
         "DELETE FROM fleet_cycle WHERE first_day = '2026-02-01'",
-        r"fleet rich: run \d+ let [1-9]\d* of bucket \d+ expire, replay says 0",
+        r"fleet rich: run \d+: expiry of bucket \d+ as .* begins is -\d+, replay says 0",
     ),
     "a lot that holds longer": (
         "UPDATE bucket SET expires_at = expires_at + interval '1 month' WHERE name = 'bundle'",
@@ -186,3 +205,30 @@ def test_damage_is_found_and_named(rich_url: str, name: str) -> None:
     damage, named = DAMAGES[name]
     found = asyncio.run(_audited(rich_url, damage))
     assert any(re.search(named, each) for each in found), found[:20]
+
+
+def test_what_rolled_over_before_entries_said_so_is_told_by_the_migration(rich_url: str) -> None:
+    """Its statement, run where the entries are missing, enters the same again."""
+    (migration,) = MIGRATIONS.glob("*_balances.sql")
+    text = migration.read_text()
+    (statement,) = re.findall(r"^INSERT INTO bucket_entry\s.*?;$", text, re.MULTILINE | re.DOTALL)
+    rollovers = (
+        "SELECT bucket_no, quantity, cycle_start, run_no FROM bucket_entry WHERE kind = 'rollover'"
+        " ORDER BY run_no, bucket_no"
+    )
+
+    async def entered_again() -> tuple[list[object], list[object], list[str]]:
+        async with await connect(rich_url, application="test") as connection:
+            try:
+                before = await (await connection.execute(rollovers)).fetchall()
+                await connection.execute("DELETE FROM bucket_entry WHERE kind = 'rollover'")
+                await connection.execute(statement.encode())
+                after = await (await connection.execute(rollovers)).fetchall()
+                return list(before), list(after), (await audit_database(connection)).differences
+            finally:
+                await connection.rollback()
+
+    before, after, differences = asyncio.run(entered_again())
+    assert len(before) > 3
+    assert after == before
+    assert differences == []

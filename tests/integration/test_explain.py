@@ -20,16 +20,18 @@ from metering.ids import BootNo, DeviceNo, FleetNo, ShardNo, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
 from metering.rating.account import Accounts, MeterUse
+from metering.rating.bucket import Bucket
 from metering.rating.counter import CounterPoint
 from metering.rating.grants import cycle_grants
 from metering.rating.guide import Subscription
-from metering.rating.lots import Lots
+from metering.rating.lots import Lots, Rolled
 from metering.rating.membership import Fleet, Member, StateChange
 from metering.rating.plan import DeviceState
 from metering.sequence import SequenceSet
 from metering.settings import Settings
 from metering.store import (
     accounts,
+    balances,
     bill_views,
     bucket_views,
     charges,
@@ -172,8 +174,14 @@ INSERT INTO bucket (kind, fleet_no, meter_no, name, cycle_start, begins_at, expi
         unnest('{2026-02-01,2026-03-01,2026-04-01}'::timestamptz[]) AS start;
 INSERT INTO bucket_entry (bucket_no, kind, quantity, subscription_no, run_no, entered_at)
     SELECT bucket_no, 'grant', 10, subscription_no, 1, now() FROM bucket WHERE kind = 'allowance';
+INSERT INTO bucket (source, kind, fleet_no, device_no, meter_no, name, priority, begins_at, granted)
+    SELECT 'top_up', 'allowance', 1 + n % 800, n, 1, 'top-up', 1, timestamptz '2026-04-01', 10
+    FROM generate_series(1, 5000) AS n
+    UNION ALL SELECT 'top_up', 'pool', n, NULL, 1, 'top-up', 1, '2026-04-01', 10
+    FROM generate_series(1, 800) AS n;
 INSERT INTO pool_draw SELECT bucket_no, n, 1, true
-    FROM bucket JOIN generate_series(1, 5000) AS n ON fleet_no = 1 + n % 800 WHERE kind = 'pool';
+    FROM bucket JOIN generate_series(1, 5000) AS n ON fleet_no = 1 + n % 800
+    WHERE kind = 'pool' AND source = 'plan';
 INSERT INTO fleet_cycle SELECT n, '2026-04-01', '2026-05-01', '2026-04-01', '2026-05-01', now()
     FROM generate_series(1, 800) AS n;
 INSERT INTO usage_hour SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
@@ -321,6 +329,15 @@ async def _claim_leased(connection: Connection) -> None:
     await cycles.fleets_without_open_cycle(connection, NOW, shards=held.fences)
 
 
+async def _postings(connection: Connection, before: bucket_views.PostingKey | None) -> None:
+    bucket = bucket_views.BucketView(
+        bucket_no=10, fleet_no=FLEET, fleet_id="fleet-1", device_id=None, meter_no=1,
+        kind="allowance", source="plan", name="own", priority=None, zones=None, begins_at=CYCLE,
+        expires_at=None, granted=1, used=0,
+    )  # fmt: skip
+    await bucket_views.list_postings(connection, TENANT, bucket=bucket, before=before, limit=50)
+
+
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
 HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), FLEET): [1, 1, 0, 0, 0] for number in OWN}
 HOT: dict[str, Use] = {
@@ -376,7 +393,13 @@ HOT: dict[str, Use] = {
         c, FLEET, begins=CYCLE, ends=CYCLE + 30 * DAY
     ),
     "lots that go on": lambda c: cycles.lots_going_on(c, FLEET, PLANS, cycle_start=CYCLE),
-    "expiries": lambda c: cycles.store_expiries(c, [(10, 1), (11, 2)], run_no=9, now=NOW),
+    "rollovers": lambda c: cycles.store_rolled(
+        c,
+        [Rolled(Bucket(bucket_id="10"), 1, 2), Rolled(Bucket(bucket_id="11"), 2, 0)],
+        cycle_start=CYCLE,
+        run_no=9,
+        now=NOW,
+    ),
     "grants": lambda c: _grant(c, date(2026, 4, 1)),
     "new grants": lambda c: _grant(c, date(2026, 6, 1)),
     "a fleet": lambda c: fleet_views.fleet_view(c, TENANT, fleet_id="fleet-1"),
@@ -385,6 +408,16 @@ HOT: dict[str, Use] = {
     "balance: own": lambda c: bucket_views.own_lots(
         c, TENANT, device_no=800, subscription_nos=[800], now=NOW
     ),
+    "balance: top-ups": lambda c: bucket_views.top_ups_of_device(
+        c, TENANT, device_no=800, fleet_no=FLEET, now=NOW
+    ),
+    "top-ups": lambda c: balances.top_up_rows(
+        c, {(FLEET, device_no, 1) for device_no in OWN}, first=NOW, last=NOW
+    ),
+    "a bucket": lambda c: bucket_views.bucket_view(c, TENANT, bucket_no=30001),
+    "postings of a bucket": lambda c: _postings(c, None),
+    "postings, next page": lambda c: _postings(c, (40, 3, 0, 0)),
+    "an operation's key": lambda c: balances.operation_of_key(c, TENANT, "key"),
     "balance: subscriptions": lambda c: device_views.subscriptions_in_cycle(
         c, TENANT, device_no=200, cycle_start=CYCLE, cycle_end=CYCLE + 30 * DAY
     ),
@@ -484,6 +517,19 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
         ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
         ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
         ("lots that go on", "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool"),
+        (
+            "top-ups",
+            "DROP INDEX devices_top_up_that_holds, fleet_with_top_ups_of_devices, bucket_by_end",
+        ),
+        ("top-ups", "DROP INDEX fleets_top_up_that_holds, bucket_by_end, pool_that_holds"),
+        ("postings of a bucket", "DROP INDEX charge_by_fleet_in_order"),
+        (
+            "postings of a bucket",
+            (
+                "DROP INDEX bucket_entry_by_bucket, a_lot_expires_once_into_a_cycle,"
+                " a_lot_rolls_over_once_into_a_cycle, a_subscription_is_granted_once"
+            ),
+        ),
         ("accounts", "ALTER TABLE rating_count DROP CONSTRAINT rating_count_pkey"),
     ],
 )
