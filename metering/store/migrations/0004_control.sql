@@ -30,6 +30,7 @@ COMMENT ON COLUMN command.published_at IS 'When the message that caused it was s
 COMMENT ON COLUMN command.sent_at IS 'When the broker first took it.';
 CREATE INDEX command_that_is_due ON command (due_at, command_no) WHERE due_at IS NOT NULL;
 CREATE INDEX command_that_expires ON command (expires_at) WHERE due_at IS NOT NULL;
+CREATE INDEX command_that_is_open ON command (device_no, command_no) WHERE due_at IS NOT NULL;
 CREATE INDEX command_by_device ON command (device_no, command_no DESC);
 
 CREATE TABLE event (
