@@ -26,15 +26,13 @@ DEVICE = TRACKERS[0]
 class CommandedDevice:
     """A plain MQTT client in the place of one device: it hears commands, and answers if it may."""
 
-    def __init__(
-        self, pipeline: Pipeline, device: str = DEVICE, *, answers: bool = True, keeps: bool = False
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, *, answers: bool, client_id: str | None = None) -> None:
         address = parse_broker_url(pipeline.broker_url)
-        self.branch = f"{pipeline.topic_root}/{TENANT}/{device}"
+        self.branch = f"{pipeline.topic_root}/{TENANT}/{DEVICE}"
         self.heard: list[dict[str, Any]] = []
         self.answers = answers
         self.client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=secrets.token_hex(8),
+            CallbackAPIVersion.VERSION2, client_id=client_id or secrets.token_hex(8),
             protocol=MQTTProtocolVersion.MQTTv5,
         )  # fmt: skip
         self.client.on_message = self._on_message
@@ -42,9 +40,9 @@ class CommandedDevice:
         self.client.on_subscribe = lambda *_: subscribed.append(1)
         self.client.on_connect = lambda client, *_: client.subscribe(f"{self.branch}/command", 1)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = 60 if keeps else 0
+        properties.SessionExpiryInterval = 60 if client_id else 0
         self.client.connect(
-            address.host, address.port, properties=properties, clean_start=not keeps
+            address.host, address.port, properties=properties, clean_start=client_id is None
         )
         self.client.loop_start()
         wait_until(lambda: subscribed, "the device's subscription")
@@ -86,8 +84,8 @@ Connect = Callable[..., CommandedDevice]
 def device(pipeline: Pipeline) -> Iterator[Connect]:
     opened: list[CommandedDevice] = []
 
-    def open_device(**options: Any) -> CommandedDevice:
-        opened.append(CommandedDevice(pipeline, **options))
+    def open_device(*, answers: bool = True, client_id: str | None = None) -> CommandedDevice:
+        opened.append(CommandedDevice(pipeline, answers=answers, client_id=client_id))
         return opened[-1]
 
     yield open_device
