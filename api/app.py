@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
-from api.routes import devices, faults, fleets, operations, plans, usage
+from api.routes import control, devices, faults, fleets, operations, plans, usage
 from api.state import ApiState
 from metering import __version__, clock
 from metering.settings import Settings
@@ -52,14 +52,19 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
-    app.state.fleetmeter = ApiState(pool=pool, now=now, metrics=metrics)
+    app.state.fleetmeter = ApiState(
+        pool=pool,
+        now=now,
+        metrics=metrics,
+        webhook_private_addresses=settings.webhook_private_addresses,
+    )
     app.add_middleware(RequestMetrics, metrics=metrics)
     handle_errors(app)
     checked = [Depends(refuse_unknown_parameters)]
     app.include_router(
         operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
     )
-    for module in (fleets, devices, usage, plans, faults):
+    for module in (fleets, devices, usage, plans, faults, control):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app
 

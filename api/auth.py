@@ -50,23 +50,51 @@ async def snapshot(request: Request) -> AsyncIterator[Connection]:
         yield connection
 
 
-async def caller(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-) -> AsyncIterator[Caller]:
+@asynccontextmanager
+async def _change(state: ApiState) -> AsyncIterator[Connection]:
+    async with state.pool.connection(timeout=_CHECKOUT_SECONDS) as connection:
+        await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+        await connection.set_read_only(False)
+        yield connection
+
+
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+
+
+async def caller(request: Request, credentials: _Credentials) -> AsyncIterator[Caller]:
     """Find whose key came with a request; refuse it with 401 when it is nobody's."""
+    state = state_of(request)
+    key = _key_of(credentials)
+    async with _snapshot(state) as connection:
+        yield await _caller(state, connection, key)
+
+
+async def writer(request: Request, credentials: _Credentials) -> AsyncIterator[Caller]:
+    """Find whose key came, for a request that changes something: it commits if the route returns."""
+    state = state_of(request)
+    key = _key_of(credentials)
+    async with _change(state) as connection:
+        yield await _caller(state, connection, key)
+
+
+def _key_of(credentials: HTTPAuthorizationCredentials | None) -> str:
     if credentials is None:
         raise _unauthorised("give an API key as 'Authorization: Bearer fmk_…'", "")
-    state = state_of(request)
-    async with _snapshot(state) as connection:
-        tenant_no = await tenant_of_api_key(connection, credentials.credentials)
-        if tenant_no is None:
-            raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
-        yield Caller(tenant_no=tenant_no, connection=connection, now=state.now())
+    return credentials.credentials
+
+
+async def _caller(state: ApiState, connection: Connection, key: str) -> Caller:
+    tenant_no = await tenant_of_api_key(connection, key)
+    if tenant_no is None:
+        raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
+    return Caller(tenant_no=tenant_no, connection=connection, now=state.now())
 
 
 AsCaller = Annotated[Caller, Depends(caller, scope="function")]
 """A route's tenant; its transaction ends before the response is sent."""
+
+AsWriter = Annotated[Caller, Depends(writer, scope="function")]
+"""The tenant of a route that writes; its transaction has committed before the response is sent."""
 
 InSnapshot = Annotated[Connection, Depends(snapshot, scope="function")]
 """A connection for a route that asks for no key."""

@@ -154,6 +154,17 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
     return FieldProblem(field=field, problem=error["msg"], fix=_fix(error))
 
 
+_FIXES = {
+    "int_parsing": "use a whole number",
+    "int_from_float": "use a whole number",
+    "int_parsing_size": "use a whole number",
+    "missing": "give it",
+    "extra_forbidden": "leave it out",
+    "uuid_parsing": "use an id as this API gave it",
+}
+"""What would be right, by the kind of problem, where it needs no more to be known."""
+
+
 def _fix(error: Mapping[str, Any]) -> str:
     context: Mapping[str, Any] = error.get("ctx") or {}
     if context.get("pattern") == ID_PATTERN:
@@ -165,12 +176,12 @@ def _fix(error: Mapping[str, Any]) -> str:
             fix = f"use at least {context['ge']}"
         case "enum" | "literal_error":
             fix = f"use {context['expected']}"
-        case "int_parsing" | "int_from_float" | "int_parsing_size":
-            fix = "use a whole number"
-        case "missing":
-            fix = "give it"
+        case "string_too_long" | "too_long":
+            fix = f"use at most {context['max_length']}"
+        case "string_pattern_mismatch":
+            fix = f"use text that matches {context['pattern']}"
         case kind if kind.startswith(("datetime", "timezone")):
             fix = INSTANT_FIX
-        case _:
-            fix = str(context.get("fix", "see /docs"))
+        case kind:
+            fix = _FIXES.get(kind) or str(context.get("fix", "see /docs"))
     return fix

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Path, Query, Request
+from fastapi import Header, Path, Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from pydantic_core import PydanticCustomError
 
@@ -65,6 +65,17 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="most items of the p
 Cursor = Annotated[
     str | None,
     Query(max_length=1000, description="`next_cursor` of the page before, unchanged"),
+]
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="names this request: sent again with the same key, it is done once",
+        examples=["5f2b6c1e-suspend"],
+    ),
 ]
 CursorKey = Sequence[str | int | datetime]
 

@@ -18,6 +18,7 @@ class ApiState:
     pool: AsyncConnectionPool[Connection]
     now: Callable[[], datetime]
     metrics: Metrics
+    webhook_private_addresses: bool
 
 
 def state_of(request: Request) -> ApiState:

@@ -8,6 +8,7 @@ from metering.control import metrics
 from metering.control.command_acks import store_acks
 from metering.control.hearing import Hearing
 from metering.control.send_commands import CommandSender
+from metering.control.send_webhooks import WebhookSender
 from metering.control.waking import away
 from metering.settings import Settings
 from metering.store.connection import UNREACHABLE, connect_patiently, database_url
@@ -35,7 +36,8 @@ class Controller:
             received=self._hearing.received,
             lost=self._hearing.connection_lost,
         )
-        self._sender = CommandSender(settings, self._broker)
+        self._commands = CommandSender(settings, self._broker)
+        self._webhooks = WebhookSender(settings)
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
 
     async def run(self) -> None:
@@ -43,7 +45,8 @@ class Controller:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._broker.run())
             tasks.create_task(self._hearing.run(self._broker.acknowledge))
-            tasks.create_task(self._sender.run())
+            tasks.create_task(self._commands.run())
+            tasks.create_task(self._webhooks.run())
             tasks.create_task(self._listen_for_ever())
 
     async def _listen_for_ever(self) -> None:
@@ -62,4 +65,5 @@ class Controller:
                 await connection.close()
 
     def _wake(self) -> None:
-        self._sender.wake()
+        self._commands.wake()
+        self._webhooks.wake()

@@ -60,11 +60,13 @@ async def enqueue_commands(
     ordered = sorted(commands, key=lambda each: each.device_no)
     inserted = await connection.execute(
         "INSERT INTO command"
-        " (device_no, kind, payload, cause, published_at, expires_at, created_at, due_at)"
-        " SELECT device_no, kind, payload::jsonb, cause, published_at, expires_at, %s, %s"
+        " (tenant_no, device_no, kind, payload, cause, published_at, expires_at, created_at, due_at)"
+        " SELECT tenant_no, given.device_no, kind, payload::jsonb, cause, published_at, expires_at,"
+        "   %s, %s"
         " FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],"
         "   %s::timestamptz[]) WITH ORDINALITY"
         "   AS given (device_no, kind, payload, cause, published_at, expires_at, position)"
+        " LEFT JOIN device USING (device_no)"
         " ORDER BY position ON CONFLICT (device_no, kind, cause) DO NOTHING",
         [
             now,

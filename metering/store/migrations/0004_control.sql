@@ -3,6 +3,7 @@
 CREATE TABLE command (
     command_no      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     command_id      uuid NOT NULL DEFAULT gen_random_uuid() CONSTRAINT command_id_is_unique UNIQUE,
+    tenant_no       integer NOT NULL REFERENCES tenant,
     device_no       bigint NOT NULL REFERENCES device,
     kind            text NOT NULL CONSTRAINT command_kind_is_known
                     CHECK (kind IN ('balance', 'throttle', 'suspend', 'resume', 'grant')),
@@ -31,6 +32,7 @@ COMMENT ON COLUMN command.sent_at IS 'When the broker first took it.';
 CREATE INDEX command_that_is_due ON command (due_at, command_no) WHERE due_at IS NOT NULL;
 CREATE INDEX command_that_expires ON command (expires_at) WHERE due_at IS NOT NULL;
 CREATE INDEX command_that_is_open ON command (device_no, command_no) WHERE due_at IS NOT NULL;
+CREATE INDEX command_by_tenant ON command (tenant_no, command_no DESC);
 CREATE INDEX command_by_device ON command (device_no, command_no DESC);
 
 CREATE TABLE event (
@@ -53,13 +55,13 @@ CREATE TABLE webhook_endpoint (
     endpoint_no integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     endpoint_id uuid NOT NULL DEFAULT gen_random_uuid() CONSTRAINT webhook_endpoint_id_is_unique UNIQUE,
     tenant_no   integer NOT NULL REFERENCES tenant,
-    request_key text NOT NULL,
+    cause       text NOT NULL,
     url         text NOT NULL,
     secret      bytea NOT NULL CONSTRAINT webhook_secret_is_long CHECK (octet_length(secret) >= 24),
     kinds       text[] NOT NULL DEFAULT '{}',
     created_at  timestamptz NOT NULL,
     disabled_at timestamptz,
-    CONSTRAINT a_webhook_endpoint_is_requested_once UNIQUE (tenant_no, request_key)
+    CONSTRAINT a_webhook_endpoint_is_caused_once UNIQUE (tenant_no, cause)
 );
 COMMENT ON COLUMN webhook_endpoint.kinds IS 'Which kinds of event it is told; empty: all.';
 
