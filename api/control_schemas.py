@@ -25,8 +25,8 @@ _COMMAND: JsonDict = {
     "attempts": 1,
     "created_at": "2026-04-15T12:00:00Z",
     "expires_at": None,
-    "sent_at": "2026-04-15T12:00:00.012Z",
-    "acknowledged_at": "2026-04-15T12:00:00.120Z",
+    "sent_at": "2026-04-15T12:00:00Z",
+    "acknowledged_at": "2026-04-15T12:00:01Z",
     "detail": None,
 }
 _EVENT: JsonDict = {

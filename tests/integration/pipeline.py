@@ -288,7 +288,7 @@ class Pipeline:
     def assert_running(self) -> None:
         """Fail if a service has ended by itself."""
         for name, process in self.processes.items():
-            if name.startswith(("ingest", "charge")):
+            if name.startswith(("ingest", "charge", "control")):
                 assert process.poll() is None, f"{name} has ended by itself"
 
     def memory_octets(self, name: str) -> int:
