@@ -162,6 +162,15 @@ def is_done(pipeline: Pipeline) -> bool:
     return {state for _, state in states(pipeline)} == {"done"}
 
 
+def test_it_is_the_same_over_mqtt_3_1_1(pipeline: Pipeline, device: Connect) -> None:
+    pipeline.environment["FLEETMETER_MQTT_VERSION"] = "3.1.1"
+    pipeline.start_control()
+    told = device()
+    tell(pipeline, CommandKind.SUSPEND, expires_in=timedelta(hours=1))
+    wait_until(lambda: is_done(pipeline), "the answer")
+    assert len(told.heard) == 1
+
+
 def test_what_was_enqueued_once_stays_once(pipeline: Pipeline, device: Connect) -> None:
     told = device()
     for _ in range(3):
