@@ -8,6 +8,11 @@ SENT = Counter(
     "fleetmeter_control_commands_sent", "Commands that the broker took, again or not", ["kind"]
 )
 RESENT = Counter("fleetmeter_control_commands_resent", "Attempts after the first", ["kind"])
+UNCONFIRMED = Counter(
+    "fleetmeter_control_commands_unconfirmed",
+    "Attempts that the broker did not acknowledge: it was lost, or refused",
+    ["kind"],
+)
 ACKNOWLEDGED = Counter(
     "fleetmeter_control_commands_acknowledged",
     "Commands that their device answered",

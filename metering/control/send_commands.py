@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from metering import clock
 from metering.broker_connection import BrokerConnection
@@ -69,40 +70,42 @@ class CommandSender:
         metrics.SUPERSEDED.inc(claimed.superseded)
         taken = await self._publish(claimed.due)
         if taken:
-            confirmed_at = clock.now()
             async with connection.transaction():
-                caused = await mark_sent(
-                    connection, [each.command_no for each in taken], now=confirmed_at
-                )
-            for published_at in caused:
-                if published_at is not None:
-                    seconds = (confirmed_at - published_at).total_seconds()
-                    metrics.PUBLISH_TO_COMMAND_SECONDS.observe(max(0.0, seconds))
+                await mark_sent(connection, [each.command_no for each in taken], now=clock.now())
         return bool(claimed.due or claimed.expired or claimed.superseded)
 
     async def _publish(self, commands: Sequence[DueCommand]) -> list[DueCommand]:
         """Publish commands in their order; return those that the broker took."""
         if not commands:
             return []
-        confirmations = [
-            self._broker.publish_confirmed(
+        confirmations: dict[asyncio.Future[bool], DueCommand] = {}
+        for each in commands:
+            confirmed = self._broker.publish_confirmed(
                 command_topic(self._settings.topic_root, each.tenant_id, each.device_id),
                 encode_command(str(each.command_id), each.command_no, each.kind, each.payload),
                 expires_seconds=_seconds_left(each),
             )
-            for each in commands
-        ]
+            confirmed.add_done_callback(partial(_count, each))
+            confirmations[confirmed] = each
         done, _ = await asyncio.wait(confirmations, timeout=_BROKER_SECONDS_MAX)
-        taken = [
+        return [
             command
-            for command, confirmed in zip(commands, confirmations, strict=True)
+            for confirmed, command in confirmations.items()
             if confirmed in done and confirmed.result()
         ]
-        for each in taken:
-            metrics.SENT.labels(each.kind.value).inc()
-            if each.attempts > 1:
-                metrics.RESENT.labels(each.kind.value).inc()
-        return taken
+
+
+def _count(command: DueCommand, confirmed: asyncio.Future[bool]) -> None:
+    """Count a command at the moment of the broker's PUBACK, or once it is known that none comes."""
+    if confirmed.cancelled() or not confirmed.result():
+        metrics.UNCONFIRMED.labels(command.kind.value).inc()
+        return
+    metrics.SENT.labels(command.kind.value).inc()
+    if command.attempts > 1:
+        metrics.RESENT.labels(command.kind.value).inc()
+    if command.published_at is not None and not command.was_sent:
+        seconds = (clock.now() - command.published_at).total_seconds()
+        metrics.PUBLISH_TO_COMMAND_SECONDS.observe(max(0.0, seconds))
 
 
 def _seconds_left(command: DueCommand) -> int | None:

@@ -23,7 +23,11 @@ A throttle ends no suspension, so it supersedes neither `suspend` nor `resume`.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueCommand:
-    """A command that is to be published now. `attempts` counts this one."""
+    """A command that is to be published now. `attempts` counts this one.
+
+    `was_sent` says that the broker took it before; `published_at` when the message that caused it was
+    sent.
+    """
 
     command_no: int
     command_id: UUID
@@ -32,6 +36,8 @@ class DueCommand:
     kind: CommandKind
     payload: dict[str, Any]
     attempts: int
+    was_sent: bool
+    published_at: datetime | None
     expires_at: datetime | None
 
 
@@ -97,7 +103,7 @@ async def claim_due_commands(
         "   AND earlier.command_no < due.command_no"
         "   AND NOT earlier.command_no = ANY(%(found)s))"
         " RETURNING command.command_no, command_id, tenant_id, device_id, kind, payload, attempts,"
-        "   expires_at",
+        "   sent_at IS NOT NULL, published_at, expires_at",
         {
             "found": [row[0] for row in rows],
             "now": now,
@@ -114,7 +120,9 @@ async def claim_due_commands(
             kind=CommandKind(row[4]),
             payload=row[5],
             attempts=row[6],
-            expires_at=row[7],
+            was_sent=row[7],
+            published_at=row[8],
+            expires_at=row[9],
         )
         for row in await claimed.fetchall()
     ]
@@ -143,20 +151,14 @@ async def _supersede(connection: Connection, device_nos: Sequence[int]) -> int:
     return ended.rowcount
 
 
-async def mark_sent(
-    connection: Connection, command_nos: Sequence[int], *, now: datetime
-) -> list[datetime | None]:
-    """Note that the broker took some commands.
-
-    Returns, of each that it took for the first time, when the message that caused it was sent.
-    """
+async def mark_sent(connection: Connection, command_nos: Sequence[int], *, now: datetime) -> None:
+    """Note that the broker took some commands; whose device has answered already stays as it is."""
     await _lock(connection, command_nos)
-    marked = await connection.execute(
+    await connection.execute(
         "UPDATE command SET sent_at = %s, state = CASE state WHEN 'queued' THEN 'sent' ELSE state END"
-        " WHERE command_no = ANY(%s) AND sent_at IS NULL RETURNING published_at",
+        " WHERE command_no = ANY(%s) AND sent_at IS NULL",
         [now, list(command_nos)],
     )
-    return [row[0] for row in await marked.fetchall()]
 
 
 async def _lock(connection: Connection, command_nos: Sequence[int]) -> None:

@@ -26,7 +26,7 @@ from metering.uplink.schedule import Batch, Pace, Schedule
 from metering.uplink.waiting import happens_within
 from metering.wire import native
 from metering.wire.ack import decode as decode_ack
-from metering.wire.command import Command, decode_command, encode_ack
+from metering.wire.command import Command, command_id_of, decode_command, encode_ack
 from metering.wire.topics import ack_topic, command_ack_topic, command_topic, usage_topic
 
 KEEPALIVE_SECONDS = 20
@@ -187,12 +187,15 @@ class Uplink:
 
     def _answer_to(self, payload: object) -> bytes | None:
         """Obey a command and return the answer; one that came before is only answered again."""
+        octets = payload if isinstance(payload, bytes) else b""
         try:
-            command = decode_command(payload if isinstance(payload, bytes) else b"")
+            command = decode_command(octets)
         except ValidationError as error:
             self.traffic.bad_commands += 1
             _log.warning("%s: not a command: %s", self.client_id, error)
-            return None
+            command_id = command_id_of(octets)
+            refusal = "this device cannot read the command"
+            return None if command_id is None else encode_ack(command_id, "refused", refusal)
         if command.id in self._answers:
             self.traffic.repeated_commands += 1
             return self._answers[command.id]

@@ -17,6 +17,7 @@ from metering.errors import InvalidValue
 
 DETAIL_CHARACTERS_MAX = 500
 """As much of a device's explanation as is kept."""
+COMMAND_ID_CHARACTERS_MAX = 64
 OCTETS_PER_SECOND_MAX = 2**53 - 1
 _RESERVED = frozenset({"id", "number", "kind"})
 
@@ -36,7 +37,7 @@ class Command(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    id: Annotated[str, Field(min_length=1, max_length=64)]
+    id: Annotated[str, Field(min_length=1, max_length=COMMAND_ID_CHARACTERS_MAX)]
     number: Annotated[int, Field(ge=1)]
     kind: CommandKind
 
@@ -131,6 +132,16 @@ def encode_command(
 def decode_command(payload: bytes) -> Command:
     """Read a command; raises pydantic's `ValidationError` when it is none."""
     return Command.model_validate_json(payload)
+
+
+def command_id_of(payload: bytes) -> str | None:
+    """Return the id of what may be a command that cannot be read otherwise; None without one."""
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    found = document.get("id") if isinstance(document, dict) else None
+    return found if isinstance(found, str) and len(found) <= COMMAND_ID_CHARACTERS_MAX else None
 
 
 def encode_ack(command_id: str, outcome: str, detail: str | None = None) -> bytes:

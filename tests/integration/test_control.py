@@ -54,7 +54,10 @@ class CommandedDevice:
         wait_until(lambda: subscribed, "the device's subscription")
 
     def _on_message(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
-        command = json.loads(message.payload)
+        try:
+            command = json.loads(message.payload)
+        except ValueError:
+            return
         self.heard.append(command)
         if self.answers:
             self.answer(command["id"])
@@ -224,6 +227,48 @@ def test_an_answer_given_while_nobody_listens_is_kept_by_the_broker(
     pipeline.start_control()
     wait_until(lambda: states(pipeline) == [("suspend", "refused")], "the answer")
     assert pipeline.query("SELECT detail FROM command") == [("no switch",)]
+
+
+ANSWER_WAITS = MARK_WAITS.replace("sent_at", "acknowledged_at")
+
+
+def test_an_answer_is_acknowledged_to_the_broker_only_once_it_is_kept(
+    pipeline: Pipeline, device: Connect
+) -> None:
+    pipeline.environment["FLEETMETER_CONTROL_RESEND_SECONDS"] = "600"
+    pipeline.environment["FLEETMETER_CONTROL_RESEND_SECONDS_MAX"] = "600"
+    pipeline.execute(ANSWER_WAITS)
+    told = device()
+    pipeline.start_control()
+    with psycopg.connect(pipeline.database_url, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(42)")
+        tell(pipeline, CommandKind.SUSPEND)
+        wait_until(
+            lambda: pipeline.query(
+                "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            ),
+            "the answer under way",
+        )
+        pipeline.kill("control")
+    told.close()
+    assert states(pipeline) == [("suspend", "sent")]
+    pipeline.start_control()
+    wait_until(lambda: is_done(pipeline), "the answer, from the broker")
+    assert len(told.heard) == 1
+
+
+def test_the_broker_keeps_no_command_beyond_its_end(pipeline: Pipeline, device: Connect) -> None:
+    client_id = secrets.token_hex(8)
+    device(client_id=client_id).close()
+    pipeline.start_control()
+    tell(pipeline, CommandKind.SUSPEND, expires_in=timedelta(seconds=2))
+    # The broker counts whole seconds.
+    gone = "SELECT FROM command WHERE state = 'expired' AND now() > expires_at + interval '3 s'"
+    wait_until(lambda: pipeline.query(gone), "the expiry")
+    tell(pipeline, CommandKind.BALANCE)
+    told = device(client_id=client_id)
+    wait_until(lambda: states(pipeline)[1] == ("balance", "done"), "the answer")
+    assert {each["kind"] for each in told.heard} == {"balance"}
 
 
 def test_a_broker_that_forgets_everything_loses_no_command(
@@ -405,7 +450,11 @@ def test_the_simulator_obeys_and_says_so(pipeline: Pipeline) -> None:
             json.dumps({"id": command_id, "number": number, "kind": kind, "octets_per_second": 1}),
             qos=1,
         ).wait_for_publish(10)
+    for garbage in (b"", b"\xff", "[]", '{"id":"8d7c2f4e-6a1b-4c3d-9e5f-0a1b2c3d4e5f"}'):
+        again.client.publish(f"{again.branch}/command", garbage, qos=1).wait_for_publish(10)
     again.close()
+    # The last of these has an id by which it is refused, and which the platform never gave.
+    wait_until(lambda: pipeline.control_metric(counted("unknown_command")) == 1, "the refusal")
     assert max(used_in_the_next(20)) > 1000
     simulate.send_signal(signal.SIGTERM)
     assert simulate.wait(60) == 0

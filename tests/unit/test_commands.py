@@ -15,6 +15,7 @@ from metering.wire.command import (
     CommandKind,
     Limits,
     check_payload,
+    command_id_of,
     decode_ack,
     decode_command,
     encode_ack,
@@ -57,6 +58,12 @@ def test_what_is_no_command_is_refused(payload: bytes) -> None:
 def test_what_is_no_answer_is_refused(payload: bytes) -> None:
     with pytest.raises(ValidationError):
         decode_ack(payload)
+
+
+def test_the_id_is_found_in_what_cannot_be_read_otherwise() -> None:
+    assert command_id_of(b'{"id":"a","number":1,"kind":"dance"}') == "a"
+    nothing = (b"", b"\xff", b"[]", b"{}", b'{"id":1}', b'{"id":"' + b"a" * 65 + b'"}')
+    assert [command_id_of(each) for each in (*nothing, b"[" * 100_000)] == [None] * 7
 
 
 def test_an_answer_is_read_as_it_was_written_and_its_detail_is_cut() -> None:
