@@ -19,7 +19,8 @@ from paho.mqtt.properties import Properties
 from metering.broker_address import parse_broker_url
 from metering.settings import Settings
 from metering.stack.folders import cache_folder
-from metering.store.connection import connect
+from metering.store.commands import claim_due_commands, mark_sent
+from metering.store.connection import Connection, connect
 from metering.store.outbox import NewCommand, enqueue_commands
 from metering.wire.command import CommandKind
 from metering.wire.ledger import read_ledger
@@ -317,6 +318,40 @@ def test_commands_of_a_device_first_come_in_order_from_two_processes(
     first = list(dict.fromkeys(each["number"] for each in told.heard))
     assert first == sorted(first)
     assert len(first) == 100
+
+
+def test_a_command_waits_for_an_earlier_one_that_is_under_way(pipeline: Pipeline) -> None:
+    now = datetime.now(UTC) + timedelta(minutes=1)
+    wait = timedelta(seconds=30)
+
+    async def claimed(connection: Connection, at: datetime = now) -> list[int]:
+        found = await claim_due_commands(
+            connection, now=at, resend_after=wait, resend_after_max=wait, limit=100
+        )
+        return [each.command_no for each in found.due]
+
+    async def check() -> None:
+        async with (
+            await connect(pipeline.database_url, application="test") as one,
+            await connect(pipeline.database_url, application="test") as other,
+        ):
+            (first,) = await claimed(one)
+            await asyncio.to_thread(tell, pipeline, CommandKind.BALANCE)
+            await asyncio.to_thread(tell, pipeline, CommandKind.BALANCE, device=TRACKERS[1])
+            # Another device's does not wait, whether the first is claimed or about to be.
+            assert await claimed(other) == [first + 2]
+            await one.commit()
+            await other.commit()
+            assert await claimed(other) == []
+            await other.commit()
+            # The broker took it, or whoever had claimed it died.
+            await mark_sent(one, [first], now=now)
+            assert await claimed(one) == [first + 1]
+            await one.rollback()
+            assert await claimed(one, now + wait) == [first, first + 1, first + 2]
+
+    tell(pipeline, CommandKind.BALANCE)
+    asyncio.run(check())
 
 
 def test_a_later_command_supersedes_what_it_makes_needless(
