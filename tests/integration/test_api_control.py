@@ -2,7 +2,6 @@
 
 import base64
 import threading
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -15,6 +14,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from metering.settings import Settings
 from tests.integration.conftest import ENDPOINTS, NOW, serving
+from tests.integration.pipeline import wait_until
 from tests.integration.test_api import body, problem
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def post(
     client: httpx.Client, path: str, document: object, key: str | None = None
 ) -> httpx.Response:
     headers = {"Idempotency-Key": key or uuid4().hex}
-    return client.post(path, json=document, headers=headers)
+    return client.post(path, json=document, headers=headers, timeout=30)
 
 
 def query(api: "ApiUnderTest", text: str) -> list[tuple[Any, ...]]:
@@ -254,15 +254,11 @@ def test_two_requests_of_one_key_at_once_make_one_command(api: "ApiUnderTest") -
         ]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            waiting = query(
-                api,
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                " AND datname = current_database()",
-            )
-            if waiting == [(4,)]:
-                break
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+        wait_until(lambda: query(api, waiting) == [(4,)], "all four at the lock", seconds=20)
     for thread in threads:
         thread.join()
     assert sorted(each.status_code for each in answers) == [200, 200, 200, 201]
