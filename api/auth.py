@@ -62,10 +62,10 @@ async def snapshot(request: Request) -> AsyncIterator[Connection]:
         yield connection
 
 
-async def caller(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-) -> AsyncIterator[Caller]:
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+
+
+async def caller(request: Request, credentials: _Credentials) -> AsyncIterator[Caller]:
     """Find whose key came with a request; refuse it with 401 when it is nobody's."""
     state = state_of(request)
     key = _given(credentials)

@@ -32,6 +32,7 @@ _FIXES = {
     "extra_forbidden": "leave it out",
     "json_invalid": _OBJECT,
     "model_attributes_type": _OBJECT,
+    "uuid_parsing": "use an id as this API gave it",
 }
 
 
@@ -187,6 +188,10 @@ def _fix(error: Mapping[str, Any]) -> str:
             fix = f"use {context['expected']}"
         case "string_too_long":
             fix = f"use at most {context['max_length']} characters"
+        case "too_long":
+            fix = f"use at most {context['max_length']}"
+        case "string_pattern_mismatch":
+            fix = f"use text that matches {context['pattern']}"
         case kind if kind.startswith(("datetime", "timezone")):
             fix = INSTANT_FIX
         case kind:

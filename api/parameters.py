@@ -60,6 +60,7 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
         description="names this one request: repeated with it, it is not done again",
         examples=["5d8f0a52-6b7e-4f55-9d6b-0c1f6f6f7a11"],
     ),

@@ -22,6 +22,7 @@ class ApiState:
     now: Callable[[], datetime]
     metrics: Metrics
     silent_after: timedelta
+    webhook_private_addresses: bool
 
 
 def state_of(request: Request) -> ApiState:

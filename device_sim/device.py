@@ -8,6 +8,7 @@ from random import Random
 
 from device_sim.profile import profile_of, rhythm
 from metering.usage import DATA, MESSAGES, SMS, VOICE, Meter, Reading, ReadingKind
+from metering.wire.command import Limits
 
 USED_MAX = 2**30
 """Most that one reading uses in one direction.
@@ -49,7 +50,9 @@ class Measured:
 class Device:
     """A device that measures when it is asked, at the instants that it is given.
 
-    Its readings follow from the seed, its id, the instant it started and the instants of measuring.
+    Its readings follow from the seed, its id, the instant it started, the instants of measuring and
+    the `limits` that were set in between. What it would use without limits follows from the rest
+    alone: a limit cuts usage, and changes nothing that is drawn later.
     """
 
     def __init__(self, *, seed: int, device: str, started: datetime, habits: Habits) -> None:
@@ -63,6 +66,8 @@ class Device:
         )
         self._boots = 0
         self._bearers = 0
+        self.limits = Limits()
+        self._resumed_at = started
         self._last_at: dict[Meter, datetime] = {}
         self._counters: dict[Meter, tuple[int, ...]] = {}
         self._boot()
@@ -74,6 +79,12 @@ class Device:
         elif self.profile.cumulative and self._random.random() < NEW_BEARER_RATE:
             self._connect()
         return self.boot, [self._measured(at) for at in moments]
+
+    def obey(self, limits: Limits, at: datetime) -> None:
+        """Use no more than `limits` allow in whatever is measured from now on."""
+        if self.limits.is_suspended and not limits.is_suspended:
+            self._resumed_at = at
+        self.limits = limits
 
     def _boot(self) -> None:
         self._boots += 1
@@ -91,7 +102,8 @@ class Device:
         since = self._last_at.get(meter, self._started)
         self._last_at[meter] = at
         self._seq += 1
-        used = self._used(meter, since, at)
+        used_since = max(since, self._resumed_at)
+        used = self._allowed(meter, used_since, at, self._used(meter, used_since, at))
         if self.profile.cumulative:
             return self._total(meter, at, used)
         told_since = since if self.profile.tells_since and since <= at else None
@@ -110,6 +122,23 @@ class Device:
         octets = int(usual * self._random.paretovariate(_TAIL))
         uplink = int(octets * profile.uplink_share * self._random.uniform(0.5, 1.0))
         return (min(uplink, USED_MAX), min(octets - uplink, USED_MAX))
+
+    def _allowed(
+        self, meter: Meter, since: datetime, at: datetime, used: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Cut what would be used to what may be: nothing while suspended, data to the upper rate."""
+        if self.limits.is_suspended or at <= self._resumed_at:
+            return (0,) * len(used)
+        rate = self.limits.octets_per_second_max
+        if rate is None or meter is not DATA:
+            return used
+        microseconds = (at - since) // timedelta(microseconds=1)
+        most = max(0, rate * microseconds // 1_000_000)
+        uplink, downlink = used
+        if uplink + downlink <= most:
+            return used
+        less = uplink * most // (uplink + downlink)
+        return (less, most - less)
 
     def _total(self, meter: Meter, at: datetime, used: tuple[int, ...]) -> Measured:
         """Let a counter grow by `used`, wrap, or begin again without a word."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
+from typing import assert_never
 
 from device_sim.device import Device, Habits, moments
 from device_sim.faults import Faults
@@ -16,6 +17,7 @@ from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Batch, Pace
 from metering.uplink.uplink import Uplink
 from metering.uplink.waiting import happens_within
+from metering.wire.command import Command, CommandKind
 from metering.wire.ledger import line_of
 
 PROGRESS_SECONDS = 5.0
@@ -51,6 +53,9 @@ class Tally:
     acknowledged: int
     rejected: Counter[str]
     refusals: Counter[str]
+    obeyed: Counter[str]
+    disobeyed: Counter[str]
+    repeated_commands: int
 
     @property
     def is_clean(self) -> bool:
@@ -62,10 +67,17 @@ class Tally:
             f"messages {self.messages}  readings {self.readings}  resent {self.resent}"
             f"  pending {self.pending}  acknowledged {self.acknowledged}"
         )
-        for name, counted in (("rejected", self.rejected), ("refused messages", self.refusals)):
+        for name, counted in (
+            ("rejected", self.rejected),
+            ("refused messages", self.refusals),
+            ("obeyed", self.obeyed),
+            ("not obeyed", self.disobeyed),
+        ):
             if counted:
                 reasons = ", ".join(f"{reason} {times}" for reason, times in counted.items())
                 text += f"  {name}: {reasons}"
+        if self.repeated_commands:
+            text += f"  commands that came again {self.repeated_commands}"
         return text
 
 
@@ -108,7 +120,24 @@ class SimulatedDevice:
             random=self._random,
             pace=Pace(readings_per_message=scenario.readings_per_message),
             disturb=faults.disturb,
+            obey=self._obey,
         )
+        self.balance: dict[str, object] = {}
+        self._balance_told_by = 0
+
+    def _obey(self, command: Command) -> str | None:
+        """Do what a command says; return why not if it does not."""
+        match command.kind:
+            case CommandKind.THROTTLE | CommandKind.SUSPEND | CommandKind.RESUME:
+                self._device.obey(self._device.limits.after(command), self._clock())
+            case CommandKind.BALANCE:
+                if command.number > self._balance_told_by:
+                    self._balance_told_by, self.balance = command.number, command.payload
+            case CommandKind.GRANT:
+                return "this device asked for no grant"
+            case _:
+                assert_never(command.kind)
+        return None
 
     async def measure_until(self, stopping: asyncio.Event) -> None:
         """Measure at a jittered interval until stopped; pause while the outbox has no room."""
@@ -185,6 +214,9 @@ class Simulation:
             acknowledged=sum(traffic.acknowledged for traffic in traffics),
             rejected=sum((traffic.rejected for traffic in traffics), Counter()),
             refusals=sum((traffic.refusals for traffic in traffics), Counter()),
+            obeyed=sum((traffic.obeyed for traffic in traffics), Counter()),
+            disobeyed=sum((traffic.disobeyed for traffic in traffics), Counter()),
+            repeated_commands=sum(traffic.repeated_commands for traffic in traffics),
         )
 
     async def _measure(self) -> None:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("metering.store.command", "bring the database's schema up to this release"),
     "ingest": ("metering.ingest.command", "write what devices publish to the database"),
     "charge": ("metering.charging.command", "charge stored usage as it lands"),
+    "control": ("metering.control.command", "deliver commands to devices, and webhooks"),
     "api": ("api.command", "serve the HTTP API"),
     "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
 
     # The broker connection
     mqtt_version: Literal["5", "3.1.1"] = Field(
-        "5", description="of ingester, simulator and agent; over 3.1.1 the broker sets the window"
+        "5",
+        description="of ingester, control, simulator and agent; over 3.1.1 the broker sets the window",
     )
     topic_root: str = Field("fm/v1", description="first levels of every topic", pattern=r"^[^+#]+$")
 
@@ -82,9 +83,38 @@ class Settings(BaseSettings):
         description="a device unheard of, or a gap open, for longer holds no watermark back",
     )
 
+    # Control
+    control_client_id: str = Field(
+        "fleetmeter-control", description="names the control process's session; one a process"
+    )
+    control_poll_seconds: float = Field(
+        1.0, gt=0, description="the outbox is looked at at least this often without a NOTIFY"
+    )
+    control_resend_seconds: float = Field(
+        5.0, gt=0, description="an unanswered command is sent again after this, then twice that"
+    )
+    control_resend_seconds_max: float = Field(
+        60.0, gt=0, description="longest wait before an unanswered command is sent again"
+    )
+    webhook_timeout_seconds: float = Field(
+        10.0, gt=0, description="a webhook that has not answered by then has failed"
+    )
+    webhook_retry_seconds: float = Field(
+        5.0, gt=0, description="a failed webhook is tried again after this, then twice that"
+    )
+    webhook_retry_seconds_max: float = Field(
+        3600.0, gt=0, description="longest wait before a failed webhook is tried again"
+    )
+    webhook_attempts_max: int = Field(
+        12, ge=1, description="after so many attempts a webhook has failed for good"
+    )
+    webhook_private_addresses: bool = Field(
+        default=False, description="whether webhooks may call loopback and private addresses"
+    )
+
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")
     metrics_port: int = Field(
-        0, ge=0, le=65535, description="Prometheus port of ingester and worker; 0: none"
+        0, ge=0, le=65535, description="Prometheus port of ingester, worker and control; 0: none"
     )

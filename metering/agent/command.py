@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import signal
 from pathlib import Path
 from random import SystemRandom
@@ -21,6 +22,7 @@ from metering.ids import checked_id
 from metering.settings import Settings
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.uplink import Uplink
+from metering.wire.command import Command, CommandKind
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +83,7 @@ async def _run(
         outbox=state,
         clock=clock.now,
         random=SystemRandom(),
+        obey=_obey,
     )
     meterer = Meterer(
         tenant=arguments.tenant,
@@ -104,8 +107,17 @@ async def _run(
     _say(
         f"done: readings {traffic.readings}  resent {traffic.resent}  pending {len(state)}"
         f"  acknowledged {traffic.acknowledged}  rejected {traffic.rejected.total()}"
+        f"  commands {traffic.obeyed.total()} obeyed, {traffic.disobeyed.total()} refused"
     )
     return 0 if drained and not traffic.rejected else 1
+
+
+def _obey(command: Command) -> str | None:
+    """Note a balance; refuse the rest: an agent meters an interface, and has no say over its use."""
+    if command.kind is CommandKind.BALANCE:
+        _say(f"balance: {json.dumps(command.payload)}")
+        return None
+    return f"an agent only meters its interface; it cannot {command.kind.value} it"
 
 
 def _stopping(for_seconds: float) -> asyncio.Event:

@@ -23,6 +23,8 @@ from metering.demo.watch import Watch
 from metering.errors import InvalidValue, ProcessEnded
 from metering.settings import Settings
 
+_MEASURED = ("ingest", "charge", "control")
+"""The platform's processes that serve metrics of their own."""
 _SHOW_EVERY_SECONDS = 5
 _READY_SECONDS = 60
 _DRAIN_SECONDS = 60
@@ -87,7 +89,7 @@ class _Demo:
             2
         )
         self._processes = Processes(self._folder / "logs")
-        self._ports = {name: _free_port() for name in ("ingest", "charge")}
+        self._ports = {name: _free_port() for name in _MEASURED}
         self._ports["api"] = _free_port(settings.api_port)
         self._api_url = f"http://127.0.0.1:{self._ports['api']}"
         self._interfaces: list[str] = arguments.interface or _interfaces()
@@ -108,6 +110,7 @@ class _Demo:
         watch = Watch(
             ingest_port=self._ports["ingest"],
             charge_port=self._ports["charge"],
+            control_port=self._ports["control"],
             api_url=self._api_url,
             api_key=key,
         )
@@ -137,8 +140,8 @@ class _Demo:
         return key
 
     def _start_platform(self, watch: Watch) -> None:
-        _say("starting ingester, charging worker and API")
-        for name in ("ingest", "charge", "api"):
+        _say("starting ingester, charging worker, control and API")
+        for name in (*_MEASURED, "api"):
             self._processes.start(name, [name], self._environment(name))
         deadline = monotonic() + _READY_SECONDS
         while not watch.is_ready():
@@ -235,9 +238,7 @@ class _Demo:
             "FLEETMETER_DATABASE_URL": self._secret(self._settings.database_url),
             "FLEETMETER_BROKER_URL": self._secret(self._settings.broker_url),
             "FLEETMETER_DATA_DIR": str(self._settings.data_dir),
-            "FLEETMETER_METRICS_PORT": str(
-                self._ports[name] if name in ("ingest", "charge") else 0
-            ),
+            "FLEETMETER_METRICS_PORT": str(self._ports[name] if name in _MEASURED else 0),
             "FLEETMETER_API_PORT": str(self._ports["api"]),
             "FLEETMETER_API_HOST": "127.0.0.1",
         }

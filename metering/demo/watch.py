@@ -18,15 +18,21 @@ class Snapshot:
     messages: int = 0
     records: int = 0
     charges: int = 0
+    commands: int = 0
+    answered: int = 0
+    webhooks: int = 0
     latency: Mapping[float, int] = field(default_factory=dict)
 
 
 class Watch:
     """Reads the processes' metrics and the API, and says in a few lines how things stand."""
 
-    def __init__(self, *, ingest_port: int, charge_port: int, api_url: str, api_key: str) -> None:
+    def __init__(
+        self, *, ingest_port: int, charge_port: int, control_port: int, api_url: str, api_key: str
+    ) -> None:
         self._ingest = f"http://127.0.0.1:{ingest_port}/metrics"
         self._charge = f"http://127.0.0.1:{charge_port}/metrics"
+        self._control = f"http://127.0.0.1:{control_port}/metrics"
         self._client = httpx.Client(
             base_url=api_url,
             headers={"Authorization": f"Bearer {api_key}"},
@@ -41,17 +47,22 @@ class Watch:
         self._client.close()
 
     def is_ready(self) -> bool:
-        """Whether API, ingester and worker answer, and the ingester is subscribed."""
+        """Whether all processes answer, and ingester and control are subscribed."""
         try:
             ready = self._client.get("/ready").status_code == httpx.codes.OK
             ingest = _values(self._client.get(self._ingest).text)
+            control = _values(self._client.get(self._control).text)
             self._client.get(self._charge).raise_for_status()
         except httpx.HTTPError:
             return False
-        return ready and ingest.get("fleetmeter_ingest_subscribed") == 1
+        subscribed = (
+            ingest.get("fleetmeter_ingest_subscribed"),
+            control.get("fleetmeter_control_subscribed"),
+        )
+        return ready and subscribed == (1, 1)
 
     def lines(self, elapsed_seconds: float) -> list[str]:
-        """Return how things stand, one line for the whole and one for each fleet."""
+        """Return how things stand, a line for the whole, for control, and for each fleet."""
         now = self._snapshot()
         passed = max(0.001, elapsed_seconds - self._before_at)
         rate = (now.records - self._before.records) / passed
@@ -66,8 +77,12 @@ class Watch:
             f" ({rate:,.0f}/s)  charges {now.charges:,}"
             f"  publish→charged median {_quantile(latest, 0.5)}, 99th {_quantile(latest, 0.99)}"
         )
+        told = (
+            f"       control       {now.commands:,} commands published, {now.answered:,} answered"
+            f"  {now.webhooks:,} webhooks delivered"
+        )
         fleets = self._get("/v1/fleets")["items"]
-        return [whole, *(self._fleet_line(fleet) for fleet in fleets)]
+        return [whole, told, *(self._fleet_line(fleet) for fleet in fleets)]
 
     def _fleet_line(self, fleet: Mapping[str, Any]) -> str:
         name = fleet["fleet_id"]
@@ -91,11 +106,17 @@ class Watch:
     def _snapshot(self) -> Snapshot:
         ingest = _values(self._client.get(self._ingest).text)
         charge = _values(self._client.get(self._charge).text)
+        control = self._client.get(self._control).text
         prefix = f"{_LATENCY}_bucket:"
         return Snapshot(
             messages=int(ingest.get("fleetmeter_ingest_messages_total", 0)),
             records=int(charge.get("fleetmeter_charging_readings_total", 0)),
             charges=int(charge.get("fleetmeter_charging_charges_total", 0)),
+            commands=_sum(control, "fleetmeter_control_commands_sent_total"),
+            answered=_sum(control, "fleetmeter_control_commands_acknowledged_total"),
+            webhooks=_sum(
+                control, "fleetmeter_control_webhook_attempts_total", outcome="delivered"
+            ),
             latency={
                 float(name.removeprefix(prefix)): int(value)
                 for name, value in charge.items()
@@ -112,6 +133,18 @@ def _values(text: str) -> dict[str, float]:
             bound = sample.labels.get("le")
             values[f"{sample.name}:{bound}" if bound else sample.name] = sample.value
     return values
+
+
+def _sum(text: str, name: str, **labels: str) -> int:
+    """Return the sum of a counter's samples of a Prometheus text that have these labels."""
+    return int(
+        sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+    )
 
 
 def _quantile(buckets: Mapping[float, int], share: float) -> str:

@@ -15,11 +15,11 @@ import psycopg
 
 from metering import clock
 from metering.broker_address import broker_of
+from metering.broker_connection import BrokerConnection, Delivery
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import Message, admit, refused_by_storage, unknown_device
 from metering.ingest.device_cache import DeviceCache
-from metering.ingest.mqtt import BrokerConnection, Delivery
 from metering.ingest.narrowing import narrowed
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
 from metering.sequence import SequenceSet
@@ -57,7 +57,7 @@ class Ingester:
             broker_of(None, settings),
             client_id=settings.ingest_client_id,
             version=settings.mqtt_version,
-            topic_filter=usage_filter(settings.topic_root),
+            topic_filters=[usage_filter(settings.topic_root)],
             window=settings.ingest_window,
             received=self._received,
             lost=self._connection_lost,

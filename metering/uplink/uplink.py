@@ -1,4 +1,7 @@
-"""One device's MQTT session: publishes what the schedule says, hears what the platform holds."""
+"""One device's MQTT session: publishes what the schedule says, hears what the platform holds.
+
+Commands are handed to whoever obeys them, each once, and answered.
+"""
 
 import asyncio
 import contextlib
@@ -15,6 +18,7 @@ import aiomqtt
 from pydantic import ValidationError
 
 from metering.broker_address import BrokerAddress
+from metering.errors import InvalidValue
 from metering.settings import Settings
 from metering.uplink.backoff import reconnect_seconds
 from metering.uplink.outbox import Outbox
@@ -22,7 +26,8 @@ from metering.uplink.schedule import Batch, Pace, Schedule
 from metering.uplink.waiting import happens_within
 from metering.wire import native
 from metering.wire.ack import decode as decode_ack
-from metering.wire.topics import ack_topic, usage_topic
+from metering.wire.command import Command, command_id_of, decode_command, encode_ack
+from metering.wire.topics import ack_topic, command_ack_topic, command_topic, usage_topic
 
 KEEPALIVE_SECONDS = 20
 BROKER_SECONDS_MAX = 10.0
@@ -31,6 +36,10 @@ BROKER_SECONDS_MAX = 10.0
 Disturbance = Callable[[Batch], Iterable[Batch]]
 """Takes what is about to be published as a message and returns what to publish in its place."""
 
+Obey = Callable[[Command], str | None]
+"""Does what a command says; returns None, or why it was refused."""
+
+_COMMANDS_REMEMBERED_MAX = 1000
 _log = logging.getLogger(__name__)
 
 
@@ -39,13 +48,19 @@ def undisturbed(batch: Batch) -> Iterable[Batch]:
     return (batch,)
 
 
+def refuse_all(command: Command) -> str | None:
+    """Refuse a command: this device obeys none."""
+    return f"this device does not know {command.kind.value}"
+
+
 @dataclass(slots=True)
 class Traffic:
     """What an uplink did so far.
 
     `readings` counts those published for the first time by this process, `resent` each further
     time; `acknowledged` those that are durable, `rejected` those refused for good, and `refusals`
-    the refusals of whole messages, whose readings stay pending; both by reason.
+    the refusals of whole messages, whose readings stay pending; both by reason. `obeyed` and
+    `disobeyed` count commands by kind, each command once however often it came.
     """
 
     messages: int = 0
@@ -56,6 +71,10 @@ class Traffic:
     bad_acks: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    obeyed: Counter[str] = field(default_factory=Counter)
+    disobeyed: Counter[str] = field(default_factory=Counter)
+    repeated_commands: int = 0
+    bad_commands: int = 0
 
 
 class Uplink:
@@ -77,6 +96,7 @@ class Uplink:
         pace: Pace | None = None,
         steady: Callable[[], float] = time.monotonic,
         disturb: Disturbance = undisturbed,
+        obey: Obey = refuse_all,
     ) -> None:
         self.client_id = f"fm/{tenant}/{device}"
         self.outbox = outbox
@@ -90,10 +110,14 @@ class Uplink:
         )
         self._usage_topic = usage_topic(settings.topic_root, tenant, device)
         self._ack_topic = ack_topic(settings.topic_root, tenant, device)
+        self._command_topic = command_topic(settings.topic_root, tenant, device)
+        self._command_ack_topic = command_ack_topic(settings.topic_root, tenant, device)
         self._clock = clock
         self._random = random
         self._steady = steady
         self._disturb = disturb
+        self._obey = obey
+        self._answers: dict[str, bytes] = {}
         self._schedule = Schedule(outbox, self.pace)
         self._wakened = asyncio.Event()
         self._settled = asyncio.Event()
@@ -125,8 +149,8 @@ class Uplink:
     async def _session(self) -> None:
         """Be connected until the broker goes."""
         async with self._client() as client, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(client))
-            await client.subscribe(self._ack_topic, qos=0)
+            tasks.create_task(self._listen(client, tasks))
+            await client.subscribe([(self._ack_topic, 0), (self._command_topic, 1)])
             self._failures = 0
             self.traffic.connections += 1
             self._schedule.start_over()
@@ -151,9 +175,41 @@ class Uplink:
         client.pending_calls_threshold = self.pace.window_messages
         return client
 
-    async def _listen(self, client: aiomqtt.Client) -> None:
+    async def _listen(self, client: aiomqtt.Client, tasks: asyncio.TaskGroup) -> None:
         async for message in client.messages:
-            self._hear(message.payload)
+            if message.topic.value != self._command_topic:
+                self._hear(message.payload)
+                continue
+            answer = self._answer_to(message.payload)
+            if answer is not None:
+                # Not here: the PUBACK that it waits for is read while messages are taken.
+                tasks.create_task(client.publish(self._command_ack_topic, answer, qos=1))
+
+    def _answer_to(self, payload: object) -> bytes | None:
+        """Obey a command and return the answer; one that came before is only answered again."""
+        octets = payload if isinstance(payload, bytes) else b""
+        try:
+            command = decode_command(octets)
+        except ValidationError as error:
+            self.traffic.bad_commands += 1
+            _log.warning("%s: not a command: %s", self.client_id, error)
+            command_id = command_id_of(octets)
+            refusal = "this device cannot read the command"
+            return None if command_id is None else encode_ack(command_id, "refused", refusal)
+        if command.id in self._answers:
+            self.traffic.repeated_commands += 1
+            return self._answers[command.id]
+        try:
+            refused = self._obey(command)
+        except InvalidValue as error:
+            refused = str(error)
+        counted = self.traffic.obeyed if refused is None else self.traffic.disobeyed
+        counted[command.kind.value] += 1
+        answer = encode_ack(command.id, "done" if refused is None else "refused", refused)
+        self._answers[command.id] = answer
+        if len(self._answers) > _COMMANDS_REMEMBERED_MAX:
+            del self._answers[next(iter(self._answers))]
+        return answer
 
     def _hear(self, payload: object) -> None:
         """Take one acknowledgement; one that cannot be read is counted and changes nothing."""

@@ -21,6 +21,7 @@ from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
+from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
 from metering.store.registry import (
     Fleet,
     ensure_devices,
@@ -29,6 +30,7 @@ from metering.store.registry import (
     ensure_tenant,
     insert_subscriptions,
 )
+from metering.wire.command import CommandKind
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -145,6 +147,7 @@ async def _tenant(connection: Connection, name: str) -> str:
     ]
     await _charged(connection, fleet, plan_no, subscriptions)
     await _arrived(connection, tenant, fleet, numbers[f"{name}-1"], f"{name}-1")
+    await _told(connection, fleet, numbers[f"{name}-1"], name)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
 
 
@@ -226,6 +229,40 @@ async def _charged(
         " (%(second)s, 2, %(start)s, %(fleet)s, 1, 4, 4, 0, 4, 0, 0, 0)",
         values,
     )
+
+
+ENDPOINTS = {
+    "acme": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
+    "rival": "d9c8b7a6-9584-4372-a160-5f4e3d2c1b0a",
+}
+
+
+async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
+    """Enqueue two commands, and record two events that a webhook endpoint is to be told."""
+    await connection.execute(
+        "INSERT INTO webhook_endpoint (tenant_no, endpoint_id, cause, url, secret, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [fleet.tenant_no, ENDPOINTS[name], "test", f"https://{name}.example/", b"s" * 32, NOW],
+    )
+    for number, kind in enumerate((CommandKind.SUSPEND, CommandKind.RESUME), 1):
+        command = NewCommand(
+            device_no=device_no,
+            kind=kind,
+            payload={"told": name},
+            cause=f"alert:{number}",
+            published_at=None,
+            expires_at=None,
+        )
+        event = NewEvent(
+            tenant_no=fleet.tenant_no,
+            fleet_no=fleet.fleet_no,
+            device_no=device_no,
+            kind="threshold.crossed",
+            payload={"told": name},
+            cause=f"alert:{number}",
+        )
+        await enqueue_commands(connection, [command], now=NOW)
+        await record_events(connection, [event], now=NOW)
 
 
 async def _arrived(

@@ -206,6 +206,7 @@ class Pipeline:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     metrics_port: int = field(default_factory=free_port)
+    control_metrics_port: int = field(default_factory=free_port)
     name: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -216,7 +217,8 @@ class Pipeline:
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a subcommand; `charge` and `charge#2` are two processes of one."""
         command = name.partition("#")[0]
-        metrics_port = str(self.metrics_port) if name == "ingest" else "0"
+        ports = {"ingest": self.metrics_port, "control": self.control_metrics_port}
+        metrics_port = str(ports.get(name, 0))
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith("FLEETMETER_")
         }
@@ -225,6 +227,7 @@ class Pipeline:
             "FLEETMETER_BROKER_URL": self.broker_url,
             "FLEETMETER_TOPIC_ROOT": self.topic_root,
             "FLEETMETER_INGEST_CLIENT_ID": self.name,
+            "FLEETMETER_CONTROL_CLIENT_ID": f"{self.name}-{name}",
             "FLEETMETER_METRICS_PORT": metrics_port,
             "FLEETMETER_DATA_DIR": str(self.folder / "var"),
         }
@@ -245,6 +248,13 @@ class Pipeline:
         """Start the ingester and wait until it hears what is published."""
         self.start("ingest")
         self.wait_until_subscribed()
+
+    def start_control(self) -> None:
+        """Start the control process and wait until it hears what devices answer."""
+        self.start("control")
+        wait_until(
+            lambda: self.control_metric("fleetmeter_control_subscribed") == 1, "the subscription"
+        )
 
     def wait_until_subscribed(self) -> None:
         wait_until(lambda: self.metric("fleetmeter_ingest_subscribed") == 1, "the subscription")
@@ -278,7 +288,7 @@ class Pipeline:
     def assert_running(self) -> None:
         """Fail if a service has ended by itself."""
         for name, process in self.processes.items():
-            if name.startswith(("ingest", "charge")):
+            if name.startswith(("ingest", "charge", "control")):
                 assert process.poll() is None, f"{name} has ended by itself"
 
     def memory_octets(self, name: str) -> int:
@@ -286,7 +296,15 @@ class Pipeline:
 
     def metric(self, name: str) -> float | None:
         """Return a value that the ingester exports; None while it does not answer."""
-        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        return self._metric(self.metrics_port, name)
+
+    def control_metric(self, name: str) -> float | None:
+        """Return a value that the control process exports; None while it does not answer."""
+        return self._metric(self.control_metrics_port, name)
+
+    @staticmethod
+    def _metric(port: int, name: str) -> float | None:
+        url = f"http://127.0.0.1:{port}/metrics"
         try:
             with urllib.request.urlopen(url, timeout=5) as response:
                 lines = response.read().decode().splitlines()

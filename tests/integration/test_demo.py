@@ -25,6 +25,7 @@ def demo_environment(stack_settings: Settings, database_url: str, tmp_path: Path
         "FLEETMETER_DATA_DIR": str(tmp_path),
         "FLEETMETER_TOPIC_ROOT": "demo/v1",
         "FLEETMETER_INGEST_CLIENT_ID": "demo-ingest",
+        "FLEETMETER_CONTROL_CLIENT_ID": "demo-control",
         "FLEETMETER_API_PORT": "0",
     }
 
@@ -59,7 +60,14 @@ def test_it_ends_by_itself_with_an_audit_and_a_second_run_goes_on_from_there(
         assert verdict, output
         counts.append(int(verdict[1]))
         assert "API docs   http://127.0.0.1:" in output
-        for shown in ("messages", "records", "charges", "publish→charged median", "due"):
+        for shown in (
+            "messages",
+            "records",
+            "charges",
+            "publish→charged median",
+            "due",
+            "commands",
+        ):
             assert shown in output
         for fleet in ("trackers", "meters", "this-machine"):
             assert re.search(rf"{fleet} +\d+ devices  due +[\d.,]+ EUR", output), output
@@ -81,7 +89,7 @@ def test_control_c_ends_it_with_an_audit_and_leaves_no_process(
                 run.send_signal(signal.SIGINT)
     assert run.returncode == 0, "".join(lines)
     assert VERDICT.fullmatch(lines[-1].strip()), "".join(lines)
-    assert len(children) == 5  # ingest, charge, api, simulate, agent
+    assert len(children) == 6  # ingest, charge, control, api, simulate, agent
     assert not [child for child in children if child.is_running()]
 
 
@@ -94,7 +102,7 @@ def test_killed_it_takes_its_processes_with_it(demo_environment: dict[str, str])
                 children = descendants(run.pid)
                 run.kill()
                 break
-    assert len(children) == 5
+    assert len(children) == 6
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from psycopg.abc import Params, Query
 from psycopg.pq.abc import PGconn
 from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
 
-from metering.ids import BootNo, DeviceNo, FleetNo, ShardNo, TenantNo
+from metering.ids import BootNo, DeviceId, DeviceNo, FleetNo, ShardNo, TenantId, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
 from metering.rating.account import Accounts, MeterUse
@@ -36,19 +37,24 @@ from metering.store import (
     bucket_views,
     charges,
     closing,
+    commands,
+    control_views,
     cycles,
     device_views,
     fault_views,
     fleet_views,
     leases,
+    outbox,
     readings,
     registry,
     usage_views,
+    webhooks,
     work,
 )
 from metering.store.connection import Connection
 from metering.store.watermark import fleet_watermark
 from metering.usage import Rejection, RejectReason
+from metering.wire.command import CommandAck, CommandKind
 from tests.integration.pipeline import fresh_database, migrated
 
 BIG = 4000
@@ -200,6 +206,22 @@ INSERT INTO anomaly SELECT 1 + n % 5000, n, 'reset', 1 + n % 5000, 1,
 INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)
     SELECT shard_no, batch_no, count(*), min(measured_at), max(measured_at) FROM reading
     WHERE batch_no BETWEEN 500 AND 600 GROUP BY shard_no, batch_no;
+INSERT INTO command (tenant_no, device_no, kind, payload, cause, created_at, state,
+        acknowledged_at, due_at)
+    SELECT 1 + (1 + (1 + n % 5000) % 800) % 10, 1 + n % 5000, 'suspend', '{}', n, now(),
+        CASE WHEN n < 39500 THEN 'done' ELSE 'queued' END,
+        CASE WHEN n < 39500 THEN now() END, CASE WHEN n >= 39500 THEN timestamptz '2026-04-15' END
+    FROM generate_series(0, 39999) AS n;
+INSERT INTO event (tenant_no, fleet_no, device_no, kind, payload, cause, created_at)
+    SELECT 1 + (1 + (1 + n % 5000) % 800) % 10, 1 + (1 + n % 5000) % 800, 1 + n % 5000,
+        'threshold.crossed', '{}', n, now() FROM generate_series(0, 19999) AS n;
+INSERT INTO webhook_endpoint (tenant_no, cause, url, secret, created_at)
+    SELECT 1 + n % 10, n, 'https://example.com', sha256(n::text::bytea), now()
+    FROM generate_series(1, 20) AS n;
+INSERT INTO webhook_delivery (event_no, endpoint_no, state, due_at)
+    SELECT event_no, endpoint_no, CASE WHEN event_no < 19800 THEN 'delivered' ELSE 'queued' END,
+        CASE WHEN event_no >= 19800 THEN timestamptz '2026-04-15' END
+    FROM event JOIN webhook_endpoint USING (tenant_no);
 """
 
 
@@ -340,6 +362,18 @@ async def _postings(connection: Connection, before: bucket_views.PostingKey | No
 
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
 HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), FLEET): [1, 1, 0, 0, 0] for number in OWN}
+COMMAND = outbox.NewCommand(
+    device_no=10, kind=CommandKind.SUSPEND, payload={}, cause="new", published_at=None,
+    expires_at=None,
+)  # fmt: skip
+EVENT = outbox.NewEvent(
+    tenant_no=TENANT, fleet_no=FLEET, device_no=10, kind="new", payload={}, cause="new"
+)
+ANSWER = commands.HeardAck(
+    tenant_id=TenantId("tenant-2"), device_id=DeviceId("device-10"),
+    ack=CommandAck(id=UUID(int=1), outcome="done"),
+)  # fmt: skip
+ATTEMPT = webhooks.Attempt(delivery_no=5, status=500, error="answered 500", again_at=NOW)
 HOT: dict[str, Use] = {
     "devices by topic": lambda c: registry.devices_by_topic(
         c, [("tenant-2", f"device-{number}") for number in range(10, 5000, 100)]
@@ -452,6 +486,32 @@ HOT: dict[str, Use] = {
     "parked of a fleet": lambda c: fault_views.list_parked(
         c, TENANT, fleet_no=FLEET, device_no=None, before=None, limit=50
     ),
+    "enqueued commands": lambda c: outbox.enqueue_commands(c, [COMMAND], now=NOW),
+    "recorded events": lambda c: outbox.record_events(c, [EVENT], now=NOW),
+    "due commands": lambda c: commands.claim_due_commands(
+        c, now=NOW, resend_after=DAY, resend_after_max=DAY, limit=500
+    ),
+    "sent commands": lambda c: commands.mark_sent(c, [1, 39900], now=NOW),
+    "answered commands": lambda c: commands.store_command_acks(c, [ANSWER], now=NOW),
+    "due endpoints": lambda c: webhooks.endpoints_with_due_deliveries(c, now=NOW),
+    "due deliveries": lambda c: webhooks.claim_due_deliveries(c, 3, now=NOW, until=NOW, limit=8),
+    "attempted deliveries": lambda c: webhooks.store_attempts(c, [ATTEMPT], now=NOW),
+    "commands": lambda c: control_views.list_commands(
+        c, TENANT, device_no=None, kind=None, state="queued", before=None, limit=50
+    ),
+    "commands of a device": lambda c: control_views.list_commands(
+        c, TENANT, device_no=200, kind="suspend", state=None, before=30000, limit=50
+    ),
+    "a command by its cause": lambda c: control_views.command_of_cause(
+        c, TENANT, device_no=200, cause="199"
+    ),
+    "events": lambda c: control_views.list_events(
+        c, TENANT, fleet_no=None, device_no=None, kind=None, before=None, limit=50
+    ),
+    "events of a device": lambda c: control_views.list_events(
+        c, TENANT, fleet_no=None, device_no=200, kind=None, before=None, limit=50
+    ),
+    "deliveries": lambda c: control_views.list_deliveries(c, 3, state=None, before=None, limit=50),
     "anomalies of a device": lambda c: fault_views.list_anomalies(
         c, TENANT, device_no=200, before=None, limit=50
     ),
@@ -531,6 +591,11 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
             ),
         ),
         ("accounts", "ALTER TABLE rating_count DROP CONSTRAINT rating_count_pkey"),
+        (
+            "due commands",
+            "DROP INDEX command_that_is_due, command_that_expires, command_that_is_open",
+        ),
+        ("due deliveries", "DROP INDEX webhook_delivery_that_is_due, webhook_delivery_by_endpoint"),
     ],
 )
 def test_a_dropped_index_is_noticed(filled_url: str, name: str, damage: str) -> None:

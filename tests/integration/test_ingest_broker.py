@@ -11,7 +11,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from metering.broker_address import parse_broker_url
-from metering.ingest.mqtt import BrokerConnection, Delivery
+from metering.broker_connection import BrokerConnection, Delivery
 
 Version = Literal["5", "3.1.1"]
 WAIT_SECONDS = 15
@@ -44,7 +44,7 @@ async def session(
         parse_broker_url(broker_url),
         client_id=client_id,
         version=version,
-        topic_filter=topic,
+        topic_filters=[topic],
         window=window,
         received=heard.deliveries.append,
         lost=heard.lost,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from device_sim.device import Device, Habits, Measured, moments
 from metering.rating.counter import CounterEvent, CounterPoint, growth
-from metering.usage import Reading, ReadingKind
+from metering.usage import DATA, Reading, ReadingKind
 from metering.wire import native
+from metering.wire.command import Command, CommandKind
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 COUNTING = Habits(cumulative_share=1.0, reset_rate=0.1, reboot_rate=0.02)
@@ -152,3 +153,40 @@ def test_a_delta_is_its_own_truth() -> None:
     for _, one in published(1, 50, Habits(cumulative_share=0.0)):
         assert one.reading.kind is ReadingKind.DELTA
         assert values(one.reading) == one.used
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5000))
+def test_limits_cut_what_is_used_and_change_nothing_afterwards(seed: int, rate: int) -> None:
+    free, limited = (
+        Device(seed=seed, device="d", started=START, habits=Habits(cumulative_share=0.0, rate=50.0))
+        for _ in range(2)
+    )
+    spoken = {
+        1: Command(id="a", number=1, kind=CommandKind.THROTTLE, octets_per_second=rate),
+        2: Command(id="b", number=2, kind=CommandKind.SUSPEND),
+        3: Command(id="c", number=3, kind=CommandKind.RESUME),
+    }
+    at, last = START, START
+    resumed = START + timedelta(seconds=15)
+    for turn in range(6):
+        if turn in spoken:
+            limited.obey(limited.limits.after(spoken[turn]), at)
+        instants = [at + timedelta(seconds=seconds) for seconds in (1, 2, 3, 4, 5)]
+        at = instants[-1]
+        boot, freely = free.measure(instants)
+        other_boot, measured = limited.measure(instants)
+        assert boot == other_boot
+        for would, did in zip(freely, measured, strict=True):
+            assert (would.reading.seq, would.reading.at, would.reading.meter) == (
+                did.reading.seq, did.reading.at, did.reading.meter,
+            )  # fmt: skip
+            assert all(less <= more for less, more in zip(did.used, would.used, strict=True))
+            if turn == 2:
+                assert sum(did.used) == 0
+            if turn == 1 and did.reading.meter is DATA:
+                assert sum(did.used) <= rate * (did.reading.at - last).total_seconds()
+            if turn == 0 or (turn > 2 and (did.reading.meter is not DATA or last > resumed)):
+                assert did.used == would.used
+            if did.reading.meter is DATA:
+                last = did.reading.at
+    assert limited.limits.octets_per_second_max is None

@@ -21,7 +21,8 @@ from metering.sequence import GAPS_OPEN_MAX
 from metering.settings import Settings
 from metering.usage import METERS, QUANTITY_MAX, RejectReason
 from metering.wire import ack, native
-from metering.wire.topics import ack_topic, usage_topic
+from metering.wire import command as commands
+from metering.wire.topics import ack_topic, command_ack_topic, command_topic, usage_topic
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs/mqtt.yaml").read_text("utf-8"))
@@ -77,9 +78,12 @@ def documented(name: str) -> dict[str, Any]:
     return bounds(SCHEMAS[name], SCHEMAS)
 
 
-def of_code(model: type[native.NativeMessage | ack.Ack]) -> dict[str, Any]:
+Model = type[native.NativeMessage | ack.Ack | commands.Command | commands.CommandAck]
+
+
+def of_code(model: Model) -> dict[str, Any]:
     schema = model.model_json_schema()
-    return bounds(schema, schema["$defs"])
+    return bounds(schema, schema.get("$defs", {}))
 
 
 # The document itself
@@ -135,7 +139,15 @@ def test_every_part_is_explained() -> None:
 # Topics
 
 
-@pytest.mark.parametrize(("channel", "topic_of"), [("usage", usage_topic), ("ack", ack_topic)])
+@pytest.mark.parametrize(
+    ("channel", "topic_of"),
+    [
+        ("usage", usage_topic),
+        ("ack", ack_topic),
+        ("command", command_topic),
+        ("commandAck", command_ack_topic),
+    ],
+)
 def test_addresses_are_the_topics_of_the_code(
     channel: str, topic_of: Callable[[str, str, str], str]
 ) -> None:
@@ -152,10 +164,12 @@ def test_an_id_is_described_as_the_code_checks_it() -> None:
         assert "1 to 64 letters, digits, `.`, `_`, `:` or `-`, beginning with a letter" in words
 
 
-def test_quality_of_service_is_1_up_and_0_down() -> None:
+def test_quality_of_service_is_1_but_for_acknowledgements() -> None:
     operations = DOCUMENT["operations"]
     assert operations["sendUsage"]["bindings"]["mqtt"]["qos"] == 1
     assert operations["receiveAck"]["bindings"]["mqtt"]["qos"] == 0
+    assert operations["receiveCommand"]["bindings"]["mqtt"]["qos"] == 1
+    assert operations["sendCommandAck"]["bindings"]["mqtt"]["qos"] == 1
     assert [server["protocolVersion"] for server in DOCUMENT["servers"].values()] == ["5", "3.1.1"]
 
 
@@ -186,6 +200,43 @@ def test_the_acknowledgement_has_the_fields_and_bounds_of_the_code() -> None:
     assert told == real
 
 
+def test_a_command_has_the_fields_and_bounds_of_the_code() -> None:
+    told, real = documented("Command"), of_code(commands.Command)
+    ((rule),) = told.pop("allOf")
+    assert rule["if"]["properties"] == {"kind": {"const": commands.CommandKind.THROTTLE.value}}
+    rate = bounds(rule["then"]["properties"]["octets_per_second"], SCHEMAS)
+    assert rate == {"type": "integer", "minimum": 1, "maximum": commands.OCTETS_PER_SECOND_MAX}
+    assert told == real
+
+
+def test_an_answer_has_the_fields_and_bounds_of_the_code() -> None:
+    assert documented("CommandAck") == of_code(commands.CommandAck)
+
+
+@pytest.mark.parametrize("payload", examples("command"))
+def test_an_example_command_is_valid_and_is_what_the_code_writes(payload: dict[str, Any]) -> None:
+    validator("Command").validate(payload)
+    read = commands.decode_command(json.dumps(payload).encode())
+    commands.check_payload(read.kind, read.payload)
+    written = commands.encode_command(read.id, read.number, read.kind, read.payload)
+    assert json.loads(written) == payload
+
+
+@pytest.mark.parametrize("payload", examples("commandAck"))
+def test_an_example_answer_is_valid_and_is_what_the_code_reads(payload: dict[str, Any]) -> None:
+    validator("CommandAck").validate(payload)
+    read = commands.decode_ack(json.dumps(payload).encode())
+    written = commands.encode_ack(str(read.id), read.outcome, read.detail)
+    assert json.loads(written) == payload
+
+
+def test_a_throttle_without_a_rate_is_no_command() -> None:
+    throttle = {"id": "1", "number": 1, "kind": "throttle"}
+    assert not is_valid("Command", throttle)
+    assert is_valid("Command", throttle | {"octets_per_second": 1})
+    assert is_valid("Command", throttle | {"kind": "suspend", "reason": "cap"})
+
+
 def test_limits_are_the_defaults_of_the_settings() -> None:
     assert DOCUMENT["x-limits"] == {name: SETTINGS[name] for name in DOCUMENT["x-limits"]}
     root = DOCUMENT["components"]["parameters"]["root"]
@@ -196,6 +247,14 @@ def test_limits_are_the_defaults_of_the_settings() -> None:
             "ingest_payload_octets_max",
         ),
         "components.messages.ack.summary": ("ingest_ack_interval_ms",),
+        "components.messages.command.summary": (
+            "control_resend_seconds",
+            "control_resend_seconds_max",
+        ),
+        "operations.receiveCommand.description": (
+            "control_resend_seconds",
+            "control_resend_seconds_max",
+        ),
         "components.schemas.Reading.properties.at.description": (
             "clock_ahead_seconds_max",
             "clock_behind_days_max",
@@ -207,7 +266,7 @@ def test_limits_are_the_defaults_of_the_settings() -> None:
             place = place[step]
         numbers = re.findall(r"\d+", str(place))
         for name in names:
-            assert str(SETTINGS[name]) in numbers, (path, name)
+            assert f"{SETTINGS[name]:g}" in numbers, (path, name)
 
 
 # Examples
@@ -396,6 +455,7 @@ def test_the_page_states_the_limits_of_the_code() -> None:
         "missing ranges that one acknowledgement names": f"{ack.GAPS_MAX}",
         "rejections that one acknowledgement names": f"{acknowledger._REJECTIONS_MAX}",
         "missing ranges that a boot may have open": f"{GAPS_OPEN_MAX}",
+        "characters of a command's `detail`": f"{commands.DETAIL_CHARACTERS_MAX}",
     }
 
 
@@ -407,7 +467,12 @@ def test_the_json_of_the_page_is_valid() -> None:
     shown = [json.loads(block) for block in blocks("json")]
     assert len(shown) >= 3
     for each in shown:
-        assert is_valid("Message", each) or is_valid("Ack", each), each
+        known = ("Message", "Ack", "Command", "CommandAck")
+        assert any(is_valid(name, each) for name in known), each
+
+
+def test_the_page_tells_every_kind_of_command() -> None:
+    assert [row[0].strip("`") for row in rows("Commands")] == list(commands.CommandKind)
 
 
 def test_what_the_page_publishes_is_taken() -> None:

@@ -1,4 +1,4 @@
-"""The broker connection of the ingester: the only file that knows the MQTT client.
+"""The platform's connection to the broker: its only file that knows the MQTT client.
 
 Deliveries are handed on as they come and acknowledged by hand, later. A delivery remembers the
 connection on which it came: after a reconnect the broker sends it again, and acknowledging the old
@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,20 +52,21 @@ class BrokerConnection:
         *,
         client_id: str,
         version: Literal["5", "3.1.1"],
-        topic_filter: str,
+        topic_filters: Sequence[str],
         window: int,
         received: Callable[[Delivery], None],
         lost: Callable[[], None],
     ) -> None:
         self._address = address
         self._version = version
-        self._topic_filter = topic_filter
+        self._topic_filters = list(topic_filters)
         self._window = window
         self._received = received
         self._tell_lost = lost
         self._connection = 0
         self._arrivals = 0
         self._paused = False
+        self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
         self._socket: socket.socket | None = None
         self._lost = asyncio.Event()
         self._subscribed = asyncio.Event()
@@ -105,6 +106,27 @@ class BrokerConnection:
         self._client.publish(topic, payload, qos=0)
         return True
 
+    def publish_confirmed(
+        self, topic: str, payload: bytes, *, expires_seconds: int | None = None
+    ) -> asyncio.Future[bool]:
+        """Publish at QoS 1, in the order of calls; tell whether the broker acknowledged it.
+
+        False says that the connection was lost before: the broker may have the message or not, and
+        may be sent it again. Over MQTT 5 the broker drops what it could not pass on within
+        `expires_seconds`.
+        """
+        confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if not self._client.is_connected():
+            confirmed.set_result(False)
+            return confirmed
+        properties = None
+        if self._version == "5" and expires_seconds is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.MessageExpiryInterval = expires_seconds
+        sent = self._client.publish(topic, payload, qos=1, properties=properties)
+        self._unconfirmed[sent.mid] = confirmed
+        return confirmed
+
     def pause(self) -> None:
         """Stop reading from the broker, which then stops sending."""
         if not self._paused:
@@ -139,6 +161,7 @@ class BrokerConnection:
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
+        client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = self._on_socket_register_write
@@ -204,6 +227,10 @@ class BrokerConnection:
             loop.remove_writer(self._socket)
             self._socket = None
         self._subscribed.clear()
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for confirmed in unconfirmed.values():
+            if not confirmed.done():
+                confirmed.set_result(False)
 
     def _on_connect(
         self,
@@ -218,7 +245,7 @@ class BrokerConnection:
             self._lost.set()
             return
         log.info("connected to the broker; session kept: %s", flags.session_present)
-        client.subscribe(self._topic_filter, qos=1)
+        client.subscribe([(topic_filter, 1) for topic_filter in self._topic_filters])
 
     def _on_subscribe(
         self,
@@ -229,7 +256,7 @@ class BrokerConnection:
         _properties: Properties | None,
     ) -> None:
         if any(reason.is_failure for reason in reasons):
-            log.error("the broker refused the subscription to %s: %s", self._topic_filter, reasons)
+            log.error("the broker refused the subscription to %s: %s", self._topic_filters, reasons)
             self._lost.set()
         else:
             self._subscribed.set()
@@ -244,6 +271,18 @@ class BrokerConnection:
             topic = ""
         packet_id = message.mid if message.qos else 0
         self._received(Delivery(topic, bytes(message.payload), packet_id, self._connection))
+
+    def _on_publish(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        packet_id: int,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        confirmed = self._unconfirmed.pop(packet_id, None)
+        if confirmed is not None and not confirmed.done():
+            confirmed.set_result(not reason.is_failure)
 
     def _on_disconnect(
         self,

@@ -1,0 +1,1 @@
+"""Control: what leaves the platform (commands, webhooks), and what devices answer."""

@@ -1,0 +1,69 @@
+"""The control process: one session at the broker, and the loops that share it."""
+
+import asyncio
+
+from metering.broker_address import broker_of
+from metering.broker_connection import BrokerConnection
+from metering.control import metrics
+from metering.control.command_acks import store_acks
+from metering.control.hearing import Hearing
+from metering.control.send_commands import CommandSender
+from metering.control.send_webhooks import WebhookSender
+from metering.control.waking import away
+from metering.settings import Settings
+from metering.store.connection import UNREACHABLE, connect_patiently, database_url
+from metering.store.outbox import OUTBOX_CHANNEL
+from metering.wire.topics import command_ack_filter
+
+_WINDOW = 1000
+"""Messages that the broker may have under way to here."""
+
+
+class Controller:
+    """One control process. Any number may run: what one takes, the others leave alone for a while."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._database_url = database_url(settings)
+        self._hearing = Hearing(
+            settings, handlers={"command-ack": store_acks}, messages_max=2 * _WINDOW
+        )
+        self._broker = BrokerConnection(
+            broker_of(None, settings),
+            client_id=settings.control_client_id,
+            version=settings.mqtt_version,
+            topic_filters=[command_ack_filter(settings.topic_root)],
+            window=_WINDOW,
+            received=self._hearing.received,
+            lost=self._hearing.connection_lost,
+        )
+        self._commands = CommandSender(settings, self._broker)
+        self._webhooks = WebhookSender(settings)
+        metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
+
+    async def run(self) -> None:
+        """Deliver until cancelled; what was taken and not delivered is due again by itself."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._broker.run())
+            tasks.create_task(self._hearing.run(self._broker.acknowledge))
+            tasks.create_task(self._commands.run())
+            tasks.create_task(self._webhooks.run())
+            tasks.create_task(self._listen_for_ever())
+
+    async def _listen_for_ever(self) -> None:
+        while True:
+            connection = await connect_patiently(
+                self._database_url, application="control listen", autocommit=True, waiting=away
+            )
+            try:
+                await connection.execute(f"LISTEN {OUTBOX_CHANNEL}".encode())
+                self._wake()
+                async for _ in connection.notifies():
+                    self._wake()
+            except UNREACHABLE as error:
+                away(error)
+            finally:
+                await connection.close()
+
+    def _wake(self) -> None:
+        self._commands.wake()
+        self._webhooks.wake()

@@ -1,0 +1,142 @@
+"""Hears devices: gathers their messages, hands each kind to its handler, acknowledges after commit.
+
+What a handler cannot take is counted and acknowledged: a bad message stops nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import psycopg
+
+from metering import clock
+from metering.broker_connection import Delivery
+from metering.control import metrics
+from metering.control.waking import away
+from metering.ids import DeviceId, TenantId
+from metering.settings import Settings
+from metering.store.connection import UNREACHABLE, Connection, connect_patiently, database_url
+from metering.wire.topics import device_of_topic
+
+log = logging.getLogger(__name__)
+
+_REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+"""Errors that trying again does not mend: the data itself is refused."""
+
+
+class HeardMessage:
+    """A device's message: whose it is by its topic, and what it says."""
+
+    __slots__ = ("device_id", "payload", "tenant_id")
+
+    def __init__(self, tenant_id: TenantId, device_id: DeviceId, payload: bytes) -> None:
+        self.tenant_id = tenant_id
+        self.device_id = device_id
+        self.payload = payload
+
+
+Handler = Callable[[Connection, Sequence[HeardMessage], datetime], Awaitable[Callable[[], object]]]
+"""Stores what some messages say, within the transaction that it is called in.
+
+Returns what is called once that has committed, to count what was done.
+"""
+
+
+class Hearing:
+    """Takes messages in batches; `handlers` are found by the last level of the topic."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        handlers: Mapping[str, Handler],
+        messages_max: int,
+    ) -> None:
+        self._settings = settings
+        self._handlers = handlers
+        self._messages_max = messages_max
+        self._database_url = database_url(settings)
+        self._pending: list[Delivery] = []
+        self._arrived = asyncio.Event()
+
+    def received(self, delivery: Delivery) -> None:
+        """Take a message from the broker; one at QoS 0, which no window bounds, if there is room."""
+        if not delivery.packet_id and len(self._pending) >= self._messages_max:
+            metrics.BAD_MESSAGES.labels("no_room").inc()
+            return
+        self._pending.append(delivery)
+        self._arrived.set()
+
+    def connection_lost(self) -> None:
+        """Forget what no batch has taken yet: the broker delivers it again."""
+        self._pending.clear()
+
+    async def run(self, acknowledge: Callable[[Iterable[Delivery]], None]) -> None:
+        """Handle messages until cancelled; each batch is acknowledged once it is committed."""
+        connection: Connection | None = None
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                batch, self._pending = self._pending, []
+                for last, handler in self._handlers.items():
+                    messages = self._messages(batch, last)
+                    if messages:
+                        connection = await self._handle(connection, handler, messages)
+                acknowledge(batch)
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    def _messages(self, batch: Sequence[Delivery], last: str) -> list[HeardMessage]:
+        """Return the messages of a batch on topics that end so; one of a bad topic is counted."""
+        messages = []
+        for delivery in batch:
+            if delivery.topic.rpartition("/")[2] != last:
+                continue
+            sender = device_of_topic(self._settings.topic_root, delivery.topic, last)
+            if sender is None:
+                metrics.BAD_MESSAGES.labels("bad_topic").inc()
+            else:
+                messages.append(HeardMessage(*sender, delivery.payload))
+        return messages
+
+    async def _handle(
+        self, connection: Connection | None, handler: Handler, messages: Sequence[HeardMessage]
+    ) -> Connection:
+        """Handle messages for as long as it takes; the connection that did it is returned."""
+        while True:
+            try:
+                if connection is None:
+                    connection = await connect_patiently(
+                        self._database_url, application="control hear", waiting=away
+                    )
+                await _store(connection, handler, messages)
+            except UNREACHABLE as error:
+                away(error)
+                metrics.RETRIES.inc()
+                if connection is not None:
+                    await connection.close()
+                connection = None
+                await asyncio.sleep(0.1)
+            else:
+                return connection
+
+
+async def _store(
+    connection: Connection, handler: Handler, messages: Sequence[HeardMessage]
+) -> None:
+    """Commit what messages say; where the database refuses one, the others are stored alone."""
+    try:
+        async with connection.transaction():
+            count = await handler(connection, messages, clock.now())
+    except _REFUSALS:
+        if len(messages) == 1:
+            log.exception("the database refuses a message of %s", messages[0].device_id)
+            metrics.BAD_MESSAGES.labels("storage_error").inc()
+            return
+        for message in messages:
+            await _store(connection, handler, [message])
+    else:
+        count()

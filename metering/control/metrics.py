@@ -1,0 +1,39 @@
+"""What the control process counts, for Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from metering.process import LATENCY_BUCKETS
+
+SENT = Counter(
+    "fleetmeter_control_commands_sent", "Commands that the broker took, again or not", ["kind"]
+)
+RESENT = Counter("fleetmeter_control_commands_resent", "Attempts after the first", ["kind"])
+UNCONFIRMED = Counter(
+    "fleetmeter_control_commands_unconfirmed",
+    "Attempts that the broker did not acknowledge: it was lost, or refused",
+    ["kind"],
+)
+ACKNOWLEDGED = Counter(
+    "fleetmeter_control_commands_acknowledged",
+    "Commands that their device answered",
+    ["kind", "outcome"],
+)
+EXPIRED = Counter("fleetmeter_control_commands_expired", "Commands that nobody answered in time")
+SUPERSEDED = Counter(
+    "fleetmeter_control_commands_superseded", "Commands that a later one made needless"
+)
+BAD_MESSAGES = Counter(
+    "fleetmeter_control_bad_messages", "Messages of devices that could not be taken", ["reason"]
+)
+WEBHOOKS = Counter(
+    "fleetmeter_control_webhook_attempts", "Attempts to deliver a webhook", ["outcome"]
+)
+RETRIES = Counter(
+    "fleetmeter_control_retries", "Transactions tried again because the database was away"
+)
+PUBLISH_TO_COMMAND_SECONDS = Histogram(
+    "fleetmeter_publish_to_command_seconds",
+    "From the `sent` of the message that caused a command to the broker's PUBACK of the command",
+    buckets=LATENCY_BUCKETS,
+)
+CONNECTED = Gauge("fleetmeter_control_subscribed", "1 while subscribed at the broker")
