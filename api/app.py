@@ -11,7 +11,17 @@ from fastapi.routing import APIRoute
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
-from api.routes import balances, control, devices, faults, fleets, operations, plans, usage
+from api.routes import (
+    balances,
+    control,
+    devices,
+    faults,
+    fleets,
+    operations,
+    plans,
+    thresholds,
+    usage,
+)
 from api.state import ApiState
 from metering import __version__, clock
 from metering.settings import Settings
@@ -66,7 +76,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     app.include_router(
         operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
     )
-    for module in (fleets, devices, balances, usage, plans, faults, control):
+    for module in (fleets, devices, balances, usage, plans, faults, thresholds, control):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from metering.charging.open_cycle import open_cycle
+from metering.charging.thresholds import ChargedUsage, RaisedAlert, count_usage
 from metering.errors import FleetmeterError
 from metering.period import BillCycle, Calendar
 from metering.rating.account import Charge, CountKey, UseKey, charge_records, count_keys
@@ -64,6 +65,7 @@ class RunOutcome:
     parked: int
     late_records: int
     """Usage records of cycles that were closed."""
+    alerts: Sequence[RaisedAlert] = ()
 
 
 class RunFailed(FleetmeterError):
@@ -144,10 +146,21 @@ async def _charge_items(
     ]
     await _lock_other_shards(connection, guided, fleets, items)
     late_records = 0
+    alerts: list[RaisedAlert] = []
     for stretch in await _stretches(connection, guided, fleets):
         for fleet, cycle in stretch.opening:
             await open_cycle(connection, fleet, cycle, now=now)
-        late_records += await _charge_stretch(connection, stretch.guided, plans, now=now)
+        run_no, late = await _charge_stretch(connection, stretch.guided, plans, now=now)
+        late_records += late
+        alerts += await count_usage(
+            connection,
+            run_no,
+            (ChargedUsage(each.queued, each.charges) for each in stretch.guided),
+            fleets=fleets,
+            device_nos=devices,
+            plans=plans,
+            now=now,
+        )
     if epochs:
         await store_counters(connection, _ends(epochs))
     return RunOutcome(
@@ -155,6 +168,7 @@ async def _charge_items(
         charges=sum(len(each.charges) for each in guided),
         parked=sum(isinstance(each.records, ParkReason) for each in guided),
         late_records=late_records,
+        alerts=alerts,
     )
 
 
@@ -273,10 +287,10 @@ def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
 
 async def _charge_stretch(
     connection: Connection, guided: Sequence[_Guided], plans: dict[int, PlanTerms], *, now: datetime
-) -> int:
-    """Charge readings as one run; opening a cycle was a run of its own before it.
+) -> tuple[int, int]:
+    """Charge readings as one run; opening a cycle was one of its own before it.
 
-    Returns how many usage records were of cycles that are closed.
+    Returns the run's number, and how many usage records were of cycles that are closed.
     """
     run_no = await next_run_no(connection)
     wanted = _accounts_touched(guided, plans)
@@ -291,7 +305,7 @@ async def _charge_stretch(
         for each in guided
         for charge in each.charges
     )
-    return await add_late_records(connection, records) if records else 0
+    return run_no, await add_late_records(connection, records) if records else 0
 
 
 def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) -> Wanted | None:

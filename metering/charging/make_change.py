@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
+from metering.charging.change_thresholds import count_again
 from metering.charging.correct import Corrected, charge_again, scope_of
 from metering.charging.regrant import grant_anew
 from metering.errors import Conflict, FleetmeterError, InvalidValue
@@ -154,6 +155,8 @@ async def _in_transaction(
         corrected = await charge_again(
             connection, scope, correction_no=correction_no, now=change.now
         )
+        for fleet in scope.fleets.values():
+            await count_again(connection, fleet, run_no=run_no, now=change.now)
     concerned = {fleet.fleet_no for fleet in (*scope.fleets.values(), *change.fleets)}
     await _mark_closed_cycles(connection, change, sorted(concerned), corrected)
     return TermsChanged(

@@ -31,3 +31,9 @@ PUBLISH_TO_CHARGED_SECONDS = Histogram(
     "fleetmeter_publish_to_charged_seconds", "From a message's `sent` to the commit of its charges",
     buckets=LATENCY_BUCKETS,
 )  # fmt: skip
+ALERTS = Counter("fleetmeter_alerts", "Alerts that thresholds raised while charging")
+OVERSHOOT_RATIO = Histogram(
+    "fleetmeter_threshold_overshoot_ratio",
+    "How far beyond its limit a value was when its alert was raised, as a part of the limit",
+    buckets=(0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)

@@ -12,6 +12,7 @@ from metering.charging.charge_usage import RunFailed, RunOutcome, ShardBusy, cha
 from metering.charging.close_cycle import close_due_cycles
 from metering.charging.leases import LeaseKeeper
 from metering.charging.open_cycle import open_due_cycles
+from metering.charging.thresholds import release_due
 from metering.settings import Settings
 from metering.store.closing import CycleKey
 from metering.store.connection import (
@@ -149,6 +150,7 @@ class Worker:
             refused=self._not_closed,
         )
         metrics.CYCLES_CLOSED.inc(closed)
+        await release_due(connection, now=clock.now())
         self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
@@ -199,6 +201,9 @@ def _count(outcome: RunOutcome) -> None:
     metrics.CHARGES.inc(outcome.charges)
     metrics.PARKED.inc(outcome.parked)
     metrics.LATE_RECORDS.inc(outcome.late_records)
+    metrics.ALERTS.inc(len(outcome.alerts))
+    for alert in outcome.alerts:
+        metrics.OVERSHOOT_RATIO.observe(alert.overshoot_ratio)
     committed_at = clock.now()
     for published_at in {each.published_at for each in outcome.readings}:
         if published_at is not None:

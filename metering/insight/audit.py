@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from metering.insight.closing_audit import closed_cycle_differences
 from metering.insight.operations import operation_differences
+from metering.insight.thresholds import audit_thresholds
 from metering.period import BillCycle
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
@@ -168,6 +169,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     for cycle in await stored_cycles(connection, fleet.fleet_no):
         _compare_grants(fleet, cycle, members, replay)
     differences += await closed_cycle_differences(connection, fleet, members)
+    differences += await audit_thresholds(connection, fleet)
     return charges, differences
 
 

@@ -1,12 +1,12 @@
 """What the auditor reads: every reading with its charges in charging order, and all kept sums."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import groupby
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg.rows import TupleRow
 
@@ -14,6 +14,7 @@ from metering.period import BillCycle
 from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.guide import Subscription
 from metering.rating.record import EpochKey, StoredReading
+from metering.rating.threshold import Counted, Measure
 from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
 from metering.store.balances import (
     OPERATION_COLUMNS,
@@ -26,6 +27,7 @@ from metering.store.charges import ChargeColumns
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
+from metering.store.thresholds import Lots
 from metering.usage import Reading
 
 Place = tuple[int, int]
@@ -647,3 +649,139 @@ async def queued_count(connection: Connection) -> int:
     row = await found.fetchone()
     assert row is not None  # noqa: S101 - an aggregate returns one row
     return int(row[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAlert:
+    """An alert as it is stored; `per_unit` of its value and limit make one."""
+
+    alert_no: int
+    threshold_no: int
+    device_no: int | None
+    period_start: datetime
+    period_end: datetime
+    occasion: int
+    per_unit: int
+    value: int
+    limit: int
+    run_no: int
+    reading: tuple[int, int] | None
+    """(boot_no, seq) of what crossed it."""
+    cleared_run_no: int | None
+
+
+async def stored_alerts(connection: Connection, fleet_no: int) -> list[StoredAlert]:
+    """Return a fleet's alerts in the order in which they were raised."""
+    found = await connection.execute(
+        "SELECT alert_no, threshold_no, device_no, period_start, period_end, occasion, per_unit, value,"
+        " limit_value, run_no, boot_no, seq, cleared_run_no FROM alert WHERE fleet_no = %s"
+        " ORDER BY run_no, alert_no",
+        [fleet_no],
+    )
+    return [
+        StoredAlert(
+            alert_no=row[0],
+            threshold_no=row[1],
+            device_no=row[2],
+            period_start=row[3],
+            period_end=row[4],
+            occasion=row[5],
+            per_unit=int(row[6]),
+            value=int(row[7]),
+            limit=int(row[8]),
+            run_no=row[9],
+            reading=None if row[10] is None else (row[10], row[11]),
+            cleared_run_no=row[12],
+        )
+        for row in await found.fetchall()
+    ]
+
+
+async def counted_charges(
+    connection: Connection, fleet_no: int, since: datetime
+) -> AsyncIterator[tuple[int, tuple[int, int] | None, Counted]]:
+    """Return what a fleet's charges since an instant added, run by run: (run_no, reading, what).
+
+    What was charged again is taken away, and what came of it added, in the run that changed the terms;
+    there is no one reading that this is due to, so it is None.
+    """
+    async with connection.cursor(name="counted_charges") as cursor:
+        cursor.itersize = 5000
+        values = {"fleet": fleet_no, "since": since}
+        await cursor.execute(_COUNTED_CHARGES, values)
+        async for row in cursor:
+            counted = Counted(
+                row[3], row[4], row[5], row[6], row[7], row[8], int(row[9]), int(row[10])
+            )
+            yield row[0], None if row[1] is None else (row[1], row[2]), counted
+
+
+_ADDED: LiteralString = (
+    " CASE WHEN made.run_no IS NULL THEN boot_no END, seq, charge.device_no, charge.meter_no,"
+    " usage_from, charge.quantity, from_allowance, from_pool, amount, subunits_per_unit,"
+    " run_position, part"
+)
+_SINCE: LiteralString = (
+    " LEFT JOIN correction AS made ON made.correction_no = charge.correction_no"
+    " JOIN plan ON plan.plan_no = charge.plan_no"
+)
+_WHERE: LiteralString = (
+    " WHERE charge.fleet_no = %(fleet)s AND measured_at >= %(since)s AND usage_from >= %(since)s"
+)
+_COUNTED_CHARGES: LiteralString = (
+    f"SELECT coalesce(made.run_no, charge.run_no) AS counts_from,{_ADDED}"  # noqa: S608 - no input
+    f" FROM charge{_SINCE}{_WHERE}"
+    " UNION ALL"
+    f" SELECT coalesce(made.run_no, charge.run_no),{_ADDED}"
+    f" FROM superseded_charge AS charge{_SINCE}{_WHERE}"
+    " UNION ALL"
+    " SELECT undone.run_no, NULL, seq, charge.device_no, charge.meter_no, usage_from,"
+    " -charge.quantity, -from_allowance, -from_pool, -amount, subunits_per_unit, run_position, part"
+    " FROM superseded_charge AS charge"
+    " JOIN correction AS undone ON undone.correction_no = charge.superseded_by"
+    f" JOIN plan ON plan.plan_no = charge.plan_no{_WHERE}"
+    " ORDER BY counts_from, run_position, part"
+)
+
+
+async def most_granted(connection: Connection, wanted: Iterable[Lots]) -> dict[Lots, int]:
+    """Return all that was ever put into the lots that hold at some time of a period."""
+    granted: dict[Lots, int] = {}
+    for measure, query in ((Measure.ALLOWANCE, _OWN_GRANTED), (Measure.POOL, _POOL_GRANTED)):
+        lots = sorted({each for each in wanted if each[0] is measure})
+        if not lots:
+            continue
+        found = await connection.execute(
+            query,
+            {
+                "owners": [each[1] for each in lots],
+                "meters": [each[2] for each in lots],
+                "begins": [each[3].start for each in lots],
+                "ends": [each[3].end for each in lots],
+            },
+        )
+        for position, quantity in await found.fetchall():
+            granted[lots[position - 1]] = int(quantity)
+    return granted
+
+
+_GRANTED: LiteralString = (
+    "SELECT position, sum(entry.quantity) FROM unnest(%(owners)s::bigint[], %(meters)s::smallint[],"
+    "   %(begins)s::timestamptz[], %(ends)s::timestamptz[]) WITH ORDINALITY"
+    "   AS given (owner, meter_no, begins, ends, position)"
+)
+_OVERLAPPING: LiteralString = (
+    " AND bucket.meter_no = given.meter_no AND bucket.begins_at < given.ends"
+    "   AND coalesce(bucket.expires_at, 'infinity') > given.begins"
+    " JOIN bucket_entry AS entry ON entry.bucket_no = bucket.bucket_no AND entry.quantity > 0"
+    "   AND entry.kind NOT IN ('hold', 'release') GROUP BY position"
+)
+_OWN_GRANTED: LiteralString = (
+    f"{_GRANTED} JOIN subscription ON subscription.device_no = given.owner"
+    " JOIN bucket ON bucket.kind = 'allowance'"
+    f"   AND bucket.subscription_no = subscription.subscription_no{_OVERLAPPING}"
+)
+_POOL_GRANTED: LiteralString = (
+    f"{_GRANTED} JOIN bucket ON bucket.kind = 'pool' AND bucket.fleet_no = given.owner"
+    f"{_OVERLAPPING}"
+)

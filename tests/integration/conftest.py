@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -14,9 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from metering.charging.change_thresholds import create_threshold
 from metering.ids import TenantNo
 from metering.period import cycle_at
 from metering.plan_document import read_plan
+from metering.rating.threshold import Measure, Per, Recurrence
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import Connection, connect
@@ -30,6 +33,7 @@ from metering.store.registry import (
     ensure_tenant,
     insert_subscriptions,
 )
+from metering.store.thresholds import NewThreshold, Terms
 from metering.wire.command import CommandKind
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
@@ -148,6 +152,7 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _charged(connection, fleet, plan_no, subscriptions)
     await _arrived(connection, tenant, fleet, numbers[f"{name}-1"], f"{name}-1")
     await _told(connection, fleet, numbers[f"{name}-1"], name)
+    await _limited(connection, fleet, numbers[f"{name}-1"], name)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
 
 
@@ -263,6 +268,40 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
         )
         await enqueue_commands(connection, [command], now=NOW)
         await record_events(connection, [event], now=NOW)
+
+
+async def _limited(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
+    """Limit what a device uses, and write the alert that charging would have raised."""
+    made = await create_threshold(
+        connection,
+        fleet=fleet,
+        new=NewThreshold(
+            device_no=device_no,
+            per=Per.DEVICE,
+            measure=Measure.QUANTITY,
+            meter_no=1,
+            period=Recurrence.CYCLE,
+            name=f"{name} data",
+            terms=Terms(limit=Decimal(1000), percent=Decimal(100), actions=[], enabled=True),
+        ),
+        request_key=name,
+        request={},
+        now=NOW,
+    )
+    await connection.execute(
+        "INSERT INTO alert (threshold_no, tenant_no, fleet_no, device_no, period_start, period_end, occasion,"
+        " per_unit, value, limit_value, overshoot, run_no, raised_at, actions, restrains)"
+        " VALUES (%s, %s, %s, %s, %s, %s, 1, 1, 1200, 1000, 200, 1, %s, '[]', false)",
+        [
+            made.threshold_no,
+            fleet.tenant_no,
+            fleet.fleet_no,
+            device_no,
+            CYCLE.start,
+            CYCLE.end,
+            NOW,
+        ],
+    )
 
 
 async def _arrived(
