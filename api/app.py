@@ -19,6 +19,7 @@ from api.routes import (
     fleets,
     operations,
     plans,
+    reservations,
     thresholds,
     usage,
 )
@@ -69,6 +70,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         metrics=metrics,
         silent_after=timedelta(hours=settings.silent_after_hours),
         webhook_private_addresses=settings.webhook_private_addresses,
+        settings=settings,
     )
     app.add_middleware(RequestMetrics, metrics=metrics)
     handle_errors(app)
@@ -76,7 +78,17 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     app.include_router(
         operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
     )
-    for module in (fleets, devices, balances, usage, plans, faults, thresholds, control):
+    for module in (
+        fleets,
+        devices,
+        balances,
+        reservations,
+        usage,
+        plans,
+        faults,
+        thresholds,
+        control,
+    ):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app
 

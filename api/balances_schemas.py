@@ -40,6 +40,7 @@ _BUCKET: JsonDict = {
     "granted": 500000000,
     "used": 0,
     "left": 500000000,
+    "reserved": 0,
 }
 
 
@@ -137,7 +138,16 @@ class BalanceEntry(BaseModel):
     of a bucket's entries is what is left of it.
     """
 
-    kind: Literal["grant", "top_up", "consumption", "expiry", "rollover", "transfer", "adjustment"]
+    kind: Literal[
+        "grant",
+        "regrant",
+        "top_up",
+        "consumption",
+        "expiry",
+        "rollover",
+        "transfer",
+        "adjustment",
+    ]
     quantity: int
     against: str = Field(description="the account; `bucket` is another bucket, or another cycle")
     against_bucket_no: int | None

@@ -30,6 +30,7 @@ def sum_of(buckets: Sequence[schemas.Bucket]) -> schemas.Bucket | None:
         granted=sum(each.granted for each in buckets),
         used=sum(each.used for each in buckets),
         left=sum(each.left for each in buckets),
+        reserved=sum(each.reserved for each in buckets),
     )
 
 

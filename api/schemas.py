@@ -30,7 +30,12 @@ _CYCLE: JsonDict = {
     "first_day": "2026-04-01",
     "next_first_day": "2026-05-01",
 }
-_BUCKET: JsonDict = {"granted": 1000000000, "used": 250000000, "left": 750000000}
+_BUCKET: JsonDict = {
+    "granted": 1000000000,
+    "used": 250000000,
+    "left": 750000000,
+    "reserved": 5000000,
+}
 _HOLDS: JsonDict = {"bucket_no": 17, "begins_at": _CYCLE["start"], "expires_at": _CYCLE["end"]}
 _MONEY: JsonDict = {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
 _FLEET: JsonDict = {
@@ -110,6 +115,7 @@ class Bucket(BaseModel):
     granted: int
     used: int
     left: int
+    reserved: int = Field(description="what of `left` is promised to devices ahead of its use")
 
 
 class Fleet(BaseModel):

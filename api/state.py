@@ -8,6 +8,7 @@ from fastapi import Request
 from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
+from metering.settings import Settings
 from metering.store.connection import Connection
 
 
@@ -23,6 +24,7 @@ class ApiState:
     metrics: Metrics
     silent_after: timedelta
     webhook_private_addresses: bool
+    settings: Settings
 
 
 def state_of(request: Request) -> ApiState:

@@ -112,6 +112,29 @@ class Settings(BaseSettings):
         default=False, description="whether webhooks may call loopback and private addresses"
     )
 
+    # Quota ahead of use
+    quota_validity_seconds: int = Field(
+        1800, ge=1, description="a grant holds so long, unless its cycle or bucket ends before"
+    )
+    quota_report_seconds: int = Field(
+        900, ge=0, description="longest time from a use to its charge, for the bound of overshoot"
+    )
+    quota_headroom_percent: int = Field(
+        150, ge=1, description="what is granted, of what a device is expected to use meanwhile"
+    )
+    quota_pool_share_percent: int = Field(
+        10, ge=1, le=100, description="most of what is left of a pool that one grant takes"
+    )
+    quota_octets_min: int = Field(64 * 1024, ge=1, description="least of a grant of octets")
+    quota_octets_max: int = Field(10**9, ge=1, description="most of a grant of octets")
+    quota_seconds_min: int = Field(60, ge=1, description="least of a grant of seconds")
+    quota_seconds_max: int = Field(7200, ge=1, description="most of a grant of seconds")
+    quota_messages_min: int = Field(5, ge=1, description="least of a grant of messages")
+    quota_messages_max: int = Field(1000, ge=1, description="most of a grant of messages")
+    quota_final_action: Literal["terminate", "restrict", "overage"] = Field(
+        "overage", description="what devices do when their last grant is used up"
+    )
+
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")

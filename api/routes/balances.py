@@ -195,6 +195,7 @@ def _bucket(row: BucketView) -> schemas.BalanceBucket:
         granted=row.granted,
         used=row.used,
         left=row.granted - row.used,
+        reserved=row.reserved,
     )
 
 

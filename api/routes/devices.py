@@ -248,6 +248,7 @@ def _buckets(
             granted=lot.granted,
             used=lot.used,
             left=lot.granted - lot.used,
+            reserved=lot.reserved,
         )
         for bucket in burn_order(buckets)
         for lot in [held[bucket.bucket_id]]

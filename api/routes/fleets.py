@@ -141,6 +141,7 @@ def _pool(lots: Sequence[LotView]) -> schemas.Pool:
             granted=lot.granted,
             used=lot.used,
             left=lot.granted - lot.used,
+            reserved=lot.reserved,
         )
         for lot in lots
     ]
@@ -152,7 +153,7 @@ def _pool(lots: Sequence[LotView]) -> schemas.Pool:
         source=first.source,
         plan_id=first.plan_id,
         plan_version=first.plan_version,
-        pool=presenting.sum_of(shown) or schemas.Bucket(granted=0, used=0, left=0),
+        pool=presenting.sum_of(shown) or schemas.Bucket(granted=0, used=0, left=0, reserved=0),
         lots=shown,
     )
 

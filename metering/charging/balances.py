@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from metering.charging.thresholds import reconsider
 from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.rating.plan import DEVICE_TOP_UP_PRIORITY, FLEET_TOP_UP_PRIORITY
@@ -12,15 +13,22 @@ from metering.store.balances import (
     Operation,
     bucket_states,
     device_is_in,
+    device_of_bucket,
     insert_operation,
     insert_top_up,
     operation_of_key,
 )
 from metering.store.connection import Connection
-from metering.store.registry import Fleet, lock_shard
+from metering.store.outbox import NewEvent, record_events
+from metering.store.registry import Fleet, fleets_by_no, lock_shard
 from metering.store.work import next_run_no
 from metering.usage import METERS
 
+_EVENTS = {
+    "top_up": "balance.topped_up",
+    "transfer": "balance.transferred",
+    "adjustment": "balance.adjusted",
+}
 QUANTITY_MAX = 10**18
 """The most that one operation moves, in base units: a charge's draw of it is a 64-bit integer."""
 KEY_CHARACTERS_MAX = 200
@@ -114,7 +122,13 @@ async def top_up(
         )
 
     return await _once(
-        connection, fleet.tenant_no, fleet.shard_no, key=key, request=("top_up", content), do=do
+        connection,
+        fleet.tenant_no,
+        fleet.shard_no,
+        key=key,
+        request=("top_up", content),
+        do=do,
+        now=now,
     )
 
 
@@ -174,7 +188,13 @@ async def transfer(
 
     content = {"from": from_bucket_no, "to": to_bucket_no, "quantity": quantity, "reason": reason}
     return await _once(
-        connection, tenant_no, source.shard_no, key=key, request=("transfer", content), do=do
+        connection,
+        tenant_no,
+        source.shard_no,
+        key=key,
+        request=("transfer", content),
+        do=do,
+        now=now,
     )
 
 
@@ -219,7 +239,13 @@ async def adjust(
 
     content = {"bucket": bucket_no, "quantity": quantity, "reason": reason}
     return await _once(
-        connection, tenant_no, before.shard_no, key=key, request=("adjustment", content), do=do
+        connection,
+        tenant_no,
+        before.shard_no,
+        key=key,
+        request=("adjustment", content),
+        do=do,
+        now=now,
     )
 
 
@@ -231,6 +257,7 @@ async def _once(
     key: str,
     request: tuple[str, Mapping[str, object]],
     do: Callable[[int], Awaitable[Operation | None]],
+    now: datetime,
 ) -> Outcome:
     """Do an operation as a run of its own while its fleet's shard is owned, unless it is done already."""
     _checked_key(key)
@@ -239,11 +266,36 @@ async def _once(
         earlier = await operation_of_key(connection, tenant_no, key)
         if earlier is not None:
             return _repeated(earlier, request)
-        operation = await do(await next_run_no(connection))
+        run_no = await next_run_no(connection)
+        operation = await do(run_no)
         if operation is not None:
+            await _tell(connection, tenant_no, operation, run_no=run_no, now=now)
             return Outcome(operation=operation, repeated=False)
         # Another fleet's operation took the key meanwhile: an error, so that nothing of this one stays.
         raise _key_of_another()
+
+
+async def _tell(
+    connection: Connection, tenant_no: int, operation: Operation, *, run_no: int, now: datetime
+) -> None:
+    """Record the event, and clear the alerts whose value is under the limit again."""
+    device_no = await device_of_bucket(connection, operation.bucket_no)
+    event = NewEvent(
+        tenant_no=tenant_no,
+        fleet_no=operation.fleet_no,
+        device_no=device_no,
+        kind=_EVENTS[operation.kind],
+        payload={
+            "bucket_no": operation.bucket_no,
+            "from_bucket_no": operation.from_bucket_no,
+            "quantity": operation.quantity,
+            "reason": operation.reason,
+        },
+        cause=f"operation:{operation.operation_no}",
+    )
+    await record_events(connection, [event], now=now)
+    fleet = (await fleets_by_no(connection, [operation.fleet_no]))[operation.fleet_no]
+    await reconsider(connection, fleet, run_no=run_no, now=now)
 
 
 def _repeated(earlier: Operation, request: tuple[str, Mapping[str, object]]) -> Outcome:

@@ -36,6 +36,7 @@ from metering.store.corrections import (
     replace_counts,
     replace_draws,
     replace_hours,
+    replace_releases,
     replace_uses,
     store_rolled_otherwise,
 )
@@ -208,6 +209,7 @@ async def _store_sums(
         connection, fleet_no, await stored_counts(connection, fleet_no, owners), counts
     )
     await replace_draws(connection, replay.stored_buckets, replay.buckets)
+    await replace_releases(connection, replay.released_otherwise, replay.held_of, replay.given_back)
     hours = {key: tuple(sums) for key, sums in replay.hours.items()}
     stored = await stored_hours(connection, fleet_no, devices)
     await replace_hours(connection, fleet_no, stored, hours)

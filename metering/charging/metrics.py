@@ -23,6 +23,9 @@ CYCLES_CLOSED = Counter("fleetmeter_charging_cycles_closed", "Bill cycles that w
 LATE_RECORDS = Counter(
     "fleetmeter_charging_late_records", "Usage records charged in cycles that were closed"
 )
+EXPIRED_RESERVATIONS = Counter(
+    "fleetmeter_reservations_expired", "Grants of quota that ended because their time was over"
+)
 RUN_SECONDS = Histogram(
     "fleetmeter_charging_run_seconds", "From the start of a run's transaction to its commit",
     buckets=LATENCY_BUCKETS,

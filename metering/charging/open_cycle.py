@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from metering.charging.end_reservations import end_where_cut
 from metering.errors import InvalidValue
 from metering.period import BillCycle, Calendar
 from metering.rating.grants import cycle_grants
@@ -119,6 +120,9 @@ async def _roll_over(
     """Enter what of earlier lots goes on into this cycle, and take away what does not roll over."""
     going_on = await lots_going_on(connection, fleet.fleet_no, plans, cycle_start=cycle.start)
     rolled = rolled_into(going_on, cycle.start)
+    cut = [int(each.bucket.bucket_id) for each in rolled if each.lost]
+    if cut:
+        await end_where_cut(connection, cut, run_no=run_no, now=now)
     if rolled:
         await store_rolled(connection, rolled, cycle_start=cycle.start, run_no=run_no, now=now)
 

@@ -12,6 +12,7 @@ from metering.charging.charge_usage import RunFailed, RunOutcome, ShardBusy, cha
 from metering.charging.close_cycle import close_due_cycles
 from metering.charging.leases import LeaseKeeper
 from metering.charging.open_cycle import open_due_cycles
+from metering.charging.reserve import expire_due
 from metering.charging.thresholds import release_due
 from metering.settings import Settings
 from metering.store.closing import CycleKey
@@ -44,7 +45,7 @@ class Worker:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
-        self._look_for_cycles_at = 0.0
+        self._look_at = 0.0
         self._readmitted = False
         self._not_closed: set[CycleKey] = set()
 
@@ -83,7 +84,6 @@ class Worker:
                 await self._readmit_once(connection)
                 while True:
                     self._wake.clear()
-                    await self._open_and_close_due_cycles(connection)
                     await self._charge_what_is_queued(connection)
                     await self._wait()
             except UNREACHABLE as error:
@@ -109,6 +109,7 @@ class Worker:
         """
         single_runs = 0
         while True:
+            await self._do_what_is_due(connection)
             leases = self._keeper.leases
             if leases is None or not leases.fences:
                 return
@@ -137,21 +138,23 @@ class Worker:
             metrics.RUN_SECONDS.observe(perf_counter() - started)
             _count(outcome)
 
-    async def _open_and_close_due_cycles(self, connection: Connection) -> None:
-        """Look for cycles that begin, or are to be closed, no more often than the poll."""
+    async def _do_what_is_due(self, connection: Connection) -> None:
+        """Open and close cycles and end what is over, no more often than the poll."""
         leases = self._keeper.leases
-        if leases is None or monotonic() < self._look_for_cycles_at:
+        if leases is None or monotonic() < self._look_at:
             return
-        await open_due_cycles(connection, now=clock.now(), leases=leases)
+        now = clock.now()
+        metrics.EXPIRED_RESERVATIONS.inc(await expire_due(connection, now=now))
+        await open_due_cycles(connection, now=now, leases=leases)
         closed = await close_due_cycles(
             connection,
             grace=timedelta(hours=self._settings.closing_grace_hours),
-            now=clock.now(),
+            now=now,
             refused=self._not_closed,
         )
         metrics.CYCLES_CLOSED.inc(closed)
-        await release_due(connection, now=clock.now())
-        self._look_for_cycles_at = monotonic() + self._settings.charging_poll_seconds
+        await release_due(connection, now=now)
+        self._look_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
         try:

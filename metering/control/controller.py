@@ -7,13 +7,14 @@ from metering.broker_connection import BrokerConnection
 from metering.control import metrics
 from metering.control.command_acks import store_acks
 from metering.control.hearing import Hearing
+from metering.control.quota import quota_handler
 from metering.control.send_commands import CommandSender
 from metering.control.send_webhooks import WebhookSender
 from metering.control.waking import away
 from metering.settings import Settings
 from metering.store.connection import UNREACHABLE, connect_patiently, database_url
 from metering.store.outbox import OUTBOX_CHANNEL
-from metering.wire.topics import command_ack_filter
+from metering.wire.topics import command_ack_filter, quota_filter
 
 _WINDOW = 1000
 """Messages that the broker may have under way to here."""
@@ -25,13 +26,19 @@ class Controller:
     def __init__(self, settings: Settings) -> None:
         self._database_url = database_url(settings)
         self._hearing = Hearing(
-            settings, handlers={"command-ack": store_acks}, messages_max=2 * _WINDOW
+            settings,
+            handlers={"command-ack": store_acks, "quota": quota_handler(settings)},
+            singly=frozenset({"quota"}),
+            messages_max=2 * _WINDOW,
         )
         self._broker = BrokerConnection(
             broker_of(None, settings),
             client_id=settings.control_client_id,
             version=settings.mqtt_version,
-            topic_filters=[command_ack_filter(settings.topic_root)],
+            topic_filters=[
+                command_ack_filter(settings.topic_root),
+                quota_filter(settings.topic_root),
+            ],
             window=_WINDOW,
             received=self._hearing.received,
             lost=self._hearing.connection_lost,

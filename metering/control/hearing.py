@@ -44,7 +44,10 @@ Returns what is called once that has committed, to count what was done.
 
 
 class Hearing:
-    """Takes messages in batches; `handlers` are found by the last level of the topic."""
+    """Takes messages in batches; `handlers` are found by the last level of the topic.
+
+    Those of `singly` are handed one message at a time, each in a transaction of its own.
+    """
 
     def __init__(
         self,
@@ -52,9 +55,11 @@ class Hearing:
         *,
         handlers: Mapping[str, Handler],
         messages_max: int,
+        singly: frozenset[str] = frozenset(),
     ) -> None:
         self._settings = settings
         self._handlers = handlers
+        self._singly = singly
         self._messages_max = messages_max
         self._database_url = database_url(settings)
         self._pending: list[Delivery] = []
@@ -82,8 +87,10 @@ class Hearing:
                 batch, self._pending = self._pending, []
                 for last, handler in self._handlers.items():
                     messages = self._messages(batch, last)
-                    if messages:
-                        connection = await self._handle(connection, handler, messages)
+                    size = 1 if last in self._singly else max(1, len(messages))
+                    for first in range(0, len(messages), size):
+                        together = messages[first : first + size]
+                        connection = await self._handle(connection, handler, together)
                 acknowledge(batch)
         finally:
             if connection is not None:

@@ -37,3 +37,6 @@ PUBLISH_TO_COMMAND_SECONDS = Histogram(
     buckets=LATENCY_BUCKETS,
 )
 CONNECTED = Gauge("fleetmeter_control_subscribed", "1 while subscribed at the broker")
+QUOTA_REQUESTS = Counter(
+    "fleetmeter_quota_requests", "Requests for quota that were answered", ["outcome"]
+)

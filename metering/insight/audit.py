@@ -14,6 +14,7 @@ from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
 from metering.rating.guide import ParkReason
 from metering.rating.membership import Member
+from metering.rating.reservation import ended_as
 from metering.replay.load import load_replay
 from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
@@ -21,6 +22,8 @@ from metering.store.audit import (
     EntryKind,
     RunStep,
     StoredBucket,
+    StoredEntry,
+    StoredReservation,
     all_fleets,
     run_steps,
     stored_counters,
@@ -28,6 +31,7 @@ from metering.store.audit import (
     stored_cycles,
     stored_hours,
     stored_operations,
+    stored_reservations,
     stored_uses,
     tally,
     unbalanced_transactions,
@@ -164,12 +168,18 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     differences += operation_differences(
         await stored_operations(connection, fleet.fleet_no), replay.entries, replay.top_ups
     )
+    differences += [
+        f"reservation {number} released {kept} of bucket {bucket_no}, replay says {due}"
+        for number, bucket_no, kept, due in replay.released_otherwise
+    ]
     await _compare_kept_sums(connection, fleet, replay)
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=None)
     for cycle in await stored_cycles(connection, fleet.fleet_no):
         _compare_grants(fleet, cycle, members, replay)
     differences += await closed_cycle_differences(connection, fleet, members)
     differences += await audit_thresholds(connection, fleet)
+    reservations = await stored_reservations(connection, fleet.fleet_no)
+    differences += _compare_reservations(reservations, replay)
     return charges, differences
 
 
@@ -222,13 +232,16 @@ async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Repla
     differences += _unequal("counter", await stored_counters(connection, fleet.fleet_no), ends)
 
 
-_Balance = tuple[int, int, int, Mapping[int, int], AbstractSet[int]]
-"""granted, used, promised, drawn by member, members"""
+_Balance = tuple[int, int, int, int, Mapping[int, int], AbstractSet[int], Mapping[int, int]]
+"""granted, used, promised, reserved, drawn by member, members, held by member"""
 
 
 def _kept_balance(bucket: StoredBucket) -> _Balance:
-    *_, granted, used, promised = bucket.row
-    return (int(granted), int(used), int(promised), bucket.drawn, bucket.members)
+    *_, granted, used, promised, reserved = bucket.row
+    return (
+        int(granted), int(used), int(promised), int(reserved), bucket.drawn, bucket.members,
+        bucket.held,
+    )  # fmt: skip
 
 
 def _replayed_balance(bucket: Bucket) -> _Balance:
@@ -237,8 +250,10 @@ def _replayed_balance(bucket: Bucket) -> _Balance:
         int(bucket.granted),
         int(bucket.used),
         bucket.promised_to_all() if bucket.floor else 0,
+        bucket.reserved,
         bucket.drawn,
         bucket.members if bounded else set(),
+        bucket.held,
     )
 
 
@@ -285,6 +300,57 @@ def _compare_grants(
     day = cycle.first_day
     replay.differences += _unequal(f"grant of {day}", made, expected)
     replay.differences += _unequal(f"pool size of {day}", made_sizes, sizes)
+
+
+_Reservation = tuple[str, int, int, int | None, int | None, set[int | None], AbstractSet[int]]
+"""state, granted, held, drawn, buckets released from, runs of holds and releases, buckets held in"""
+
+
+def _compare_reservations(reservations: Sequence[StoredReservation], replay: Replay) -> list[str]:
+    """Compare each reservation with the holds and releases that were entered for it."""
+    entered: dict[int, dict[str, list[StoredEntry]]] = {}
+    for entry in replay.entries:
+        if entry.reservation_no is not None:
+            of_kind = entered.setdefault(entry.reservation_no, {"hold": [], "release": []})
+            of_kind[entry.kind].append(entry)
+    openings = {place[0] for place, _ in replay.openings}
+    kept: dict[int, _Reservation] = {}
+    expected: dict[int, _Reservation] = {}
+    for each in reservations:
+        entries = entered.get(each.reservation_no, {"hold": [], "release": []})
+        held = {entry.bucket_no: entry.quantity for entry in entries["hold"]}
+        released = {entry.bucket_no for entry in entries["release"]}
+        granted = sum(held.values())
+        kept_for_it = replay.held_of.get(each.reservation_no, 0)
+        runs = {entry.place[0] for of_kind in entries.values() for entry in of_kind}
+        said: set[int | None] = {each.run_no, each.ended_run_no} - {None}
+        kept[each.reservation_no] = (
+            each.state, each.granted, each.held, each.drawn, None if each.ended_at is None else len(held),
+            said if held else set(), each.held_in,
+        )  # fmt: skip
+        if each.ended_at is None:
+            expected[each.reservation_no] = (
+                "active",
+                granted,
+                kept_for_it,
+                None,
+                None,
+                {*runs},
+                held.keys(),
+            )
+            continue
+        state = ended_as(
+            replaced=each.replaced,
+            used=each.used,
+            ended_at=each.ended_at,
+            expires_at=each.expires_at,
+            cut=each.ended_run_no in openings,
+        )
+        drawn = kept_for_it - replay.given_back.get(each.reservation_no, 0)
+        expected[each.reservation_no] = (
+            state.value, granted, kept_for_it, drawn, len(released), {*runs}, set(),
+        )  # fmt: skip
+    return _unequal("reservation", kept, expected)
 
 
 def _unequal(kind: str, kept: Mapping[Key, Value], replayed: Mapping[Key, Value]) -> list[str]:

@@ -31,7 +31,8 @@ class Bucket:
 
     `zones` and `bands` are where and when usage may draw from it (None: anywhere, any time; an
     element None: outside of all). `[created_at, expires_at)` is when. Of a pool, `ceiling` is the
-    most that one member may draw, `floor` what the others leave to each of its `members`.
+    most that one member may draw, `floor` what the others leave to each of its `members`. What is held
+    for a member ahead of its use counts against everybody else, and as drawn towards both.
     """
 
     granted: int | Fraction = 0
@@ -51,7 +52,11 @@ class Bucket:
     drawn: dict[int, int] = field(default_factory=dict)
     """What each member drew, where a ceiling or a floor asks for it."""
     promised: int | None = None
-    """What all members are still guaranteed; None until it is asked for."""
+    """What all members are still guaranteed beyond what is held; None until it is asked for."""
+    reserved: int = 0
+    """What is held for all members together."""
+    held: dict[int, int] = field(default_factory=dict)
+    """What is held for each member that is at hand, and not yet drawn."""
 
     @property
     def left(self) -> int | Fraction:
@@ -84,6 +89,8 @@ class Bucket:
     def available(self, member: int) -> int:
         """Return how many units a member (a subscription's number) may draw; 0 at least."""
         whole = int(self.granted - self.used)
+        if self.reserved:
+            whole -= self.reserved - self.held.get(member, 0)
         left = whole
         if self.ceiling is not None:
             left = min(left, self.ceiling - self.drawn.get(member, 0))
@@ -92,34 +99,69 @@ class Bucket:
         return max(0, left)
 
     def draw(self, member: int, quantity: int) -> None:
-        """Take units that are available to a member."""
+        """Take units that are available to a member: first what is held for it."""
         self.used += quantity
-        if self.ceiling is None and not self.floor:
+        bounded = self.ceiling is not None or self.floor
+        if not self.reserved and not bounded:
             return
-        before = self.drawn.get(member, 0)
-        self.drawn[member] = before + quantity
-        if self.floor and member in self.members:
-            kept = self.promised_to_all()
-            self.promised = kept - min(quantity, max(0, self.floor - before))
+        kept = self.promised_to_all() if self.floor else 0
+        guaranteed = self._guaranteed(member)
+        held = self.held.get(member, 0)
+        if held:
+            self._put_held(member, held - min(held, quantity))
+        if bounded:
+            self.drawn[member] = self.drawn.get(member, 0) + quantity
+        if self.floor:
+            self.promised = kept - guaranteed + self._guaranteed(member)
+
+    def hold(self, member: int, quantity: int) -> int:
+        """Hold units for a member ahead of its use and return how many: no more than nobody else's."""
+        held = self.held.get(member, 0)
+        quantity = max(0, min(quantity, self.available(member) - held))
+        self._change_held(member, held + quantity)
+        return quantity
+
+    def release(self, member: int) -> int:
+        """Leave what is still held for a member to everybody again, and return how much that was."""
+        held = self.held.get(member, 0)
+        self._change_held(member, 0)
+        return held
 
     def admit(self, member: int) -> None:
         """Let a member in: what it did not draw yet of the pool's floor is guaranteed to it too."""
         if member not in self.members:
             self.members.add(member)
             if self.promised is not None:
-                self.promised += max(0, self.floor - self.drawn.get(member, 0))
+                self.promised += self._guaranteed(member)
 
     def promised_to_all(self) -> int:
-        """Return what all members are still guaranteed."""
+        """Return what all members are still guaranteed beyond what is held for them."""
         if self.promised is None:
-            self.promised = sum(
-                max(0, self.floor - self.drawn.get(member, 0)) for member in self.members
-            )
+            self.promised = sum(self._guaranteed(member) for member in self.members)
         return self.promised
 
     def _promised_to_others(self, member: int) -> int:
-        own = max(0, self.floor - self.drawn.get(member, 0)) if member in self.members else 0
-        return self.promised_to_all() - own
+        return self.promised_to_all() - self._guaranteed(member)
+
+    def _guaranteed(self, member: int) -> int:
+        """Return what of the floor a member neither drew nor has held for it."""
+        if member not in self.members:
+            return 0
+        return max(0, self.floor - self.drawn.get(member, 0) - self.held.get(member, 0))
+
+    def _change_held(self, member: int, held: int) -> None:
+        kept = self.promised_to_all() if self.floor else 0
+        guaranteed = self._guaranteed(member)
+        self._put_held(member, held)
+        if self.floor:
+            self.promised = kept - guaranteed + self._guaranteed(member)
+
+    def _put_held(self, member: int, held: int) -> None:
+        self.reserved += held - self.held.get(member, 0)
+        if held:
+            self.held[member] = held
+        else:
+            self.held.pop(member, None)
 
 
 def burn_order(buckets: Iterable[Bucket]) -> list[Bucket]:

@@ -85,6 +85,12 @@ class Replay:
     differences: list[str] = field(default_factory=list)
     """What is wrong with the history's buckets."""
     rolled_otherwise: list[RolledOtherwise] = field(default_factory=list)
+    released_otherwise: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(reservation_no, bucket_no, what it released then, what it should release)"""
+    held_of: dict[int, int] = field(default_factory=dict)
+    """reservation_no → what was held for it"""
+    given_back: dict[int, int] = field(default_factory=dict)
+    """reservation_no → what of that was released"""
     terms: dict[int, AllowanceTerms] = field(default_factory=dict)
     """The terms by which each replayed bucket is drawn from."""
     _opened_by: dict[int, int | None] = field(init=False)
@@ -229,6 +235,9 @@ class Replay:
                 bucket = self.buckets.get(entry.bucket_no) or self._new_bucket(entry)
                 if bucket is None:
                     return
+                if entry.reservation_no is not None:
+                    self._promise(entry.reservation_no, bucket, entry)
+                    return
                 bucket.granted += entry.quantity
                 if entry.kind is EntryKind.GRANT and entry.subscription_no is not None:
                     bucket.admit(entry.subscription_no)
@@ -261,6 +270,20 @@ class Replay:
         self.lots.put_top_up(key, bucket)
         self.accounts.buckets.clear()
 
+    def _promise(self, reservation_no: int, bucket: Bucket, entry: StoredEntry) -> None:
+        """Hold what was promised ahead of use, or release what was not used of it."""
+        member = entry.subscription_no or 0
+        if entry.kind is EntryKind.HOLD:
+            held = bucket.hold(member, entry.quantity)
+            self.held_of[reservation_no] = self.held_of.get(reservation_no, 0) + held
+            return
+        released = bucket.release(member)
+        self.given_back[reservation_no] = self.given_back.get(reservation_no, 0) + released
+        if released != entry.quantity:
+            self.released_otherwise.append(
+                (reservation_no, entry.bucket_no, entry.quantity, released)
+            )
+
     def _new_bucket(self, entry: StoredEntry) -> Bucket | None:
         """Return the bucket of an entry that is its first, empty; None when it is of no plan."""
         stored = self.stored_buckets[entry.bucket_no]
@@ -280,6 +303,7 @@ class Replay:
             return None
         bucket.granted = bucket.used = 0
         bucket.promised = None
+        bucket.reserved = 0
         self.buckets[entry.bucket_no] = bucket
         self.terms[entry.bucket_no] = terms
         self.lots.put(key, begins_at, bucket)

@@ -14,7 +14,7 @@ from metering.rating.guide import Subscription
 from metering.rating.lots import Lots, LotsKey, allowance_of, allowances_of
 from metering.rating.plan import AllowanceTerms, PlanTerms
 from metering.rating.record import EpochKey
-from metering.store.balances import Owner, top_up_of_row, top_up_rows
+from metering.store.balances import Owner, TopUpRow, top_up_of_row, top_up_rows, top_ups_by_no
 from metering.store.connection import Connection
 from metering.store.registry import plan_terms
 from metering.usage import METERS_BY_NO
@@ -53,7 +53,10 @@ class Loaded:
     accounts: Accounts
     lots: Lots
     buckets: dict[int, Bucket] = field(default_factory=dict)
-    drawn_before: dict[int, int] = field(default_factory=dict)
+    before: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """bucket_no → what of it was used and reserved as it was loaded."""
+    held_before: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(bucket_no, subscription_no) → what was held as it was loaded."""
 
 
 async def load_accounts(
@@ -67,7 +70,11 @@ async def load_accounts(
     if wanted.meters:
         await _load_buckets(connection, wanted, plans, loaded)
     if wanted.owners:
-        await _load_top_ups(connection, wanted, loaded)
+        _put_top_ups(
+            loaded,
+            await top_up_rows(connection, wanted.owners, first=wanted.first, last=wanted.last),
+        )
+    await _put_holds(connection, loaded, sorted({key[0] for key in (*wanted.uses, *wanted.meters)}))
     return loaded
 
 
@@ -99,7 +106,7 @@ async def _load_counts(connection: Connection, wanted: Wanted, accounts: Account
 BUCKET_COLUMNS = (
     "bucket.bucket_no, bucket.kind, bucket.fleet_no, bucket.subscription_no, bucket.plan_no,"
     " bucket.terms_plan_no, bucket.meter_no, bucket.name, bucket.begins_at, bucket.expires_at,"
-    " bucket.granted, bucket.used, bucket.promised"
+    " bucket.granted, bucket.used, bucket.promised, bucket.reserved"
 )
 _HOLDS = " AND bucket.begins_at <= %s AND coalesce(bucket.expires_at, 'infinity') > %s::timestamptz"
 
@@ -126,19 +133,50 @@ async def _load_buckets(
     for fleet_no, subscription in wanted.meters.values():
         keys.update(allowances_of(fleet_no, [subscription], plans))
     rows = [row for row in [*await own.fetchall(), *await shared.fetchall()] if _key(row) in keys]
+    await _put_buckets(connection, rows, plans, loaded, subscriptions)
+
+
+async def load_buckets(
+    connection: Connection,
+    bucket_nos: Sequence[int],
+    subscription_nos: Sequence[int],
+    plans: Mapping[int, PlanTerms],
+) -> Loaded:
+    """Load some buckets, with what some subscriptions drew from them and what is held for those."""
+    found = await connection.execute(
+        f"SELECT {BUCKET_COLUMNS} FROM bucket"  # noqa: S608 - columns of this module
+        " WHERE bucket_no = ANY(%s) AND source = 'plan' ORDER BY bucket_no",
+        [list(bucket_nos)],
+    )
+    loaded = Loaded(accounts=Accounts(), lots=Lots())
+    await _put_buckets(connection, await found.fetchall(), plans, loaded, subscription_nos)
+    if len(loaded.buckets) < len(set(bucket_nos)):
+        _put_top_ups(loaded, await top_ups_by_no(connection, bucket_nos))
+    await _put_holds(connection, loaded, subscription_nos)
+    return loaded
+
+
+async def _put_buckets(
+    connection: Connection,
+    rows: Sequence[Sequence[Any]],
+    plans: Mapping[int, PlanTerms],
+    loaded: Loaded,
+    subscription_nos: Sequence[object],
+) -> None:
+    """Put buckets into what is loaded, with the shares of some subscriptions in them."""
     bounded: list[int] = []
     for key, begins_at, _, bucket in await buckets_of_rows(connection, rows, plans):
         number = int(bucket.bucket_id)
         loaded.lots.put(key, begins_at, bucket)
         loaded.buckets[number] = bucket
-        loaded.drawn_before[number] = int(bucket.used)
+        loaded.before[number] = (int(bucket.used), bucket.reserved)
         if bucket.floor or bucket.ceiling is not None:
             bounded.append(number)
     if bounded:
         found = await connection.execute(
             "SELECT bucket_no, subscription_no, drawn, member FROM pool_draw"
             " WHERE bucket_no = ANY(%s) AND subscription_no = ANY(%s)",
-            [bounded, subscriptions],
+            [bounded, subscription_nos],
         )
         for bucket_no, subscription_no, drawn, member in await found.fetchall():
             loaded.buckets[bucket_no].drawn[subscription_no] = int(drawn)
@@ -146,13 +184,29 @@ async def _load_buckets(
                 loaded.buckets[bucket_no].members.add(subscription_no)
 
 
-async def _load_top_ups(connection: Connection, wanted: Wanted, loaded: Loaded) -> None:
-    for row in await top_up_rows(connection, wanted.owners, first=wanted.first, last=wanted.last):
+async def _put_holds(
+    connection: Connection, loaded: Loaded, subscription_nos: Sequence[object]
+) -> None:
+    """Let loaded buckets know what is held in them for some subscriptions."""
+    reserved = [number for number, bucket in loaded.buckets.items() if bucket.reserved]
+    if reserved:
+        found = await connection.execute(
+            "SELECT bucket_no, subscription_no, quantity FROM bucket_hold"
+            " WHERE bucket_no = ANY(%s) AND subscription_no = ANY(%s) AND quantity > 0",
+            [reserved, subscription_nos],
+        )
+        for bucket_no, subscription_no, quantity in await found.fetchall():
+            loaded.buckets[bucket_no].held[subscription_no] = int(quantity)
+            loaded.held_before[bucket_no, subscription_no] = int(quantity)
+
+
+def _put_top_ups(loaded: Loaded, rows: Iterable[TopUpRow]) -> None:
+    for row in rows:
         key, bucket = top_up_of_row(row)
         number = int(bucket.bucket_id)
         loaded.lots.put_top_up(key, bucket)
         loaded.buckets[number] = bucket
-        loaded.drawn_before[number] = int(bucket.used)
+        loaded.before[number] = (int(bucket.used), bucket.reserved)
 
 
 LotOfRow = tuple[LotsKey, datetime, AllowanceTerms, Bucket]
@@ -173,13 +227,14 @@ async def buckets_of_rows(
 def bucket_of_row(row: Sequence[Any], plans: Mapping[int, PlanTerms]) -> LotOfRow:
     """Return the bucket in a row of its columns; raise `LookupError` when no plan knows it."""
     (number, _, _, _, _, terms_plan_no, meter_no, name, begins_at, expires_at, granted, used,
-     promised) = row  # fmt: skip
+     promised, reserved) = row  # fmt: skip
     allowance = allowance_of(plans[terms_plan_no], METERS_BY_NO[meter_no].meter, name)
     bucket = lot_of(
         allowance, bucket_id=f"{number:020}", begins_at=begins_at, expires_at=expires_at
     )
     bucket.granted = int(granted)
     bucket.used = int(used)
+    bucket.reserved = int(reserved)
     if allowance.floor:
         bucket.promised = int(promised)
     return _key(row), begins_at, allowance, bucket
@@ -236,25 +291,30 @@ async def store_accounts(connection: Connection, loaded: Loaded, wanted: Wanted)
                 [quantity for _, quantity in counts],
             ],
         )
-    await _store_draws(connection, loaded)
+    await store_buckets(connection, loaded)
 
 
-async def _store_draws(connection: Connection, loaded: Loaded) -> None:
+async def store_buckets(connection: Connection, loaded: Loaded) -> None:
+    """Store what was drawn from loaded buckets, and what is still held in them.
+
+    A hold that is not stored yet is left out: it comes with its reservation.
+    """
     drawn = {
         number: bucket
         for number, bucket in loaded.buckets.items()
-        if bucket.used != loaded.drawn_before[number]
+        if (bucket.used, bucket.reserved) != loaded.before[number]
     }
     if not drawn:
         return
     await connection.execute(
-        "UPDATE bucket SET used = given.used, promised = given.promised"
-        " FROM unnest(%s::bigint[], %s::numeric[], %s::numeric[])"
-        " AS given (bucket_no, used, promised) WHERE bucket.bucket_no = given.bucket_no",
+        "UPDATE bucket SET used = given.used, promised = given.promised, reserved = given.reserved"
+        " FROM unnest(%s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[])"
+        " AS given (bucket_no, used, promised, reserved) WHERE bucket.bucket_no = given.bucket_no",
         [
             list(drawn),
             [int(bucket.used) for bucket in drawn.values()],
             [bucket.promised or 0 for bucket in drawn.values()],
+            [bucket.reserved for bucket in drawn.values()],
         ],
     )
     members = [
@@ -268,6 +328,20 @@ async def _store_draws(connection: Connection, loaded: Loaded) -> None:
             " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::numeric[])"
             " ON CONFLICT (bucket_no, subscription_no) DO UPDATE SET drawn = excluded.drawn",
             _columns(members, 3),
+        )
+    held = [
+        (number, subscription_no, loaded.buckets[number].held.get(subscription_no, 0))
+        for (number, subscription_no), before in loaded.held_before.items()
+        if loaded.buckets[number].held.get(subscription_no, 0) != before
+    ]
+    if held:
+        await connection.execute(
+            "UPDATE bucket_hold SET quantity = given.quantity"
+            " FROM unnest(%s::bigint[], %s::bigint[], %s::numeric[])"
+            " AS given (bucket_no, subscription_no, quantity)"
+            " WHERE bucket_hold.bucket_no = given.bucket_no"
+            " AND bucket_hold.subscription_no = given.subscription_no",
+            _columns(held, 3),
         )
 
 

@@ -61,6 +61,10 @@ class EntryKind(StrEnum):
     """What was moved from another bucket."""
     ADJUSTMENT = "adjustment"
     """What an operator gave, or took away."""
+    HOLD = "hold"
+    """What is promised to a subscription ahead of its use; it does not change what was granted."""
+    RELEASE = "release"
+    """What of a hold was not used when its reservation ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,8 @@ class RunStep:
 class StoredEntry:
     """A stored bucket entry: from where in the history it counts, what caused it, and how much.
 
-    `subscription_no` is that of a grant, `other_bucket_no` where a transfer or a rollover comes from.
+    `subscription_no` is that of a grant, `other_bucket_no` where a transfer or a rollover comes from;
+    `reservation_no` is set on holds and releases.
     """
 
     entry_no: int
@@ -92,6 +97,7 @@ class StoredEntry:
     bucket_no: int
     subscription_no: int | None
     quantity: int
+    reservation_no: int | None = None
     other_bucket_no: int | None = None
     operation_no: int | None = None
     cycle_start: datetime | None = None
@@ -107,6 +113,8 @@ class StoredBucket:
     """subscription_no → what it drew, of a pool with a floor or a ceiling."""
     members: AbstractSet[int]
     """subscription_no of those who brought something into a pool with a floor or a ceiling."""
+    held: Mapping[int, int]
+    """subscription_no → what is held for it."""
 
     @property
     def terms_plan_no(self) -> int | None:
@@ -254,7 +262,7 @@ async def stored_entries(
     found = await connection.execute(
         "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity,"
         " bucket_entry.kind, bucket_entry.run_position, bucket_entry_no, other_bucket_no,"
-        " operation_no, bucket_entry.cycle_start"
+        " operation_no, bucket_entry.cycle_start, reservation_no"
         " FROM bucket_entry JOIN bucket USING (bucket_no)"
         " WHERE fleet_no = %s"
         " AND (%s::bigint[] IS NULL OR bucket.subscription_no = ANY(%s::bigint[]))"
@@ -272,6 +280,7 @@ async def stored_entries(
             other_bucket_no=row[7],
             operation_no=row[8],
             cycle_start=row[9],
+            reservation_no=row[10],
         )
         for row in await found.fetchall()
     ]
@@ -419,15 +428,61 @@ async def stored_buckets(
             draws.setdefault(bucket_no, {})[subscription_no] = int(drawn)
         if member:
             members.setdefault(bucket_no, set()).add(subscription_no)
+    found = await connection.execute(
+        "SELECT bucket_no, bucket_hold.subscription_no, quantity"
+        " FROM bucket_hold JOIN bucket USING (bucket_no) WHERE fleet_no = %s AND quantity > 0",
+        [fleet_no],
+    )
+    held: dict[int, dict[int, int]] = {}
+    for bucket_no, subscription_no, quantity in await found.fetchall():
+        held.setdefault(bucket_no, {})[subscription_no] = int(quantity)
     return {
         row[0]: StoredBucket(
             row=row[:-1],
             cycle_start=row[-1],
             drawn=draws.get(row[0], {}),
             members=members.get(row[0], set()),
+            held=held.get(row[0], {}),
         )
         for row in rows
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReservation:
+    """A stored reservation, whether another replaced it, and where something is held for it."""
+
+    reservation_no: int
+    state: str
+    granted: int
+    held: int
+    run_no: int
+    expires_at: datetime
+    used: int | None
+    ended_at: datetime | None
+    ended_run_no: int | None
+    drawn: int | None
+    replaced: bool
+    held_in: AbstractSet[int]
+
+
+async def stored_reservations(connection: Connection, fleet_no: int) -> list[StoredReservation]:
+    """Return a fleet's reservations."""
+    found = await connection.execute(
+        "SELECT reservation_no, state, granted, held, run_no, expires_at, used, ended_at, ended_run_no,"
+        " drawn, EXISTS (SELECT FROM reservation AS later"
+        "   WHERE later.replaces_no = reservation.reservation_no),"
+        " ARRAY(SELECT bucket_no FROM bucket_hold"
+        "   WHERE bucket_hold.reservation_no = reservation.reservation_no)"
+        " FROM reservation WHERE fleet_no = %s ORDER BY reservation_no",
+        [fleet_no],
+    )
+    return [
+        StoredReservation(
+            **dict(zip(StoredReservation.__slots__, (*row[:-1], set(row[-1])), strict=True))
+        )
+        for row in await found.fetchall()
+    ]
 
 
 HourKey = tuple[int, int, int, datetime]
@@ -777,9 +832,9 @@ _OVERLAPPING: LiteralString = (
     "   AND entry.kind NOT IN ('hold', 'release') GROUP BY position"
 )
 _OWN_GRANTED: LiteralString = (
-    f"{_GRANTED} JOIN subscription ON subscription.device_no = given.owner"
-    " JOIN bucket ON bucket.kind = 'allowance'"
-    f"   AND bucket.subscription_no = subscription.subscription_no{_OVERLAPPING}"
+    f"{_GRANTED} JOIN bucket ON bucket.kind = 'allowance' AND (bucket.device_no = given.owner"
+    "   OR bucket.subscription_no IN (SELECT subscription_no FROM subscription"
+    f"     WHERE subscription.device_no = given.owner)){_OVERLAPPING}"
 )
 _POOL_GRANTED: LiteralString = (
     f"{_GRANTED} JOIN bucket ON bucket.kind = 'pool' AND bucket.fleet_no = given.owner"

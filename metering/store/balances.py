@@ -23,7 +23,8 @@ TopUpRow = Sequence[Any]
 """A row of `TOP_UP_COLUMNS`."""
 TOP_UP_COLUMNS = (
     "bucket.bucket_no, bucket.fleet_no, bucket.device_no, bucket.meter_no, bucket.name,"
-    " bucket.priority, bucket.zones, bucket.begins_at, bucket.expires_at, bucket.granted, bucket.used"
+    " bucket.priority, bucket.zones, bucket.begins_at, bucket.expires_at, bucket.granted, bucket.used,"
+    " bucket.reserved"
 )
 # The devices are not even looked up while no device of these fleets has a top-up.
 _TOP_UPS_THAT_HOLD = (
@@ -65,6 +66,16 @@ async def top_up_rows(
     return list(await found.fetchall())
 
 
+async def top_ups_by_no(connection: Connection, bucket_nos: Sequence[int]) -> list[TopUpRow]:
+    """Return those of some buckets that are top-ups."""
+    found = await connection.execute(
+        f"SELECT {TOP_UP_COLUMNS} FROM bucket"  # noqa: S608 - columns of this module
+        " WHERE bucket_no = ANY(%s) AND source = 'top_up' ORDER BY bucket_no",
+        [list(bucket_nos)],
+    )
+    return list(await found.fetchall())
+
+
 def top_up_of_row(row: TopUpRow) -> tuple[TopUpsKey, Bucket]:
     """Return where the top-up in a row of `TOP_UP_COLUMNS` stands, and its bucket."""
     number, fleet_no, device_no, meter_no, name, priority, zones, begins_at, expires_at, *sums = row
@@ -77,7 +88,7 @@ def top_up_of_row(row: TopUpRow) -> tuple[TopUpsKey, Bucket]:
         begins_at=begins_at,
         expires_at=expires_at,
     )
-    bucket.granted, bucket.used = map(int, sums)
+    bucket.granted, bucket.used, bucket.reserved = map(int, sums)
     return (fleet_no, device_no or 0, METERS_BY_NO[meter_no].meter), bucket
 
 
@@ -220,11 +231,12 @@ class BucketState:
     granted: int
     used: int
     promised: int
+    reserved: int
 
     @property
     def movable(self) -> int:
-        """How many units may be taken out: what is left and promised to no member."""
-        return max(0, self.granted - self.used - self.promised)
+        """How many units may be taken out: what is left, and neither promised nor held for anyone."""
+        return max(0, self.granted - self.used - self.promised - self.reserved)
 
 
 async def bucket_states(
@@ -233,7 +245,8 @@ async def bucket_states(
     """Return some of a tenant's buckets; raise `NotFound` for one that it has not."""
     found = await connection.execute(
         "SELECT bucket.bucket_no, fleet.tenant_no, bucket.fleet_no, fleet.shard_no, bucket.meter_no,"
-        " bucket.expires_at, bucket.granted::text, bucket.used::text, bucket.promised::text"
+        " bucket.expires_at, bucket.granted::text, bucket.used::text, bucket.promised::text,"
+        " bucket.reserved::text"
         " FROM bucket JOIN fleet USING (fleet_no)"
         " WHERE fleet.tenant_no = %s AND bucket.bucket_no = ANY(%s)",
         [tenant_no, list(bucket_nos)],
@@ -266,6 +279,17 @@ async def fleet_of_id(connection: Connection, tenant_no: TenantNo, fleet_id: str
     if row is None:
         raise NotFound("fleet", fleet_id)
     return fleet_of_row(row)
+
+
+async def device_of_bucket(connection: Connection, bucket_no: int) -> int | None:
+    """Return the device whose a bucket is; None if it is a fleet's."""
+    found = await connection.execute(
+        "SELECT coalesce(bucket.device_no, subscription.device_no) FROM bucket"
+        " LEFT JOIN subscription USING (subscription_no) WHERE bucket_no = %s",
+        [bucket_no],
+    )
+    row = await found.fetchone()
+    return row[0] if row else None
 
 
 async def device_of_id(

@@ -35,13 +35,14 @@ class LotView:
     device_no: int | None
     priority: int | None
     zones: Sequence[str] | None
+    reserved: int
 
 
 _COLUMNS = (
     "SELECT bucket.bucket_no, bucket.subscription_no, bucket.plan_no, plan.plan_id,"
     " plan.version AS plan_version, bucket.meter_no, bucket.name, bucket.begins_at,"
     " bucket.expires_at, bucket.granted, bucket.used, bucket.source, bucket.device_no, bucket.priority,"
-    " bucket.zones"
+    " bucket.zones, bucket.reserved"
 )
 _HOLDS = (
     " AND bucket.begins_at <= %(now)s"
@@ -127,6 +128,7 @@ class BucketView:
     expires_at: datetime | None
     granted: int
     used: int
+    reserved: int
 
 
 async def bucket_view(connection: Connection, tenant_no: TenantNo, *, bucket_no: int) -> BucketView:
@@ -136,7 +138,7 @@ async def bucket_view(connection: Connection, tenant_no: TenantNo, *, bucket_no:
         BucketView,
         "SELECT bucket.bucket_no, bucket.fleet_no, fleet.fleet_id, device.device_id, bucket.meter_no,"
         " bucket.kind, bucket.source, bucket.name, bucket.priority, bucket.zones, bucket.begins_at,"
-        " bucket.expires_at, bucket.granted, bucket.used"
+        " bucket.expires_at, bucket.granted, bucket.used, bucket.reserved"
         " FROM bucket JOIN fleet ON fleet.fleet_no = bucket.fleet_no"
         " LEFT JOIN subscription ON subscription.subscription_no = bucket.subscription_no"
         " LEFT JOIN device ON device.device_no"
@@ -222,6 +224,7 @@ _ENTRY_SIDE = (
     " LEFT JOIN device ON device.device_no = subscription.device_no"
     " LEFT JOIN balance_operation AS operation ON operation.operation_no = entry.operation_no"
     " WHERE {own} = %(bucket_no)s AND fleet.tenant_no = %(tenant_no)s"
+    " AND entry.kind NOT IN ('hold', 'release')"
     " AND entry.run_no <= %(run_no)s AND (entry.run_no, -1, entry.bucket_entry_no, {part})"
     "   < (%(run_no)s, %(position)s, %(number)s, %(part)s)"
     " ORDER BY entry.run_no DESC, entry.bucket_entry_no DESC LIMIT %(limit)s)"

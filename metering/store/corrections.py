@@ -355,13 +355,51 @@ async def replace_draws(
         was = stored[number]
         loaded.buckets[number] = bucket
         # Stored again in any case: who drew may differ where the sum does not.
-        loaded.drawn_before[number] = -1
+        loaded.before[number] = (-1, -1)
+        for member in was.held.keys() | bucket.held.keys():
+            loaded.held_before[number, member] = was.held.get(member, 0)
         if bucket.floor:
             bucket.promised_to_all()
         for member in was.drawn:
             bucket.drawn.setdefault(member, 0)
     if loaded.buckets:
         await store_accounts(connection, loaded, _wanted(Accounts(), 0))
+
+
+async def replace_releases(
+    connection: Connection,
+    released: Sequence[tuple[int, int, int, int]],
+    held_of: Mapping[int, int],
+    given_back: Mapping[int, int],
+) -> None:
+    """Let what was held for reservations, drawn and released be what a replay says.
+
+    `released` are `(reservation_no, bucket_no, what it released, what it should release)`.
+    """
+    if not held_of:
+        return
+    await connection.execute(
+        "UPDATE bucket_entry SET quantity = given.quantity"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::numeric[])"
+        " AS given (reservation_no, bucket_no, quantity)"
+        " WHERE bucket_entry.reservation_no = given.reservation_no"
+        " AND bucket_entry.bucket_no = given.bucket_no AND bucket_entry.kind = 'release'",
+        [[row[column] for row in released] for column in (0, 1, 3)],
+    )
+    await connection.execute(
+        "UPDATE reservation SET held = given.held,"
+        "   drawn = CASE WHEN state <> 'active' THEN given.drawn END"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[])"
+        "   AS given (reservation_no, held, drawn)"
+        " WHERE reservation.reservation_no = given.reservation_no"
+        " AND (reservation.held, coalesce(reservation.drawn, given.drawn))"
+        "   <> (given.held, given.drawn)",
+        [
+            list(held_of),
+            list(held_of.values()),
+            [held - given_back.get(number, 0) for number, held in held_of.items()],
+        ],
+    )
 
 
 async def replace_hours(

@@ -235,10 +235,13 @@ async def _count_entries(
         " member AS (INSERT INTO pool_draw (bucket_no, subscription_no, member)"
         "   SELECT bucket_no, subscription_no, true FROM given"
         "   ON CONFLICT (bucket_no, subscription_no) DO UPDATE SET member = true"
-        "   RETURNING bucket_no, subscription_no, drawn)"
+        "   RETURNING bucket_no, subscription_no, drawn),"
+        " unheld AS (SELECT bucket_no, floor - drawn - coalesce(quantity, 0) AS quantity"
+        "   FROM member JOIN given USING (bucket_no, subscription_no)"
+        "   LEFT JOIN bucket_hold USING (bucket_no, subscription_no))"
         " UPDATE bucket SET promised = promised + added.quantity"
-        " FROM (SELECT bucket_no, sum(greatest(0, floor - drawn)) AS quantity"
-        "   FROM member JOIN given USING (bucket_no, subscription_no) GROUP BY bucket_no) AS added"
+        " FROM (SELECT bucket_no, sum(greatest(0, quantity)) AS quantity"
+        "   FROM unheld GROUP BY bucket_no) AS added"
         " WHERE bucket.bucket_no = added.bucket_no",
         [list(column) for column in zip(*joining, strict=True)],
     )

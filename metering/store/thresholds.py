@@ -385,11 +385,15 @@ _HOLD: LiteralString = (
     " AND coalesce(bucket.expires_at, 'infinity') > given.begins"
 )
 _OWN_LEFT: LiteralString = (
-    f"SELECT position, sum(granted - used){_GIVEN}"
-    " JOIN subscription ON subscription.device_no = given.owner"
+    f"SELECT position, sum(lot.unused){_GIVEN} CROSS JOIN LATERAL ("
+    "   SELECT granted - used AS unused FROM subscription"
+    "   JOIN bucket ON bucket.kind = 'allowance'"
+    f"     AND bucket.subscription_no = subscription.subscription_no{_HOLD}"
+    "   WHERE subscription.device_no = given.owner"
     "   AND valid @> least(%(now)s, given.ends - interval '1 microsecond')"
-    " JOIN bucket ON bucket.kind = 'allowance'"
-    f"   AND bucket.subscription_no = subscription.subscription_no{_HOLD} GROUP BY position"
+    "   UNION ALL SELECT granted - used FROM bucket WHERE bucket.kind = 'allowance'"
+    f"   AND bucket.source = 'top_up' AND bucket.device_no = given.owner{_HOLD}) AS lot"
+    " GROUP BY position"
 )
 _POOL_LEFT: LiteralString = (
     f"SELECT position, sum(granted - used){_GIVEN}"

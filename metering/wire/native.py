@@ -33,8 +33,10 @@ PATH_LENGTH_MAX = 200
 """How much is kept of an offending field's path, in characters."""
 
 _PRINTABLE = r"^[\x21-\x7e]+$"
-_Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTABLE)]
-_Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
+Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTABLE)]
+"""A short text that a device gives."""
+Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
+"""Base units of a meter."""
 
 
 TIMESTAMP_PATTERN = (
@@ -66,11 +68,12 @@ def _instant(given: object) -> object:
         ) from None
 
 
-_Instant = Annotated[
+Instant = Annotated[
     AwareDatetime,
     BeforeValidator(_instant),
     WithJsonSchema({"type": "string", "format": "date-time", "pattern": TIMESTAMP_PATTERN}),
 ]
+"""An RFC 3339 timestamp with its zone, as an instant in UTC."""
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -80,20 +83,20 @@ class NativeReading(BaseModel):
     model_config = _STRICT
 
     seq: Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
-    at: _Instant
-    since: _Instant | None = None
-    meter: _Label
+    at: Instant
+    since: Instant | None = None
+    meter: Label
     kind: Literal["delta", "total"] = "delta"
-    up: _Quantity | None = None
-    down: _Quantity | None = None
-    quantity: _Quantity | None = None
+    up: Quantity | None = None
+    down: Quantity | None = None
+    quantity: Quantity | None = None
     epoch: Annotated[str, Field(min_length=1, max_length=128, pattern=_PRINTABLE)] | None = None
     width: Annotated[int, Field(ge=8, le=64)] | None = None
-    zone: _Label | None = None
-    rat: _Label | None = None
-    apn: _Label | None = None
-    session: _Label | None = None
-    packets: _Quantity | None = None
+    zone: Label | None = None
+    rat: Label | None = None
+    apn: Label | None = None
+    session: Label | None = None
+    packets: Quantity | None = None
 
 
 class NativeMessage(BaseModel):
@@ -101,8 +104,8 @@ class NativeMessage(BaseModel):
 
     model_config = _STRICT
 
-    boot: _Label
-    sent: _Instant | None = None
+    boot: Label
+    sent: Instant | None = None
     readings: Annotated[list[NativeReading], Field(min_length=1)]
 
 
@@ -111,8 +114,8 @@ class _Envelope(BaseModel):
 
     model_config = _STRICT
 
-    boot: _Label
-    sent: _Instant | None = None
+    boot: Label
+    sent: Instant | None = None
     readings: Annotated[list[object], Field(min_length=1)]
 
 
@@ -186,7 +189,7 @@ def encode(boot: str, sent: datetime | None, readings: list[Reading]) -> bytes:
     """Write a message, compact, with its fields in a fixed order."""
     document: dict[str, object] = {"boot": boot}
     if sent is not None:
-        document["sent"] = _timestamp(sent)
+        document["sent"] = timestamp(sent)
     document["readings"] = [_reading_fields(reading) for reading in readings]
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -204,8 +207,8 @@ def _decode_envelope(payload: bytes) -> _Envelope | Rejection:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
             return _refused(payload, RejectReason.NOT_JSON, None, first["msg"])
-        field = _path(first["loc"])
-        return _refused(payload, RejectReason.INVALID_MESSAGE, field, _explained(first["msg"]))
+        field = path_of(first["loc"])
+        return _refused(payload, RejectReason.INVALID_MESSAGE, field, explained(first["msg"]))
 
 
 def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
@@ -216,8 +219,8 @@ def _reading(given: object, position: int, boot: str) -> Reading | Rejection:
             field, detail = f"readings.{position}", "not a reading; see the schema"
             if isinstance(error, ValidationError):
                 first = error.errors(include_url=False)[0]
-                field = _path(("readings", position, *first["loc"])) or field
-                detail = _explained(first["msg"])
+                field = path_of(("readings", position, *first["loc"])) or field
+                detail = explained(first["msg"])
             return Rejection(
                 reason=RejectReason.INVALID_READING,
                 field=field,
@@ -324,7 +327,7 @@ def _refused(
     )
 
 
-def _path(location: tuple[int | str, ...]) -> str | None:
+def path_of(location: tuple[int | str, ...]) -> str | None:
     """Return where a problem is, None for the message itself.
 
     Names of the sender's own making are shortened and escaped.
@@ -335,19 +338,20 @@ def _path(location: tuple[int | str, ...]) -> str | None:
     return "".join(letter if letter.isprintable() else repr(letter).strip("'") for letter in path)
 
 
-def _explained(message: str) -> str:
+def explained(message: str) -> str:
     """Return pydantic's message as one sentence that says what would be right."""
     return message[:1].lower() + message[1:]
 
 
-def _timestamp(instant: datetime) -> str:
+def timestamp(instant: datetime) -> str:
+    """Write an instant as devices read it: RFC 3339 in UTC."""
     return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _reading_fields(reading: Reading) -> dict[str, object]:
-    fields: dict[str, object] = {"seq": reading.seq, "at": _timestamp(reading.at)}
+    fields: dict[str, object] = {"seq": reading.seq, "at": timestamp(reading.at)}
     if reading.since is not None:
-        fields["since"] = _timestamp(reading.since)
+        fields["since"] = timestamp(reading.since)
     fields["meter"] = reading.meter.meter
     if reading.kind is ReadingKind.TOTAL:
         fields["kind"] = "total"

@@ -4,6 +4,7 @@
 {root}/{tenant}/{device}/ack          platform → device: end-to-end acknowledgements
 {root}/{tenant}/{device}/command      platform → device: control commands
 {root}/{tenant}/{device}/command-ack  device → platform: what became of a command
+{root}/{tenant}/{device}/quota        device → platform: requests for quota
 """
 
 from metering.ids import DeviceId, TenantId, is_id
@@ -37,6 +38,16 @@ def command_ack_topic(root: str, tenant: str, device: str) -> str:
 def command_ack_filter(root: str) -> str:
     """Return the subscription that matches every device's command acknowledgements."""
     return f"{root}/+/+/command-ack"
+
+
+def quota_topic(root: str, tenant: str, device: str) -> str:
+    """Return the topic on which a device asks for quota ahead of its use."""
+    return f"{root}/{tenant}/{device}/quota"
+
+
+def quota_filter(root: str) -> str:
+    """Return the subscription that matches every device's requests for quota."""
+    return f"{root}/+/+/quota"
 
 
 def device_of_usage_topic(root: str, topic: str) -> tuple[TenantId, DeviceId] | None:

@@ -150,6 +150,7 @@ async def _tenant(connection: Connection, name: str) -> str:
         )
     ]
     await _charged(connection, fleet, plan_no, subscriptions)
+    await _asked(connection, fleet, subscriptions[0], f"{name}-asked")
     await _arrived(connection, tenant, fleet, numbers[f"{name}-1"], f"{name}-1")
     await _told(connection, fleet, numbers[f"{name}-1"], name)
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
@@ -301,6 +302,19 @@ async def _limited(connection: Connection, fleet: Fleet, device_no: int, name: s
             CYCLE.end,
             NOW,
         ],
+    )
+
+
+async def _asked(
+    connection: Connection, fleet: Fleet, subscription_no: int, request_id: str
+) -> None:
+    """Write a grant of messages that was given back long ago."""
+    await connection.execute(
+        "INSERT INTO reservation (request_id, device_no, fleet_no, subscription_no, meter_no, granted,"
+        " held, overshoot_bound, state, granted_at, expires_at, run_no, ended_at, ended_run_no, drawn)"
+        " SELECT %s, device_no, %s, subscription_no, 2, 0, 0, 0, 'released', %s, %s, 1, %s, 1, 0"
+        " FROM subscription WHERE subscription_no = %s",
+        [request_id, fleet.fleet_no, BEGAN, CYCLE.start, BEGAN, subscription_no],
     )
 
 

@@ -34,6 +34,7 @@ _ACME = {
     "device_id": "acme-1",
     "plan_id": "acme-basic",
     "bucket_no": "1",
+    "request_id": "acme-asked",
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
     "threshold_id": "1",
 }
@@ -88,12 +89,15 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices",
         "/v1/devices/{device_id}",
         "/v1/devices/{device_id}/balance",
+        "/v1/devices/{device_id}/reservations",
+        "/v1/devices/{device_id}/reservations/{request_id}",
         "/v1/devices/{device_id}/usage",
         "/v1/events",
         "/v1/fleets",
         "/v1/fleets/{fleet_id}",
         "/v1/fleets/{fleet_id}/balance",
         "/v1/fleets/{fleet_id}/bill",
+        "/v1/fleets/{fleet_id}/quota",
         "/v1/fleets/{fleet_id}/usage",
         "/v1/parked",
         "/v1/plans",
@@ -205,7 +209,7 @@ def test_a_fleets_balance(api: "ApiUnderTest") -> None:
         "first_day": "2026-04-01",
         "next_first_day": "2026-05-01",
     }
-    held = {"granted": 300_000_000, "used": 300_000_000, "left": 0}
+    held = {"granted": 300_000_000, "used": 300_000_000, "left": 0, "reserved": 0}
     span = {"begins_at": "2026-03-31T22:00:00Z", "expires_at": "2026-04-30T22:00:00Z"}
     assert balance["pools"] == [
         {
@@ -292,10 +296,10 @@ def test_a_device_with_its_gaps(api: "ApiUnderTest") -> None:
 def test_a_devices_balance(api: "ApiUnderTest") -> None:
     data, sms = body(api.acme.get("/v1/devices/acme-1/balance"))["meters"]
     assert data["allowance"] is None
-    assert data["pool"] == {"granted": 300_000_000, "used": 300_000_000, "left": 0}
+    assert data["pool"] == {"granted": 300_000_000, "used": 300_000_000, "left": 0, "reserved": 0}
     assert data["overage_quantity"] == 1_234_567
     assert data["overage"] == {"amount": "0.12", "exact_amount": "0.1234567", "currency": "EUR"}
-    assert sms["allowance"] == {"granted": 10, "used": 10, "left": 0}
+    assert sms["allowance"] == {"granted": 10, "used": 10, "left": 0, "reserved": 0}
     assert sms["pool"] is None
     assert (sms["quantity"], sms["billed_quantity"], sms["overage_quantity"]) == (15, 15, 5)
     (bucket,) = sms["buckets"]

@@ -355,7 +355,7 @@ async def _postings(connection: Connection, before: bucket_views.PostingKey | No
     bucket = bucket_views.BucketView(
         bucket_no=10, fleet_no=FLEET, fleet_id="fleet-1", device_id=None, meter_no=1,
         kind="allowance", source="plan", name="own", priority=None, zones=None, begins_at=CYCLE,
-        expires_at=None, granted=1, used=0,
+        expires_at=None, granted=1, used=0, reserved=0,
     )  # fmt: skip
     await bucket_views.list_postings(connection, TENANT, bucket=bucket, before=before, limit=50)
 

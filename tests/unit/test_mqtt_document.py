@@ -20,9 +20,15 @@ from metering.ingest import acknowledger
 from metering.sequence import GAPS_OPEN_MAX
 from metering.settings import Settings
 from metering.usage import METERS, QUANTITY_MAX, RejectReason
-from metering.wire import ack, native
+from metering.wire import ack, native, quota
 from metering.wire import command as commands
-from metering.wire.topics import ack_topic, command_ack_topic, command_topic, usage_topic
+from metering.wire.topics import (
+    ack_topic,
+    command_ack_topic,
+    command_topic,
+    quota_topic,
+    usage_topic,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs/mqtt.yaml").read_text("utf-8"))
@@ -78,7 +84,10 @@ def documented(name: str) -> dict[str, Any]:
     return bounds(SCHEMAS[name], SCHEMAS)
 
 
-Model = type[native.NativeMessage | ack.Ack | commands.Command | commands.CommandAck]
+Model = type[
+    native.NativeMessage | ack.Ack | commands.Command | commands.CommandAck
+    | quota.QuotaRequestMessage | quota.QuotaAnswer
+]  # fmt: skip
 
 
 def of_code(model: Model) -> dict[str, Any]:
@@ -146,6 +155,7 @@ def test_every_part_is_explained() -> None:
         ("ack", ack_topic),
         ("command", command_topic),
         ("commandAck", command_ack_topic),
+        ("quota", quota_topic),
     ],
 )
 def test_addresses_are_the_topics_of_the_code(
@@ -170,6 +180,7 @@ def test_quality_of_service_is_1_but_for_acknowledgements() -> None:
     assert operations["receiveAck"]["bindings"]["mqtt"]["qos"] == 0
     assert operations["receiveCommand"]["bindings"]["mqtt"]["qos"] == 1
     assert operations["sendCommandAck"]["bindings"]["mqtt"]["qos"] == 1
+    assert operations["sendQuota"]["bindings"]["mqtt"]["qos"] == 1
     assert [server["protocolVersion"] for server in DOCUMENT["servers"].values()] == ["5", "3.1.1"]
 
 
@@ -228,6 +239,42 @@ def test_an_example_answer_is_valid_and_is_what_the_code_reads(payload: dict[str
     read = commands.decode_ack(json.dumps(payload).encode())
     written = commands.encode_ack(str(read.id), read.outcome, read.detail)
     assert json.loads(written) == payload
+
+
+def test_quota_has_the_fields_and_bounds_of_the_code() -> None:
+    assert documented("QuotaRequest") == of_code(quota.QuotaRequestMessage)
+    told, real = documented("Grant"), of_code(quota.QuotaAnswer)
+    final = told["properties"]["final"]
+    final["enum"].remove(None)
+    assert told == real
+    assert str(quota.QUOTA_OCTETS_MAX) in MESSAGES["quota"]["summary"]
+
+
+@pytest.mark.parametrize("payload", examples("quota"))
+def test_an_example_request_for_quota_is_valid_and_is_taken(payload: dict[str, Any]) -> None:
+    validator("QuotaRequest").validate(payload)
+    read = quota.decode(json.dumps(payload).encode())
+    assert isinstance(read, quota.QuotaRequestMessage)
+    sent = payload.get("sent")
+    shown = read.model_dump(exclude_defaults=True)
+    assert shown | {"sent": sent} == payload | {"sent": sent}
+
+
+def test_an_example_grant_is_what_the_code_writes() -> None:
+    grants = [
+        each for (each,) in (p.values for p in examples("command")) if each["kind"] == "grant"
+    ]
+    assert {each["outcome"] for each in grants} == {"granted", "refused"}
+    for each in grants:
+        told = {name: value for name, value in each.items() if name not in ("id", "number", "kind")}
+        validator("Grant").validate(told)
+        assert quota.QuotaAnswer.model_validate_json(json.dumps(told)).payload() == told
+
+
+def test_the_page_says_what_to_do_about_every_refusal_of_quota() -> None:
+    table = rows("Quota ahead of use")
+    assert [row[0].strip("`") for row in table] == [reason.value for reason in quota.QuotaRefusal]
+    assert all(len(row) == 3 and all(row) for row in table)
 
 
 def test_a_throttle_without_a_rate_is_no_command() -> None:
@@ -455,6 +502,7 @@ def test_the_page_states_the_limits_of_the_code() -> None:
         "missing ranges that one acknowledgement names": f"{ack.GAPS_MAX}",
         "rejections that one acknowledgement names": f"{acknowledger._REJECTIONS_MAX}",
         "missing ranges that a boot may have open": f"{GAPS_OPEN_MAX}",
+        "octets of a request for quota": f"{quota.QUOTA_OCTETS_MAX}",
         "characters of a command's `detail`": f"{commands.DETAIL_CHARACTERS_MAX}",
     }
 
@@ -467,7 +515,7 @@ def test_the_json_of_the_page_is_valid() -> None:
     shown = [json.loads(block) for block in blocks("json")]
     assert len(shown) >= 3
     for each in shown:
-        known = ("Message", "Ack", "Command", "CommandAck")
+        known = ("Message", "Ack", "Command", "CommandAck", "QuotaRequest")
         assert any(is_valid(name, each) for name in known), each
 
 
