@@ -1,0 +1,186 @@
+"""What is done to a running pipeline. Each scenario is one function; the proof follows every one."""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+
+from metering.stack.model import SERVERS
+from tests.chaos.stage import SERVICES, WORKERS, Stage
+
+Scenario = Callable[[Stage], None]
+
+
+def processes_die(stage: Stage) -> None:
+    """Every process is killed at random moments, again and again: the API and the agent too."""
+    for _ in stage.times(2, 20):
+        for name in stage.chance.sample(SERVICES, len(SERVICES)):
+            stage.pause(0.05, 1.0)
+            stage.restart(name)
+
+
+def broker_restarts(stage: Stage) -> None:
+    """The broker is stopped and killed; it comes back with what it wrote."""
+    for _ in stage.times(1, 5):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            stage.pause(0.2, 1.0)
+            _end_broker(stage, number, forgetting=False)
+
+
+def broker_forgets(stage: Stage) -> None:
+    """The broker is killed and comes back with nothing: what it had acknowledged is lost."""
+    forgotten = 0
+    for _ in stage.times(2, 10):
+        stage.pause(0.2, 1.0)
+        _end_broker(stage, signal.SIGKILL, forgetting=True)
+        forgotten += 1
+    sessions = stage.pipeline.log("ingest").read_text().count("session kept: False")
+    assert sessions == 1 + forgotten, "the broker should have forgotten the ingester's session"
+
+
+def _end_broker(stage: Stage, number: signal.Signals, *, forgetting: bool) -> None:
+    stage.note(f"{number.name} to the broker" + (", and it forgets" if forgetting else ""))
+    stage.servers.end("broker", number)
+    if forgetting:
+        stage.servers.forget_sessions()
+    stage.pause(0, stage.either(0.5, 10))
+    stage.servers.up()
+    stage.pipeline.wait_until_subscribed()
+    stage.wait_for_charges()
+
+
+def database_dies(stage: Stage) -> None:
+    """The database is killed, stopped at once, stopped in peace, and loses one of its processes."""
+    for _ in stage.times(1, 5):
+        for kind in stage.chance.sample(_DEATHS, len(_DEATHS)):
+            stage.pause(0.2, 1.0)
+            kind(stage)
+            stage.wait_for_charges()
+
+
+def _database_ends(stage: Stage, number: signal.Signals) -> None:
+    stage.note(f"{number.name} to the database")
+    stage.servers.end("database", number)
+    stage.pause(0, stage.either(0.5, 10))
+    stage.servers.up()
+
+
+def _database_is_killed(stage: Stage) -> None:
+    _database_ends(stage, signal.SIGKILL)
+
+
+def _database_stops_at_once(stage: Stage) -> None:
+    _database_ends(stage, signal.SIGQUIT)
+
+
+def _database_stops_in_peace(stage: Stage) -> None:
+    _database_ends(stage, signal.SIGINT)
+
+
+def _database_loses_a_session(stage: Stage) -> None:
+    """Kill the process that serves a session: the server ends all others, and recovers."""
+    pids = [
+        row[0]
+        for row in stage.pipeline.query(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'fleetmeter charge'"
+            " OR application_name = 'fleetmeter ingest' ORDER BY pid"
+        )
+    ]
+    if not pids:
+        return
+    stage.note("kill -9 of one of the database's sessions")
+    psutil.Process(stage.chance.choice(pids)).kill()
+
+
+_DEATHS: Sequence[Scenario] = (
+    _database_is_killed,
+    _database_stops_at_once,
+    _database_stops_in_peace,
+    _database_loses_a_session,
+)
+
+
+def database_unreachable(stage: Stage) -> None:
+    """The database cannot be reached: resets, silence, silence that is never lifted, and a freeze."""
+    seconds = stage.either(2.5, 60)
+    for kind in ("refusing", "silent", "silent and forgetful", "frozen"):
+        stage.pause(0.2, 1.0)
+        stage.note(f"the database is {kind} for {seconds:.0f} s")
+        if kind == "frozen":
+            stage.servers.freeze("database", seconds)
+        else:
+            if kind == "refusing":
+                stage.proxy.refuse()
+            else:
+                stage.proxy.fall_silent()
+            time.sleep(seconds)
+            stage.proxy.carry(forgetful=kind.endswith("forgetful"))
+        stage.wait_for_charges()
+
+
+def everything(stage: Stage) -> None:
+    """All of that at random moments, several at once."""
+    for _ in stage.times(2, 12):
+        for act in stage.chance.sample(_ACTS, len(_ACTS)):
+            stage.pause(0, 0.7)
+            act(stage)
+        _bring_all_up(stage)
+        stage.wait_for_charges()
+
+
+def _bring_all_up(stage: Stage) -> None:
+    stage.servers.up()
+    stage.proxy.carry()
+    for name in SERVICES:
+        if stage.pipeline.processes[name].poll() is not None:
+            stage.start(name)
+
+
+def _some_service_dies(stage: Stage) -> None:
+    name = stage.chance.choice(SERVICES)
+    if stage.pipeline.processes[name].poll() is None:
+        stage.kill(name)
+
+
+def _some_server_dies(stage: Stage) -> None:
+    name = stage.chance.choice(SERVERS)
+    if stage.servers.runs(name):
+        forgetting = stage.chance.random() < 0.5
+        stage.note(f"kill -9 of the {name}" + (", and it forgets" if forgetting else ""))
+        stage.servers.end(name)
+        if name == "broker" and forgetting:
+            stage.servers.forget_sessions()
+
+
+def _network_fails(stage: Stage) -> None:
+    if stage.chance.random() < 0.5:
+        stage.note("connections to the database are reset")
+        stage.proxy.refuse()
+    else:
+        stage.note("the database is silent")
+        stage.proxy.fall_silent()
+    stage.pause(0, 0.5)
+    stage.proxy.carry(forgetful=stage.chance.random() < 0.5)
+
+
+_ACTS: Sequence[Scenario] = (
+    _some_service_dies,
+    _some_service_dies,
+    _some_server_dies,
+    _some_server_dies,
+    _network_fails,
+)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        processes_die,
+        broker_restarts,
+        broker_forgets,
+        database_dies,
+        database_unreachable,
+        everything,
+    )
+}
