@@ -14,6 +14,8 @@ from metering.store.connection import (
     Connection,
     connect_patiently,
     database_url,
+    expect_answers,
+    reason_of,
 )
 from metering.store.readings import WORK_CHANNEL
 from metering.store.work import readmit, refuse
@@ -30,6 +32,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._database_url = database_url(settings)
+        self._listen_seconds = settings.database_answer_seconds_max / 2
         self._wake = asyncio.Event()
         self._look_for_cycles_at = 0.0
         self._readmitted = False
@@ -46,8 +49,10 @@ class Worker:
             try:
                 await connection.execute(f"LISTEN {WORK_CHANNEL}".encode())
                 self._wake.set()
-                async for _ in connection.notifies():
-                    self._wake.set()
+                while True:
+                    async for _ in connection.notifies(timeout=self._listen_seconds):
+                        self._wake.set()
+                    await connection.execute("SELECT 1")  # is anybody still there?
             except UNREACHABLE as error:
                 _away(error)
             finally:
@@ -119,12 +124,14 @@ class Worker:
             pass
 
     async def _connect(self, application: str, *, autocommit: bool = False) -> Connection:
-        return await connect_patiently(
+        connection = await connect_patiently(
             self._database_url,
             application=application,
             autocommit=autocommit,
             waiting=_away,
         )
+        expect_answers(connection, within_seconds=self._settings.database_answer_seconds_max)
+        return connection
 
 
 async def _set_aside(connection: Connection, failure: RunFailed) -> None:
@@ -155,4 +162,4 @@ def _count(outcome: RunOutcome) -> None:
 
 
 def _away(error: Exception) -> None:
-    log.warning("the database is away: %s", str(error).strip().splitlines()[:1])
+    log.warning("the database is away: %s", reason_of(error))

@@ -29,6 +29,8 @@ from metering.store.connection import (
     Connection,
     connect_patiently,
     database_url,
+    expect_answers,
+    reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
 from metering.wire.topics import usage_filter
@@ -157,6 +159,9 @@ class Ingester:
                     connection = await connect_patiently(
                         self._database_url, application="ingest", waiting=_away
                     )
+                    expect_answers(
+                        connection, within_seconds=self._settings.database_answer_seconds_max
+                    )
                 await self._write(connection, messages)
             except UNREACHABLE as error:
                 _away(error)
@@ -234,4 +239,4 @@ def _count(outcome: BatchOutcome, messages: Sequence[Message], committed_at: dat
 
 
 def _away(error: Exception) -> None:
-    log.warning("the database is away: %s", str(error).strip().splitlines()[:1])
+    log.warning("the database is away: %s", reason_of(error))

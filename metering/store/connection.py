@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -14,6 +15,19 @@ from metering.settings import Settings
 
 Connection = AsyncConnection[TupleRow]
 """What every function of the store takes: it runs inside the caller's transaction."""
+
+_Result = TypeVar("_Result")
+
+
+class _BoundedConnection(AsyncConnection[TupleRow]):
+    """A connection that can be told how long to wait for an answer; see `expect_answers`."""
+
+    answer_seconds_max: float | None = None
+
+    async def wait(self, gen: PQGen[_Result], *args: Any, **more: Any) -> _Result:  # noqa: ANN401 - its own
+        async with asyncio.timeout(self.answer_seconds_max):
+            return await super().wait(gen, *args, **more)
+
 
 UNREACHABLE = (
     psycopg.OperationalError,
@@ -38,21 +52,35 @@ def database_url(settings: Settings) -> str:
 
 async def connect(url: str, *, application: str, autocommit: bool = False) -> Connection:
     """Open a connection whose sessions speak UTC, named `application` in the server's lists."""
-    return await psycopg.AsyncConnection.connect(
-        url, autocommit=autocommit, **_parameters(application)
-    )
+    return await _BoundedConnection.connect(url, autocommit=autocommit, **_parameters(application))
+
+
+def expect_answers(connection: Connection, *, within_seconds: float) -> None:
+    """Take the database for gone when a statement gets no answer for so long.
+
+    The statement is cancelled if it can be, and raises one of `UNREACHABLE`. The network does not always
+    tell: what stands between may have forgotten the connection, and go on acknowledging what it is sent.
+    """
+    if isinstance(connection, _BoundedConnection):
+        connection.answer_seconds_max = within_seconds
 
 
 def connection_pool(
-    url: str, *, application: str, size_max: int
+    url: str, *, application: str, size_max: int, answer_seconds_max: float
 ) -> AsyncConnectionPool[Connection]:
-    """Return a pool, not yet open, of at most `size_max` connections.
+    """Return a pool, not yet open, of at most `size_max` connections that expect answers.
 
     A connection is tried before it is handed out, so that a database that was away costs no request
     once it is back; while it is away, the pool tries again every second.
     """
+
+    async def configure(connection: Connection) -> None:
+        expect_answers(connection, within_seconds=answer_seconds_max)
+
     return AsyncConnectionPool(
         url,
+        connection_class=_BoundedConnection,
+        configure=configure,
         min_size=1,
         max_size=size_max,
         open=False,
@@ -63,6 +91,13 @@ def connection_pool(
     )
 
 
+def reason_of(error: Exception) -> str:
+    """Return one line for a log: why the database is taken for away."""
+    if isinstance(error, TimeoutError):
+        return "a statement got no answer"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _parameters(application: str) -> dict[str, Any]:
     return {
         "application_name": f"fleetmeter {application}",
@@ -71,6 +106,7 @@ def _parameters(application: str) -> dict[str, Any]:
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
     }
 
 

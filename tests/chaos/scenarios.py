@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from metering.stack.model import SERVERS
-from tests.chaos.stage import SERVICES, WORKERS, Stage
+from tests.chaos.stage import SERVICES, Stage
 
 Scenario = Callable[[Stage], None]
 
 
 def processes_die(stage: Stage) -> None:
-    """Every process is killed at random moments, again and again: the API and the agent too."""
+    """Kill every process at random moments, again and again: the API and the agent too."""
     for _ in stage.times(2, 20):
         for name in stage.chance.sample(SERVICES, len(SERVICES)):
             stage.pause(0.05, 1.0)
@@ -21,7 +21,7 @@ def processes_die(stage: Stage) -> None:
 
 
 def broker_restarts(stage: Stage) -> None:
-    """The broker is stopped and killed; it comes back with what it wrote."""
+    """Stop and kill the broker; it comes back with what it wrote."""
     for _ in stage.times(1, 5):
         for number in (signal.SIGTERM, signal.SIGKILL):
             stage.pause(0.2, 1.0)
@@ -29,7 +29,7 @@ def broker_restarts(stage: Stage) -> None:
 
 
 def broker_forgets(stage: Stage) -> None:
-    """The broker is killed and comes back with nothing: what it had acknowledged is lost."""
+    """Kill the broker, and with it all that it had acknowledged."""
     forgotten = 0
     for _ in stage.times(2, 10):
         stage.pause(0.2, 1.0)
@@ -51,7 +51,7 @@ def _end_broker(stage: Stage, number: signal.Signals, *, forgetting: bool) -> No
 
 
 def database_dies(stage: Stage) -> None:
-    """The database is killed, stopped at once, stopped in peace, and loses one of its processes."""
+    """Kill the database, stop it at once, stop it in peace, and kill one of its processes."""
     for _ in stage.times(1, 5):
         for kind in stage.chance.sample(_DEATHS, len(_DEATHS)):
             stage.pause(0.2, 1.0)
@@ -102,7 +102,7 @@ _DEATHS: Sequence[Scenario] = (
 
 
 def database_unreachable(stage: Stage) -> None:
-    """The database cannot be reached: resets, silence, silence that is never lifted, and a freeze."""
+    """Let nobody reach the database: resets, silence, silence that is never lifted, a freeze."""
     seconds = stage.either(2.5, 60)
     for kind in ("refusing", "silent", "silent and forgetful", "frozen"):
         stage.pause(0.2, 1.0)
@@ -120,7 +120,7 @@ def database_unreachable(stage: Stage) -> None:
 
 
 def everything(stage: Stage) -> None:
-    """All of that at random moments, several at once."""
+    """Do all of that at random moments, several at once."""
     for _ in stage.times(2, 12):
         for act in stage.chance.sample(_ACTS, len(_ACTS)):
             stage.pause(0, 0.7)
