@@ -1,15 +1,23 @@
 """What is done to a running pipeline. Each scenario is one function; the proof follows every one."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
 
 import psutil
+import psycopg
 
 from metering.stack.model import SERVERS
+from tests.chaos.servers import has_ended
 from tests.chaos.stage import SERVICES, Stage
+from tests.chaos.volume import full
+from tests.integration.pipeline import wait_until
 
 Scenario = Callable[[Stage], None]
+NO_SPACE = "No space left on device"
+DATABASE_OCTETS = {"disk_full": 320 * 1024 * 1024}
+"""The scenarios whose database has a volume of its own, and how large that is."""
 
 
 def processes_die(stage: Stage) -> None:
@@ -119,6 +127,37 @@ def database_unreachable(stage: Stage) -> None:
         stage.wait_for_charges()
 
 
+def disk_full(stage: Stage) -> None:
+    """Fill the database's volume: first for its tables, then until it cannot write its log."""
+    volume_folder = stage.servers.folder("database")
+    for _ in stage.times(1, 3):
+        stage.pause(0.2, 1.0)
+        with full(volume_folder):
+            stage.note("the database's volume is full")
+            told = stage.pipeline.log("ingest").read_text().count(NO_SPACE)
+            wait_until(
+                lambda: stage.pipeline.log("ingest").read_text().count(NO_SPACE) > told,  # noqa: B023
+                "the ingester's complaint",
+            )
+            time.sleep(stage.either(2, 60))
+        stage.note("there is room again")
+        stage.wait_for_charges()
+    with full(volume_folder):
+        stage.note("the database's volume is full, until the database ends")
+        server = stage.servers.process("database")
+        wait_until(lambda: _log_fills(stage) or has_ended(server), "the database's end")
+        time.sleep(stage.either(1, 60))
+    stage.note("there is room again; whoever operates it starts the database again")
+    stage.servers.up()
+
+
+def _log_fills(stage: Stage) -> bool:
+    """Have the database begin another file of its log; True once it has given up on that."""
+    with contextlib.suppress(psycopg.Error):
+        stage.pipeline.execute("SELECT pg_switch_wal()")
+    return "PANIC" in (stage.servers.folder("database") / "server.log").read_text(errors="replace")
+
+
 def everything(stage: Stage) -> None:
     """Do all of that at random moments, several at once."""
     for _ in stage.times(2, 12):
@@ -181,6 +220,7 @@ SCENARIOS: dict[str, Scenario] = {
         broker_forgets,
         database_dies,
         database_unreachable,
+        disk_full,
         everything,
     )
 }

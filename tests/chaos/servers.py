@@ -15,7 +15,9 @@ import psutil
 from metering import stack
 from metering.settings import Settings
 from metering.stack import lifecycle
+from metering.stack.folders import stack_folder
 from metering.stack.model import ServerName
+from tests.chaos.volume import volume
 from tests.integration.pipeline import wait_until
 
 
@@ -94,14 +96,22 @@ def servers_folder() -> Path:
 
 
 @contextmanager
-def own_servers(folder: Path | None = None) -> Iterator[OwnServers]:
-    """Yield servers that run, and leave neither them nor their data behind."""
-    folder = folder or servers_folder()
+def own_servers(*, database_octets: int | None = None) -> Iterator[OwnServers]:
+    """Yield servers that run, and leave neither them nor their data behind.
+
+    `database_octets` is the size of a volume of its own for the database's data.
+    """
+    folder = servers_folder()
     settings = Settings(
         database_url=None, broker_url=None, data_dir=folder, cache_dir=Settings().cache_dir
     )
+    data = stack_folder(settings) / "database"
     try:
-        yield OwnServers(settings)
+        with volume(data, database_octets) if database_octets else contextlib.nullcontext():
+            try:
+                yield OwnServers(settings)
+            finally:
+                stack.down(settings)
     finally:
         lifecycle.erase(settings)
         shutil.rmtree(folder)
