@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-rating format lock stack-up stack-down clean environment development
+.PHONY: help demo test chaos check bench-rating bench-latency format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -16,6 +16,9 @@ demo: environment ## run the whole pipeline on this machine and watch it; Ctrl-C
 
 test: development ## run the tests; they start the servers they need
 	@exec .venv/bin/pytest $(ARGS)
+
+chaos: development ## kill tests at length; ARGS="--rounds 5 --seed 1 database_dies": those alone
+	@exec .venv/bin/python -m tests.chaos $(ARGS)
 
 check: development ## check format, rules, types and the direction of imports
 	.venv/bin/ruff format --check

@@ -14,6 +14,7 @@ from metering.store.connection import (
     Connection,
     connect_patiently,
     database_url,
+    end_session,
     expect_answers,
     reason_of,
 )
@@ -22,6 +23,7 @@ from metering.store.work import readmit, refuse
 
 log = logging.getLogger(__name__)
 
+_RETRY_SECONDS = 0.1
 REASON_CHARACTERS_MAX = 500
 """As much of an error's text as is kept with a refused work item; the log has it all."""
 
@@ -34,6 +36,7 @@ class Worker:
         self._database_url = database_url(settings)
         self._listen_seconds = settings.database_answer_seconds_max / 2
         self._wake = asyncio.Event()
+        self._session: int | None = None
         self._look_for_cycles_at = 0.0
         self._readmitted = False
 
@@ -62,6 +65,8 @@ class Worker:
         while True:
             connection = await self._connect("charge")
             try:
+                await end_session(connection, self._session)
+                self._session = connection.info.backend_pid
                 await self._readmit_once(connection)
                 while True:
                     self._wake.clear()
@@ -71,6 +76,7 @@ class Worker:
             except UNREACHABLE as error:
                 _away(error)
                 metrics.RETRIES.inc()
+                await asyncio.sleep(_RETRY_SECONDS)  # the database may answer, and have no room
             finally:
                 await connection.close()
 

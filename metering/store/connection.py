@@ -38,7 +38,11 @@ UNREACHABLE = (
 )
 """What is raised when the database is away, or went away, and the work may be tried again."""
 
-_OPTIONS = "-c timezone=GMT -c statement_timeout=0 -c idle_in_transaction_session_timeout=60000"
+_OPTIONS = (
+    "-c timezone=GMT -c statement_timeout=0 -c idle_in_transaction_session_timeout=60000"
+    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+    " -c tcp_user_timeout=10000"
+)
 
 
 def database_url(settings: Settings) -> str:
@@ -63,6 +67,21 @@ def expect_answers(connection: Connection, *, within_seconds: float) -> None:
     """
     if isinstance(connection, _BoundedConnection):
         connection.answer_seconds_max = within_seconds
+
+
+async def end_session(connection: Connection, session: int | None) -> None:
+    """End a session of this application that a broken connection may have left behind.
+
+    The server may not know yet that nobody is there, and keep the locks of its transaction. Takes the
+    process number that the server gave the connection; None does nothing.
+    """
+    if session is not None:
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s"
+                " AND usename = current_user AND application_name = current_setting('application_name')",
+                [session],
+            )
 
 
 def connection_pool(

@@ -3,14 +3,15 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import psutil
 import psycopg
 
 from metering.stack.model import SERVERS
 from tests.chaos.servers import has_ended
-from tests.chaos.stage import SERVICES, Stage
+from tests.chaos.stage import RECOVERY_SECONDS, SERVICES, WORKERS, Stage
 from tests.chaos.volume import full
 from tests.integration.pipeline import wait_until
 
@@ -111,7 +112,7 @@ _DEATHS: Sequence[Scenario] = (
 
 def database_unreachable(stage: Stage) -> None:
     """Let nobody reach the database: resets, silence, silence that is never lifted, a freeze."""
-    seconds = stage.either(2.5, 60)
+    seconds = stage.either(1.5, 60)
     for kind in ("refusing", "silent", "silent and forgetful", "frozen"):
         stage.pause(0.2, 1.0)
         stage.note(f"the database is {kind} for {seconds:.0f} s")
@@ -156,6 +157,72 @@ def _log_fills(stage: Stage) -> bool:
     with contextlib.suppress(psycopg.Error):
         stage.pipeline.execute("SELECT pg_switch_wal()")
     return "PANIC" in (stage.servers.folder("database") / "server.log").read_text(errors="replace")
+
+
+def worker_is_robbed(stage: Stage) -> None:
+    """Stop a worker in its transaction, which the database ends; wake it when others own its shards.
+
+    It then goes on as if it owned them still.
+    """
+    for _ in stage.times(2, 15):
+        stage.pause(0.2, 1.0)
+        with _asleep_in_transaction(stage) as session:
+            stage.pipeline.query("SELECT pg_terminate_backend(%s)", session)
+            _wait_until_others_charged(stage)
+            time.sleep(stage.chance.uniform(0, stage.either(0.5, 5)))
+
+
+def worker_oversleeps(stage: Stage) -> None:
+    """Stop a worker in its transaction until the others have taken its shards by themselves."""
+    for _ in stage.times(1, 3):
+        stage.pause(0.2, 1.0)
+        with _asleep_in_transaction(stage):
+            _wait_until_others_charged(stage)
+            time.sleep(stage.either(0, 60))
+
+
+@contextmanager
+def _asleep_in_transaction(stage: Stage) -> Iterator[int]:
+    """Stop one of the workers while it is in a transaction; yield the session's process number."""
+    for _ in range(200):
+        name = stage.chance.choice(WORKERS)
+        process = stage.pipeline.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(0.2)
+            if (session := _idle_in_transaction(stage)) is not None:
+                stage.note(f"{name} sleeps in a transaction")
+                yield session
+                stage.note(f"{name} wakes")
+                return
+        finally:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(stage.chance.uniform(0, 0.1))
+    raise AssertionError("no worker was ever stopped in a transaction")
+
+
+def _idle_in_transaction(stage: Stage) -> int | None:
+    """Return the session of charging that has been silent in its transaction, if there is one."""
+    found = stage.pipeline.query(
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'fleetmeter charge%'"
+        " AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '0.15 s'"
+    )
+    return int(found[0][0]) if found else None
+
+
+def _wait_until_others_charged(stage: Stage) -> None:
+    """Wait until all that is queued now is charged, what the sleeping worker had claimed too."""
+    began = time.monotonic()
+    ((last,),) = stage.pipeline.query("SELECT coalesce(max(work_item_no), 0) FROM work_item")
+    query = f"SELECT count(*) FROM work_item WHERE work_item_no <= {int(last)}"  # noqa: S608
+    wait_until(
+        lambda: stage.pipeline.query(query) == [(0,)],
+        "the others' charging of what the sleeping worker had claimed",
+        seconds=RECOVERY_SECONDS,
+    )
+    stage.note(
+        f"the others have charged what it had claimed after {time.monotonic() - began:.1f} s"
+    )
 
 
 def everything(stage: Stage) -> None:
@@ -221,6 +288,8 @@ SCENARIOS: dict[str, Scenario] = {
         database_dies,
         database_unreachable,
         disk_full,
+        worker_is_robbed,
+        worker_oversleeps,
         everything,
     )
 }

@@ -151,7 +151,7 @@ def _started(
             f":{parts['port']}/", f":{proxy.port}/"
         ),
         "FLEETMETER_API_PORT": str(port),
-        "FLEETMETER_DATABASE_ANSWER_SECONDS_MAX": "30" if is_long else "4",
+        "FLEETMETER_DATABASE_ANSWER_SECONDS_MAX": "30" if is_long else "3",
     }
     key = asyncio.run(_api_key(pipeline.database_url))
     onlooker = Onlooker(url=f"http://127.0.0.1:{port}", key=key, fleet_id="meters")
@@ -164,7 +164,7 @@ def _started(
             servers=servers,
             pipeline=pipeline,
             proxy=proxy,
-            run=pipeline.simulate(0, seed=chance.randrange(2**32)),
+            run=pipeline.simulate(0, seed=chance.randrange(2**32), reorder=0.01),
             onlooker=onlooker,
             seed=seed,
             chance=chance,
@@ -177,7 +177,7 @@ def _started(
         yield made
     finally:
         onlooker.stop()
-        pipeline.stop()
+        pipeline.end()
         proxy.close()
 
 

@@ -27,9 +27,7 @@ def obstacle() -> str | None:
         return "there is no unshare(1)"
     with tempfile.TemporaryDirectory() as folder:
         mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
-        done = subprocess.run(
-            alone_with_mounts(mount), capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(alone_with_mounts(mount), capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stderr.strip() or "unshare fails")
 
 
