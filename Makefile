@@ -29,6 +29,9 @@ check: development ## check format, rules, types and the direction of imports
 bench-rating: environment ## measure the rating core: usage records per second and core
 	@.venv/bin/python -m bench.rating
 
+bench-latency: environment ## measure publish → balance visible at half of saturation
+	@.venv/bin/python -m bench.latency $(ARGS)
+
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix

@@ -67,7 +67,8 @@ async def lock_boots(
     found = await connection.execute(
         "WITH given AS MATERIALIZED (SELECT * FROM unnest(%s::bigint[], %s::text[])"
         "   WITH ORDINALITY AS given (device_no, boot_id, position))"
-        " SELECT boot.device_no, boot.boot_id, boot_no, up_to, beyond FROM given JOIN boot USING (device_no, boot_id)"
+        " SELECT boot.device_no, boot.boot_id, boot_no, up_to, beyond"
+        " FROM given JOIN boot USING (device_no, boot_id)"
         " WHERE (SELECT count(*) FROM given JOIN boot USING (device_no, boot_id)) = %s"
         " ORDER BY position FOR UPDATE OF boot",
         [*arrays, len(ordered)],
