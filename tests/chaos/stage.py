@@ -40,6 +40,8 @@ SERVICES = tuple(
 )
 RECOVERY_SECONDS = 90.0
 """Charging goes on at least this soon after what was disturbed works again."""
+DRAIN_SECONDS = 600.0
+"""What devices had sent again meanwhile is in the broker's queue, before what is new."""
 
 Say = Callable[[str], None]
 
@@ -164,7 +166,13 @@ def _started(
             servers=servers,
             pipeline=pipeline,
             proxy=proxy,
-            run=pipeline.simulate(0, seed=chance.randrange(2**32), reorder=0.01),
+            run=pipeline.simulate(
+                0,
+                seed=chance.randrange(2**32),
+                interval=1.0,
+                reorder=0.01,
+                drain_seconds=DRAIN_SECONDS,
+            ),
             onlooker=onlooker,
             seed=seed,
             chance=chance,
@@ -195,7 +203,7 @@ def prove(stage: Stage) -> None:
     wait_until(lambda: stage.onlooker.answers > answers + 1, "the API's answers")
     assert run.process.poll() is None, "the simulator has ended by itself"
     run.process.send_signal(signal.SIGTERM)
-    assert run.finish(150) == 0, "not everything was acknowledged"
+    assert run.finish(DRAIN_SECONDS + 60) == 0, "not everything was acknowledged"
     assert pipeline.kill("agent", signal.SIGTERM) == 0, "not all of the agent's was acknowledged"
     for name in SERVICES:
         if name != "agent":

@@ -316,14 +316,22 @@ class Pipeline:
     def count(self, table: str) -> int:
         return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608 - ours
 
-    def simulate(self, seconds: float, *, seed: int, reorder: float = 0.05) -> SimulatedRun:
+    def simulate(
+        self,
+        seconds: float,
+        *,
+        seed: int,
+        interval: float = 0.5,
+        reorder: float = 0.05,
+        drain_seconds: float = 90,
+    ) -> SimulatedRun:
         """Start 32 devices with every fault that the simulator knows; 0 seconds: until told."""
         ledger = self.folder / "ledger.jsonl"
         process = self.start(
             "simulate", "--tenant", TENANT, "--group", f"tracker:{len(TRACKERS)}",
             "--group", f"meter:{len(METERS)}", "--seed", str(seed), "--for", str(seconds),
-            "--interval", "0.5", "--readings", "5", "--duplicates", "0.05", "--reorder", str(reorder),
-            "--resets", "0.01", "--reboots", "0.02", "--ledger", str(ledger), "--drain", "90",
+            "--interval", str(interval), "--readings", "5", "--duplicates", "0.05", "--reorder", str(reorder),
+            "--resets", "0.01", "--reboots", "0.02", "--ledger", str(ledger), "--drain", str(drain_seconds),
         )  # fmt: skip
         return SimulatedRun(process=process, ledger=ledger, log=self.log("simulate"))
 
