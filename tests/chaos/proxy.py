@@ -75,10 +75,11 @@ class Proxy:
     async def _end(self) -> None:
         self._server.close()
         await self._cut()
+        await asyncio.sleep(0.05)  # what was refused or half open at that moment ends too
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._mood == "refusing":
-            writer.transport.abort()
+            await _abort(writer)
             return
         task = asyncio.current_task()
         assert task is not None
@@ -88,7 +89,7 @@ class Proxy:
                 await self._relay(reader, writer, self._flows)
         finally:
             del self._relays[task]
-            writer.transport.abort()
+            await _abort(writer)
 
     async def _relay(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event
@@ -105,7 +106,14 @@ class Proxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            onward_writer.transport.abort()
+            await _abort(onward_writer)
+
+
+async def _abort(writer: asyncio.StreamWriter) -> None:
+    """Reset a connection, and wait until it is gone."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _pump(
