@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-rating bench-hot-pool bench-takeover format lock stack-up stack-down clean environment development
+.PHONY: help demo test chaos check bench-rating bench-hot-pool bench-takeover bench-latency format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -17,6 +17,9 @@ demo: environment ## run the whole pipeline on this machine and watch it; Ctrl-C
 test: development ## run the tests; they start the servers they need
 	@exec .venv/bin/pytest $(ARGS)
 
+chaos: development ## kill tests at length; ARGS="--rounds 5 --seed 1 database_dies": those alone
+	@exec .venv/bin/python -m tests.chaos $(ARGS)
+
 check: development ## check format, rules, types and the direction of imports
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
@@ -31,6 +34,9 @@ bench-hot-pool: environment ## measure charging of one pool of 10 to 10 000 devi
 
 bench-takeover: environment ## measure how long a dead worker's shards wait for another
 	@.venv/bin/python -m bench.takeover
+
+bench-latency: environment ## measure publish → balance visible at half of saturation
+	@.venv/bin/python -m bench.latency $(ARGS)
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format

@@ -45,7 +45,12 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
 
     `now` tells the instant of a request. Raises `SettingsError` when no database is set.
     """
-    pool = connection_pool(database_url(settings), application="api", size_max=_CONNECTIONS_MAX)
+    pool = connection_pool(
+        database_url(settings),
+        application="api",
+        size_max=_CONNECTIONS_MAX,
+        answer_seconds_max=settings.database_answer_seconds_max,
+    )
     metrics = Metrics()
 
     @asynccontextmanager

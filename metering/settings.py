@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="libpq URL of a PostgreSQL that has TimescaleDB; unset: the stack's own"
     )
+    database_answer_seconds_max: float = Field(
+        30.0, gt=0, description="a statement without an answer for so long ends its connection"
+    )
     broker_url: SecretStr | None = Field(
         None, description="mqtt://[user:password@]host:port of the broker; unset: the stack's own"
     )

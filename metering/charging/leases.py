@@ -100,6 +100,7 @@ class LeaseKeeper:
                 application="lease",
                 autocommit=True,
                 silence_seconds=self._lease_seconds,
+                answer_seconds_max=self._lease_seconds,
                 waiting=_away,
             )
             try:

@@ -21,6 +21,8 @@ from metering.store.connection import (
     Connection,
     connect_patiently,
     database_url,
+    end_session,
+    reason_of,
 )
 from metering.store.readings import WORK_CHANNEL
 from metering.store.work import readmit, refuse
@@ -28,6 +30,7 @@ from metering.store.work import readmit, refuse
 log = logging.getLogger(__name__)
 
 _BUSY_SECONDS_MAX = 0.05
+_RETRY_SECONDS = 0.1
 REASON_CHARACTERS_MAX = 500
 """As much of an error's text as is kept with a refused work item; the log has it all."""
 
@@ -44,7 +47,9 @@ class Worker:
             changed=self._wake_from_thread,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._listen_seconds = settings.database_answer_seconds_max / 2
         self._wake = asyncio.Event()
+        self._session: int | None = None
         self._look_at = 0.0
         self._readmitted = False
         self._not_closed: set[CycleKey] = set()
@@ -67,8 +72,10 @@ class Worker:
             try:
                 await connection.execute(f"LISTEN {WORK_CHANNEL}".encode())
                 self._wake.set()
-                async for _ in connection.notifies():
-                    self._wake.set()
+                while True:
+                    async for _ in connection.notifies(timeout=self._listen_seconds):
+                        self._wake.set()
+                    await connection.execute("SELECT 1")  # is anybody still there?
             except UNREACHABLE as error:
                 _away(error)
             finally:
@@ -81,6 +88,8 @@ class Worker:
                 silence_seconds=self._settings.charging_silence_seconds_max,
             )
             try:
+                await end_session(connection, self._session)
+                self._session = connection.info.backend_pid
                 await self._readmit_once(connection)
                 while True:
                     self._wake.clear()
@@ -89,6 +98,7 @@ class Worker:
             except UNREACHABLE as error:
                 _away(error)
                 metrics.RETRIES.inc()
+                await asyncio.sleep(_RETRY_SECONDS)  # the database may answer, and have no room
             finally:
                 await connection.close()
 
@@ -179,6 +189,7 @@ class Worker:
             application=application,
             autocommit=autocommit,
             silence_seconds=silence_seconds,
+            answer_seconds_max=self._settings.database_answer_seconds_max,
             waiting=_away,
         )
 
@@ -215,4 +226,4 @@ def _count(outcome: RunOutcome) -> None:
 
 
 def _away(error: Exception) -> None:
-    log.warning("the database is away: %s", str(error).strip().splitlines()[:1])
+    log.warning("the database is away: %s", reason_of(error))

@@ -25,6 +25,7 @@ class Controller:
 
     def __init__(self, settings: Settings) -> None:
         self._database_url = database_url(settings)
+        self._answer_seconds_max = settings.database_answer_seconds_max
         self._hearing = Hearing(
             settings,
             handlers={"command-ack": store_acks, "quota": quota_handler(settings)},
@@ -59,13 +60,19 @@ class Controller:
     async def _listen_for_ever(self) -> None:
         while True:
             connection = await connect_patiently(
-                self._database_url, application="control listen", autocommit=True, waiting=away
+                self._database_url,
+                application="control listen",
+                autocommit=True,
+                answer_seconds_max=self._answer_seconds_max,
+                waiting=away,
             )
             try:
                 await connection.execute(f"LISTEN {OUTBOX_CHANNEL}".encode())
                 self._wake()
-                async for _ in connection.notifies():
-                    self._wake()
+                while True:
+                    async for _ in connection.notifies(timeout=self._answer_seconds_max / 2):
+                        self._wake()
+                    await connection.execute("SELECT 1")  # is anybody still there?
             except UNREACHABLE as error:
                 away(error)
             finally:

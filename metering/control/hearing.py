@@ -62,6 +62,7 @@ class Hearing:
         self._singly = singly
         self._messages_max = messages_max
         self._database_url = database_url(settings)
+        self._answer_seconds_max = settings.database_answer_seconds_max
         self._pending: list[Delivery] = []
         self._arrived = asyncio.Event()
 
@@ -117,7 +118,10 @@ class Hearing:
             try:
                 if connection is None:
                     connection = await connect_patiently(
-                        self._database_url, application="control hear", waiting=away
+                        self._database_url,
+                        application="control hear",
+                        answer_seconds_max=self._answer_seconds_max,
+                        waiting=away,
                     )
                 await _store(connection, handler, messages)
             except UNREACHABLE as error:

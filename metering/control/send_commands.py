@@ -39,7 +39,10 @@ class CommandSender:
         """Publish what is due until cancelled."""
         while True:
             connection = await connect_patiently(
-                self._database_url, application="control commands", waiting=away
+                self._database_url,
+                application="control commands",
+                answer_seconds_max=self._settings.database_answer_seconds_max,
+                waiting=away,
             )
             try:
                 while True:

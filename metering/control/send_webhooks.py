@@ -49,7 +49,10 @@ class WebhookSender:
     async def run(self) -> None:
         """Deliver what is due until cancelled."""
         pool = connection_pool(
-            self._database_url, application="control webhooks", size_max=_CONNECTIONS_MAX
+            self._database_url,
+            application="control webhooks",
+            size_max=_CONNECTIONS_MAX,
+            answer_seconds_max=self._settings.database_answer_seconds_max,
         )
         await pool.open(wait=False)
         try:

@@ -29,6 +29,9 @@ from metering.store.connection import (
     Connection,
     connect_patiently,
     database_url,
+    end_session,
+    expect_answers,
+    reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
 from metering.wire.topics import usage_filter
@@ -51,6 +54,7 @@ class Ingester:
         self._pending_readings = 0
         self._held_octets = 0
         self._held_messages = 0
+        self._session: int | None = None
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._broker = BrokerConnection(
@@ -149,7 +153,7 @@ class Ingester:
         """Write a batch, for as long as it takes; the connection that did it is returned.
 
         Whether an attempt whose connection broke had committed is not known; the readings of the
-        next attempt are then recognised as duplicates.
+        next attempt are then recognised as duplicates. Its session is ended first: it may hold locks.
         """
         while True:
             try:
@@ -157,6 +161,7 @@ class Ingester:
                     connection = await connect_patiently(
                         self._database_url, application="ingest", waiting=_away
                     )
+                    await self._begin_session(connection)
                 await self._write(connection, messages)
             except UNREACHABLE as error:
                 _away(error)
@@ -167,6 +172,11 @@ class Ingester:
                 await asyncio.sleep(0.1)
             else:
                 return connection
+
+    async def _begin_session(self, connection: Connection) -> None:
+        expect_answers(connection, within_seconds=self._settings.database_answer_seconds_max)
+        await end_session(connection, self._session)
+        self._session = connection.info.backend_pid
 
     async def _write(self, connection: Connection, messages: Sequence[Message]) -> None:
         """Write a batch; one that the database refuses is narrowed to what it refuses of it."""
@@ -234,4 +244,4 @@ def _count(outcome: BatchOutcome, messages: Sequence[Message], committed_at: dat
 
 
 def _away(error: Exception) -> None:
-    log.warning("the database is away: %s", str(error).strip().splitlines()[:1])
+    log.warning("the database is away: %s", reason_of(error))

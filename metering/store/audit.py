@@ -832,7 +832,7 @@ _OVERLAPPING: LiteralString = (
     "   AND entry.kind NOT IN ('hold', 'release') GROUP BY position"
 )
 _OWN_GRANTED: LiteralString = (
-    f"{_GRANTED} JOIN bucket ON bucket.kind = 'allowance' AND (bucket.device_no = given.owner"
+    f"{_GRANTED} JOIN bucket ON bucket.kind = 'allowance' AND (bucket.device_no = given.owner"  # noqa: S608
     "   OR bucket.subscription_no IN (SELECT subscription_no FROM subscription"
     f"     WHERE subscription.device_no = given.owner)){_OVERLAPPING}"
 )

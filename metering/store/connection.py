@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -14,6 +15,19 @@ from metering.settings import Settings
 
 Connection = AsyncConnection[TupleRow]
 """What every function of the store takes: it runs inside the caller's transaction."""
+
+_Result = TypeVar("_Result")
+
+
+class _BoundedConnection(AsyncConnection[TupleRow]):
+    """A connection that can be told how long to wait for an answer; see `expect_answers`."""
+
+    answer_seconds_max: float | None = None
+
+    async def wait(self, gen: PQGen[_Result], *args: Any, **more: Any) -> _Result:  # noqa: ANN401 - its own
+        async with asyncio.timeout(self.answer_seconds_max):
+            return await super().wait(gen, *args, **more)
+
 
 UNREACHABLE = (
     psycopg.OperationalError,
@@ -24,7 +38,11 @@ UNREACHABLE = (
 )
 """What is raised when the database is away, or went away, and the work may be tried again."""
 
-_OPTIONS = "-c timezone=GMT -c statement_timeout=0 -c idle_in_transaction_session_timeout=60000"
+_OPTIONS = (
+    "-c timezone=GMT -c statement_timeout=0 -c idle_in_transaction_session_timeout=60000"
+    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+    " -c tcp_user_timeout=10000"
+)
 
 
 def database_url(settings: Settings) -> str:
@@ -47,19 +65,50 @@ async def connect(
     parameters = _parameters(application)
     if silence_seconds is not None:
         parameters |= _silence_ends(silence_seconds)
-    return await psycopg.AsyncConnection.connect(url, autocommit=autocommit, **parameters)
+    return await _BoundedConnection.connect(url, autocommit=autocommit, **parameters)
+
+
+def expect_answers(connection: Connection, *, within_seconds: float) -> None:
+    """Take the database for gone when a statement gets no answer for so long.
+
+    The statement is cancelled if it can be, and raises one of `UNREACHABLE`. The network does not always
+    tell: what stands between may have forgotten the connection, and go on acknowledging what it is sent.
+    """
+    if isinstance(connection, _BoundedConnection):
+        connection.answer_seconds_max = within_seconds
+
+
+async def end_session(connection: Connection, session: int | None) -> None:
+    """End a session of this application that a broken connection may have left behind.
+
+    The server may not know yet that nobody is there, and keep the locks of its transaction. Takes the
+    process number that the server gave the connection; None does nothing.
+    """
+    if session is not None:
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s"
+                " AND usename = current_user AND application_name = current_setting('application_name')",
+                [session],
+            )
 
 
 def connection_pool(
-    url: str, *, application: str, size_max: int
+    url: str, *, application: str, size_max: int, answer_seconds_max: float
 ) -> AsyncConnectionPool[Connection]:
-    """Return a pool, not yet open, of at most `size_max` connections.
+    """Return a pool, not yet open, of at most `size_max` connections that expect answers.
 
     A connection is tried before it is handed out, so that a database that was away costs no request
     once it is back; while it is away, the pool tries again every second.
     """
+
+    async def configure(connection: Connection) -> None:
+        expect_answers(connection, within_seconds=answer_seconds_max)
+
     return AsyncConnectionPool(
         url,
+        connection_class=_BoundedConnection,
+        configure=configure,
         min_size=1,
         max_size=size_max,
         open=False,
@@ -70,6 +119,13 @@ def connection_pool(
     )
 
 
+def reason_of(error: Exception) -> str:
+    """Return one line for a log: why the database is taken for away."""
+    if isinstance(error, TimeoutError):
+        return "a statement got no answer"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _parameters(application: str) -> dict[str, Any]:
     return {
         "application_name": f"fleetmeter {application}",
@@ -78,6 +134,7 @@ def _parameters(application: str) -> dict[str, Any]:
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
     }
 
 
@@ -100,16 +157,18 @@ async def connect_patiently(
     application: str,
     autocommit: bool = False,
     silence_seconds: float | None = None,
+    answer_seconds_max: float | None = None,
     waiting: Callable[[Exception], None],
 ) -> Connection:
     """Open a connection as `connect` does, trying again for as long as the database is away.
 
-    `waiting` is told each failure. Attempts are 0.1 to 2 seconds apart.
+    It is gone when a statement gets no answer for `answer_seconds_max`. `waiting` is told each failure.
+    Attempts are 0.1 to 2 seconds apart.
     """
     pause_seconds = 0.1
     while True:
         try:
-            return await connect(
+            connection = await connect(
                 url,
                 application=application,
                 autocommit=autocommit,
@@ -119,3 +178,7 @@ async def connect_patiently(
             waiting(error)
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2.0, pause_seconds * 2)
+            continue
+        if answer_seconds_max is not None:
+            expect_answers(connection, within_seconds=answer_seconds_max)
+        return connection

@@ -78,32 +78,31 @@ async def lock_boots(
 ) -> dict[tuple[DeviceNo, str], Boot]:
     """Lock the rows of some boots until the transaction ends, creating those never seen.
 
-    Rows are locked in one order everywhere, existing ones first, so that two ingesters never wait
-    for each other in a circle.
+    Rows are locked, and created, in one order everywhere, so that ingesters never wait for each other in
+    a circle: to create a row that somebody else is creating waits for them as a lock does.
     """
-    boots = await _lock_known_boots(connection, keys)
-    missing = sorted(key for key in keys if key not in boots)
-    if missing:
-        await connection.execute(
+    ordered = sorted(keys)
+    arrays = [[key[0] for key in ordered], [key[1] for key in ordered]]
+    found = await connection.execute(
+        "WITH given AS MATERIALIZED (SELECT * FROM unnest(%s::bigint[], %s::text[])"
+        "   WITH ORDINALITY AS given (device_no, boot_id, position))"
+        " SELECT boot.device_no, boot.boot_id, boot_no, up_to, beyond, measured_to, complete_to"
+        " FROM given JOIN boot USING (device_no, boot_id)"
+        " WHERE (SELECT count(*) FROM given JOIN boot USING (device_no, boot_id)) = %s"
+        " ORDER BY position FOR UPDATE OF boot",
+        [*arrays, len(ordered)],
+    )
+    rows = await found.fetchall()
+    if len(rows) < len(ordered):  # none is locked then
+        found = await connection.execute(
             "INSERT INTO boot (device_no, boot_id, first_seen_at)"
             " SELECT device_no, boot_id, %s FROM unnest(%s::bigint[], %s::text[])"
             " WITH ORDINALITY AS given (device_no, boot_id, position) ORDER BY position"
-            " ON CONFLICT (device_no, boot_id) DO NOTHING",
-            [now, [key[0] for key in missing], [key[1] for key in missing]],
+            " ON CONFLICT (device_no, boot_id) DO UPDATE SET first_seen_at = boot.first_seen_at"
+            " RETURNING device_no, boot_id, boot_no, up_to, beyond, measured_to, complete_to",
+            [now, *arrays],
         )
-        boots |= await _lock_known_boots(connection, missing)
-    return boots
-
-
-async def _lock_known_boots(
-    connection: Connection, keys: Sequence[tuple[DeviceNo, str]]
-) -> dict[tuple[DeviceNo, str], Boot]:
-    found = await connection.execute(
-        "SELECT device_no, boot_id, boot_no, up_to, beyond, measured_to, complete_to"
-        " FROM unnest(%s::bigint[], %s::text[]) AS given (device_no, boot_id)"
-        " JOIN boot USING (device_no, boot_id) ORDER BY boot_no FOR UPDATE OF boot",
-        [[key[0] for key in keys], [key[1] for key in keys]],
-    )
+        rows = await found.fetchall()
     return {
         (row[0], row[1]): Boot(
             boot_no=row[2],
@@ -111,7 +110,7 @@ async def _lock_known_boots(
             measured_to=row[5],
             complete_to=row[6],
         )
-        for row in await found.fetchall()
+        for row in rows
     }
 
 

@@ -385,7 +385,7 @@ _HOLD: LiteralString = (
     " AND coalesce(bucket.expires_at, 'infinity') > given.begins"
 )
 _OWN_LEFT: LiteralString = (
-    f"SELECT position, sum(lot.unused){_GIVEN} CROSS JOIN LATERAL ("
+    f"SELECT position, sum(lot.unused){_GIVEN} CROSS JOIN LATERAL ("  # noqa: S608 - own text
     "   SELECT granted - used AS unused FROM subscription"
     "   JOIN bucket ON bucket.kind = 'allowance'"
     f"     AND bucket.subscription_no = subscription.subscription_no{_HOLD}"

@@ -276,11 +276,19 @@ class Pipeline:
 
     def stop(self) -> None:
         """End every process, and print what each said: pytest shows it if the test failed."""
+        self.end()
+        self.print_logs()
+
+    def end(self) -> None:
+        """End every process that still runs."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
         for process in self.processes.values():
             process.wait()
+
+    def print_logs(self) -> None:
+        """Print the end of what each process said."""
         for name in self.processes:
             lines = self.log(name).read_text(errors="replace").splitlines()
             print(f"--- {name}", *lines[-60:], sep="\n")
@@ -326,14 +334,22 @@ class Pipeline:
     def count(self, table: str) -> int:
         return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608 - ours
 
-    def simulate(self, seconds: float, *, seed: int) -> SimulatedRun:
-        """Start 32 devices with every fault that the simulator knows."""
+    def simulate(
+        self,
+        seconds: float,
+        *,
+        seed: int,
+        interval: float = 0.5,
+        reorder: float = 0.05,
+        drain_seconds: float = 90,
+    ) -> SimulatedRun:
+        """Start 32 devices with every fault that the simulator knows; 0 seconds: until told."""
         ledger = self.folder / "ledger.jsonl"
         process = self.start(
             "simulate", "--tenant", TENANT, "--group", f"tracker:{len(TRACKERS)}",
             "--group", f"meter:{len(METERS)}", "--seed", str(seed), "--for", str(seconds),
-            "--interval", "0.5", "--readings", "5", "--duplicates", "0.05", "--reorder", "0.05",
-            "--resets", "0.01", "--reboots", "0.02", "--ledger", str(ledger), "--drain", "90",
+            "--interval", str(interval), "--readings", "5", "--duplicates", "0.05", "--reorder", str(reorder),
+            "--resets", "0.01", "--reboots", "0.02", "--ledger", str(ledger), "--drain", str(drain_seconds),
         )  # fmt: skip
         return SimulatedRun(process=process, ledger=ledger, log=self.log("simulate"))
 

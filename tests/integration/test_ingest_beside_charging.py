@@ -1,6 +1,7 @@
 """What ingest shares with charging and with operators: locks, and what it remembers of devices."""
 
 import asyncio
+import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -128,6 +129,29 @@ def test_two_ingesters_with_the_same_boots_in_opposite_order_both_get_through(
                 asyncio.gather(ingester(devices, 0), ingester(devices[::-1], 1)), timeout=60
             )
             assert tuple(counts) == (450, 450)
+
+    asyncio.run(scenario())
+
+
+def test_ingesters_that_meet_at_old_and_at_new_boots_all_get_through(database_url: str) -> None:
+    """New rows are waited for like locked ones: both have to be taken in one order."""
+    devices = [f"d{number:02}" for number in range(24)]
+
+    async def ingester(number: int) -> None:
+        chance = random.Random(number)  # noqa: S311 - reproducible
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            for turn in range(40):
+                boots = [f"boot-{turn // 3}", f"boot-{max(0, turn // 3 - 1)}"]
+                batch = [
+                    message(device, 1 + number + 8 * turn, boot=chance.choice(boots))
+                    for device in chance.sample(devices, 8)
+                ]
+                outcome = await write_batch(connection, DeviceCache(100), batch, now=NOW)
+                assert outcome.stored == len(batch)
+
+    async def scenario() -> None:
+        async with await with_device(database_url, *devices), asyncio.timeout(120):
+            await asyncio.gather(*(ingester(number) for number in range(8)))
 
     asyncio.run(scenario())
 

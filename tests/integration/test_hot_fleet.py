@@ -1,0 +1,223 @@
+"""One fleet that everybody works on at once: nobody waits for ever, and the sums are right."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from metering.billing.bill import bill_so_far
+from metering.charging.change_terms import change_plan, change_state
+from metering.charging.charge_usage import charge_usage
+from metering.charging.subscribe import subscribe
+from metering.errors import InvalidValue
+from metering.ids import DeviceId, PlanNo, TenantId
+from metering.ingest.admission import Message
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.write_batch import write_batch
+from metering.insight.audit import audit_database
+from metering.rating.plan import DeviceState
+from metering.store.audit import read_from_one_snapshot
+from metering.store.bucket_views import pool_lots
+from metering.store.connection import Connection, connect
+from metering.store.fleet_views import fleet_view
+from metering.store.registry import Fleet, ensure_devices
+from metering.usage import DATA, MESSAGES, SMS, VOICE, Reading, ReadingKind
+from tests.integration.pipeline import POOLED_PLAN, TENANT, Operator, migrated
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
+DEVICES = [f"hot-{number:02}" for number in range(24)]
+CHEAPER = POOLED_PLAN | {"plan": "cheaper", "monthly_fee": "0.10"}
+TURNS = 25
+
+
+@dataclass(slots=True)
+class HotFleet:
+    """The fleet that all work on, and what they did to it so far."""
+
+    url: str
+    fleet: Fleet
+    plans: Sequence[PlanNo]
+    device_nos: list[int]
+    seqs: dict[str, int] = field(default_factory=dict)
+    sent: int = 0
+    quantity: int = 0
+    plan_changes: int = 0
+
+
+Operation = Callable[[HotFleet, Connection, random.Random], Awaitable[None]]
+
+
+async def publish(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Store what some devices used, in any order of devices."""
+    devices = chance.sample(DEVICES, 8)
+    await write_batch(
+        connection, DeviceCache(100), [_message(hot, device, chance) for device in devices], now=NOW
+    )
+
+
+def _message(hot: HotFleet, device: str, chance: random.Random) -> Message:
+    first = hot.seqs.get(device, 0) + 1
+    hot.seqs[device] = first + 2
+    readings = [_reading(seq, chance) for seq in range(first, first + 3)]
+    hot.sent += len(readings)
+    hot.quantity += sum(each.uplink + each.downlink + each.quantity for each in readings)
+    return Message(
+        topic=f"fm/v1/{TENANT}/{device}/usage",
+        octets=100,
+        sender=(TenantId(TENANT), DeviceId(device)),
+        received_at=NOW,
+        published_at=None,
+        boot="boot-1",
+        readings=readings,
+        rejections=(),
+    )
+
+
+def _reading(seq: int, chance: random.Random) -> Reading:
+    meter = chance.choices([DATA, SMS, VOICE, MESSAGES], [6, 1, 1, 1])[0]
+    at = NOW - timedelta(seconds=chance.randrange(5 * 24 * 3600))
+    if meter is DATA:
+        return Reading(
+            seq=seq, at=at, meter=meter, kind=ReadingKind.DELTA,
+            uplink=chance.randrange(200), downlink=chance.randrange(800),
+        )  # fmt: skip
+    return Reading(
+        seq=seq, at=at, meter=meter, kind=ReadingKind.DELTA, quantity=chance.randrange(1, 4)
+    )
+
+
+async def charge(_hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Charge some of what is queued, if nobody else does."""
+    await charge_usage(connection, readings_max=chance.choice([1, 50, 500]), now=NOW)
+
+
+async def join(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Add a device to the fleet and subscribe it: the pool grows."""
+    device_id = f"late-{chance.randrange(10**9)}"
+    async with connection.transaction():
+        numbers = await ensure_devices(
+            connection, fleet=hot.fleet, device_ids=[device_id], active_from=BEGAN, now=NOW
+        )
+    await subscribe(
+        connection, fleet=hot.fleet, device_nos=[numbers[DeviceId(device_id)]],
+        plan_no=chance.choice(hot.plans), valid_from=NOW - timedelta(days=3), now=NOW,
+    )  # fmt: skip
+
+
+async def go_over(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Change the plan of some devices, some days ago: what they used since is charged again.
+
+    It is refused where a plan had ended before another was taken.
+    """
+    with contextlib.suppress(InvalidValue):
+        await change_plan(
+            connection, tenant_no=hot.fleet.tenant_no, device_nos=chance.sample(hot.device_nos, 2),
+            plan_no=chance.choice(hot.plans), at=NOW - timedelta(hours=chance.randrange(100)), now=NOW,
+        )  # fmt: skip
+        hot.plan_changes += 1
+
+
+async def suspend(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Suspend a device, or let it go on, from some days ago on."""
+    await change_state(
+        connection, tenant_no=hot.fleet.tenant_no, device_nos=chance.sample(hot.device_nos, 2),
+        state=chance.choice([DeviceState.ACTIVE, DeviceState.SUSPENDED]),
+        at=NOW - timedelta(hours=chance.randrange(100)), now=NOW,
+    )  # fmt: skip
+
+
+async def read(hot: HotFleet, connection: Connection, _chance: random.Random) -> None:
+    """Read what the API reads, in one snapshot: charges and balances agree in it."""
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        view = await fleet_view(connection, hot.fleet.tenant_no, fleet_id=hot.fleet.fleet_id)
+        lots = await pool_lots(
+            connection, hot.fleet.tenant_no, fleet_no=hot.fleet.fleet_no, now=NOW
+        )
+        assert all(0 <= lot.used <= lot.granted for lot in lots)
+        await bill_so_far(connection, hot.fleet.tenant_no, fleet=view, at=NOW)
+        found = await connection.execute(
+            "SELECT (SELECT coalesce(sum(from_allowance + from_pool), 0) FROM charge),"
+            " (SELECT coalesce(sum(used), 0) FROM bucket),"
+            " (SELECT coalesce(sum(amount), 0) FROM charge),"
+            " (SELECT coalesce(sum(amount), 0) FROM meter_use)"
+        )
+        charged_free, drawn, amount, owed = await found.fetchone() or ()
+        assert (charged_free, amount) == (drawn, owed)
+
+
+OPERATIONS: Sequence[tuple[Operation, int]] = (
+    (publish, 3),
+    (charge, 4),
+    (join, 1),
+    (go_over, 2),
+    (suspend, 1),
+    (read, 4),
+)
+"""What is done at once, and on how many connections each."""
+
+
+def test_everybody_works_on_one_hot_fleet_at_once(database_url: str) -> None:
+    asyncio.run(_all_at_once(database_url))
+
+
+async def _all_at_once(url: str) -> None:
+    hot = await _hot_fleet(url)
+    deadlocks = _deadlocks(url)
+    workers = [
+        (operation, f"{operation.__name__}/{number}")
+        for operation, connections in OPERATIONS
+        for number in range(connections)
+    ]
+    async with asyncio.timeout(300), asyncio.TaskGroup() as tasks:
+        for operation, name in workers:
+            tasks.create_task(_work(hot, operation, name))
+    async with await connect(url, application="test", autocommit=True) as connection:
+        while await charge_usage(connection, readings_max=5000, now=NOW):
+            pass
+        found = await connection.execute(
+            "SELECT count(DISTINCT (boot_no, seq)), sum(quantity) FROM charge"
+        )
+        charged, quantity = await found.fetchone() or ()
+        assert (charged, quantity) == (hot.sent, hot.quantity)
+        await read(hot, connection, random.Random(0))  # noqa: S311 - reproducible
+    async with await connect(url, application="test") as connection:
+        await read_from_one_snapshot(connection)
+        result = await audit_database(connection)
+    assert result.differences == []
+    assert hot.plan_changes > 5
+    assert result.verdict.startswith(f"audit: equal ({hot.sent} readings, ")
+    assert _deadlocks(url) == deadlocks
+
+
+async def _work(hot: HotFleet, operation: Operation, name: str) -> None:
+    """Do one thing again and again on a connection of its own; charging goes on while others do."""
+    chance = random.Random(name)  # noqa: S311 - reproducible
+    async with await connect(hot.url, application=f"test {name}", autocommit=True) as connection:
+        for _ in range(TURNS):
+            await operation(hot, connection, chance)
+
+
+async def _hot_fleet(url: str) -> HotFleet:
+    await migrated(url)
+    async with await connect(url, application="test", autocommit=True) as connection:
+        operator = await Operator.of(connection, now=NOW)
+        fleet = await operator.fleet("hot")
+        plans = [await operator.plan(plan) for plan in (POOLED_PLAN, CHEAPER)]
+        device_nos = await operator.devices(fleet, DEVICES, plan=plans[0], valid_from=BEGAN)
+    return HotFleet(url=url, fleet=fleet, plans=plans, device_nos=device_nos)
+
+
+def _deadlocks(url: str) -> int:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
+        row = connection.execute(
+            "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
