@@ -200,8 +200,6 @@ def _fates(world: "World", found: Found) -> Iterator[str]:
                 yield f"{name} is stored {len(stored)} times"
             if stored and stored[0] not in contents:
                 yield f"{name} is stored as {stored[0]}, made were {contents}"
-            if stored and refused and len(contents) == 1:
-                yield f"{name} is both stored and rejected as {refused}"
             if not stored and not refused and key not in device.lost:
                 yield f"{name} is neither stored nor rejected, and its device did not lose it"
             if key in device.durable and not stored and not refused:
@@ -305,7 +303,7 @@ def _explained(found: Found) -> Iterator[str]:
             terms = found.plans[each.plan_no]
             rate = terms.rates[METERS_BY_NO[each.meter_no].meter][each.variant]
             walked = sum(step.amount for step in rate.walk(each.priced_before, each.overage))
-            if terms.rounding.at.value != "record" and walked + each.connection_fee != each.amount:
+            if terms.record_amount(walked + each.connection_fee) != each.amount:
                 yield f"{name} part {each.part} walks to {walked}, costs {each.amount}"
             if each.from_allowance + each.from_pool + each.overage != each.billed:
                 yield f"{name} part {each.part} is billed {each.billed}, which its parts do not make"

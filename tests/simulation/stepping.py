@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 _LOOK_AFTER_SECONDS = 0.004
 _ABOUT_CHARACTERS_MAX = 58
+END = "end of transaction"
+"""What an exchange is called that commits or rolls back."""
 
 
 class Order(Enum):
@@ -62,6 +64,7 @@ class Actor:
         """What the exchange is before which it pauses."""
         self.connection: SteppedConnection | None = None
         self.error: BaseException | None = None
+        self._abandoned = False
         self._steps = steps
         self._order: asyncio.Future[Order] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -93,6 +96,8 @@ class Actor:
 
     async def pause(self, about: str) -> Order:
         """Wait for an order, before an exchange or after one for which it had to wait."""
+        if self._abandoned:
+            return Order.KILL
         self.about = about
         self.state = State.PAUSED
         self._order = asyncio.get_running_loop().create_future()
@@ -132,7 +137,8 @@ class Actor:
             self.connection = None
 
     async def abandon(self) -> None:
-        """End its work, whatever it is at, without a trace in the database."""
+        """End its work, whatever it is at."""
+        self._abandoned = True
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -159,16 +165,22 @@ class Steps:
 
     async def step(self, actor: Actor, order: Order) -> None:
         """Let a paused actor go on until its next exchange, its end, or somebody's lock."""
-        pid = actor.pid
+        pid, about = actor.pid, actor.about
         actor.obey(order)
         if order is not Order.GO and pid is not None:
             await self.settle()
             await self._ended(pid)
-        await self.settle()
+        # Locks are freed at the end of a transaction, of a session, and nowhere else.
+        await self.settle(freed=order is not Order.GO or about.startswith(END))
 
-    async def settle(self) -> None:
-        """Wait until every actor is idle, pauses, or is blocked by one that pauses."""
-        while busy := [each for each in self.actors if each.state in {State.RUNNING, State.BLOCKED}]:
+    async def settle(self, *, freed: bool = False) -> None:
+        """Wait until every actor is idle, pauses, or is blocked by one that pauses.
+
+        Who is blocked stays so unless locks were `freed`.
+        """
+        unsettled = {State.RUNNING, State.BLOCKED} if freed else {State.RUNNING}
+        while any(each.state in unsettled for each in self.actors):
+            busy = [each for each in self.actors if each.state in {State.RUNNING, State.BLOCKED}]
             self.changed.clear()
             try:
                 async with asyncio.timeout(_LOOK_AFTER_SECONDS):
@@ -270,7 +282,7 @@ class SteppedConnection(AsyncConnection[TupleRow]):
         if actor is None or self.closed:
             return await super().wait(gen, *arguments, **options)
         name = getattr(gen, "__name__", "")
-        about = {"_enter_gen": "BEGIN", "_exit_gen": "end of transaction"}.get(name, self.statement)
+        about = {"_enter_gen": "BEGIN", "_exit_gen": END}.get(name, self.statement)
         order = await actor.pause(about)
         self._obey(order)
         outcome: Result | BaseException

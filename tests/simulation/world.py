@@ -21,11 +21,11 @@ from tests.simulation.operations import OPERATIONS, Planned
 from tests.simulation.promises import BrokenPromise
 from tests.simulation.processes import SimulatedIngester, SimulatedWorker, simulated_edges
 from tests.simulation.scenes import SimulatedFleet, begin
-from tests.simulation.stepping import Actor, Killed, Order, State, Steps
+from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 700
+ACTIONS = 450
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
 STARTS = tuple(
@@ -241,7 +241,7 @@ async def _step(world: World, actor: Actor, *, faulty: bool = True) -> None:
     if faulty and not actor.rests:
         faults = world.faults
         # What happens at the end of a transaction is the most telling.
-        often = 4 if actor.about == "end of transaction" else 1
+        often = 4 if actor.about == END else 1
         drawn = world.chance.random() / often
         for each, share in (
             (Order.KILL, faults.kill), (Order.BREAK, faults.break_), (Order.LOSE_ANSWER, faults.lose_answer),
