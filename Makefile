@@ -1,10 +1,12 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-rating format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation check bench-rating format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
+SEEDS ?= 1000
+FIRST ?= 1
 PYTHON ?=
 export PYTHON
 
@@ -16,6 +18,9 @@ demo: environment ## run the whole pipeline on this machine and watch it; Ctrl-C
 
 test: development ## run the tests; they start the servers they need
 	@exec .venv/bin/pytest $(ARGS)
+
+simulation: development ## simulate SEEDS histories with every fault, from seed FIRST on
+	@exec .venv/bin/pytest tests/simulation -k promise --seeds $(SEEDS) --first-seed $(FIRST) $(ARGS)
 
 check: development ## check format, rules, types and the direction of imports
 	.venv/bin/ruff format --check

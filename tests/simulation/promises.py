@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.insight.audit import audit_database
-from metering.rating.plan import PlanTerms
+from metering.rating.plan import Aggregate, PlanTerms
 from metering.store import device_views, fault_views, fleet_views, usage_views
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
@@ -225,6 +225,10 @@ def _quantities(world: "World", found: Found) -> Iterator[str]:
     del world
     for name, (reading, *_) in found.readings.items():
         used = reading.uplink + reading.downlink if reading.meter.directed else reading.quantity
+        charges = found.charges.get(name, ())
+        meter = reading.meter.meter
+        if any(found.plans[each.plan_no].meters[meter].aggregate is Aggregate.MAX for each in charges):
+            continue  # each part of a capacity has the whole of it
         if reading.kind is ReadingKind.DELTA and _charged(found, name) != used:
             yield f"{name} used {used}, charged or parked is {_charged(found, name)}"
 

@@ -90,7 +90,16 @@ async def begin(
     """Register what a seed begins with, and commit it."""
     tenants: dict[str, TenantNo] = {}
     fleets: list[SimulatedFleet] = []
-    one_shard = chance.random() < 0.5
+    if chance.random() < 0.5:
+        # New fleets take the shards in turn; in some seeds all share one, and one worker has them all.
+        await connection.execute(
+            "CREATE FUNCTION share_a_shard() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN NEW.shard_no := 0; RETURN NEW; END $$"
+        )
+        await connection.execute(
+            "CREATE TRIGGER shares_a_shard BEFORE INSERT ON fleet"
+            " FOR EACH ROW EXECUTE FUNCTION share_a_shard()"
+        )
     for tenant_id in TENANTS:
         tenant = await ensure_tenant(connection, tenant_id=tenant_id, name=tenant_id, now=now)
         tenants[tenant_id] = tenant
@@ -103,8 +112,6 @@ async def begin(
             fleets.append(
                 await _fleet(connection, chance, tenant, tenant_id, kind, device_ids, now=now)
             )
-    if one_shard:
-        await connection.execute("UPDATE fleet SET shard_no = 0")
     await connection.commit()
     return tenants, fleets
 

@@ -1,7 +1,6 @@
 """Many seeds on all cores: each on a copy of one migrated database, its failures with their traces."""
 
 import asyncio
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -99,8 +98,8 @@ def run_seed(server_url: str, template: str, seed: int) -> SeedRun:
             asyncio.run(simulate(url, seed, run.trace))
         except Exception as error:  # noqa: BLE001 - any error of the product is a finding
             run.broken = f"{type(error).__name__}: {error}"
-            if not isinstance(error, AssertionError):
-                run.broken += "\n" + "".join(traceback.format_exception(error)[-12:])
+            if not isinstance(error, AssertionError) or error.__cause__:
+                run.broken += "\n" + "".join(traceback.format_exception(error.__cause__ or error)[-8:])
         run.seconds = time.perf_counter() - began
     return run
 
@@ -118,6 +117,4 @@ def run_seeds(server_url: str, seeds: Sequence[int], *, jobs: int | None = None)
                         run.trace.clear()
                     yield run
             finally:
-                for each in due:
-                    with contextlib.suppress(Exception):
-                        each.cancel()
+                pool.shutdown(cancel_futures=True)

@@ -29,6 +29,14 @@ END = "end of transaction"
 """What an exchange is called that commits or rolls back."""
 
 
+_KINDS = {
+    "BaseTransaction._enter_gen": "BEGIN",
+    "BaseTransaction._exit_gen": END,
+    "BasePipeline._exit_gen": "end of pipeline",
+}
+"""What exchanges are called that no statement of ours says, by psycopg's generator."""
+
+
 class Order(Enum):
     """What happens to an actor that pauses before an exchange."""
 
@@ -281,8 +289,10 @@ class SteppedConnection(AsyncConnection[TupleRow]):
         actor = self.actor
         if actor is None or self.closed:
             return await super().wait(gen, *arguments, **options)
-        name = getattr(gen, "__name__", "")
-        about = {"_enter_gen": "BEGIN", "_exit_gen": END}.get(name, self.statement)
+        kind = getattr(gen, "__qualname__", "")
+        if kind == "BasePipeline._enter_gen":  # exchanges nothing
+            return await super().wait(gen, *arguments, **options)
+        about = _KINDS.get(kind, self.statement)
         order = await actor.pause(about)
         self._obey(order)
         outcome: Result | BaseException
