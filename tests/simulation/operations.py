@@ -70,7 +70,11 @@ def subscribe_device(world: "World") -> Planned | None:
     async def run(connection: Connection) -> None:
         async with connection.transaction():
             numbers = await ensure_devices(
-                connection, fleet=fleet.fleet, device_ids=[found.device_id], active_from=now, now=now
+                connection,
+                fleet=fleet.fleet,
+                device_ids=[found.device_id],
+                active_from=now,
+                now=now,
             )
         await subscribe(
             connection, fleet=fleet.fleet, device_nos=list(numbers.values()), plan_no=plan_no,

@@ -96,7 +96,9 @@ async def check_durable(world: "World", device: SimulatedDevice, keys: Sequence[
     )
     missing = sorted(set(keys) - {(row[0], row[1]) for row in await found.fetchall()})
     if missing:
-        raise BrokenPromise(f"{device.name} was told that {missing} are durable, which they are not")
+        raise BrokenPromise(
+            f"{device.name} was told that {missing} are durable, which they are not"
+        )
 
 
 async def check(world: "World") -> None:
@@ -227,7 +229,9 @@ def _quantities(world: "World", found: Found) -> Iterator[str]:
         used = reading.uplink + reading.downlink if reading.meter.directed else reading.quantity
         charges = found.charges.get(name, ())
         meter = reading.meter.meter
-        if any(found.plans[each.plan_no].meters[meter].aggregate is Aggregate.MAX for each in charges):
+        if any(
+            found.plans[each.plan_no].meters[meter].aggregate is Aggregate.MAX for each in charges
+        ):
             continue  # each part of a capacity has the whole of it
         if reading.kind is ReadingKind.DELTA and _charged(found, name) != used:
             yield f"{name} used {used}, charged or parked is {_charged(found, name)}"
@@ -286,7 +290,9 @@ def _parking(world: "World", found: Found) -> Iterator[str]:
             plan_no = fleet.plan_of.get(device.device_id)
             for _, name in _names(device):
                 charged = found.charges.get(name, [])
-                if charged and (begins is None or min(each.usage_from for each in charged) < begins):
+                if charged and (
+                    begins is None or min(each.usage_from for each in charged) < begins
+                ):
                     yield f"{name} is charged for a time before its subscription of {begins}"
                 for reason, _ in found.parked.get(name, []):
                     reading = found.readings[name][0]
@@ -368,7 +374,10 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
         f" {made.get(key)}, the reference says {expected.get(key)}"
         for key in sorted(expected.keys() | made.keys())
         if expected.get(key) != made.get(key)
-    ] + [f"{fleet.tenant_id}/{fleet.kind}: the reference rejects {each}" for each in again["rejected"]]
+    ] + [
+        f"{fleet.tenant_id}/{fleet.kind}: the reference rejects {each}"
+        for each in again["rejected"]
+    ]
 
 
 def _line(found: Found, charges: Sequence[Charged]) -> dict[str, object]:
@@ -393,8 +402,7 @@ def _line(found: Found, charges: Sequence[Charged]) -> dict[str, object]:
 async def _bad_messages(world: "World") -> list[str]:
     """Promise 5: every bad message that was handed to an ingester is kept, and its tenant sees it."""
     kept = {
-        (row[0], row[1])
-        for row in await _rows(world.admin, "SELECT topic, reason FROM rejected")
+        (row[0], row[1]) for row in await _rows(world.admin, "SELECT topic, reason FROM rejected")
     }
     return [
         f"a bad message on {topic} is not kept as {reason}"
@@ -458,7 +466,9 @@ async def _tenants(world: "World", found: Found) -> list[str]:
             world.admin, tenant_no, fleet_no=None, device_no=None, before=None, limit=500
         )
         listed = sorted((each.device_id, each.boot_id, each.seq) for each in parked)
-        own = sorted(name[1:] for name, kept in found.parked.items() if name[0] == tenant_id and kept)
+        own = sorted(
+            name[1:] for name, kept in found.parked.items() if name[0] == tenant_id and kept
+        )
         if listed != own:
             problems.append(f"{tenant_id} is shown {len(listed)} parked readings of {len(own)}")
     return problems

@@ -136,9 +136,7 @@ async def _fleet(
         await ensure_plan(connection, tenant=tenant, plan=read_plan(document), now=began): document
         for document in PLANS[kind]
     }
-    found = SimulatedFleet(
-        tenant_id=tenant_id, kind=kind, fleet=fleet, plans=plans, began=began
-    )
+    found = SimulatedFleet(tenant_id=tenant_id, kind=kind, fleet=fleet, plans=plans, began=began)
     numbers = await ensure_devices(
         connection, fleet=fleet, device_ids=device_ids, active_from=began, now=now
     )

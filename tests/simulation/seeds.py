@@ -99,12 +99,16 @@ def run_seed(server_url: str, template: str, seed: int) -> SeedRun:
         except Exception as error:  # noqa: BLE001 - any error of the product is a finding
             run.broken = f"{type(error).__name__}: {error}"
             if not isinstance(error, AssertionError) or error.__cause__:
-                run.broken += "\n" + "".join(traceback.format_exception(error.__cause__ or error)[-8:])
+                run.broken += "\n" + "".join(
+                    traceback.format_exception(error.__cause__ or error)[-8:]
+                )
         run.seconds = time.perf_counter() - began
     return run
 
 
-def run_seeds(server_url: str, seeds: Sequence[int], *, jobs: int | None = None) -> Iterator[SeedRun]:
+def run_seeds(
+    server_url: str, seeds: Sequence[int], *, jobs: int | None = None
+) -> Iterator[SeedRun]:
     """Simulate seeds on all cores; yield them as they end. Traces of those that hold are left out."""
     with template_database(server_url) as template:
         context = multiprocessing.get_context("spawn")

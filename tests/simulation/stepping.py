@@ -204,9 +204,9 @@ class Steps:
             "SELECT pid, pg_blocking_pids(pid) FROM unnest(%s::int[]) AS given (pid)", [asked]
         )
         blockers: dict[int, list[int]] = dict(await found.fetchall())
-        if any(
-            each.state not in {State.RUNNING, State.BLOCKED} for each in busy
-        ) or not all(pids.keys() & set(blockers.get(pid, ())) for pid in asked):
+        if any(each.state not in {State.RUNNING, State.BLOCKED} for each in busy) or not all(
+            pids.keys() & set(blockers.get(pid, ())) for pid in asked
+        ):
             return False
         if len(asked) < len(busy):  # one is between two connections
             return False

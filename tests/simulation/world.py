@@ -30,7 +30,14 @@ ACTIONS = 450
 DRAIN_ACTIONS_MAX = 6000
 STARTS = tuple(
     datetime(2026, month, day, hour, tzinfo=UTC)
-    for month, day, hour in ((1, 20, 3), (2, 20, 12), (3, 10, 0), (3, 22, 23), (10, 14, 8), (12, 20, 1))
+    for month, day, hour in (
+        (1, 20, 3),
+        (2, 20, 12),
+        (3, 10, 0),
+        (3, 22, 23),
+        (10, 14, 8),
+        (12, 20, 1),
+    )
 )
 
 
@@ -170,7 +177,12 @@ async def _act(world: World) -> None:
     chance = world.chance
     due = [each for each in world.broker.sessions if each.due]
     working = _working(world)
-    choices: list[tuple[float, str]] = [(3, "measure"), (0.7, "time"), (0.3, "malformed"), (0.25, "reboot")]
+    choices: list[tuple[float, str]] = [
+        (3, "measure"),
+        (0.7, "time"),
+        (0.3, "malformed"),
+        (0.25, "reboot"),
+    ]
     choices += [(0.25, "contradict"), (0.04, "broker dies"), (0.1, "session"), (0.06, "audit")]
     choices += [(10.0 + 4 * len(working), "step")] if working else []
     choices += [(4, "publish")] if any(each.outbox for each in world.devices) else []
@@ -199,7 +211,8 @@ async def _act(world: World) -> None:
             await _step(world, chance.choice(_resting(world)), faulty=False)
         case "time":
             world.now += timedelta(
-                minutes=chance.choice([1, 20, 60 * 5, 60 * 24, 60 * 24 * 3]), seconds=chance.randrange(60)
+                minutes=chance.choice([1, 20, 60 * 5, 60 * 24, 60 * 24 * 3]),
+                seconds=chance.randrange(60),
             )
         case "malformed":
             _publish_malformed(world)
@@ -227,7 +240,9 @@ def _working(world: World) -> list[Actor]:
 
 def _resting(world: World) -> list[Actor]:
     """Return who has nothing to do, and something that it could do now."""
-    idle = {each.actor for each in world.ingesters if not each.has_work and each.actor.about != "sleeps"}
+    idle = {
+        each.actor for each in world.ingesters if not each.has_work and each.actor.about != "sleeps"
+    }
     return [
         each
         for each in world.actors
@@ -279,7 +294,9 @@ def _measure(world: World, device: SimulatedDevice) -> None:
     chance = world.chance
     back = timedelta()
     if chance.random() < world.faults.late:
-        back = timedelta(hours=chance.choice([1, 30, 24 * 8, 24 * 20]), seconds=chance.randrange(3600))
+        back = timedelta(
+            hours=chance.choice([1, 30, 24 * 8, 24 * 20]), seconds=chance.randrange(3600)
+        )
     for _ in range(chance.choice([1, 1, 2, 4])):
         reset = chance.random() < world.faults.reset
         boot, seq = device.measure(chance, world.now, reset=reset, back=back)
@@ -451,7 +468,9 @@ async def _drain_more(world: World) -> bool:
     row = await found.fetchone()
     assert row is not None
     if row[0]:
-        await _step(world, world.chance.choice([each.actor for each in world.workers]), faulty=False)
+        await _step(
+            world, world.chance.choice([each.actor for each in world.workers]), faulty=False
+        )
         return True
     return False
 
