@@ -16,9 +16,9 @@ from metering.charging import worker
 from metering.charging.worker import Worker
 from metering.ingest import ingester
 from metering.ingest.acknowledger import Acknowledger
+from metering.ingest.admission import Message
 from metering.ingest.ingester import Ingester
 from metering.ingest.mqtt import Delivery
-from metering.ingest.admission import Message
 from metering.settings import Settings
 from metering.store.connection import Connection
 from tests.simulation.broker import Session, SimulatedBroker

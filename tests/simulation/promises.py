@@ -118,7 +118,7 @@ async def check(world: "World") -> None:
     for fleet in world.fleets:
         problems += _rated_again(fleet, found)
     if problems:
-        raise BrokenPromise("\n".join(problems[:_SHOWN_MAX] + [f"{len(problems)} in all"]))
+        raise BrokenPromise("\n".join([*problems[:_SHOWN_MAX], f"{len(problems)} in all"]))
 
 
 async def _load(world: "World") -> Found:
@@ -195,31 +195,43 @@ def _fates(world: "World", found: Found) -> Iterator[str]:
     for device in world.devices:
         for key, name in _names(device):
             made.add(name)
-            stored, reasons = found.readings.get(name, []), found.rejected.get(name, set())
-            refused = reasons - {"sequence_conflict"}
-            contents = device.made[key]
-            if len(stored) > 1:
-                yield f"{name} is stored {len(stored)} times"
-            if stored and stored[0] not in contents:
-                yield f"{name} is stored as {stored[0]}, made were {contents}"
-            if not stored and not refused and key not in device.lost:
-                yield f"{name} is neither stored nor rejected, and its device did not lose it"
-            if key in device.durable and not stored and not refused:
-                yield f"{name} was acknowledged, but is neither stored nor rejected"
-            if "sequence_conflict" in reasons and len(contents) == 1:
-                yield f"{name} is rejected as a conflict, but had one content only"
-            if refused - {"clock_ahead"} or (refused and device.skew <= AHEAD_MAX):
-                yield f"{name} is rejected as {refused}"
-            charged, parked = found.charges.get(name, []), found.parked.get(name, [])
-            if stored and bool(charged) == bool(parked):
-                yield f"{name} has {len(charged)} charges and is parked {len(parked)} times"
-            if not stored and (charged or parked):
-                yield f"{name} is charged or parked, but not stored"
-            if [each.part for each in charged] != list(range(len(charged))):
-                yield f"{name} is charged in parts {[each.part for each in charged]}"
-            if len({each.place for each in charged}) > 1:
-                yield f"{name} is charged at {sorted({each.place for each in charged})}"
+            yield from _kept(device, key, name, found)
+            yield from _charged_once(name, found)
     yield from (f"{name} is stored, but nobody made it" for name in found.readings.keys() - made)
+
+
+def _kept(device: SimulatedDevice, key: Key, name: Name, found: Found) -> Iterator[str]:
+    """Promise 1: what was acknowledged is stored as it was made, or rejected with a true reason.
+
+    A reading may be both: one copy of it came when its clock was still ahead, another one later.
+    """
+    stored, reasons = found.readings.get(name, []), found.rejected.get(name, set())
+    refused = reasons - {"sequence_conflict"}
+    contents = device.made[key]
+    if len(stored) > 1:
+        yield f"{name} is stored {len(stored)} times"
+    if stored and stored[0] not in contents:
+        yield f"{name} is stored as {stored[0]}, made were {contents}"
+    if not stored and not refused and (key not in device.lost or key in device.durable):
+        yield f"{name} is neither stored nor rejected, and its device did not lose it"
+    if "sequence_conflict" in reasons and len(contents) == 1:
+        yield f"{name} is rejected as a conflict, but had one content only"
+    if refused - {"clock_ahead"} or (refused and device.skew <= AHEAD_MAX):
+        yield f"{name} is rejected as {refused}"
+
+
+def _charged_once(name: Name, found: Found) -> Iterator[str]:
+    """Promise 2: a stored reading is charged, or parked, and that once."""
+    stored = found.readings.get(name, [])
+    charged, parked = found.charges.get(name, []), found.parked.get(name, [])
+    if stored and bool(charged) == bool(parked):
+        yield f"{name} has {len(charged)} charges and is parked {len(parked)} times"
+    if not stored and (charged or parked):
+        yield f"{name} is charged or parked, but not stored"
+    if [each.part for each in charged] != list(range(len(charged))):
+        yield f"{name} is charged in parts {[each.part for each in charged]}"
+    if len({each.place for each in charged}) > 1:
+        yield f"{name} is charged at {sorted({each.place for each in charged})}"
 
 
 def _quantities(world: "World", found: Found) -> Iterator[str]:

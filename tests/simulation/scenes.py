@@ -110,7 +110,15 @@ async def begin(
             device_ids = [f"device-{serial + number}" for number in range(1, count + 1)]
             serial += count
             fleets.append(
-                await _fleet(connection, chance, tenant, tenant_id, kind, device_ids, now=now)
+                await _fleet(
+                    connection,
+                    chance,
+                    tenant=tenant,
+                    tenant_id=tenant_id,
+                    kind=kind,
+                    device_ids=device_ids,
+                    now=now,
+                )
             )
     await connection.commit()
     return tenants, fleets
@@ -119,11 +127,11 @@ async def begin(
 async def _fleet(
     connection: Connection,
     chance: random.Random,
+    *,
     tenant: TenantNo,
     tenant_id: str,
     kind: str,
     device_ids: Sequence[str],
-    *,
     now: datetime,
 ) -> SimulatedFleet:
     fleet = await ensure_fleet(

@@ -217,8 +217,8 @@ class Steps:
 
     @staticmethod
     def _refuse_circles(blockers: dict[int, list[int]], pids: dict[int, Actor]) -> None:
-        for pid in blockers:
-            reached, due = set[int](), list(blockers[pid])
+        for pid, by in blockers.items():
+            reached, due = set[int](), list(by)
             while due:
                 other = due.pop()
                 if other not in reached:

@@ -3,7 +3,7 @@
 import pytest
 
 from metering.settings import Settings
-from tests.simulation.seeds import SeedRun, run_seed, run_seeds, template_database
+from tests.simulation.seeds import SeedRun, run_seed, run_seeds, simulation_database
 
 SEEDS = 250
 """How many seeds are simulated unless told otherwise."""
@@ -36,8 +36,8 @@ def test_every_promise_holds_for_every_seed(
 
 
 def test_a_seed_is_the_same_history_every_time(server_url: str) -> None:
-    with template_database(server_url) as template:
-        once, again = (run_seed(server_url, template, 7) for _ in range(2))
+    with simulation_database(server_url) as url:
+        once, again = (run_seed(url, 7) for _ in range(2))
     assert once.broken is None
     assert "\n".join(once.trace) == "\n".join(again.trace)
     assert any("<-" in line for line in once.trace), "nothing failed in this seed"

@@ -1,10 +1,9 @@
 """One simulated run: who there is, what may happen next, and what did."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from pydantic import SecretStr
 
@@ -18,8 +17,8 @@ from tests.simulation import promises
 from tests.simulation.broker import SimulatedBroker
 from tests.simulation.device import READINGS_A_MESSAGE_MAX, SimulatedDevice
 from tests.simulation.operations import OPERATIONS, Planned
-from tests.simulation.promises import BrokenPromise
 from tests.simulation.processes import SimulatedIngester, SimulatedWorker, simulated_edges
+from tests.simulation.promises import BrokenPromise
 from tests.simulation.scenes import SimulatedFleet, begin
 from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
@@ -169,69 +168,49 @@ async def _start_worker(world: World, actor: Actor) -> None:
     await world.steps.settle()
 
 
-Action = Callable[[World], Any]
+Action = Callable[[World], Awaitable[None]]
 
 
 async def _act(world: World) -> None:
     """Do one of the things that may happen now."""
-    chance = world.chance
-    due = [each for each in world.broker.sessions if each.due]
-    working = _working(world)
-    choices: list[tuple[float, str]] = [
-        (3, "measure"),
-        (0.7, "time"),
-        (0.3, "malformed"),
-        (0.25, "reboot"),
-    ]
-    choices += [(0.25, "contradict"), (0.04, "broker dies"), (0.1, "session"), (0.06, "audit")]
-    choices += [(10.0 + 4 * len(working), "step")] if working else []
-    choices += [(4, "publish")] if any(each.outbox for each in world.devices) else []
-    choices += [(6, "deliver")] if due else []
-    choices += [(3, "hear")] if world.broker.acks else []
-    choices += [(2, "flush")] if any(each.has_acks for each in world.ingesters) else []
-    choices += [(0.6, "operate")] if world.operator.state is State.IDLE else []
-    choices += [(2, "wake")] if _resting(world) else []
-    (action,) = chance.choices([name for _, name in choices], [weight for weight, _ in choices])
-    match action:
-        case "step":
-            await _step(world, chance.choice(working))
-        case "measure":
-            _measure(world, chance.choice(world.devices))
-        case "publish":
-            _publish(world, chance.choice([each for each in world.devices if each.outbox]))
-        case "deliver":
-            _deliver(world)
-        case "hear":
-            await _hear(world)
-        case "flush":
-            chance.choice([each for each in world.ingesters if each.has_acks]).publish_acks()
-        case "operate":
-            await _operate(world)
-        case "wake":
-            await _step(world, chance.choice(_resting(world)), faulty=False)
-        case "time":
-            world.now += timedelta(
-                minutes=chance.choice([1, 20, 60 * 5, 60 * 24, 60 * 24 * 3]),
-                seconds=chance.randrange(60),
-            )
-        case "malformed":
-            _publish_malformed(world)
-        case "contradict":
-            _contradict(world)
-        case "reboot":
-            found = chance.choice(world.devices)
-            lost = found.reboot()
-            world.note(f"{found.name} boots again as {found.boot}, {lost} readings lost")
-        case "broker dies":
-            for ingester in world.ingesters:
-                ingester.lose_connection()
-            world.note(f"the broker dies with {world.broker.die()} messages")
-        case "session":
-            ingester = chance.choice(world.ingesters)
-            ingester.lose_connection()
-            world.note(f"{ingester.actor.name} loses its session")
-        case "audit":
-            await _audit(world)
+    possible = [(weight(world), action) for weight, action in _ACTIONS]
+    (action,) = world.chance.choices([each[1] for each in possible], [each[0] for each in possible])
+    await action(world)
+
+
+async def _step_somebody(world: World) -> None:
+    await _step(world, world.chance.choice(_working(world)))
+
+
+async def _wake_somebody(world: World) -> None:
+    await _step(world, world.chance.choice(_resting(world)), faulty=False)
+
+
+async def _publish_acks(world: World) -> None:
+    world.chance.choice([each for each in world.ingesters if each.has_acks]).publish_acks()
+
+
+async def _pass_time(world: World) -> None:
+    minutes = world.chance.choice([1, 20, 60 * 5, 60 * 24, 60 * 24 * 3])
+    world.now += timedelta(minutes=minutes, seconds=world.chance.randrange(60))
+
+
+async def _reboot(world: World) -> None:
+    device = world.chance.choice(world.devices)
+    lost = device.reboot()
+    world.note(f"{device.name} boots again as {device.boot}, {lost} readings lost")
+
+
+async def _lose_broker(world: World) -> None:
+    for ingester in world.ingesters:
+        ingester.lose_connection()
+    world.note(f"the broker dies with {world.broker.die()} messages")
+
+
+async def _lose_session(world: World) -> None:
+    ingester = world.chance.choice(world.ingesters)
+    ingester.lose_connection()
+    world.note(f"{ingester.actor.name} loses its session")
 
 
 def _working(world: World) -> list[Actor]:
@@ -290,8 +269,9 @@ async def _look_after(world: World) -> None:
             await _start_worker(world, actor)
 
 
-def _measure(world: World, device: SimulatedDevice) -> None:
+async def _measure(world: World) -> None:
     chance = world.chance
+    device = chance.choice(world.devices)
     back = timedelta()
     if chance.random() < world.faults.late:
         back = timedelta(
@@ -303,8 +283,9 @@ def _measure(world: World, device: SimulatedDevice) -> None:
         world.note(f"{device.name} measures {boot}/{seq}{' after a reset' if reset else ''}")
 
 
-def _publish(world: World, device: SimulatedDevice) -> None:
+async def _publish(world: World) -> None:
     chance = world.chance
+    device = chance.choice([each for each in world.devices if each.outbox])
     boot, readings = device.pending(chance, READINGS_A_MESSAGE_MAX)
     copies = 1 + (chance.random() < world.faults.duplicate)
     payload = device.message(boot, readings, world.now)
@@ -313,7 +294,7 @@ def _publish(world: World, device: SimulatedDevice) -> None:
     world.note(f"{device.name} publishes {boot}/{told}{' twice' if copies > 1 else ''}")
 
 
-def _deliver(world: World) -> None:
+async def _deliver(world: World) -> None:
     chance = world.chance
     ingester = chance.choice([each for each in world.ingesters if each.session.due])
     for _ in range(chance.choice([1, 1, 3, 10])):
@@ -328,6 +309,11 @@ async def _hear(world: World) -> None:
     if chance.random() < world.faults.ack_lost:
         world.note("an acknowledgement is lost")
         return
+    await _tell(world, topic, payload)
+
+
+async def _tell(world: World, topic: str, payload: bytes) -> None:
+    """Hand an acknowledgement to its device."""
     *_, tenant, device_id, _ = topic.split("/")
     ack = decode_ack(payload)
     for device in world.devices:
@@ -368,7 +354,7 @@ async def _do(operator: Actor, planned: Planned) -> None:
     await planned.run(connection)
 
 
-def _publish_malformed(world: World) -> None:
+async def _publish_malformed(world: World) -> None:
     chance = world.chance
     device = chance.choice(world.devices)
     root = world.settings.topic_root
@@ -399,7 +385,7 @@ def _publish_malformed(world: World) -> None:
     world.note(f"{device.name} publishes a bad message: {reason}")
 
 
-def _contradict(world: World) -> None:
+async def _contradict(world: World) -> None:
     device = world.chance.choice(world.devices)
     if not device.made:
         return
@@ -420,6 +406,30 @@ async def _audit(world: World) -> None:
         raise BrokenPromise("\n".join(["audit", *result.differences[:10]]))
 
 
+def _whenever(condition: Callable[[World], object], weight: float) -> Callable[[World], float]:
+    return lambda world: weight if condition(world) else 0.0
+
+
+_ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
+    (lambda world: 10.0 + 4 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
+    (_whenever(_resting, 2), _wake_somebody),
+    (lambda _: 3, _measure),
+    (_whenever(lambda world: any(each.outbox for each in world.devices), 4), _publish),
+    (_whenever(lambda world: any(each.due for each in world.broker.sessions), 6), _deliver),
+    (_whenever(lambda world: any(each.has_acks for each in world.ingesters), 2), _publish_acks),
+    (_whenever(lambda world: world.broker.acks, 3), _hear),
+    (_whenever(lambda world: world.operator.state is State.IDLE, 0.6), _operate),
+    (lambda _: 0.7, _pass_time),
+    (lambda _: 0.3, _publish_malformed),
+    (lambda _: 0.25, _contradict),
+    (lambda _: 0.25, _reboot),
+    (lambda _: 0.1, _lose_session),
+    (lambda _: 0.04, _lose_broker),
+    (lambda _: 0.06, _audit),
+)
+"""What may happen, each with its weight as things are."""
+
+
 async def _drain(world: World) -> None:
     """Let everything that is under way come to its end, without further faults."""
     world.note("the faults end")
@@ -436,15 +446,24 @@ async def _drain(world: World) -> None:
 
 async def _drain_more(world: World) -> bool:
     """Move on what waits outside of the database; False when nothing does."""
+    if world.broker.is_empty() and not _ingesting(world) and _publish_what_is_left(world):
+        return True
+    return await _drain_ingesters(world) or await _drain_acks(world) or await _drain_queue(world)
+
+
+def _publish_what_is_left(world: World) -> bool:
     for device in world.devices:
-        if device.outbox and world.broker.is_empty() and not _ingesting(world):
+        if device.outbox:
             boot = next(iter(device.outbox))[0]
-            keys = [key for key in device.outbox if key[0] == boot][:50]
-            readings = [device.outbox[key] for key in keys]
+            readings = [each for key, each in device.outbox.items() if key[0] == boot][:50]
             payload = device.message(boot, readings, world.now)
             world.broker.publish(device.topic(world.settings.topic_root), payload, copies=1)
-            world.note(f"{device.name} publishes what is left of {boot}: {len(keys)}")
+            world.note(f"{device.name} publishes what is left of {boot}: {len(readings)}")
             return True
+    return False
+
+
+async def _drain_ingesters(world: World) -> bool:
     moved = False
     for ingester in world.ingesters:
         while ingester.session.due:
@@ -455,24 +474,24 @@ async def _drain_more(world: World) -> bool:
         if ingester.has_acks:
             ingester.publish_acks()
             moved = True
+    return moved
+
+
+async def _drain_acks(world: World) -> bool:
+    moved = bool(world.broker.acks)
     while world.broker.acks:
-        topic, payload = world.broker.acks.pop(0)
-        *_, tenant, device_id, _ = topic.split("/")
-        for device in world.devices:
-            if (device.tenant, device.device_id) == (tenant, device_id):
-                await promises.check_durable(world, device, device.hear(decode_ack(payload)))
-        moved = True
-    if moved:
-        return True
+        await _tell(world, *world.broker.acks.pop(0))
+    return moved
+
+
+async def _drain_queue(world: World) -> bool:
     found = await world.admin.execute("SELECT count(*) FROM work_item WHERE refused IS NULL")
     row = await found.fetchone()
     assert row is not None
     if row[0]:
-        await _step(
-            world, world.chance.choice([each.actor for each in world.workers]), faulty=False
-        )
-        return True
-    return False
+        workers = [each.actor for each in world.workers]
+        await _step(world, world.chance.choice(workers), faulty=False)
+    return bool(row[0])
 
 
 def _ingesting(world: World) -> bool:
