@@ -5,7 +5,7 @@ import pytest
 from metering.settings import Settings
 from tests.simulation.seeds import SeedRun, run_seed, run_seeds, simulation_database
 
-SEEDS = 250
+SEEDS = 200
 """How many seeds are simulated unless told otherwise."""
 _REPORTED_MAX = 3
 
