@@ -53,8 +53,8 @@ def simulation_database(server_url: str) -> Iterator[str]:
             # The server itself does not crash here, so nothing needs to wait for its disk.
             name = sql.Identifier(url.rpartition("/")[2])
             made.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
-            for table in _CHUNKED:
-                made.execute("SELECT set_chunk_time_interval(%s, interval '2 years')", [table])
+            for chunked in _CHUNKED:
+                made.execute("SELECT set_chunk_time_interval(%s, interval '2 years')", [chunked])
             made.execute("CREATE SCHEMA seeded")
             for table in _tables(made):
                 kept = sql.SQL("CREATE TABLE seeded.{} AS TABLE public.{}").format(table, table)
