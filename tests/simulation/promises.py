@@ -416,6 +416,14 @@ async def _bad_messages(world: "World") -> list[str]:
     kept = {
         (row[0], row[1]) for row in await _rows(world.admin, "SELECT topic, reason FROM rejected")
     }
+    refused = sorted({topic for topic, reason in kept if reason == "storage_error"})
+    return [
+        *(f"the database had to refuse what came on {topic}" for topic in refused),
+        *_not_kept(world, kept),
+    ]
+
+
+def _not_kept(world: "World", kept: set[tuple[str, str]]) -> list[str]:
     return [
         f"a bad message on {topic} is not kept as {reason}"
         for topic, payload, reason in world.malformed

@@ -72,7 +72,7 @@ class Actor:
         """What the exchange is before which it pauses."""
         self.connection: SteppedConnection | None = None
         self.error: BaseException | None = None
-        self._abandoned = False
+        self.abandoned = False
         self._steps = steps
         self._order: asyncio.Future[Order] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -104,7 +104,7 @@ class Actor:
 
     async def pause(self, about: str) -> Order:
         """Wait for an order, before an exchange or after one for which it had to wait."""
-        if self._abandoned:
+        if self.abandoned:
             return Order.KILL
         self.about = about
         self.state = State.PAUSED
@@ -146,7 +146,7 @@ class Actor:
 
     async def abandon(self) -> None:
         """End its work, whatever it is at."""
-        self._abandoned = True
+        self.abandoned = True
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -339,6 +339,8 @@ async def _operate(world: World) -> None:
             except UNREACHABLE:
                 await world.operator.disconnect()
             except Killed:
+                if world.operator.abandoned:
+                    raise
                 world.operator.connection = None
             else:
                 break
