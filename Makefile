@@ -1,10 +1,12 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check bench-rating bench-hot-pool bench-takeover bench-latency format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench-rating bench-hot-pool bench-takeover bench-latency format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
+SEEDS ?= 1000
+FIRST ?= 1
 PYTHON ?=
 export PYTHON
 
@@ -19,6 +21,9 @@ test: development ## run the tests; they start the servers they need
 
 chaos: development ## kill tests at length; ARGS="--rounds 5 --seed 1 database_dies": those alone
 	@exec .venv/bin/python -m tests.chaos $(ARGS)
+
+simulation: development ## simulate SEEDS histories with every fault, from seed FIRST on
+	@exec .venv/bin/pytest tests/simulation -k promise --seeds $(SEEDS) --first-seed $(FIRST) $(ARGS)
 
 check: development ## check format, rules, types and the direction of imports
 	.venv/bin/ruff format --check

@@ -20,6 +20,7 @@ from api.routes import (
     operations,
     plans,
     reservations,
+    terms,
     thresholds,
     usage,
 )
@@ -88,6 +89,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         devices,
         balances,
         reservations,
+        terms,
         usage,
         plans,
         faults,

@@ -190,13 +190,13 @@ async def _load_epochs(
     if not totals:
         return {}
     known = await load_counters(connection, sorted(totals))
-    batch_nos = [item.batch_no for item in items]
+    claimed = [(item.shard_no, item.batch_no) for item in items]
     epochs: dict[EpochKey, CounterEpoch] = {}
     for key, ends in known.items():
         points = {ends.first.order: ends.first, ends.last.order: ends.last}
         for stored in totals[key]:
             if ends.first.order < stored.point.order < ends.last.order:
-                for point in await counted_neighbours(connection, key, stored.point, batch_nos):
+                for point in await counted_neighbours(connection, key, stored.point, claimed):
                     points[point.order] = point
         epochs[key] = CounterEpoch([points[order] for order in sorted(points)])
     return epochs

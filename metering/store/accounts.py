@@ -393,14 +393,16 @@ async def store_counters(connection: Connection, counters: dict[EpochKey, Counte
 
 
 async def counted_neighbours(
-    connection: Connection, key: EpochKey, point: CounterPoint, batch_nos: Sequence[int]
+    connection: Connection, key: EpochKey, point: CounterPoint, claimed: Sequence[tuple[int, int]]
 ) -> list[CounterPoint]:
     """Return the counted points just before and just after one that came out of order.
 
-    Points still queued for charging, and those of the batches at hand, are not counted yet.
+    Points still queued for charging, and those of the `(shard_no, batch_no)` at hand, are not counted
+    yet. Of one batch, one shard's readings may be counted and another's at hand.
     """
     boot_no, _, epoch = key[2].partition("/")
-    arguments = [int(boot_no), key[1], epoch or None, list(batch_nos), point.seq]
+    shard_nos, batch_nos = [each[0] for each in claimed], [each[1] for each in claimed]
+    arguments = [int(boot_no), key[1], epoch or None, shard_nos, batch_nos, point.seq]
     neighbours: list[CounterPoint] = []
     for query in (NEIGHBOUR_BEFORE, NEIGHBOUR_AFTER):
         found = await connection.execute(query, arguments)
@@ -411,7 +413,8 @@ async def counted_neighbours(
 _NEIGHBOUR = (
     "SELECT boot_no, seq, measured_at, uplink, downlink, quantity, width FROM reading"
     " WHERE boot_no = %s AND meter_no = %s AND kind = 2 AND epoch IS NOT DISTINCT FROM %s"
-    " AND batch_no <> ALL(%s)"
+    " AND NOT EXISTS (SELECT FROM unnest(%s::smallint[], %s::bigint[]) AS claimed (shard_no, batch_no)"
+    " WHERE claimed.shard_no = reading.shard_no AND claimed.batch_no = reading.batch_no)"
     " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
     " AND work_item.batch_no = reading.batch_no)"
 )

@@ -37,6 +37,7 @@ _ACME = {
     "request_id": "acme-asked",
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
     "threshold_id": "1",
+    "correction_no": "1",
 }
 
 
@@ -86,6 +87,8 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
         "/v1/commands",
+        "/v1/corrections",
+        "/v1/corrections/{correction_no}/differences",
         "/v1/devices",
         "/v1/devices/{device_id}",
         "/v1/devices/{device_id}/balance",
@@ -113,10 +116,20 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/buckets/{bucket_no}/adjustments",
         "/v1/buckets/{bucket_no}/transfers",
         "/v1/devices/{device_id}/commands",
+        "/v1/devices/{device_id}/reservations",
+        "/v1/devices/{device_id}/reservations/{request_id}/release",
+        "/v1/devices/{device_id}/reservations/{request_id}/settle",
+        "/v1/devices/{device_id}/sim",
         "/v1/devices/{device_id}/thresholds",
         "/v1/devices/{device_id}/top-ups",
+        "/v1/fleet-moves",
         "/v1/fleets/{fleet_id}/thresholds",
         "/v1/fleets/{fleet_id}/top-ups",
+        "/v1/parked/charge",
+        "/v1/plan-changes",
+        "/v1/state-changes",
+        "/v1/subscription-ends",
+        "/v1/subscriptions",
         "/v1/webhook-endpoints",
         "/v1/webhook-endpoints/{endpoint_id}/deliveries/{event_id}/replay",
     ]

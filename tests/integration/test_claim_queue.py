@@ -231,6 +231,39 @@ def test_a_late_counter_value_does_not_stand_next_to_one_that_is_still_queued(
     play(database_url, scene)
 
 
+def test_a_late_counter_value_stands_next_to_those_of_a_batch_that_another_shard_still_queues(
+    database_url: str,
+) -> None:
+    """The batch is charged for one fleet; its rest is claimed with the late value, for another."""
+
+    def value(seq: int, quantity: int) -> Reading:
+        return Reading(
+            seq=seq, at=minutes(seq), meter=SMS, kind=ReadingKind.TOTAL, quantity=quantity,
+            epoch="bearer-1",
+        )  # fmt: skip
+
+    async def scene(url: str, connection: Connection) -> None:
+        await store(connection, sent_by("device-0-0", [value(1, 100)]))
+        assert await charge_all(url) == 1
+        # The counter begins again at 50.
+        counted = [value(3, 400), value(4, 50)]
+        await store(connection, sent_by("device-0-0", counted), sent_by("device-1-0", deltas(1)))
+        async with await connect(url, application="other shard") as other:
+            await other.execute("SELECT FROM charging_shard WHERE shard_no = 1 FOR UPDATE")
+            assert await charge_all(url) == 2
+        await store(connection, sent_by("device-0-0", [value(2, 200)]))
+        outcome = await charge_usage(connection, readings_max=50, now=NOW)
+        assert outcome is not None
+        assert len(outcome.readings) == 2
+        charged = await connection.execute(
+            "SELECT sum(charge.quantity) FROM charge JOIN reading USING (boot_no, seq) WHERE kind = 2"
+        )
+        assert await charged.fetchone() == (450,)
+        assert (await audited(url)).differences == []
+
+    play(database_url, scene, fleets=2)
+
+
 def test_subscribing_waits_while_the_fleet_is_being_charged(database_url: str) -> None:
     async def scene(url: str, connection: Connection) -> None:
         operator = await Operator.of(connection, now=NOW)

@@ -416,7 +416,7 @@ HOT: dict[str, Use] = {
         c, {(number, 1, "e"): ENDS for number in OWN}
     ),
     "counted neighbours": lambda c: accounts.counted_neighbours(
-        c, (10, 1, "10/e"), point(10), [1, 2]
+        c, (10, 1, "10/e"), point(10), [(1, 1), (1, 2)]
     ),
     "hours": lambda c: charges.store_hours(c, HOURS),
     "opened cycles": lambda c: cycles.opened_cycles(c, [(FLEET, CYCLE)]),

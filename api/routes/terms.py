@@ -1,0 +1,300 @@
+"""Terms of devices, dated in the past, now, or in the future; and what their changes changed."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from fractions import Fraction
+from http import HTTPStatus
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Path
+
+from api import terms_schemas as schemas
+from api.auth import AsCaller, AsWriter, Caller
+from api.errors import bad_input
+from api.parameters import (
+    Cursor,
+    DeviceId,
+    IdempotencyKey,
+    Limit,
+    OfDevice,
+    cursor_of,
+    read_cursor,
+)
+from metering.charging.change_terms import (
+    change_plan,
+    change_state,
+    charge_parked,
+    end_subscriptions,
+    move_devices,
+    swap_sim,
+)
+from metering.charging.make_change import TermsChanged
+from metering.charging.subscribe import subscribe
+from metering.money import decimal_text
+from metering.store.balances import fleet_of_id
+from metering.store.correction_views import (
+    ChargeDifferenceView,
+    CorrectionView,
+    device_nos_of_ids,
+    devices_with_parked_usage,
+    list_corrections,
+    list_differences,
+    plan_no_of,
+)
+from metering.store.device_views import device_view
+from metering.store.registry import Fleet, fleets_of_devices
+
+_CREATED = HTTPStatus.CREATED
+_CorrectionNo = Annotated[
+    int, Path(ge=1, le=2**63 - 1, description="the change's number", examples=[12])
+]
+
+router = APIRouter(prefix="/v1", tags=["terms"])
+
+
+@router.post("/subscriptions", status_code=_CREATED)
+async def post_subscription(
+    caller: AsWriter, order: schemas.SubscriptionOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """Subscribe devices of one fleet to a plan; usage of theirs that was parked is charged."""
+    numbers = await _numbers(caller, order.device_ids)
+    fleet = await _one_fleet(caller, numbers)
+    return _changed(
+        await subscribe(
+            caller.connection,
+            fleet=fleet,
+            device_nos=numbers,
+            plan_no=await _plan_no(caller, order.plan_id, order.version),
+            valid_from=order.at or caller.now,
+            valid_to=order.to,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.post("/plan-changes", status_code=_CREATED)
+async def post_plan_change(
+    caller: AsWriter, order: schemas.PlanChangeOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """Let devices go over to another plan; the plan that is left says when it takes effect."""
+    return _changed(
+        await change_plan(
+            caller.connection,
+            tenant_no=caller.tenant_no,
+            device_nos=await _numbers(caller, order.device_ids),
+            plan_no=await _plan_no(caller, order.plan_id, order.version),
+            at=order.at or caller.now,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.post("/subscription-ends", status_code=_CREATED)
+async def post_subscription_end(
+    caller: AsWriter, order: schemas.SubscriptionEndOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """End what devices are subscribed to; usage after that is parked."""
+    return _changed(
+        await end_subscriptions(
+            caller.connection,
+            tenant_no=caller.tenant_no,
+            device_nos=await _numbers(caller, order.device_ids),
+            at=order.at or caller.now,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.post("/state-changes", status_code=_CREATED)
+async def post_state_change(
+    caller: AsWriter, order: schemas.StateChangeOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """Let devices be in another state until their next change."""
+    return _changed(
+        await change_state(
+            caller.connection,
+            tenant_no=caller.tenant_no,
+            device_nos=await _numbers(caller, order.device_ids),
+            state=order.state,
+            at=order.at or caller.now,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.post("/fleet-moves", status_code=_CREATED)
+async def post_fleet_move(
+    caller: AsWriter, order: schemas.MoveOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """Move devices into another fleet; what they used before stays where it was."""
+    return _changed(
+        await move_devices(
+            caller.connection,
+            device_nos=await _numbers(caller, order.device_ids),
+            fleet=await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id),
+            plan_no=await _plan_no(caller, order.plan_id, order.version),
+            at=order.at or caller.now,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.post("/devices/{device_id}/sim", status_code=_CREATED)
+async def post_sim_swap(
+    caller: AsWriter, device_id: DeviceId, order: schemas.SimSwapOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """Put another SIM into a device, out of any other that had it."""
+    (number,) = await _numbers(caller, [device_id])
+    return _changed(
+        await swap_sim(
+            caller.connection,
+            tenant_no=caller.tenant_no,
+            device_no=number,
+            iccid=order.iccid,
+            imsi=order.imsi,
+            at=order.at or caller.now,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.post("/parked/charge", status_code=_CREATED)
+async def post_parked_charge(
+    caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey
+) -> schemas.TermsChanged:
+    """Charge what is parked and can be charged now, of at most 1000 devices a call."""
+    if order.device_ids is not None:
+        if order.fleet_id is not None:
+            raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
+        numbers = await _numbers(caller, order.device_ids)
+    else:
+        fleet_no = None
+        if order.fleet_id is not None:
+            fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+            fleet_no = fleet.fleet_no
+        numbers = await devices_with_parked_usage(
+            caller.connection, caller.tenant_no, fleet_no=fleet_no, limit=schemas.DEVICES_MAX
+        )
+    return _changed(
+        await charge_parked(
+            caller.connection,
+            tenant_no=caller.tenant_no,
+            device_nos=numbers,
+            now=caller.now,
+            key=key,
+        )
+    )
+
+
+@router.get("/corrections")
+async def get_corrections(
+    caller: AsCaller, device_id: OfDevice = None, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.CorrectionPage:
+    """List changes of terms, the last made first."""
+    device_no = None
+    if device_id is not None:
+        device = await device_view(
+            caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+        )
+        device_no = device.device_no
+    before = cast("int", read_cursor(cursor, "i")[0]) if cursor else None
+    rows = await list_corrections(
+        caller.connection,
+        caller.tenant_no,
+        device_no=device_no,
+        before=before,
+        limit=limit + 1,
+    )
+    last = rows[limit - 1] if len(rows) > limit else None
+    return schemas.CorrectionPage(
+        items=[_correction(row) for row in rows[:limit]],
+        next_cursor=cursor_of([last.correction_no]) if last else None,
+    )
+
+
+@router.get("/corrections/{correction_no}/differences")
+async def get_differences(
+    caller: AsCaller, correction_no: _CorrectionNo, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.ChargeDifferencePage:
+    """List what a change of terms made of each charge."""
+    key = tuple(read_cursor(cursor, "iiist")) if cursor else None
+    rows = await list_differences(
+        caller.connection,
+        caller.tenant_no,
+        correction_no=correction_no,
+        after=cast("tuple[int, int, int, str, datetime] | None", key),
+        limit=limit + 1,
+    )
+    last = rows[limit - 1] if len(rows) > limit else None
+    return schemas.ChargeDifferencePage(
+        items=[_difference(row) for row in rows[:limit]],
+        next_cursor=cursor_of([last.boot_no, last.seq, last.part, last.fleet_id, last.cycle_start])
+        if last
+        else None,
+    )
+
+
+async def _numbers(caller: Caller, device_ids: Sequence[str]) -> list[int]:
+    return await device_nos_of_ids(caller.connection, caller.tenant_no, device_ids)
+
+
+async def _plan_no(caller: Caller, plan_id: str, version: int | None) -> int:
+    return await plan_no_of(caller.connection, caller.tenant_no, plan_id=plan_id, version=version)
+
+
+async def _one_fleet(caller: Caller, device_nos: Sequence[int]) -> Fleet:
+    fleets, homes = await fleets_of_devices(caller.connection, device_nos)
+    numbers = set(homes.values())
+    if len(numbers) > 1:
+        raise bad_input(
+            "device_ids",
+            "devices of several fleets",
+            "send a request for each fleet",
+        )
+    return fleets[numbers.pop()]
+
+
+def _changed(changed: TermsChanged) -> schemas.TermsChanged:
+    return schemas.TermsChanged(
+        correction_no=changed.correction_no,
+        changed=changed.changed,
+        charges=changed.charges,
+        unparked=changed.unparked,
+        parked=changed.parked,
+        repeated=changed.repeated,
+    )
+
+
+def _correction(row: CorrectionView) -> schemas.Correction:
+    return schemas.Correction.model_validate(
+        {
+            "correction_no": row.correction_no,
+            "cause": row.cause,
+            "effective_from": max(row.effective_from, datetime(1970, 1, 1, tzinfo=UTC)),
+            "recorded_at": row.recorded_at,
+            "device_ids": list(row.device_ids),
+            "devices": row.devices,
+            "charges": row.charges,
+        }
+    )
+
+
+def _difference(row: ChargeDifferenceView) -> schemas.ChargeDifference:
+    return schemas.ChargeDifference(
+        device_id=row.device_id,
+        boot=row.boot_id,
+        seq=row.seq,
+        part=row.part,
+        fleet_id=row.fleet_id,
+        cycle_start=row.cycle_start,
+        measured_at=row.measured_at,
+        quantity=row.quantity,
+        currency=row.currency,
+        exact_amount=decimal_text(Fraction(row.amount, row.subunits_per_unit)),
+    )

@@ -1,0 +1,139 @@
+"""What the API takes and answers where terms change: plans, states, fleets and SIMs of devices."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from api.parameters import Instant
+from api.schemas import Decimals, Page, Time
+from metering.ids import ID_PATTERN
+from metering.rating.plan import DeviceState
+
+DEVICES_MAX = 1000
+"""How many devices one change names at most."""
+
+_Id = Annotated[str, Field(pattern=ID_PATTERN)]
+_Version = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None
+_AT = "from when on; unset: now. The past is charged again, the future waits"
+_CHANGED: JsonDict = {
+    "correction_no": 12,
+    "changed": 1,
+    "charges": 340,
+    "unparked": 0,
+    "parked": 0,
+    "repeated": False,
+}
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _OfDevices(_Request):
+    device_ids: list[_Id] = Field(min_length=1, max_length=DEVICES_MAX, examples=[["meter-7"]])
+    at: Instant | None = Field(None, description=_AT, examples=["2026-04-15T00:00:00Z"])
+
+
+class SubscriptionOrder(_OfDevices):
+    """Devices of one fleet that are to be subscribed to a plan."""
+
+    plan_id: _Id = Field(examples=["basic"])
+    version: _Version = Field(None, description="unset: the newest")
+    to: Instant | None = Field(None, description="up to when; unset: it has no end")
+
+
+class PlanChangeOrder(_OfDevices):
+    """Devices that are to go over to another plan, or another version of theirs."""
+
+    plan_id: _Id = Field(examples=["large"])
+    version: _Version = Field(None, description="unset: the newest")
+
+
+class SubscriptionEndOrder(_OfDevices):
+    """Devices whose subscriptions are to end."""
+
+
+class StateChangeOrder(_OfDevices):
+    """Devices that are to be in another state; retirement ends their subscriptions."""
+
+    state: DeviceState
+
+
+class MoveOrder(_OfDevices):
+    """Devices that are to be in another fleet, on a plan there; not in the future."""
+
+    fleet_id: _Id = Field(examples=["south"])
+    plan_id: _Id = Field(examples=["basic"])
+    version: _Version = Field(None, description="unset: the newest")
+
+
+class SimSwapOrder(_Request):
+    """The SIM that is to be in a device; what it used stays the device's."""
+
+    iccid: _Id = Field(examples=["8949000000000000017"])
+    imsi: _Id | None = None
+    at: Instant | None = Field(None, description=_AT)
+
+
+class ParkedOrder(_Request):
+    """Whose parked usage is to be charged: some devices', a fleet's, or all."""
+
+    device_ids: list[_Id] | None = Field(None, min_length=1, max_length=DEVICES_MAX)
+    fleet_id: _Id | None = None
+
+
+class TermsChanged(BaseModel):
+    """A change that was made, and what was charged again because of it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_CHANGED]})
+
+    correction_no: int
+    changed: int = Field(description="subscriptions, states or devices that are otherwise now")
+    charges: int = Field(description="charges that are otherwise now")
+    unparked: int = Field(description="readings that were parked and are dealt with again")
+    parked: int = Field(description="readings that became, or stayed, parked")
+    repeated: bool = Field(description="it was made before, under the same key")
+
+
+class Correction(BaseModel):
+    """One change of terms, as it was made."""
+
+    correction_no: int
+    cause: Literal[
+        "subscription",
+        "plan_change",
+        "subscription_end",
+        "state_change",
+        "fleet_change",
+        "sim_swap",
+        "parked",
+    ]
+    effective_from: Time
+    recorded_at: Time
+    device_ids: list[str] = Field(description="the first of them")
+    devices: int
+    charges: int = Field(description="charges that it changed")
+
+
+class CorrectionPage(Page[Correction]):
+    """A page of changes of terms, the last made first."""
+
+
+class ChargeDifference(BaseModel):
+    """What a change made of one charge: the new one less the old one."""
+
+    device_id: str
+    boot: str
+    seq: int
+    part: int
+    fleet_id: str
+    cycle_start: Time
+    measured_at: Time
+    quantity: int = Field(description="base units")
+    currency: str
+    exact_amount: Decimals
+
+
+class ChargeDifferencePage(Page[ChargeDifference]):
+    """A page of what a change made of charges, in the order of boots and sequence numbers."""

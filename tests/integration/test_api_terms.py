@@ -1,0 +1,179 @@
+"""Terms change over HTTP: once by the key, in the past too, and what they changed can be read."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api.app import create_app
+from metering.insight.audit import audit_database
+from metering.settings import Settings
+from metering.store.api_keys import create_api_key
+from metering.store.connection import connect
+from metering.store.registry import ensure_tenant
+from tests.integration.pipeline import Operator, migrated
+from tests.integration.test_change_terms import LARGE, NOW, SMALL, Story, data, day
+
+
+@dataclass(slots=True)
+class Terms:
+    """The API over a fleet `north` with devices d1 (small plan) and d2 (no plan), and `south`."""
+
+    client: httpx.Client
+    rival: httpx.Client
+    database_url: str
+
+    def post(self, path: str, key: str, **body: object) -> httpx.Response:
+        return self.client.post(f"/v1{path}", json=body, headers={"Idempotency-Key": key})
+
+    def get(self, path: str) -> dict[str, Any]:
+        response = self.client.get(f"/v1{path}")
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def audit(self) -> list[str]:
+        async def look() -> list[str]:
+            async with await connect(self.database_url, application="test") as connection:
+                return (await audit_database(connection)).differences
+
+        return asyncio.run(look())
+
+
+@pytest.fixture
+def terms(
+    database_url: str, serve: Callable[[FastAPI], AbstractContextManager[str]]
+) -> Iterator[Terms]:
+    """Yield the API over a database in which d1 and d2 published."""
+
+    async def build() -> tuple[str, str]:
+        await migrated(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            story = Story(connection, await Operator.of(connection, now=NOW))
+            north = await story.fleet("north")
+            await story.fleet("south")
+            small = await story.operator.plan(SMALL)
+            await story.operator.plan(LARGE)
+            await story.devices(north, "d1", plan_no=small)
+            await story.devices(north, "d2", plan_no=None)
+            await story.publish("d1", data(1, 12, day(5)), data(2, 30, day(10)))
+            await story.publish("d2", data(1, 4, day(6)))
+            rival = await ensure_tenant(connection, tenant_id="rival", name="Rival", now=NOW)
+            tenant = story.operator.tenant
+            return (
+                await create_api_key(connection, tenant=tenant, label="test", now=NOW),
+                await create_api_key(connection, tenant=rival, label="test", now=NOW),
+            )
+
+    key, rival_key = asyncio.run(build())
+    app = create_app(Settings(database_url=database_url), now=lambda: NOW)
+    with (
+        serve(app) as url,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as own,
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {rival_key}"}) as rival,
+    ):
+        yield Terms(own, rival, database_url)
+
+
+def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
+    order = {"device_ids": ["d1"], "plan_id": "large", "at": "2026-04-08T00:00:00Z"}
+    made = terms.post("/plan-changes", "k1", **order)
+    assert made.status_code == 201, made.text
+    assert made.json()["charges"] == 1
+    assert made.json()["repeated"] is False
+    again = terms.post("/plan-changes", "k1", **order)
+    assert again.json()["correction_no"] == made.json()["correction_no"]
+    assert again.json()["repeated"] is True
+    device = terms.get("/devices/d1")
+    assert device["subscription"]["plan_id"] == "large"
+    (first, *_) = terms.get("/corrections?device=d1")["items"]
+    assert (first["cause"], first["device_ids"], first["charges"]) == ("plan_change", ["d1"], 1)
+    differences = terms.get(f"/corrections/{first['correction_no']}/differences")["items"]
+    assert [(each["seq"], each["quantity"], each["exact_amount"]) for each in differences] == [
+        (2, 0, "-3")
+    ]
+    assert terms.audit() == []
+
+
+def test_the_key_of_another_change_is_refused(terms: Terms) -> None:
+    assert terms.post("/subscription-ends", "k1", device_ids=["d1"]).status_code == 201
+    for path, body in (
+        ("/subscription-ends", {"device_ids": ["d2"]}),
+        ("/subscription-ends", {"device_ids": ["d1"], "at": "2026-04-08T00:00:00Z"}),
+        ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
+    ):
+        refused = terms.post(path, "k1", **body)
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["field"] == "Idempotency-Key"
+
+
+def test_parked_usage_is_charged_by_one_call(terms: Terms) -> None:
+    (parked,) = terms.get("/parked")["items"]
+    assert (parked["device_id"], parked["reason"]) == ("d2", "no_subscription")
+    early = terms.post("/parked/charge", "k0")
+    assert early.json()["unparked"] == 0
+    subscribed = terms.post(
+        "/subscriptions", "k1", device_ids=["d2"], plan_id="small", at="2026-04-06T00:00:00Z"
+    )
+    assert subscribed.json()["unparked"] == 1
+    assert terms.get("/parked")["items"] == []
+    assert terms.audit() == []
+
+
+def test_states_fleets_and_sims_change(terms: Terms) -> None:
+    for path, body in (
+        ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
+        ("/fleet-moves", {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small"}),
+        ("/devices/d1/sim", {"iccid": "8949000000000000017", "imsi": "262010000000017"}),
+    ):
+        assert terms.post(path, path, **body).status_code == 201
+    device = terms.get("/devices/d1")
+    assert (device["state"], device["fleet_id"]) == ("suspended", "south")
+    assert device["iccid"] == "8949000000000000017"
+    assert terms.audit() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/plan-changes", {"device_ids": [], "plan_id": "large"}, "device_ids"),
+        ("/plan-changes", {"device_ids": ["a/b"], "plan_id": "large"}, "device_ids.0"),
+        ("/plan-changes", {"device_ids": ["d2"], "plan_id": "large"}, "at"),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "at": "today"}, "at"),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "when": 1}, "when"),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "version": 0}, "version"),
+        ("/state-changes", {"device_ids": ["d1"], "state": "asleep"}, "state"),
+        (
+            "/fleet-moves",
+            {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small",
+             "at": "2030-01-01T00:00:00Z"},
+            "at",
+        ),
+        ("/parked/charge", {"device_ids": ["d2"], "fleet_id": "north"}, "fleet_id"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_is_named(
+    terms: Terms, path: str, body: dict[str, Any], field: str
+) -> None:
+    refused = terms.post(path, "k1", **body)
+    assert refused.status_code == 422, refused.text
+    assert [each["field"] for each in refused.json()["errors"]] == [field]
+
+
+def test_a_stranger_finds_nothing(terms: Terms) -> None:
+    made = terms.post("/subscription-ends", "k1", device_ids=["d1"]).json()["correction_no"]
+    assert terms.rival.get("/v1/corrections").json()["items"] == []
+    assert terms.rival.get(f"/v1/corrections/{made}/differences").status_code == 404
+    for path, body in (
+        ("/subscription-ends", {"device_ids": ["d1"]}),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large"}),
+        ("/parked/charge", {"fleet_id": "north"}),
+    ):
+        answer = terms.rival.post(f"/v1{path}", json=body, headers={"Idempotency-Key": "k9"})
+        assert answer.status_code == 404, answer.text
+    assert terms.get("/devices/d1")["subscription"] is None

@@ -1,0 +1,116 @@
+"""The product's own processes, which run in the simulation with simulated edges.
+
+They are the very classes that `fleetmeter ingest` and `fleetmeter charge` run. Replaced are the
+clock, the pauses, the way to a connection, and the broker; nothing between those.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from unittest.mock import patch
+
+from metering import clock
+from metering.broker_connection import Delivery
+from metering.charging import worker
+from metering.charging.worker import Worker
+from metering.ingest import ingester
+from metering.ingest.acknowledger import Acknowledger
+from metering.ingest.admission import Message
+from metering.ingest.ingester import Ingester
+from metering.settings import Settings
+from metering.store.connection import Connection
+from tests.simulation.broker import Session, SimulatedBroker
+from tests.simulation.stepping import CURRENT, Actor
+
+_sleep = asyncio.sleep
+
+
+async def _pause_instead(seconds: float, *arguments: Any) -> Any:  # noqa: ANN401
+    actor = CURRENT.get()
+    if actor is None:
+        return await _sleep(seconds, *arguments)
+    await actor.rest("sleeps")
+    return None
+
+
+async def _connect_stepped(*_: object, **__: object) -> Connection:
+    actor = CURRENT.get()
+    assert actor is not None
+    return await actor.connect()
+
+
+@contextmanager
+def simulated_edges(now: Callable[[], datetime]) -> Iterator[None]:
+    """Let the product's processes ask the simulation for time, pauses and connections."""
+    with (
+        patch.object(clock, "now", now),
+        patch.object(asyncio, "sleep", _pause_instead),
+        patch.object(ingester, "connect_patiently", _connect_stepped),
+        patch.object(worker, "connect_patiently", _connect_stepped),
+    ):
+        yield
+
+
+class SimulatedIngester(Ingester):
+    """The ingester at a session of the simulated broker."""
+
+    def __init__(
+        self, settings: Settings, actor: Actor, broker: SimulatedBroker, session: Session
+    ) -> None:
+        super().__init__(settings)
+        self.actor = actor
+        self.session = session
+        self._simulated = broker
+        self._broker.acknowledge = self._acknowledge  # type: ignore[method-assign] # the broker's edge
+        self._acknowledger = Acknowledger(
+            publish=self._publish, topic_root=settings.topic_root, interval_seconds=0
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def has_acks(self) -> bool:
+        return bool(self._acknowledger._due)
+
+    def receive(self, delivery: Delivery) -> None:
+        self._received(delivery)
+
+    def lose_connection(self) -> None:
+        """Lose the connection to the broker, which delivers again what was not acknowledged."""
+        self._simulated.reconnect(self.session)
+        self._connection_lost()
+
+    def publish_acks(self) -> None:
+        self._acknowledger.flush()
+
+    async def work(self) -> None:
+        await self._write_for_ever()
+
+    async def _next_batch(self) -> list[tuple[Delivery, Message]]:
+        await self.actor.rest("waits for messages")
+        return await super()._next_batch() if self._pending else []
+
+    def _acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+        self._simulated.acknowledge(self.session, deliveries)
+
+    def _publish(self, topic: str, payload: bytes) -> bool:
+        self._simulated.acks.append((topic, payload))
+        return True
+
+
+class SimulatedWorker(Worker):
+    """The charging worker."""
+
+    def __init__(self, settings: Settings, actor: Actor) -> None:
+        super().__init__(settings)
+        self.actor = actor
+
+    async def work(self) -> None:
+        await self._charge_for_ever()
+
+    async def _wait(self) -> None:
+        await self.actor.rest("waits for work")

@@ -1,0 +1,500 @@
+"""One simulated run: who there is, what may happen next, and what did."""
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from pydantic import SecretStr
+
+from metering.ids import TenantNo
+from metering.insight.audit import audit_database
+from metering.settings import Settings
+from metering.store.audit import read_from_one_snapshot
+from metering.store.connection import UNREACHABLE, Connection, connect
+from metering.wire.ack import decode as decode_ack
+from tests.simulation import promises
+from tests.simulation.broker import SimulatedBroker
+from tests.simulation.device import READINGS_A_MESSAGE_MAX, SimulatedDevice
+from tests.simulation.operations import OPERATIONS, Planned
+from tests.simulation.processes import SimulatedIngester, SimulatedWorker, simulated_edges
+from tests.simulation.promises import BrokenPromise
+from tests.simulation.scenes import SimulatedFleet, begin
+from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
+
+INGESTERS = 2
+WORKERS = 2
+ACTIONS = 450
+"""How many things happen in a run before it is drained."""
+DRAIN_ACTIONS_MAX = 6000
+STARTS = tuple(
+    datetime(2026, month, day, hour, tzinfo=UTC)
+    for month, day, hour in (
+        (1, 20, 3),
+        (2, 20, 12),
+        (3, 10, 0),
+        (3, 22, 23),
+        (10, 14, 8),
+        (12, 20, 1),
+    )
+)
+
+
+@dataclass(slots=True)
+class Faults:
+    """How often each fault happens in this run: some seeds know none of a kind, some many."""
+
+    kill: float
+    break_: float
+    lose_answer: float
+    duplicate: float
+    reorder: float
+    ack_lost: float
+    late: float
+    reset: float
+
+    @classmethod
+    def drawn(cls, chance: random.Random) -> "Faults":
+        return cls(
+            kill=chance.choice([0, 0.004, 0.02]),
+            break_=chance.choice([0, 0.004, 0.02]),
+            lose_answer=chance.choice([0, 0.01, 0.04]),
+            duplicate=chance.choice([0, 0.1, 0.4]),
+            reorder=chance.choice([0, 0.1, 0.6]),
+            ack_lost=chance.choice([0, 0.1, 0.5]),
+            late=chance.choice([0, 0.1, 0.4]),
+            reset=chance.choice([0, 0.05, 0.2]),
+        )
+
+
+@dataclass(slots=True)
+class World:
+    """Everything of one run. `chance` decides all; `trace` says what it decided."""
+
+    seed: int
+    url: str
+    chance: random.Random
+    now: datetime
+    settings: Settings
+    admin: Connection
+    steps: Steps
+    broker: SimulatedBroker
+    faults: Faults
+    trace: list[str] = field(default_factory=list)
+    tenants: dict[str, TenantNo] = field(default_factory=dict)
+    fleets: list[SimulatedFleet] = field(default_factory=list)
+    ingesters: list[SimulatedIngester] = field(default_factory=list)
+    workers: list[SimulatedWorker] = field(default_factory=list)
+    operator: Actor = field(init=False)
+    malformed: list[tuple[str, bytes, str]] = field(default_factory=list)
+    """(topic, payload, reason) of bad messages that were published."""
+    devices_max: int = 8
+
+    def note(self, what: str) -> None:
+        self.trace.append(f"{len(self.trace):04} {self.now:%m-%d %H:%M} {what}")
+
+    @property
+    def devices(self) -> list[SimulatedDevice]:
+        return [each for fleet in self.fleets for each in fleet.devices]
+
+    @property
+    def actors(self) -> list[Actor]:
+        return self.steps.actors
+
+
+async def simulate(url: str, seed: int, trace: list[str]) -> None:
+    """Run one seed on a database that is fresh, and check every promise; raises what was broken."""
+    chance = random.Random(seed)  # noqa: S311 - the seed must reproduce it
+    async with await connect(url, application="simulation", autocommit=True) as admin:
+        world = World(
+            seed=seed,
+            url=url,
+            chance=chance,
+            now=chance.choice(STARTS),
+            settings=Settings(
+                database_url=SecretStr(url),
+                broker_url=SecretStr("mqtt://127.0.0.1:1"),
+                ingest_batch_age_ms=0,
+                charging_poll_seconds=1e-9,
+                charging_batch_readings_max=chance.choice([2, 8, 30, 500]),
+            ),
+            admin=admin,
+            steps=Steps(url, admin),
+            broker=SimulatedBroker(chance),
+            faults=Faults.drawn(chance),
+            trace=trace,
+        )
+        with simulated_edges(lambda: world.now):
+            try:
+                await _run(world)
+            finally:
+                for actor in world.actors:
+                    await actor.abandon()
+
+
+async def _run(world: World) -> None:
+    async with await connect(world.url, application="scene") as connection:
+        world.tenants, world.fleets = await begin(connection, world.chance, now=world.now)
+    world.operator = world.steps.actor("operator")
+    for number in range(1, INGESTERS + 1):
+        await _start_ingester(world, world.steps.actor(f"ingester-{number}"))
+    for number in range(1, WORKERS + 1):
+        await _start_worker(world, world.steps.actor(f"worker-{number}"))
+    for fleet in world.fleets:
+        names = " ".join(each.device_id for each in fleet.devices)
+        world.note(f"fleet {fleet.tenant_id}/{fleet.kind} {fleet.fleet.time_zone}: {names}")
+    world.note(str(world.faults))
+    for _ in range(ACTIONS):
+        await _act(world)
+    await _drain(world)
+    await promises.check(world)
+
+
+async def _start_ingester(world: World, actor: Actor) -> None:
+    session = next(
+        (each for each in world.broker.sessions if each.name == actor.name), None
+    ) or world.broker.session(actor.name)
+    world.broker.reconnect(session)
+    ingester = SimulatedIngester(world.settings, actor, world.broker, session)
+    world.ingesters = [each for each in world.ingesters if each.actor is not actor] + [ingester]
+    actor.start(ingester.work)
+    await world.steps.settle()
+
+
+async def _start_worker(world: World, actor: Actor) -> None:
+    worker = SimulatedWorker(world.settings, actor)
+    world.workers = [each for each in world.workers if each.actor is not actor] + [worker]
+    actor.start(worker.work)
+    await world.steps.settle()
+
+
+Action = Callable[[World], Awaitable[None]]
+
+
+async def _act(world: World) -> None:
+    """Do one of the things that may happen now."""
+    possible = [(weight(world), action) for weight, action in _ACTIONS]
+    (action,) = world.chance.choices([each[1] for each in possible], [each[0] for each in possible])
+    await action(world)
+
+
+async def _step_somebody(world: World) -> None:
+    await _step(world, world.chance.choice(_working(world)))
+
+
+async def _wake_somebody(world: World) -> None:
+    await _step(world, world.chance.choice(_resting(world)), faulty=False)
+
+
+async def _publish_acks(world: World) -> None:
+    world.chance.choice([each for each in world.ingesters if each.has_acks]).publish_acks()
+
+
+async def _pass_time(world: World) -> None:
+    minutes = world.chance.choice([1, 20, 60 * 5, 60 * 24, 60 * 24 * 3])
+    world.now += timedelta(minutes=minutes, seconds=world.chance.randrange(60))
+
+
+async def _reboot(world: World) -> None:
+    device = world.chance.choice(world.devices)
+    lost = device.reboot()
+    world.note(f"{device.name} boots again as {device.boot}, {lost} readings lost")
+
+
+async def _lose_broker(world: World) -> None:
+    for ingester in world.ingesters:
+        ingester.lose_connection()
+    world.note(f"the broker dies with {world.broker.die()} messages")
+
+
+async def _lose_session(world: World) -> None:
+    ingester = world.chance.choice(world.ingesters)
+    ingester.lose_connection()
+    world.note(f"{ingester.actor.name} loses its session")
+
+
+def _working(world: World) -> list[Actor]:
+    return [each for each in world.actors if each.state is State.PAUSED and not each.rests]
+
+
+def _resting(world: World) -> list[Actor]:
+    """Return who has nothing to do, and something that it could do now."""
+    idle = {
+        each.actor for each in world.ingesters if not each.has_work and each.actor.about != "sleeps"
+    }
+    return [
+        each
+        for each in world.actors
+        if each.state is State.PAUSED and each.rests and each not in idle
+    ]
+
+
+async def _step(world: World, actor: Actor, *, faulty: bool = True) -> None:
+    """Let an actor go on, perhaps to its end."""
+    order = Order.GO
+    if faulty and not actor.rests:
+        faults = world.faults
+        # What happens at the end of a transaction is the most telling.
+        often = 4 if actor.about == END else 1
+        drawn = world.chance.random() / often
+        for each, share in (
+            (Order.KILL, faults.kill), (Order.BREAK, faults.break_), (Order.LOSE_ANSWER, faults.lose_answer),
+        ):  # fmt: skip
+            if drawn < share:
+                order = each
+                break
+            drawn -= share
+    told = "" if order is Order.GO else f" <- {order.name}"
+    world.note(f"{actor.name}: {actor.about}{told}")
+    await world.steps.step(actor, order)
+    await _look_after(world)
+
+
+async def _look_after(world: World) -> None:
+    """Start again who was killed; raise what nobody expected."""
+    for actor in world.actors:
+        if actor.error is not None:
+            error, actor.error = actor.error, None
+            world.note(f"{actor.name} failed: {error!r}")
+            raise BrokenPromise(f"{actor.name} failed: {error!r}") from error
+    for actor in world.actors:
+        if actor.state is State.BLOCKED and "[blocked]" not in actor.about:
+            actor.about += " [blocked]"
+            world.note(f"{actor.name} is blocked")
+        if actor.state is not State.IDLE or actor is world.operator:
+            continue
+        if actor.name.startswith("ingester"):
+            await _start_ingester(world, actor)
+        else:
+            await _start_worker(world, actor)
+
+
+async def _measure(world: World) -> None:
+    chance = world.chance
+    device = chance.choice(world.devices)
+    back = timedelta()
+    if chance.random() < world.faults.late:
+        back = timedelta(
+            hours=chance.choice([1, 30, 24 * 8, 24 * 20]), seconds=chance.randrange(3600)
+        )
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        reset = chance.random() < world.faults.reset
+        boot, seq = device.measure(chance, world.now, reset=reset, back=back)
+        world.note(f"{device.name} measures {boot}/{seq}{' after a reset' if reset else ''}")
+
+
+async def _publish(world: World) -> None:
+    chance = world.chance
+    device = chance.choice([each for each in world.devices if each.outbox])
+    boot, readings = device.pending(chance, READINGS_A_MESSAGE_MAX)
+    copies = 1 + (chance.random() < world.faults.duplicate)
+    payload = device.message(boot, readings, world.now)
+    world.broker.publish(device.topic(world.settings.topic_root), payload, copies=copies)
+    told = ",".join(str(each.seq) for each in readings)
+    world.note(f"{device.name} publishes {boot}/{told}{' twice' if copies > 1 else ''}")
+
+
+async def _deliver(world: World) -> None:
+    chance = world.chance
+    ingester = chance.choice([each for each in world.ingesters if each.session.due])
+    for _ in range(chance.choice([1, 1, 3, 10])):
+        if ingester.session.due:
+            out_of_order = chance.random() < world.faults.reorder
+            ingester.receive(world.broker.deliver(ingester.session, out_of_order=out_of_order))
+
+
+async def _hear(world: World) -> None:
+    chance = world.chance
+    topic, payload = world.broker.acks.pop(chance.randrange(len(world.broker.acks)))
+    if chance.random() < world.faults.ack_lost:
+        world.note("an acknowledgement is lost")
+        return
+    await _tell(world, topic, payload)
+
+
+async def _tell(world: World, topic: str, payload: bytes) -> None:
+    """Hand an acknowledgement to its device."""
+    *_, tenant, device_id, _ = topic.split("/")
+    ack = decode_ack(payload)
+    for device in world.devices:
+        if (device.tenant, device.device_id) == (tenant, device_id):
+            settled = device.hear(ack)
+            world.note(f"{device.name} hears of {ack.boot}: {[seq for _, seq in settled]}")
+            await promises.check_durable(world, device, settled)
+
+
+async def _operate(world: World) -> None:
+    (plan,) = world.chance.choices(
+        [plan for _, plan in OPERATIONS], [weight for weight, _ in OPERATIONS]
+    )
+    planned = plan(world)
+    if planned is None:
+        return
+    world.note(f"operator: {planned.about}")
+
+    async def work() -> None:
+        while True:
+            try:
+                await _do(world.operator, planned)
+            except UNREACHABLE:
+                await world.operator.disconnect()
+            except Killed:
+                if world.operator.abandoned:
+                    raise
+                world.operator.connection = None
+            else:
+                break
+        planned.done()
+
+    world.operator.start(work)
+    await world.steps.settle()
+    await _look_after(world)
+
+
+async def _do(operator: Actor, planned: Planned) -> None:
+    connection = await operator.connect()
+    await planned.run(connection)
+
+
+async def _publish_malformed(world: World) -> None:
+    chance = world.chance
+    device = chance.choice(world.devices)
+    root = world.settings.topic_root
+    at = f"{world.now:%Y-%m-%dT%H:%M:%SZ}"
+    kinds: Sequence[tuple[str, str, str]] = (
+        (device.topic(root), "{", "not_json"),
+        (device.topic(root), '{"boot": 7, "readings": []}', "invalid_message"),
+        (
+            device.topic(root),
+            f'{{"boot":"bad","readings":[{{"seq":{1 + chance.randrange(9)},"at":"{at}","meter":"steam"}}]}}',
+            "unknown_meter",
+        ),
+        (
+            device.topic(root),
+            f'{{"boot":"bad","readings":[{{"seq":{1 + chance.randrange(9)},"at":"{at}","meter":"sms"}}]}}',
+            "invalid_reading",
+        ),
+        (
+            f"{root}/{device.tenant}/nobody/usage",
+            f'{{"boot":"b","readings":[{{"seq":1,"at":"{at}","meter":"sms","quantity":1}}]}}',
+            "unknown_device",
+        ),
+        (f"{root}/{device.tenant}/a b/usage", f'"{at}"', "bad_topic"),
+    )
+    topic, payload, reason = chance.choice(kinds)
+    world.malformed.append((topic, payload.encode(), reason))
+    world.broker.publish(topic, payload.encode(), copies=1)
+    world.note(f"{device.name} publishes a bad message: {reason}")
+
+
+async def _contradict(world: World) -> None:
+    device = world.chance.choice(world.devices)
+    if not device.made:
+        return
+    key = world.chance.choice(sorted(device.made))
+    reading = device.contradict(world.chance, key)
+    payload = device.message(key[0], [reading], world.now)
+    world.broker.publish(device.topic(world.settings.topic_root), payload, copies=1)
+    world.note(f"{device.name} contradicts its {key[0]}/{key[1]}")
+
+
+async def _audit(world: World) -> None:
+    """Audit the database as it is, in the middle of everything."""
+    async with await connect(world.url, application="audit") as connection:
+        await read_from_one_snapshot(connection)
+        result = await audit_database(connection)
+    world.note(result.verdict)
+    if result.differences:
+        raise BrokenPromise("\n".join(["audit", *result.differences[:10]]))
+
+
+def _whenever(condition: Callable[[World], object], weight: float) -> Callable[[World], float]:
+    return lambda world: weight if condition(world) else 0.0
+
+
+_ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
+    (lambda world: 10.0 + 4 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
+    (_whenever(_resting, 2), _wake_somebody),
+    (lambda _: 3, _measure),
+    (_whenever(lambda world: any(each.outbox for each in world.devices), 4), _publish),
+    (_whenever(lambda world: any(each.due for each in world.broker.sessions), 6), _deliver),
+    (_whenever(lambda world: any(each.has_acks for each in world.ingesters), 2), _publish_acks),
+    (_whenever(lambda world: world.broker.acks, 3), _hear),
+    (_whenever(lambda world: world.operator.state is State.IDLE, 0.6), _operate),
+    (lambda _: 0.7, _pass_time),
+    (lambda _: 0.3, _publish_malformed),
+    (lambda _: 0.25, _contradict),
+    (lambda _: 0.25, _reboot),
+    (lambda _: 0.1, _lose_session),
+    (lambda _: 0.04, _lose_broker),
+    (lambda _: 0.06, _audit),
+)
+"""What may happen, each with its weight as things are."""
+
+
+async def _drain(world: World) -> None:
+    """Let everything that is under way come to its end, without further faults."""
+    world.note("the faults end")
+    for _ in range(DRAIN_ACTIONS_MAX):
+        working = _working(world)
+        if working:
+            await _step(world, world.chance.choice(working), faulty=False)
+        elif not await _drain_more(world):
+            break
+    else:
+        raise BrokenPromise("what is under way does not come to an end")
+    world.note("all is drained")
+
+
+async def _drain_more(world: World) -> bool:
+    """Move on what waits outside of the database; False when nothing does."""
+    if world.broker.is_empty() and not _ingesting(world) and _publish_what_is_left(world):
+        return True
+    return await _drain_ingesters(world) or await _drain_acks(world) or await _drain_queue(world)
+
+
+def _publish_what_is_left(world: World) -> bool:
+    for device in world.devices:
+        if device.outbox:
+            boot = next(iter(device.outbox))[0]
+            readings = [each for key, each in device.outbox.items() if key[0] == boot][:50]
+            payload = device.message(boot, readings, world.now)
+            world.broker.publish(device.topic(world.settings.topic_root), payload, copies=1)
+            world.note(f"{device.name} publishes what is left of {boot}: {len(readings)}")
+            return True
+    return False
+
+
+async def _drain_ingesters(world: World) -> bool:
+    moved = False
+    for ingester in world.ingesters:
+        while ingester.session.due:
+            ingester.receive(world.broker.deliver(ingester.session, out_of_order=False))
+        if ingester.has_work or ingester.actor.about == "sleeps":
+            await _step(world, ingester.actor, faulty=False)
+            moved = True
+        if ingester.has_acks:
+            ingester.publish_acks()
+            moved = True
+    return moved
+
+
+async def _drain_acks(world: World) -> bool:
+    moved = bool(world.broker.acks)
+    while world.broker.acks:
+        await _tell(world, *world.broker.acks.pop(0))
+    return moved
+
+
+async def _drain_queue(world: World) -> bool:
+    found = await world.admin.execute("SELECT count(*) FROM work_item WHERE refused IS NULL")
+    row = await found.fetchone()
+    assert row is not None
+    if row[0]:
+        workers = [each.actor for each in world.workers]
+        await _step(world, world.chance.choice(workers), faulty=False)
+    return bool(row[0])
+
+
+def _ingesting(world: World) -> bool:
+    return any(each.has_work or each.has_acks for each in world.ingesters)
