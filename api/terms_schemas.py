@@ -26,6 +26,29 @@ _CHANGED: JsonDict = {
 }
 
 
+_CORRECTION: JsonDict = {
+    "correction_no": 12,
+    "cause": "plan_change",
+    "effective_from": "2026-04-08T00:00:00Z",
+    "recorded_at": "2026-04-15T12:00:00Z",
+    "device_ids": ["meter-7"],
+    "devices": 1,
+    "charges": 340,
+}
+_DIFFERENCE: JsonDict = {
+    "device_id": "meter-7",
+    "boot": "7f3a",
+    "seq": 17,
+    "part": 0,
+    "fleet_id": "north",
+    "cycle_start": "2026-03-31T22:00:00Z",
+    "measured_at": "2026-04-09T06:00:00Z",
+    "quantity": 0,
+    "currency": "EUR",
+    "exact_amount": "-0.0123",
+}
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -119,6 +142,10 @@ class Correction(BaseModel):
 class CorrectionPage(Page[Correction]):
     """A page of changes of terms, the last made first."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [_CORRECTION], "next_cursor": None}]}
+    )
+
 
 class ChargeDifference(BaseModel):
     """What a change made of one charge: the new one less the old one."""
@@ -137,3 +164,7 @@ class ChargeDifference(BaseModel):
 
 class ChargeDifferencePage(Page[ChargeDifference]):
     """A page of what a change made of charges, in the order of boots and sequence numbers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [_DIFFERENCE], "next_cursor": None}]}
+    )

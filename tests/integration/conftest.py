@@ -154,6 +154,7 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _arrived(connection, tenant, fleet, numbers[f"{name}-1"], f"{name}-1")
     await _told(connection, fleet, numbers[f"{name}-1"], name)
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
+    await _corrected(connection, fleet, numbers[f"{name}-1"])
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
 
 
@@ -269,6 +270,27 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
         )
         await enqueue_commands(connection, [command], now=NOW)
         await record_events(connection, [event], now=NOW)
+
+
+async def _corrected(connection: Connection, fleet: Fleet, device_no: int) -> None:
+    """Write a change of terms as it would have been recorded, and what it made of a charge."""
+    found = await connection.execute(
+        "INSERT INTO correction (tenant_no, cause, detail, effective_from, place_run_no, place_position,"
+        " run_no, recorded_at) VALUES (%s, 'plan_change', '{}', %s, 1, 0, 1, %s) RETURNING correction_no",
+        [fleet.tenant_no, CYCLE.start, NOW],
+    )
+    row = await found.fetchone()
+    assert row is not None
+    await connection.execute(
+        "INSERT INTO correction_device (correction_no, device_no) VALUES (%s, %s)",
+        [row[0], device_no],
+    )
+    await connection.execute(
+        "INSERT INTO charge_correction (correction_no, boot_no, seq, part, measured_at, fleet_no,"
+        " device_no, cycle_start, quantity, amount, subunits_per_unit)"
+        " SELECT %s, max(boot_no), 1, 0, %s, %s, %s, %s, 0, -123, 10000 FROM boot WHERE device_no = %s",
+        [row[0], NOW, fleet.fleet_no, device_no, CYCLE.start, device_no],
+    )
 
 
 async def _limited(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
