@@ -84,7 +84,7 @@ class StateChangeOrder(_OfDevices):
 
 
 class MoveOrder(_OfDevices):
-    """Devices that are to be in another fleet, on a plan there; not in the future."""
+    """Devices that are to be in another fleet, on a plan there."""
 
     fleet_id: _Id = Field(examples=["south"])
     plan_id: _Id = Field(examples=["basic"])

@@ -17,11 +17,19 @@ from metering.rating.membership import effective_subscriptions
 from metering.rating.plan import DeviceState, PlanTerms
 from metering.store.connection import Connection
 from metering.store.corrections import Cause
-from metering.store.registry import Fleet, fleets_by_no, plan_terms, subscriptions_of_devices
+from metering.store.registry import (
+    Fleet,
+    fleets_by_no,
+    lock_shard,
+    plan_terms,
+    subscriptions_of_devices,
+)
 from metering.store.terms import (
+    due_moves,
     end_subscription_at,
     insert_subscription,
-    set_fleet,
+    make_moves,
+    plan_move,
     set_sim,
     set_state,
 )
@@ -188,12 +196,10 @@ async def move_devices(
 ) -> TermsChanged:
     """Move devices into another fleet of their tenant, subscribed to a plan there, at an instant.
 
-    What they used before it stays with the fleets in which they were, also if it arrives later. An
-    instant in the future is refused: who receives their readings is decided now.
+    What they used before it stays with the fleets in which they were, also if it arrives later. Moves
+    that were planned for later no longer hold.
     """
     since = at or now
-    if since > now:
-        raise InvalidValue("at", "lies in the future", "move a device when it has changed hands")
 
     async def write(connection: Connection) -> int:
         await check_currency(connection, plan_no, fleet)
@@ -212,7 +218,9 @@ async def move_devices(
                     fleet_no=fleet.fleet_no,
                 ),
             )
-        return await set_fleet(connection, device_nos, fleet.fleet_no)
+        await plan_move(connection, device_nos, fleet.fleet_no, at=since)
+        await make_moves(connection, device_nos, now=now)
+        return len(device_nos)
 
     change = TermsChange(
         tenant_no=fleet.tenant_no,
@@ -227,6 +235,23 @@ async def move_devices(
         write=write,
     )
     return await make_change(connection, change)
+
+
+async def move_due(connection: Connection, *, now: datetime) -> int:
+    """Let devices be in the fleet into which they were to move by now; return how many.
+
+    Each pair of fleets is a transaction of its own, under both shards' locks. Since the dates of its
+    subscriptions decide what a device's usage is charged to, nothing depends on when this comes.
+    """
+    async with connection.transaction():
+        due = await due_moves(connection, now)
+    moved = 0
+    for shards, device_nos in due.items():
+        async with connection.transaction():
+            for shard_no in sorted(set(shards)):
+                await lock_shard(connection, shard_no)
+            moved += await make_moves(connection, device_nos, now=now)
+    return moved
 
 
 async def swap_sim(

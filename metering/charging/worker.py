@@ -8,6 +8,7 @@ from time import monotonic, perf_counter
 
 from metering import clock
 from metering.charging import metrics
+from metering.charging.change_terms import move_due
 from metering.charging.charge_usage import RunFailed, RunOutcome, ShardBusy, charge_usage
 from metering.charging.close_cycle import close_due_cycles
 from metering.charging.leases import LeaseKeeper
@@ -164,6 +165,7 @@ class Worker:
         )
         metrics.CYCLES_CLOSED.inc(closed)
         await release_due(connection, now=now)
+        await move_due(connection, now=now)
         self._look_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from psycopg.types.range import TimestamptzRange
 
-from metering.ids import TenantNo
+from metering.ids import ShardNo, TenantNo
 from metering.rating.guide import Subscription
 from metering.rating.plan import DeviceState
 from metering.store.connection import Connection
@@ -63,13 +63,48 @@ async def set_state(
     return changed.rowcount
 
 
-async def set_fleet(connection: Connection, device_nos: Sequence[int], fleet_no: int) -> int:
-    """Let devices be in a fleet; return how many were in another."""
-    changed = await connection.execute(
-        "UPDATE device SET fleet_no = %s WHERE device_no = ANY(%s) AND fleet_no <> %s",
-        [fleet_no, list(device_nos), fleet_no],
+async def plan_move(
+    connection: Connection, device_nos: Sequence[int], fleet_no: int, *, at: datetime
+) -> None:
+    """Plan that devices are in a fleet from an instant on, in place of what was planned for later."""
+    await connection.execute(
+        "DELETE FROM device_move WHERE device_no = ANY(%s) AND effective_from >= %s",
+        [list(device_nos), at],
     )
-    return changed.rowcount
+    await connection.execute(
+        "INSERT INTO device_move (device_no, effective_from, fleet_no)"
+        " SELECT device_no, %s, %s FROM unnest(%s::bigint[]) AS given (device_no)",
+        [at, fleet_no, list(device_nos)],
+    )
+
+
+async def due_moves(
+    connection: Connection, now: datetime
+) -> dict[tuple[ShardNo, ShardNo], list[int]]:
+    """Return the devices that are to have moved by now, by the shards that they leave and enter."""
+    found = await connection.execute(
+        "SELECT left_fleet.shard_no, entered.shard_no, array_agg(DISTINCT device_no)"
+        " FROM device_move JOIN device USING (device_no)"
+        " JOIN fleet AS left_fleet ON left_fleet.fleet_no = device.fleet_no"
+        " JOIN fleet AS entered ON entered.fleet_no = device_move.fleet_no"
+        " WHERE effective_from <= %s GROUP BY 1, 2 LIMIT 100",
+        [now],
+    )
+    return {(row[0], row[1]): row[2] for row in await found.fetchall()}
+
+
+async def make_moves(connection: Connection, device_nos: Sequence[int], *, now: datetime) -> int:
+    """Make the moves of some devices that are due, the last one count; return how many moved."""
+    moved = await connection.execute(
+        "WITH due AS (DELETE FROM device_move WHERE device_no = ANY(%s) AND effective_from <= %s"
+        "   RETURNING device_no, effective_from, fleet_no),"
+        " last AS (SELECT DISTINCT ON (device_no) device_no, fleet_no FROM due"
+        "   ORDER BY device_no, effective_from DESC)"
+        " UPDATE device SET fleet_no = last.fleet_no FROM last"
+        " WHERE device.device_no = last.device_no AND device.fleet_no <> last.fleet_no",
+        [list(device_nos), now],
+    )
+    return moved.rowcount
 
 
 async def set_sim(

@@ -148,12 +148,6 @@ def test_states_fleets_and_sims_change(terms: Terms) -> None:
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "when": 1}, "when"),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "version": 0}, "version"),
         ("/state-changes", {"device_ids": ["d1"], "state": "asleep"}, "state"),
-        (
-            "/fleet-moves",
-            {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small",
-             "at": "2030-01-01T00:00:00Z"},
-            "at",
-        ),
         ("/parked/charge", {"device_ids": ["d2"], "fleet_id": "north"}, "fleet_id"),
     ],
 )  # fmt: skip

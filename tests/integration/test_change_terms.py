@@ -14,6 +14,7 @@ from metering.charging.change_terms import (
     charge_parked,
     end_subscriptions,
     move_devices,
+    move_due,
     swap_sim,
 )
 from metering.charging.charge_usage import charge_usage
@@ -370,6 +371,31 @@ def test_a_device_that_moves_leaves_its_usage_where_it_was(database_url: str) ->
     told(database_url, tell)
 
 
+def test_a_move_that_lies_ahead_is_made_when_its_time_has_come(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        north, south = await story.fleet("north"), await story.fleet("south")
+        small = await story.operator.plan(SMALL)
+        (device,) = await story.devices(north, "d1", plan_no=small)
+        for fleet, at in ((south, NOW + timedelta(hours=9)), (south, NOW + timedelta(hours=1))):
+            await move_devices(
+                story.connection, device_nos=[device], fleet=fleet, plan_no=small, at=at, now=NOW
+            )
+        homes = "SELECT fleet_no FROM device"
+        assert await move_due(story.connection, now=NOW) == 0
+        assert await story.rows(homes) == [(north.fleet_no,)]
+        # Charged in the fleet in which it is used, also before anybody looked for moves.
+        later = NOW + timedelta(hours=2)
+        await story.publish("d1", data(1, 1, NOW), data(2, 2, later))
+        used = "SELECT seq, fleet_no FROM charge ORDER BY seq"
+        assert await story.rows(used) == [(1, north.fleet_no), (2, south.fleet_no)]
+        assert await move_due(story.connection, now=later) == 1
+        assert await story.rows(homes) == [(south.fleet_no,)]
+        assert await move_due(story.connection, now=NOW + timedelta(days=1)) == 0
+        assert await story.cost() == 0
+
+    told(database_url, tell)
+
+
 def test_a_sim_is_in_one_device_at_a_time(database_url: str) -> None:
     async def tell(story: Story) -> None:
         fleet = await story.fleet("north")
@@ -403,11 +429,6 @@ def test_what_cannot_be_is_refused(database_url: str) -> None:
             await change_plan(
                 story.connection, tenant_no=story.operator.tenant, device_nos=[device],
                 plan_no=large, at=day(3), now=NOW,
-            )  # fmt: skip
-        with pytest.raises(InvalidValue, match="future"):
-            await move_devices(
-                story.connection, device_nos=[device], fleet=fleet, plan_no=small,
-                at=NOW + timedelta(days=1), now=NOW,
             )  # fmt: skip
 
     told(database_url, tell)

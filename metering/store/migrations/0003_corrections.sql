@@ -29,6 +29,15 @@ INSERT INTO device_sim (tenant_no, device_no, iccid, imsi, valid, recorded_at)
 SELECT tenant_no, device_no, iccid, imsi, tstzrange(created_at, NULL), created_at FROM device
 WHERE iccid IS NOT NULL;
 
+-- Devices that are to be in another fleet from an instant on; its subscriptions there begin then.
+CREATE TABLE device_move (
+    device_no      bigint NOT NULL REFERENCES device,
+    effective_from timestamptz NOT NULL,
+    fleet_no       integer NOT NULL REFERENCES fleet,
+    PRIMARY KEY (device_no, effective_from)
+);
+CREATE INDEX device_move_by_time ON device_move (effective_from);
+
 -- A change of terms. What it changed of charges, grants and balances names it.
 CREATE TABLE correction (
     correction_no   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
