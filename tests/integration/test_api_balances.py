@@ -61,6 +61,7 @@ def test_a_device_is_topped_up_once(api: "ApiUnderTest") -> None:
         "granted": 20,
         "used": 0,
         "left": 20,
+        "reserved": 0,
     }
     again = post(api.acme, address, TOP_UP)
     assert made(again) == bucket
@@ -151,7 +152,7 @@ REFUSED = [
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": "5"}, "quantity", "use a whole number"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": 10**19}, "quantity", "use at most 10"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"amount": 5}, "amount", "leave it out"),
-    ("/v1/fleets/acme-north/top-ups", TOP_UP | {"name": "a\0b"}, "name", "see /docs"),
+    ("/v1/fleets/acme-north/top-ups", TOP_UP | {"name": "a\0b"}, "name", "use text"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"zones": []}, "zones", "see /docs"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"expires_at": "soon"}, "expires_at", "use a time "),
     (
@@ -170,7 +171,7 @@ REFUSED = [
         "name a bucket",
     ),
     ("/v1/buckets/1/adjustments", {"quantity": 1}, "reason", "give it"),
-    ("/v1/buckets/1/adjustments", {"quantity": 1, "reason": " "}, "reason", "see /docs"),
+    ("/v1/buckets/1/adjustments", {"quantity": 1, "reason": " "}, "reason", "use text"),
     ("/v1/buckets/1/adjustments", {"quantity": 0, "reason": "x"}, "quantity", "use 1 to"),
     (
         "/v1/buckets/1/adjustments",
