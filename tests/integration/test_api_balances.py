@@ -68,7 +68,7 @@ def test_a_device_is_topped_up_once(api: "ApiUnderTest") -> None:
     told = [response.headers.get("Idempotent-Replayed") for response in (first, again)]
     assert told == [None, "true"]
     _, sms = body(api.acme.get("/v1/devices/acme-1/balance"))["meters"]
-    assert sms["allowance"] == {"granted": 30, "used": 10, "left": 20}
+    assert sms["allowance"] == {"granted": 30, "used": 10, "left": 20, "reserved": 0}
     assert [(each["name"], each["source"], each["left"]) for each in sms["buckets"]] == [
         ("allowance", "plan", 0),
         ("top-up", "top_up", 20),
