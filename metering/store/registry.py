@@ -219,6 +219,29 @@ async def insert_subscriptions(
     return [row[0] for row in await inserted.fetchall()]
 
 
+async def subscribed_otherwise(
+    connection: Connection,
+    *,
+    device_nos: Sequence[int],
+    plan_no: int,
+    valid_from: datetime,
+    valid_to: datetime | None,
+) -> str | None:
+    """Return the id of a device that cannot be subscribed then, as it has another subscription."""
+    found = await connection.execute(
+        "SELECT device.device_id FROM subscription AS known JOIN device USING (device_no)"
+        " WHERE known.device_no = ANY(%s) AND known.valid && %s AND NOT EXISTS ("
+        "   SELECT FROM subscription AS same JOIN plan AS version ON version.plan_no = same.plan_no"
+        "     JOIN plan AS wanted USING (tenant_no, plan_id)"
+        "   WHERE same.device_no = known.device_no AND same.valid @> %s::timestamptz"
+        "     AND wanted.plan_no = %s)"
+        " ORDER BY device.device_id LIMIT 1",
+        [list(device_nos), TimestamptzRange(valid_from, valid_to), valid_from, plan_no],
+    )
+    row = await found.fetchone()
+    return None if row is None else str(row[0])
+
+
 async def devices_by_topic(
     connection: Connection, names: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], RegisteredDevice]:

@@ -147,6 +147,18 @@ def test_states_fleets_and_sims_change(terms: Terms) -> None:
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "at": "today"}, "at"),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "when": 1}, "when"),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "version": 0}, "version"),
+        ("/subscriptions", {"device_ids": ["d2", "d1"], "plan_id": "large"}, "device_ids"),
+        (
+            "/subscriptions",
+            {"device_ids": ["d1"], "plan_id": "small", "at": "2001-01-01T00:00:00Z"},
+            "device_ids",
+        ),
+        (
+            "/subscriptions",
+            {"device_ids": ["d2"], "plan_id": "small", "to": "2026-04-01T00:00:00Z"},
+            "to",
+        ),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "version": 0}, "version"),
         ("/state-changes", {"device_ids": ["d1"], "state": "asleep"}, "state"),
         ("/parked/charge", {"device_ids": ["d2"], "fleet_id": "north"}, "fleet_id"),
     ],
