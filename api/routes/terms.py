@@ -65,7 +65,7 @@ async def post_subscription(
             fleet=fleet,
             device_nos=numbers,
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            valid_from=order.at or caller.now,
+            valid_from=order.at,
             valid_to=order.to,
             now=caller.now,
             key=key,
@@ -84,7 +84,7 @@ async def post_plan_change(
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            at=order.at or caller.now,
+            at=order.at,
             now=caller.now,
             key=key,
         )
@@ -101,7 +101,7 @@ async def post_subscription_end(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
-            at=order.at or caller.now,
+            at=order.at,
             now=caller.now,
             key=key,
         )
@@ -119,7 +119,7 @@ async def post_state_change(
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
             state=order.state,
-            at=order.at or caller.now,
+            at=order.at,
             now=caller.now,
             key=key,
         )
@@ -137,7 +137,7 @@ async def post_fleet_move(
             device_nos=await _numbers(caller, order.device_ids),
             fleet=await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            at=order.at or caller.now,
+            at=order.at,
             now=caller.now,
             key=key,
         )
@@ -157,7 +157,7 @@ async def post_sim_swap(
             device_no=number,
             iccid=order.iccid,
             imsi=order.imsi,
-            at=order.at or caller.now,
+            at=order.at,
             now=caller.now,
             key=key,
         )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -27,6 +28,8 @@ class Terms:
     client: httpx.Client
     rival: httpx.Client
     database_url: str
+    instants: list[datetime]
+    """The last of them is now."""
 
     def post(self, path: str, key: str, **body: object) -> httpx.Response:
         return self.client.post(f"/v1{path}", json=body, headers={"Idempotency-Key": key})
@@ -71,13 +74,14 @@ def terms(
             )
 
     key, rival_key = asyncio.run(build())
-    app = create_app(Settings(database_url=database_url), now=lambda: NOW)
+    instants = [NOW]
+    app = create_app(Settings(database_url=database_url), now=lambda: instants[-1])
     with (
         serve(app) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as own,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {rival_key}"}) as rival,
     ):
-        yield Terms(own, rival, database_url)
+        yield Terms(own, rival, database_url, instants)
 
 
 def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
@@ -98,6 +102,29 @@ def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
         (2, 0, "-3")
     ]
     assert terms.audit() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/subscriptions", {"device_ids": ["d2"], "plan_id": "small"}),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large"}),
+        ("/subscription-ends", {"device_ids": ["d1"]}),
+        ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
+        ("/fleet-moves", {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small"}),
+        ("/devices/d1/sim", {"iccid": "8949000000000000017"}),
+    ],
+)
+def test_a_change_from_now_on_is_made_once_whenever_it_is_repeated(
+    terms: Terms, path: str, body: dict[str, Any]
+) -> None:
+    made = terms.post(path, "k1", **body)
+    assert made.status_code == 201, made.text
+    terms.instants.append(NOW + timedelta(seconds=3))
+    again = terms.post(path, "k1", **body)
+    assert again.status_code == 201, again.text
+    assert again.json()["correction_no"] == made.json()["correction_no"]
+    assert (made.json()["repeated"], again.json()["repeated"]) == (False, True)
 
 
 def test_the_key_of_another_change_is_refused(terms: Terms) -> None:
@@ -146,7 +173,6 @@ def test_states_fleets_and_sims_change(terms: Terms) -> None:
         ("/plan-changes", {"device_ids": ["d2"], "plan_id": "large"}, "at"),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "at": "today"}, "at"),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "when": 1}, "when"),
-        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "version": 0}, "version"),
         ("/subscriptions", {"device_ids": ["d2", "d1"], "plan_id": "large"}, "device_ids"),
         (
             "/subscriptions",
