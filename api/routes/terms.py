@@ -169,6 +169,7 @@ async def post_parked_charge(
     caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey
 ) -> schemas.TermsChanged:
     """Charge what is parked and can be charged now, of at most 1000 devices a call."""
+    found_in: dict[str, object] | None = None
     if order.device_ids is not None:
         if order.fleet_id is not None:
             raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
@@ -181,11 +182,13 @@ async def post_parked_charge(
         numbers = await devices_with_parked_usage(
             caller.connection, caller.tenant_no, fleet_no=fleet_no, limit=schemas.DEVICES_MAX
         )
+        found_in = {"fleet_no": fleet_no}
     return _changed(
         await charge_parked(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_nos=numbers,
+            found_in=found_in,
             now=caller.now,
             key=key,
         )

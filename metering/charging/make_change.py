@@ -56,7 +56,8 @@ class TermsChange:
     """A change of terms from `since` on, for some devices. `write` writes it: how much it changed.
 
     The same `key` makes it once; devices, `detail` and `asked_at` must then be the same, which is None
-    where it was left to be now. `fleets` are concerned beside those in which the devices were.
+    where it was left to be now; of devices that were found and not `devices_named`, `detail` and
+    `asked_at` alone. `fleets` are concerned beside those in which the devices were.
     """
 
     tenant_no: TenantNo
@@ -68,6 +69,7 @@ class TermsChange:
     write: Callable[[Connection], Awaitable[int]]
     asked_at: datetime | None = None
     key: str | None = None
+    devices_named: bool = True
     fleets: Sequence[Fleet] = ()
 
 
@@ -104,11 +106,8 @@ async def _in_transaction(
     if change.key is not None:
         made = await correction_by_key(connection, change.tenant_no, change.key)
         if made is not None:
-            if (made.cause, made.detail, made.devices) != (
-                change.cause,
-                _detail(change),
-                sorted(change.devices),
-            ):
+            devices = sorted(change.devices) if change.devices_named else made.devices
+            if (made.cause, made.detail, made.devices) != (change.cause, _detail(change), devices):
                 raise Conflict(
                     "Idempotency-Key", "was used for another change", "use a key of its own"
                 )

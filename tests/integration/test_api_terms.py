@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from fastapi import FastAPI
 
@@ -149,6 +150,29 @@ def test_parked_usage_is_charged_by_one_call(terms: Terms) -> None:
     )
     assert subscribed.json()["unparked"] == 1
     assert terms.get("/parked")["items"] == []
+    assert terms.audit() == []
+
+
+@pytest.mark.parametrize("body", [{}, {"fleet_id": "north"}, {"device_ids": ["d2"]}])
+def test_what_is_parked_is_charged_once_by_a_key_that_is_repeated(
+    terms: Terms, body: dict[str, Any]
+) -> None:
+    with psycopg.connect(terms.database_url) as connection:
+        connection.execute(
+            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+            " SELECT device_no, fleet_no, plan_no, tstzrange('2026-04-01', NULL) FROM device, plan"
+            " WHERE device_id = 'd2' AND plan_id = 'small'"
+        )
+    made = terms.post("/parked/charge", "k1", **body)
+    assert (made.json()["unparked"], made.json()["charges"]) == (1, 1)
+    assert terms.get("/parked")["items"] == []
+    again = terms.post("/parked/charge", "k1", **body)
+    assert again.status_code == 201, again.text
+    assert again.json()["correction_no"] == made.json()["correction_no"]
+    assert again.json()["repeated"] is True
+    other = {"device_ids": ["d1"]} if "device_ids" not in body else {}
+    refused = terms.post("/parked/charge", "k1", **other)
+    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
     assert terms.audit() == []
 
 
