@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
+from metering.errors import InvalidValue
 from metering.insight.audit import AuditResult, audit_database
 from metering.insight.ledger import compare_ledger
 from metering.insight.watch import Watch
@@ -36,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="go on auditing: look again so often, until told to stop; with metrics",
     )  # fmt: skip
     parser.add_argument(
-        "--sample", type=_percent, default=100, metavar="PERCENT",
-        help="with --every: so many percent of the fleets a look, in turn, one at least",
+        "--sample", type=_percent, metavar="PERCENT",
+        help="with --every: so many percent of the fleets a look, in turn, one at least; else all",
     )  # fmt: skip
 
 
@@ -56,10 +57,20 @@ def _percent(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Audit, print differences and the verdict as the last line; 1 if anything differs."""
+    """Audit, print differences and the verdict as the last line; 1 if anything differs.
+
+    Raises `InvalidValue` for options that would do nothing beside the others.
+    """
+    if arguments.every is None and arguments.sample is not None:
+        raise InvalidValue("--sample", "stands without --every", "give both, or audit all fleets")
     if arguments.every is not None:
+        if arguments.ledger or arguments.settle:
+            idle = "--ledger" if arguments.ledger else "--settle"
+            raise InvalidValue(idle, "is of no use with --every", "audit once with it")
         watch = Watch(
-            database_url(settings), every_seconds=arguments.every, share=arguments.sample / _ALL
+            database_url(settings),
+            every_seconds=arguments.every,
+            share=(arguments.sample or _ALL) / _ALL,
         )
         return serve(watch.run, metrics_port=settings.metrics_port)
     result = asyncio.run(_audit(database_url(settings), arguments.ledger, arguments.settle))

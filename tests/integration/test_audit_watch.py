@@ -90,6 +90,25 @@ def test_what_makes_no_sense_is_refused(
         pipeline.stop()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--sample", "5"),
+        ("--every", "1", "--ledger", "ledger.jsonl"),
+        ("--every", "1", "--settle", "5"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    database_url: str, broker_url: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    pipeline = Pipeline(database_url=database_url, broker_url=broker_url, folder=tmp_path)
+    try:
+        assert pipeline.start("audit", *arguments).wait(30) == 1
+        assert f"fleetmeter audit: {arguments[-2]}: " in pipeline.log("audit").read_text()
+    finally:
+        pipeline.stop()
+
+
 def _metric(port: int, name: str) -> float:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
