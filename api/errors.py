@@ -28,6 +28,7 @@ _FIXES = {
     "int_from_float": _WHOLE,
     "int_parsing_size": _WHOLE,
     "int_type": _WHOLE,
+    "string_type": "write it as text, in quotes",
     "missing": "give it",
     "extra_forbidden": "leave it out",
     "json_invalid": _OBJECT,

@@ -45,6 +45,9 @@ from metering.usage import METERS, METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["thresholds"])
 
+_WHOLE = 100
+"""Percent."""
+
 ThresholdId = Annotated[
     int, Path(ge=1, le=2**63 - 1, description="the threshold's id", examples=["17"])
 ]
@@ -128,7 +131,9 @@ async def patch_threshold(
         threshold_no=threshold_id,
         terms=Terms(
             limit=before.limit if patch.limit is None else _amount("limit", patch.limit),
-            percent=before.percent if patch.percent is None else _amount("percent", patch.percent),
+            percent=before.percent
+            if patch.percent is None
+            else _percent(known.measure, patch.percent),
             actions=before.actions if patch.actions is None else _actions(patch.actions),
             enabled=before.enabled if patch.enabled is None else patch.enabled,
         ),
@@ -231,7 +236,7 @@ async def _created(  # noqa: PLR0917 - the rest of two routes
         name=order.name,
         terms=Terms(
             limit=_limit(order, per),
-            percent=_amount("percent", order.percent),
+            percent=_percent(order.measure, order.percent),
             actions=_actions(order.actions),
             enabled=order.enabled,
         ),
@@ -270,6 +275,13 @@ def _amount(field: str, text: str) -> Decimal:
     if amount <= 0:
         raise bad_input(field, f"{text} is not above 0", "use a decimal number above 0")
     return amount
+
+
+def _percent(measure: Measure, text: str) -> Decimal:
+    percent = _amount("percent", text)
+    if measure.is_share and percent > _WHOLE:
+        raise bad_input("percent", f"{text} % of what there is are never used", "use at most 100")
+    return percent
 
 
 def _actions(actions: list[schemas.Action]) -> list[dict[str, object]]:

@@ -144,9 +144,11 @@ def test_a_device_has_thresholds_of_its_own(clients: Clients) -> None:
         ("limit", {"limit": None}),
         ("limit", {"limit": "0"}),
         ("limit", {"limit": "-1"}),
+        ("limit", {"limit": 1.5}),
         ("limit", {"measure": "pool"}),
         ("scope", {"measure": "allowance", "limit": None, "scope": "fleet"}),
         ("percent", {"percent": "0"}),
+        ("percent", {"measure": "pool", "limit": None, "percent": "100.1"}),
         ("period", {"period": "week"}),
         ("scope", {"scope": "all"}),
         ("actions", {"actions": [{"kind": "suspend"}, {"kind": "suspend"}]}),
@@ -163,6 +165,7 @@ def test_bad_input_is_refused_with_the_fix(
     assert error["field"] == field
     assert error["problem"]
     assert error["fix"]
+    assert error["fix"] != "see /docs"
     assert clients["ours"].get("/v1/thresholds").json()["items"] == []
 
 
