@@ -363,6 +363,8 @@ def _enough(state: BucketState, quantity: int, fix: str) -> None:
     if quantity > state.movable:
         left = state.granted - state.used
         kept = f", {state.promised} of it promised to members" if state.promised else ""
+        if state.reserved:
+            kept += f", {state.reserved} of it reserved for devices"
         raise InvalidValue(
             "quantity", f"bucket {state.bucket_no} has {left} left{kept}, not {quantity}", fix
         )

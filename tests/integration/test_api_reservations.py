@@ -51,6 +51,26 @@ def test_a_grant_is_made_shown_and_settled(api: "ApiUnderTest") -> None:
     assert (quota["active"], quota["overshoot_bound"]) == (0, 3)
 
 
+def test_what_is_granted_is_not_taken_away_and_the_refusal_says_so(api: "ApiUnderTest") -> None:
+    asked(api.acme, "r-1", {"meter": "sms", "quantity": 4})
+    balance = api.acme.get("/v1/devices/acme-2/balance").json()
+    (sms,) = [each for each in balance["meters"] if each["meter"] == "sms"]
+    number = sms["buckets"][0]["bucket_no"]
+    refused = api.acme.post(
+        f"/v1/buckets/{number}/adjustments",
+        json={"quantity": -3, "reason": "given by mistake"},
+        headers={"Idempotency-Key": "a-1"},
+    )
+    assert refused.status_code == 422
+    assert refused.json()["errors"] == [
+        {
+            "field": "quantity",
+            "problem": f"bucket {number} has 6 left, 4 of it reserved for devices, not 3",
+            "fix": "take away at most 2",
+        }
+    ]
+
+
 def test_grants_come_in_pages_the_last_first(api: "ApiUnderTest") -> None:
     for number in range(1, 4):
         asked(api.acme, f"r-{number}", {"meter": "sms"})
