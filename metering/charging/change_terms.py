@@ -25,6 +25,7 @@ from metering.store.registry import (
     subscriptions_of_devices,
 )
 from metering.store.terms import (
+    StatesAround,
     due_moves,
     end_subscription_at,
     insert_subscription,
@@ -32,9 +33,16 @@ from metering.store.terms import (
     plan_move,
     set_sim,
     set_state,
+    states_around,
 )
 
 _EVER = datetime(1, 1, 1, tzinfo=UTC)
+_FOLLOWS = {
+    DeviceState.INVENTORY: {DeviceState.INVENTORY, DeviceState.ACTIVE, DeviceState.RETIRED},
+    DeviceState.ACTIVE: {DeviceState.ACTIVE, DeviceState.SUSPENDED, DeviceState.RETIRED},
+    DeviceState.SUSPENDED: {DeviceState.SUSPENDED, DeviceState.ACTIVE, DeviceState.RETIRED},
+    DeviceState.RETIRED: {DeviceState.RETIRED},
+}
 
 
 async def change_plan(
@@ -157,11 +165,15 @@ async def change_state(
 ) -> TermsChanged:
     """Let devices be in a state from an instant on, past or future, until their next change.
 
-    Retirement ends their subscriptions.
+    Inventory, then active and suspended in turns, then retired for good; any may come at once after
+    inventory but suspended. Raises `InvalidValue` for what does not follow so. Retirement ends their
+    subscriptions.
     """
     since = at or now
 
     async def write(connection: Connection) -> int:
+        for around in await states_around(connection, device_nos, since):
+            _check_order(around, state)
         changed = await set_state(connection, device_nos, state=state, at=since, now=now)
         if state is DeviceState.RETIRED:
             for own in (await subscriptions_of_devices(connection, device_nos)).values():
@@ -182,6 +194,24 @@ async def change_state(
         write=write,
     )
     return await make_change(connection, change)
+
+
+def _check_order(around: StatesAround, state: DeviceState) -> None:
+    """Raise `InvalidValue` when a state cannot come between two others."""
+    before = around.before or DeviceState.INVENTORY
+    if state not in _FOLLOWS[before]:
+        raise InvalidValue(
+            "state",
+            f"device {around.device_id!r} is {before.value} then, which {state.value} cannot follow",
+            f"use one of {', '.join(sorted(each.value for each in _FOLLOWS[before]))}",
+        )
+    if around.after is not None and around.after not in _FOLLOWS[state]:
+        raise InvalidValue(
+            "state",
+            f"device {around.device_id!r} is to be {around.after.value} later, which cannot follow"
+            f" {state.value}",
+            "choose a later instant, or another state",
+        )
 
 
 async def move_devices(

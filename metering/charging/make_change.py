@@ -12,6 +12,7 @@ from datetime import datetime
 
 from metering.charging.change_thresholds import count_again
 from metering.charging.correct import Corrected, charge_again, scope_of
+from metering.charging.end_reservations import end_reservations
 from metering.charging.regrant import grant_anew
 from metering.errors import Conflict, FleetmeterError, InvalidValue
 from metering.ids import TenantNo
@@ -20,6 +21,7 @@ from metering.store.connection import Connection
 from metering.store.corrections import Cause, correction_by_key, insert_correction, touched_usage
 from metering.store.cycles import first_subscribed
 from metering.store.registry import Fleet, lock_shard, plan_terms
+from metering.store.reservations import orphaned_reservations
 from metering.store.work import next_run_no
 
 _TRIES = 5
@@ -103,15 +105,9 @@ async def _in_transaction(
     shards = before.shards | further
     for shard_no in sorted(shards):
         await lock_shard(connection, shard_no)
-    if change.key is not None:
-        made = await correction_by_key(connection, change.tenant_no, change.key)
-        if made is not None:
-            devices = sorted(change.devices) if change.devices_named else made.devices
-            if (made.cause, made.detail, made.devices) != (change.cause, _detail(change), devices):
-                raise Conflict(
-                    "Idempotency-Key", "was used for another change", "use a key of its own"
-                )
-            return TermsChanged(correction_no=made.correction_no, repeated=True)
+    made = await _made_before(connection, change)
+    if made is not None:
+        return made
     began = {number: await first_subscribed(connection, number) for number in before.fleets}
     changed = await change.write(connection)
     scope = await scope_of(connection, change.devices)
@@ -137,6 +133,9 @@ async def _in_transaction(
         # What is charged does not follow from it. To charge it again would mend what is damaged
         # unseen, which is for the audit to find.
         return TermsChanged(correction_no=correction_no, changed=changed)
+    orphaned = await orphaned_reservations(connection, change.devices, change.now)
+    if orphaned:
+        await end_reservations(connection, orphaned, run_no=run_no, now=change.now)
     for number, fleet in scope.fleets.items():
         await grant_anew(
             connection,
@@ -165,6 +164,19 @@ async def _in_transaction(
         unparked=corrected.unparked,
         parked=corrected.parked,
     )
+
+
+async def _made_before(connection: Connection, change: TermsChange) -> TermsChanged | None:
+    """Return what was made under the change's key; raise `Conflict` where that was another change."""
+    if change.key is None:
+        return None
+    made = await correction_by_key(connection, change.tenant_no, change.key)
+    if made is None:
+        return None
+    devices = sorted(change.devices) if change.devices_named else made.devices
+    if (made.cause, made.detail, made.devices) != (change.cause, _detail(change), devices):
+        raise Conflict("Idempotency-Key", "was used for another change", "use a key of its own")
+    return TermsChanged(correction_no=made.correction_no, repeated=True)
 
 
 def _detail(change: TermsChange) -> dict[str, object]:

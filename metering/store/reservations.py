@@ -112,6 +112,25 @@ async def active_reservation(
     )
 
 
+async def orphaned_reservations(
+    connection: Connection, device_nos: Sequence[int], now: datetime
+) -> list[Reservation]:
+    """Return the active grants of devices that are not active, or whose subscription has ended."""
+    return await fetch_all(
+        connection,
+        Reservation,
+        _SELECT + " WHERE reservation.device_no = ANY(%(devices)s) AND state = 'active'"  # noqa: S608
+        " AND (NOT EXISTS (SELECT FROM subscription"
+        "     WHERE subscription.subscription_no = reservation.subscription_no"
+        "     AND subscription.valid @> %(now)s::timestamptz)"
+        "   OR (SELECT change.state FROM device_state_change AS change"
+        "     WHERE change.device_no = reservation.device_no AND change.effective_from <= %(now)s"
+        "     ORDER BY change.effective_from DESC LIMIT 1) IS DISTINCT FROM 'active')"
+        " ORDER BY reservation.reservation_no",
+        {"devices": list(device_nos), "now": now},
+    )
+
+
 async def recent_use(
     connection: Connection, device_no: int, meter_no: int, now: datetime
 ) -> list[RecentUse]:

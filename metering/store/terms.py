@@ -1,6 +1,7 @@
 """Writing dated terms: subscriptions, states, SIMs and fleets of devices."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from psycopg.types.range import TimestamptzRange
@@ -38,6 +39,38 @@ async def insert_subscription(connection: Connection, subscription: Subscription
     row = await inserted.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
     return int(row[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatesAround:
+    """The states of a device before and after an instant; None: there is no change before, or after."""
+
+    device_id: str
+    before: DeviceState | None
+    after: DeviceState | None
+
+
+async def states_around(
+    connection: Connection, device_nos: Sequence[int], at: datetime
+) -> list[StatesAround]:
+    """Return between which states a change at an instant would stand, for each of some devices."""
+    found = await connection.execute(
+        "SELECT device_id,"
+        " (SELECT state FROM device_state_change AS known WHERE known.device_no = device.device_no"
+        "   AND known.effective_from < %(at)s ORDER BY known.effective_from DESC LIMIT 1),"
+        " (SELECT state FROM device_state_change AS known WHERE known.device_no = device.device_no"
+        "   AND known.effective_from > %(at)s ORDER BY known.effective_from LIMIT 1)"
+        " FROM device WHERE device_no = ANY(%(devices)s) ORDER BY device_id",
+        {"at": at, "devices": list(device_nos)},
+    )
+    return [
+        StatesAround(
+            device_id=row[0],
+            before=DeviceState(row[1]) if row[1] else None,
+            after=DeviceState(row[2]) if row[2] else None,
+        )
+        for row in await found.fetchall()
+    ]
 
 
 async def set_state(

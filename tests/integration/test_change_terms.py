@@ -546,3 +546,30 @@ def test_a_change_that_fails_in_the_middle_leaves_everything_as_it_was(database_
         assert await story.cost() == Fraction(2, 10)
 
     told(database_url, tell)
+
+
+def test_states_come_in_their_order(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        fleet = await story.fleet("north")
+        (device,) = await story.devices(fleet, "d1", plan_no=None)
+
+        async def change(state: DeviceState, at: datetime) -> None:
+            await change_state(
+                story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+                state=state, at=at, now=NOW,
+            )  # fmt: skip
+
+        await change(DeviceState.SUSPENDED, day(5))
+        await change(DeviceState.RETIRED, day(10))
+        for state, at, why in (
+            (DeviceState.ACTIVE, day(11), "is retired then, which active cannot follow"),
+            (DeviceState.INVENTORY, day(6), "is suspended then, which inventory cannot follow"),
+            (DeviceState.RETIRED, day(4), "to be suspended later, which cannot follow retired"),
+        ):
+            with pytest.raises(InvalidValue, match=why):
+                await change(state, at)
+        await change(DeviceState.ACTIVE, day(7))
+        rows = await story.rows("SELECT state FROM device_state_change ORDER BY effective_from")
+        assert rows == [("active",), ("suspended",), ("active",), ("retired",)]
+
+    told(database_url, tell)

@@ -9,10 +9,11 @@ from fractions import Fraction
 import pytest
 
 from metering.charging import reserve as charging_reserve
-from metering.charging.change_terms import change_plan
+from metering.charging.change_terms import change_plan, change_state, end_subscriptions
 from metering.charging.charge_usage import charge_usage
 from metering.charging.open_cycle import open_due_cycles
 from metering.charging.reserve import QuotaRequest, Refused, expire_due, reserve, settle
+from metering.rating.plan import DeviceState
 from metering.rating.reservation import FinalAction
 from metering.store.connection import connect
 from metering.usage import DATA, SMS, VOICE
@@ -192,6 +193,26 @@ def test_a_grant_ends_with_its_cycle_and_its_subscription(database_url: str) -> 
         await field.use("a", octets(1, 50, at=eve), now=granted.expires_at)
         found = await field.connection.execute("SELECT used, reserved FROM bucket ORDER BY used")
         assert (await found.fetchall())[-1] == (50, 0)
+
+    told(database_url, story)
+
+
+def test_a_grant_ends_when_its_subscription_or_its_devices_activity_does(database_url: str) -> None:
+    async def story(field: Field) -> None:
+        tenant = (await Operator.of(field.connection, now=NOW)).tenant
+        for device in ("a", "b"):
+            assert (await field.ask(device, "r1", 100)).granted == 100
+        await end_subscriptions(
+            field.connection, tenant_no=tenant, device_nos=[field.devices["a"]], at=NOW, now=NOW
+        )
+        await change_state(
+            field.connection, tenant_no=tenant, device_nos=[field.devices["b"]],
+            state=DeviceState.SUSPENDED, at=NOW, now=NOW,
+        )  # fmt: skip
+        found = await field.connection.execute("SELECT DISTINCT state FROM reservation")
+        assert await found.fetchall() == [("released",)]
+        found = await field.connection.execute("SELECT sum(reserved) FROM bucket")
+        assert await found.fetchall() == [(0,)]
 
     told(database_url, story)
 
