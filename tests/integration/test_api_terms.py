@@ -92,6 +92,7 @@ def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
     assert made.json()["charges"] == 1
     assert made.json()["repeated"] is False
     again = terms.post("/plan-changes", "k1", **order)
+    assert again.status_code == 200, again.text
     assert again.json()["correction_no"] == made.json()["correction_no"]
     assert again.json()["repeated"] is True
     device = terms.get("/devices/d1")
