@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from http import HTTPStatus
+from typing import Annotated, Any
 
 from fastapi import Header, Path, Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
@@ -65,6 +66,10 @@ IdempotencyKey = Annotated[
         examples=["5d8f0a52-6b7e-4f55-9d6b-0c1f6f6f7a11"],
     ),
 ]
+ALREADY_DONE: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK: {"description": "Done before, under the same key; nothing was done now"}
+}
+"""What a route that takes an `IdempotencyKey` declares beside 201, its first answer."""
 OfFleet = Annotated[
     str | None,
     Query(alias="fleet", pattern=ID_PATTERN, description="only of this fleet", examples=["north"]),

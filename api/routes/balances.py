@@ -1,13 +1,14 @@
 """Balances: topping up, moving and adjusting them, each once; and what happened to one, entry by entry."""
 
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 from fastapi import APIRouter, Response
 
 from api import balances_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.parameters import (
+    ALREADY_DONE,
     BucketNo,
     Cursor,
     DeviceId,
@@ -31,16 +32,8 @@ from metering.usage import METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["balances"])
 
-_REPEATED = "Idempotent-Replayed"
-_HEADERS: dict[int | str, dict[str, Any]] = {
-    HTTPStatus.CREATED: {
-        "description": "Done; with the header, it was done before under the same key",
-        "headers": {_REPEATED: {"schema": {"const": "true"}}},
-    }
-}
 
-
-@router.post("/fleets/{fleet_id}/top-ups", status_code=HTTPStatus.CREATED, responses=_HEADERS)
+@router.post("/fleets/{fleet_id}/top-ups", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
 async def top_up_fleet(
     caller: AsWriter,
     fleet_id: FleetId,
@@ -53,7 +46,7 @@ async def top_up_fleet(
     return await _topped_up(caller, fleet, None, order, key, response)
 
 
-@router.post("/devices/{device_id}/top-ups", status_code=HTTPStatus.CREATED, responses=_HEADERS)
+@router.post("/devices/{device_id}/top-ups", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
 async def top_up_device(
     caller: AsWriter,
     device_id: DeviceId,
@@ -66,7 +59,9 @@ async def top_up_device(
     return await _topped_up(caller, fleet, device_no, order, key, response)
 
 
-@router.post("/buckets/{bucket_no}/transfers", status_code=HTTPStatus.CREATED, responses=_HEADERS)
+@router.post(
+    "/buckets/{bucket_no}/transfers", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE
+)
 async def transfer_balance(
     caller: AsWriter,
     bucket_no: BucketNo,
@@ -88,7 +83,9 @@ async def transfer_balance(
     return _operation(outcome, response)
 
 
-@router.post("/buckets/{bucket_no}/adjustments", status_code=HTTPStatus.CREATED, responses=_HEADERS)
+@router.post(
+    "/buckets/{bucket_no}/adjustments", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE
+)
 async def adjust_balance(
     caller: AsWriter,
     bucket_no: BucketNo,
@@ -153,7 +150,9 @@ async def _topped_up(  # noqa: PLR0917 - a step of two routes
     bucket = await bucket_view(caller.connection, caller.tenant_no, bucket_no=number)
     # As it was first answered, whatever has been used of it since.
     quantity = outcome.operation.quantity
-    return _bucket(bucket).model_copy(update={"granted": quantity, "used": 0, "left": quantity})
+    return _bucket(bucket).model_copy(
+        update={"granted": quantity, "used": 0, "left": quantity, "reserved": 0}
+    )
 
 
 def _operation(outcome: Outcome, response: Response) -> schemas.Operation:
@@ -174,7 +173,7 @@ def _operation(outcome: Outcome, response: Response) -> schemas.Operation:
 
 def _tell_repeated(outcome: Outcome, response: Response) -> None:
     if outcome.repeated:
-        response.headers[_REPEATED] = "true"
+        response.status_code = HTTPStatus.OK
 
 
 def _bucket(row: BucketView) -> schemas.BalanceBucket:

@@ -15,6 +15,7 @@ from api import control_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import ProblemError, bad_input
 from api.parameters import (
+    ALREADY_DONE,
     Cursor,
     DeviceId,
     IdempotencyKey,
@@ -87,7 +88,9 @@ async def get_commands(
     )
 
 
-@router.post("/devices/{device_id}/commands", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/devices/{device_id}/commands", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE
+)
 async def post_command(
     caller: AsWriter,
     device_id: DeviceId,
@@ -180,7 +183,7 @@ async def get_webhook_endpoints(
     )
 
 
-@router.post("/webhook-endpoints", status_code=HTTPStatus.CREATED)
+@router.post("/webhook-endpoints", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
 async def post_webhook_endpoint(
     caller: AsWriter,
     given: schemas.NewWebhookEndpoint,

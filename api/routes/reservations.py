@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from api import reservations_schemas as schemas
 from api.auth import AsCaller, AsWriter
 from api.errors import ProblemError
-from api.parameters import Cursor, DeviceId, FleetId, Limit, cursor_of, read_cursor
+from api.parameters import ALREADY_DONE, Cursor, DeviceId, FleetId, Limit, cursor_of, read_cursor
 from api.state import state_of
 from metering.charging.reserve import QuotaRequest, Refused, release, reserve, rule_of, settle
 from metering.errors import InvalidValue, NotFound
@@ -38,7 +38,9 @@ RequestKey = Annotated[
 ]
 
 
-@router.post("/devices/{device_id}/reservations", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/devices/{device_id}/reservations", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE
+)
 async def post_reservation(
     *,
     caller: AsWriter,

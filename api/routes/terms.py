@@ -6,12 +6,13 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 
 from api import terms_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import bad_input
 from api.parameters import (
+    ALREADY_DONE,
     Cursor,
     DeviceId,
     IdempotencyKey,
@@ -52,9 +53,9 @@ _CorrectionNo = Annotated[
 router = APIRouter(prefix="/v1", tags=["terms"])
 
 
-@router.post("/subscriptions", status_code=_CREATED)
+@router.post("/subscriptions", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_subscription(
-    caller: AsWriter, order: schemas.SubscriptionOrder, key: IdempotencyKey
+    caller: AsWriter, order: schemas.SubscriptionOrder, key: IdempotencyKey, response: Response
 ) -> schemas.TermsChanged:
     """Subscribe devices of one fleet to a plan; usage of theirs that was parked is charged."""
     numbers = await _numbers(caller, order.device_ids)
@@ -69,13 +70,14 @@ async def post_subscription(
             valid_to=order.to,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
-@router.post("/plan-changes", status_code=_CREATED)
+@router.post("/plan-changes", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_plan_change(
-    caller: AsWriter, order: schemas.PlanChangeOrder, key: IdempotencyKey
+    caller: AsWriter, order: schemas.PlanChangeOrder, key: IdempotencyKey, response: Response
 ) -> schemas.TermsChanged:
     """Let devices go over to another plan; the plan that is left says when it takes effect."""
     return _changed(
@@ -87,13 +89,14 @@ async def post_plan_change(
             at=order.at,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
-@router.post("/subscription-ends", status_code=_CREATED)
+@router.post("/subscription-ends", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_subscription_end(
-    caller: AsWriter, order: schemas.SubscriptionEndOrder, key: IdempotencyKey
+    caller: AsWriter, order: schemas.SubscriptionEndOrder, key: IdempotencyKey, response: Response
 ) -> schemas.TermsChanged:
     """End what devices are subscribed to; usage after that is parked."""
     return _changed(
@@ -104,13 +107,14 @@ async def post_subscription_end(
             at=order.at,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
-@router.post("/state-changes", status_code=_CREATED)
+@router.post("/state-changes", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_state_change(
-    caller: AsWriter, order: schemas.StateChangeOrder, key: IdempotencyKey
+    caller: AsWriter, order: schemas.StateChangeOrder, key: IdempotencyKey, response: Response
 ) -> schemas.TermsChanged:
     """Let devices be in another state until their next change."""
     return _changed(
@@ -122,13 +126,14 @@ async def post_state_change(
             at=order.at,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
-@router.post("/fleet-moves", status_code=_CREATED)
+@router.post("/fleet-moves", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_fleet_move(
-    caller: AsWriter, order: schemas.MoveOrder, key: IdempotencyKey
+    caller: AsWriter, order: schemas.MoveOrder, key: IdempotencyKey, response: Response
 ) -> schemas.TermsChanged:
     """Move devices into another fleet; what they used before stays where it was."""
     return _changed(
@@ -140,13 +145,18 @@ async def post_fleet_move(
             at=order.at,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
-@router.post("/devices/{device_id}/sim", status_code=_CREATED)
+@router.post("/devices/{device_id}/sim", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_sim_swap(
-    caller: AsWriter, device_id: DeviceId, order: schemas.SimSwapOrder, key: IdempotencyKey
+    caller: AsWriter,
+    device_id: DeviceId,
+    order: schemas.SimSwapOrder,
+    key: IdempotencyKey,
+    response: Response,
 ) -> schemas.TermsChanged:
     """Put another SIM into a device, out of any other that had it."""
     (number,) = await _numbers(caller, [device_id])
@@ -160,13 +170,14 @@ async def post_sim_swap(
             at=order.at,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
-@router.post("/parked/charge", status_code=_CREATED)
+@router.post("/parked/charge", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_parked_charge(
-    caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey
+    caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey, response: Response
 ) -> schemas.TermsChanged:
     """Charge what is parked and can be charged now, of at most 1000 devices a call."""
     found_in: dict[str, object] | None = None
@@ -191,7 +202,8 @@ async def post_parked_charge(
             found_in=found_in,
             now=caller.now,
             key=key,
-        )
+        ),
+        response,
     )
 
 
@@ -263,7 +275,9 @@ async def _one_fleet(caller: Caller, device_nos: Sequence[int]) -> Fleet:
     return fleets[numbers.pop()]
 
 
-def _changed(changed: TermsChanged) -> schemas.TermsChanged:
+def _changed(changed: TermsChanged, response: Response) -> schemas.TermsChanged:
+    if changed.repeated:
+        response.status_code = HTTPStatus.OK
     return schemas.TermsChanged(
         correction_no=changed.correction_no,
         changed=changed.changed,

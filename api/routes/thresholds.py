@@ -5,12 +5,13 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 
 from api import thresholds_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import bad_input
 from api.parameters import (
+    ALREADY_DONE,
     Cursor,
     DeviceId,
     FleetId,
@@ -63,25 +64,37 @@ During = Annotated[
 ]
 
 
-@router.post("/fleets/{fleet_id}/thresholds", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/fleets/{fleet_id}/thresholds", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE
+)
 async def create_fleet_threshold(
-    caller: AsWriter, fleet_id: FleetId, order: schemas.FleetThresholdOrder, key: IdempotencyKey
+    caller: AsWriter,
+    fleet_id: FleetId,
+    order: schemas.FleetThresholdOrder,
+    key: IdempotencyKey,
+    response: Response,
 ) -> schemas.Threshold:
     """Limit what a fleet as a whole, or each of its devices, uses."""
     found = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     per = Per.FLEET if order.scope == "fleet" else Per.DEVICE
-    return await _created(caller, found.fleet_no, None, per, order, key)
+    return await _created(caller, found.fleet_no, None, per, order, key, response)
 
 
-@router.post("/devices/{device_id}/thresholds", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/devices/{device_id}/thresholds", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE
+)
 async def create_device_threshold(
-    caller: AsWriter, device_id: DeviceId, order: schemas.ThresholdOrder, key: IdempotencyKey
+    caller: AsWriter,
+    device_id: DeviceId,
+    order: schemas.ThresholdOrder,
+    key: IdempotencyKey,
+    response: Response,
 ) -> schemas.Threshold:
     """Limit what one device uses, whatever plan it is on."""
     found = await device_view(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
     )
-    return await _created(caller, found.fleet_no, found.device_no, Per.DEVICE, order, key)
+    return await _created(caller, found.fleet_no, found.device_no, Per.DEVICE, order, key, response)
 
 
 @router.get("/thresholds")
@@ -225,6 +238,7 @@ async def _created(  # noqa: PLR0917 - the rest of two routes
     per: Per,
     order: schemas.ThresholdOrder,
     key: str,
+    response: Response,
 ) -> schemas.Threshold:
     fleet = await fleet_by_no(caller.connection, fleet_no)
     new = NewThreshold(
@@ -242,9 +256,11 @@ async def _created(  # noqa: PLR0917 - the rest of two routes
         ),
     )
     asked = {"fleet_no": fleet_no, "device_no": device_no, **order.model_dump(mode="json")}
-    made = await create_threshold(
+    made, is_new = await create_threshold(
         caller.connection, fleet=fleet, new=new, request_key=key, request=asked, now=caller.now
     )
+    if not is_new:
+        response.status_code = HTTPStatus.OK
     return (await _shown(caller, [made]))[0]
 
 

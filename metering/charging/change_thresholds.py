@@ -53,17 +53,17 @@ async def create_threshold(
     request_key: str,
     request: Mapping[str, object],
     now: datetime,
-) -> Threshold:
-    """Make a threshold, once a request key, and return it; what it is over already raises its alerts.
+) -> tuple[Threshold, bool]:
+    """Make a threshold, once a request key; what it is over already raises its alerts.
 
-    What was charged in the present period counts. Raises `InvalidValue` when the key came with another
-    request.
+    Returns it, and whether it was made now. What was charged in the present period counts. Raises
+    `InvalidValue` when the key came with another request.
     """
     async with connection.transaction():
         await lock_shard(connection, fleet.shard_no)
         known = await requested_threshold(connection, fleet.tenant_no, request_key)
         if known is not None:
-            return _same(known, request)
+            return _same(known, request), False
         calendars = calendars_of(fleet)
         span = calendars.span(new.period, now)
         tally = await _counting(connection, fleet, new, new.per, calendars, now=now)
@@ -90,7 +90,7 @@ async def create_threshold(
         await store_change(connection, threshold_no, new.terms, run_no=run_no, now=now)
         threshold = await threshold_of_tenant(connection, fleet.tenant_no, threshold_no)
         await _look(connection, run_no, threshold, calendars, now=now)
-        return threshold
+        return threshold, True
 
 
 def _same(

@@ -223,6 +223,7 @@ class _Demo:
         print(f"\n  API docs   {self._api_url}/docs")
         key = f'"Authorization: Bearer $(cat {_short(key_file)})"'
         print(f"  try        curl -H {key} {self._api_url}/v1/fleets")
+        print("             the same with /v1/alerts, /v1/commands, /v1/events")
         print(f"  broker     {self._secret(self._settings.broker_url)}")
         print(f"  logs       {_short(self._folder / 'logs')}")
         print("  ^C ends it with an audit\n", flush=True)

@@ -1,23 +1,29 @@
 """The demonstration's tenant: three fleets, their plans, and the key that opens the API to it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from importlib import resources
 
+from metering.charging.change_thresholds import create_threshold
 from metering.charging.subscribe import subscribe
 from metering.period import cycle_at
 from metering.plan_document import PlanDocument, read_plan
+from metering.rating.threshold import Measure, Per, Recurrence
 from metering.store.api_keys import create_api_key, tenant_of_api_key
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
+    Fleet,
     ensure_devices,
     ensure_fleet,
     ensure_plan,
     ensure_tenant,
 )
+from metering.store.thresholds import NewThreshold, Terms
+from metering.usage import METERS
 
 TENANT = "demo"
 SPARE_DEVICE = "my-gateway"
@@ -25,8 +31,19 @@ SPARE_DEVICE = "my-gateway"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DemoLimit:
+    """A share of a fleet's `data` a cycle, and what devices are told when it is reached."""
+
+    name: str
+    per: Per
+    measure: Measure
+    percent: int
+    action: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoFleet:
-    """One of the demonstration's fleets: whose devices they are and on which plan."""
+    """One of the demonstration's fleets: whose devices they are, on which plan, with which limit."""
 
     fleet_id: str
     name: str
@@ -34,6 +51,7 @@ class DemoFleet:
     anchor_day: int
     plan: str
     device_ids: Sequence[str]
+    limit: DemoLimit | None = None
 
 
 def demo_fleets(trackers: int, meters: int, interfaces: Sequence[str]) -> list[DemoFleet]:
@@ -46,6 +64,13 @@ def demo_fleets(trackers: int, meters: int, interfaces: Sequence[str]) -> list[D
             anchor_day=1,
             plan="tracker",
             device_ids=[f"tracker-{number:04}" for number in range(1, trackers + 1)],
+            limit=DemoLimit(
+                name="80 % of a tracker's data",
+                per=Per.DEVICE,
+                measure=Measure.ALLOWANCE,
+                percent=80,
+                action={"kind": "throttle", "octets_per_second": 20_000},
+            ),
         ),
         DemoFleet(
             fleet_id="meters",
@@ -54,6 +79,13 @@ def demo_fleets(trackers: int, meters: int, interfaces: Sequence[str]) -> list[D
             anchor_day=15,
             plan="meter-pool",
             device_ids=[f"meter-{number:04}" for number in range(1, meters + 1)],
+            limit=DemoLimit(
+                name="half of the meters' pool",
+                per=Per.FLEET,
+                measure=Measure.POOL,
+                percent=50,
+                action={"kind": "balance"},
+            ),
         ),
         DemoFleet(
             fleet_id="this-machine",
@@ -114,6 +146,31 @@ async def _load_fleet(connection: Connection, described: DemoFleet, *, now: date
         device_nos=sorted(devices.values()),
         plan_no=plan_no,
         valid_from=begins,
+        now=now,
+    )
+    if described.limit is not None:
+        await _limit(connection, fleet, described.limit, now=now)
+
+
+async def _limit(connection: Connection, fleet: Fleet, limit: DemoLimit, *, now: datetime) -> None:
+    """Make a threshold, once: its name and fleet are the key."""
+    new = NewThreshold(
+        device_no=None,
+        per=limit.per,
+        measure=limit.measure,
+        meter_no=METERS["data"].meter_no,
+        period=Recurrence.CYCLE,
+        name=limit.name,
+        terms=Terms(
+            limit=None, percent=Decimal(limit.percent), actions=[limit.action], enabled=True
+        ),
+    )
+    await create_threshold(
+        connection,
+        fleet=fleet,
+        new=new,
+        request_key=f"demo: {limit.name}",
+        request={"demo": limit.name},
         now=now,
     )
 

@@ -18,6 +18,7 @@ class Snapshot:
     messages: int = 0
     records: int = 0
     charges: int = 0
+    alerts: int = 0
     commands: int = 0
     answered: int = 0
     webhooks: int = 0
@@ -78,7 +79,8 @@ class Watch:
             f"  publish→charged median {_quantile(latest, 0.5)}, 99th {_quantile(latest, 0.99)}"
         )
         told = (
-            f"       control       {now.commands:,} commands published, {now.answered:,} answered"
+            f"       control       {now.alerts:,} alerts raised"
+            f"  {now.commands:,} commands published, {now.answered:,} answered"
             f"  {now.webhooks:,} webhooks delivered"
         )
         fleets = self._get("/v1/fleets")["items"]
@@ -112,6 +114,7 @@ class Watch:
             messages=int(ingest.get("fleetmeter_ingest_messages_total", 0)),
             records=int(charge.get("fleetmeter_charging_readings_total", 0)),
             charges=int(charge.get("fleetmeter_charging_charges_total", 0)),
+            alerts=int(charge.get("fleetmeter_alerts_total", 0)),
             commands=_sum(control, "fleetmeter_control_commands_sent_total"),
             answered=_sum(control, "fleetmeter_control_commands_acknowledged_total"),
             webhooks=_sum(

@@ -295,7 +295,7 @@ async def _corrected(connection: Connection, fleet: Fleet, device_no: int) -> No
 
 async def _limited(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
     """Limit what a device uses, and write the alert that charging would have raised."""
-    made = await create_threshold(
+    made, _ = await create_threshold(
         connection,
         fleet=fleet,
         new=NewThreshold(

@@ -77,7 +77,7 @@ class Limits:
     ) -> Threshold:
         """Make a threshold."""
         self.made += 1
-        return await create_threshold(
+        made, _ = await create_threshold(
             self.connection,
             fleet=self.fleets[fleet],
             new=NewThreshold(
@@ -98,6 +98,7 @@ class Limits:
             request={"made": self.made},
             now=now,
         )
+        return made
 
     async def change(
         self, threshold: Threshold, *, now: datetime = NOW, **changes: object

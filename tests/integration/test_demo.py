@@ -52,6 +52,7 @@ def test_it_ends_by_itself_with_an_audit_and_a_second_run_goes_on_from_there(
     demo_environment: dict[str, str],
 ) -> None:
     counts: list[int] = []
+    told: list[int] = []
     for _ in range(2):
         run = demo(demo_environment, "--for", "7")
         output, _ = run.communicate(timeout=120)
@@ -69,10 +70,12 @@ def test_it_ends_by_itself_with_an_audit_and_a_second_run_goes_on_from_there(
             "commands",
         ):
             assert shown in output
+        told.append(max(int(count) for count in re.findall(r"published, (\d+) answered", output)))
         for fleet in ("trackers", "meters", "this-machine"):
             assert re.search(rf"{fleet} +\d+ devices  due +[\d.,]+ EUR", output), output
         assert re.search(r"data pool [\d.,]+ MB of [\d.,]+ MB left", output)
     assert 0 < counts[0] < counts[1]
+    assert max(told) > 0  # of what crossed its threshold, the devices said that they do as told
 
 
 def test_control_c_ends_it_with_an_audit_and_leaves_no_process(
