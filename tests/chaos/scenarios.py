@@ -164,7 +164,7 @@ def worker_is_robbed(stage: Stage) -> None:
 
     It then goes on as if it owned them still.
     """
-    for _ in stage.times(2, 15):
+    for _ in stage.times(1, 15):
         stage.pause(0.2, 1.0)
         with _asleep_in_transaction(stage) as session:
             stage.pipeline.query("SELECT pg_terminate_backend(%s)", session)
