@@ -184,28 +184,35 @@ def worker_oversleeps(stage: Stage) -> None:
 @contextmanager
 def _asleep_in_transaction(stage: Stage) -> Iterator[int]:
     """Stop one of the workers while it is in a transaction; yield the session's process number."""
-    for _ in range(200):
+    for _ in range(1000):
         name = stage.chance.choice(WORKERS)
         process = stage.pipeline.processes[name]
         process.send_signal(signal.SIGSTOP)
         try:
-            time.sleep(0.2)
-            if (session := _idle_in_transaction(stage)) is not None:
+            time.sleep(0.02)
+            session = None
+            if _idle_in_transaction(stage, 0) is not None:
+                # Longer than the worker that was not stopped ever is.
+                time.sleep(0.2)
+                session = _idle_in_transaction(stage, 0.15)
+            if session is not None:
                 stage.note(f"{name} sleeps in a transaction")
                 yield session
                 stage.note(f"{name} wakes")
                 return
         finally:
             process.send_signal(signal.SIGCONT)
-        time.sleep(stage.chance.uniform(0, 0.1))
+        time.sleep(stage.chance.uniform(0, 0.05))
     raise AssertionError("no worker was ever stopped in a transaction")
 
 
-def _idle_in_transaction(stage: Stage) -> int | None:
-    """Return the session of charging that has been silent in its transaction, if there is one."""
+def _idle_in_transaction(stage: Stage, seconds: float) -> int | None:
+    """Return a session of charging that has been silent in its transaction for so long, if any."""
     found = stage.pipeline.query(
-        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'fleetmeter charge%'"
-        " AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '0.15 s'"
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'fleetmeter charge%%'"
+        " AND state = 'idle in transaction'"
+        " AND state_change <= clock_timestamp() - make_interval(secs => %s)",
+        seconds,
     )
     return int(found[0][0]) if found else None
 
