@@ -143,19 +143,25 @@ def disk_full(stage: Stage) -> None:
             time.sleep(stage.either(2, 60))
         stage.note("there is room again")
         stage.wait_for_charges()
-    with full(volume_folder):
+    # On a full volume the database may begin no session: this one is there before.
+    with (
+        contextlib.closing(
+            psycopg.connect(stage.pipeline.database_url, autocommit=True)
+        ) as session,
+        full(volume_folder),
+    ):
         stage.note("the database's volume is full, until the database ends")
         server = stage.servers.process("database")
-        wait_until(lambda: _log_fills(stage) or has_ended(server), "the database's end")
+        wait_until(lambda: _log_fills(stage, session) or has_ended(server), "the database's end")
         time.sleep(stage.either(1, 60))
     stage.note("there is room again; whoever operates it starts the database again")
     stage.servers.up()
 
 
-def _log_fills(stage: Stage) -> bool:
+def _log_fills(stage: Stage, session: psycopg.Connection) -> bool:
     """Have the database begin another file of its log; True once it has given up on that."""
     with contextlib.suppress(psycopg.Error):
-        stage.pipeline.execute("SELECT pg_switch_wal()")
+        session.execute("SELECT pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()")
     return "PANIC" in (stage.servers.folder("database") / "server.log").read_text(errors="replace")
 
 
