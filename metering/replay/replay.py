@@ -265,7 +265,7 @@ class Replay:
             self.differences.append(f"bucket {bucket_no} is topped up, but is no new top-up")
             return
         key, bucket = top_up_of_row(row)
-        bucket.granted = bucket.used = 0
+        bucket.granted = bucket.used = bucket.reserved = 0
         self.buckets[bucket_no] = bucket
         self.lots.put_top_up(key, bucket)
         self.accounts.buckets.clear()

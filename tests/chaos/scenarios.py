@@ -143,19 +143,25 @@ def disk_full(stage: Stage) -> None:
             time.sleep(stage.either(2, 60))
         stage.note("there is room again")
         stage.wait_for_charges()
-    with full(volume_folder):
+    # On a full volume the database may begin no session: this one is there before.
+    with (
+        contextlib.closing(
+            psycopg.connect(stage.pipeline.database_url, autocommit=True)
+        ) as session,
+        full(volume_folder),
+    ):
         stage.note("the database's volume is full, until the database ends")
         server = stage.servers.process("database")
-        wait_until(lambda: _log_fills(stage) or has_ended(server), "the database's end")
+        wait_until(lambda: _log_fills(stage, session) or has_ended(server), "the database's end")
         time.sleep(stage.either(1, 60))
     stage.note("there is room again; whoever operates it starts the database again")
     stage.servers.up()
 
 
-def _log_fills(stage: Stage) -> bool:
+def _log_fills(stage: Stage, session: psycopg.Connection) -> bool:
     """Have the database begin another file of its log; True once it has given up on that."""
     with contextlib.suppress(psycopg.Error):
-        stage.pipeline.execute("SELECT pg_switch_wal()")
+        session.execute("SELECT pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()")
     return "PANIC" in (stage.servers.folder("database") / "server.log").read_text(errors="replace")
 
 
@@ -164,7 +170,7 @@ def worker_is_robbed(stage: Stage) -> None:
 
     It then goes on as if it owned them still.
     """
-    for _ in stage.times(2, 15):
+    for _ in stage.times(1, 15):
         stage.pause(0.2, 1.0)
         with _asleep_in_transaction(stage) as session:
             stage.pipeline.query("SELECT pg_terminate_backend(%s)", session)
@@ -184,28 +190,35 @@ def worker_oversleeps(stage: Stage) -> None:
 @contextmanager
 def _asleep_in_transaction(stage: Stage) -> Iterator[int]:
     """Stop one of the workers while it is in a transaction; yield the session's process number."""
-    for _ in range(200):
+    for _ in range(1000):
         name = stage.chance.choice(WORKERS)
         process = stage.pipeline.processes[name]
         process.send_signal(signal.SIGSTOP)
         try:
-            time.sleep(0.2)
-            if (session := _idle_in_transaction(stage)) is not None:
+            time.sleep(0.02)
+            session = None
+            if _idle_in_transaction(stage, 0) is not None:
+                # Longer than the worker that was not stopped ever is.
+                time.sleep(0.2)
+                session = _idle_in_transaction(stage, 0.15)
+            if session is not None:
                 stage.note(f"{name} sleeps in a transaction")
                 yield session
                 stage.note(f"{name} wakes")
                 return
         finally:
             process.send_signal(signal.SIGCONT)
-        time.sleep(stage.chance.uniform(0, 0.1))
+        time.sleep(stage.chance.uniform(0, 0.05))
     raise AssertionError("no worker was ever stopped in a transaction")
 
 
-def _idle_in_transaction(stage: Stage) -> int | None:
-    """Return the session of charging that has been silent in its transaction, if there is one."""
+def _idle_in_transaction(stage: Stage, seconds: float) -> int | None:
+    """Return a session of charging that has been silent in its transaction for so long, if any."""
     found = stage.pipeline.query(
-        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'fleetmeter charge%'"
-        " AND state = 'idle in transaction' AND state_change < clock_timestamp() - interval '0.15 s'"
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'fleetmeter charge%%'"
+        " AND state = 'idle in transaction'"
+        " AND state_change <= clock_timestamp() - make_interval(secs => %s)",
+        seconds,
     )
     return int(found[0][0]) if found else None
 

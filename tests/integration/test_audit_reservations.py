@@ -3,15 +3,18 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
+from metering.charging.balances import TopUp, top_up
+from metering.charging.change_terms import change_plan
 from metering.charging.reserve import expire_due
 from metering.insight.audit import audit_database
 from metering.settings import Settings
 from metering.store.connection import connect
-from tests.integration.pipeline import fresh_database, migrated
-from tests.integration.quota import Field, octets, seconds
+from tests.integration.pipeline import Operator, fresh_database, migrated
+from tests.integration.quota import NOW, POOL_PLAN, Field, octets, seconds
 
 DAMAGES = {
     "a hold": (
@@ -133,6 +136,35 @@ async def _audited(url: str, damage: str | None) -> list[str]:
 
 def test_what_reservations_leave_is_equal(charged_url: str) -> None:
     assert asyncio.run(_audited(charged_url, None)) == []
+
+
+def test_what_is_held_in_a_top_up_while_it_is_looked_at_is_equal(database_url: str) -> None:
+    asyncio.run(_held_in_a_top_up(database_url))
+
+
+async def _held_in_a_top_up(url: str) -> None:
+    await migrated(url)
+    async with await connect(url, application="test", autocommit=True) as connection:
+        field = await Field.of(connection, ["a", "b"])
+        operator = await Operator.of(connection, now=NOW)
+        fleet = await operator.fleet("field")
+        order = TopUp(meter="data", quantity=1000, priority=1)
+        await top_up(connection, fleet=fleet, device_no=None, order=order, key="k", now=NOW)
+        await field.use("b", octets(1, 500))
+        await field.ask("a", "r1", 100)
+        await field.use("b", octets(2, 90))
+        assert await field.differences() == []
+        # Charged again, with the same promise in the way.
+        cheaper = await operator.plan({**POOL_PLAN, "plan": "cheaper", "monthly_fee": "0.50"})
+        await change_plan(
+            connection, tenant_no=operator.tenant, device_nos=[field.devices["b"]],
+            plan_no=cheaper, at=NOW - timedelta(days=1), now=NOW,
+        )  # fmt: skip
+        assert await field.differences() == []
+        found = await connection.execute(
+            "SELECT granted, used, reserved FROM bucket WHERE source = 'top_up'"
+        )
+        assert await found.fetchall() == [(1000, 590, 100)]
 
 
 @pytest.mark.parametrize("name", DAMAGES)

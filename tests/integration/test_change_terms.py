@@ -396,6 +396,28 @@ def test_a_move_that_lies_ahead_is_made_when_its_time_has_come(database_url: str
     told(database_url, tell)
 
 
+def test_a_device_that_came_sooner_than_was_said_is_granted_and_charged_again(
+    database_url: str,
+) -> None:
+    async def tell(story: Story) -> None:
+        north, south = await story.fleet("north"), await story.fleet("south")
+        pool = await story.operator.plan(POOL)
+        first, _ = await story.devices(north, "d1", "d2", plan_no=pool)
+        await story.publish("d1", data(1, 8, day(5)), data(2, 9, day(10)))
+        for at in (day(12, 0), day(8, 0)):
+            moved = await move_devices(
+                story.connection, device_nos=[first], fleet=south, plan_no=pool, at=at, now=NOW
+            )
+            assert moved.changed == 1
+            await story.cost()
+        assert await story.rows("SELECT seq, fleet_no FROM charge ORDER BY seq") == [
+            (1, north.fleet_no),
+            (2, south.fleet_no),
+        ]
+
+    told(database_url, tell)
+
+
 def test_a_sim_is_in_one_device_at_a_time(database_url: str) -> None:
     async def tell(story: Story) -> None:
         fleet = await story.fleet("north")

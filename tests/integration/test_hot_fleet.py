@@ -3,15 +3,20 @@
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import psycopg
 
 from metering.billing.bill import bill_so_far
-from metering.charging.change_terms import change_plan, change_state
+from metering.charging.balances import Outcome, TopUp, top_up, transfer
+from metering.charging.change_terms import change_plan, change_state, move_devices
+from metering.charging.change_thresholds import change_threshold, create_threshold
 from metering.charging.charge_usage import charge_usage
+from metering.charging.reserve import QuotaRequest, Refused, expire_due, release, reserve, settle
 from metering.charging.subscribe import subscribe
 from metering.errors import InvalidValue
 from metering.ids import DeviceId, PlanNo, TenantId
@@ -20,19 +25,35 @@ from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
 from metering.rating.plan import DeviceState
+from metering.rating.threshold import Measure, Per, Recurrence
 from metering.store.audit import read_from_one_snapshot
-from metering.store.bucket_views import pool_lots
+from metering.store.bucket_views import LotView, pool_lots
 from metering.store.connection import Connection, connect
 from metering.store.fleet_views import fleet_view
 from metering.store.registry import Fleet, ensure_devices
+from metering.store.thresholds import NewThreshold, Terms, Threshold
 from metering.usage import DATA, MESSAGES, SMS, VOICE, Reading, ReadingKind
 from tests.integration.pipeline import POOLED_PLAN, TENANT, Operator, migrated
+from tests.integration.quota import RULE
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 DEVICES = [f"hot-{number:02}" for number in range(24)]
 CHEAPER = POOLED_PLAN | {"plan": "cheaper", "monthly_fee": "0.10"}
 TURNS = 25
+Limit = tuple[Per, Measure, Recurrence, Terms]
+THRESHOLDS: Sequence[Limit] = (
+    (Per.DEVICE, Measure.QUANTITY, Recurrence.CYCLE, Terms(
+        limit=Decimal(20_000), percent=Decimal(80), actions=[{"kind": "throttle", "octets_per_second": 1000}],
+        enabled=True,
+    )),
+    (Per.FLEET, Measure.POOL, Recurrence.CYCLE, Terms(
+        limit=None, percent=Decimal(90), actions=[{"kind": "balance"}], enabled=True,
+    )),
+    (Per.FLEET, Measure.QUANTITY, Recurrence.DAY, Terms(
+        limit=Decimal(90_000), percent=Decimal(100), actions=[], enabled=True,
+    )),
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -41,12 +62,27 @@ class HotFleet:
 
     url: str
     fleet: Fleet
+    other: Fleet
     plans: Sequence[PlanNo]
     device_nos: list[int]
+    thresholds: Sequence[Threshold]
     seqs: dict[str, int] = field(default_factory=dict)
+    bought: Counter[Connection] = field(default_factory=Counter)
     sent: int = 0
     quantity: int = 0
-    plan_changes: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    """How often something was done that may be refused as well."""
+    operations: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """What changed a balance under which key: the operation's number and quantity."""
+    requests: list[tuple[int, str]] = field(default_factory=list)
+    """Who was granted quota, and under which request."""
+
+    def note(self, key: str, outcome: Outcome) -> None:
+        """Take what came of an operation, which is the same each time that it is asked for."""
+        operation = outcome.operation
+        done = (operation.operation_no, operation.quantity)
+        assert self.operations.setdefault(key, done) == done
+        self.done["repeated" if outcome.repeated else operation.kind] += 1
 
 
 Operation = Callable[[HotFleet, Connection, random.Random], Awaitable[None]]
@@ -119,7 +155,7 @@ async def go_over(hot: HotFleet, connection: Connection, chance: random.Random) 
             connection, tenant_no=hot.fleet.tenant_no, device_nos=chance.sample(hot.device_nos, 2),
             plan_no=chance.choice(hot.plans), at=NOW - timedelta(hours=chance.randrange(100)), now=NOW,
         )  # fmt: skip
-        hot.plan_changes += 1
+        hot.done["plan change"] += 1
 
 
 async def suspend(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
@@ -131,14 +167,101 @@ async def suspend(hot: HotFleet, connection: Connection, chance: random.Random) 
     )  # fmt: skip
 
 
+async def move(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Move some devices into the other fleet or back, some days ago: both fleets are charged again."""
+    await move_devices(
+        connection, device_nos=chance.sample(hot.device_nos, 2),
+        fleet=chance.choice([hot.fleet, hot.other]), plan_no=chance.choice(hot.plans),
+        at=NOW - timedelta(hours=chance.randrange(100)), now=NOW,
+    )  # fmt: skip
+    hot.done["move"] += 1
+
+
+async def buy(hot: HotFleet, connection: Connection, _chance: random.Random) -> None:
+    """Top up the fleet or a device; the others who buy do the same under the same key, at once.
+
+    It is refused where the device is in the other fleet now.
+    """
+    hot.bought[connection] += 1
+    key = f"top-up {hot.bought[connection]}"
+    same = random.Random(key)  # noqa: S311 - reproducible
+    device_no = same.choice([None, same.choice(hot.device_nos)])
+    order = TopUp(
+        meter=same.choice(["data", "data", "sms", "messages"]), quantity=same.randrange(1, 5000),
+        priority=same.choice([None, 10]), begins_at=NOW - timedelta(hours=same.randrange(100)),
+        expires_at=same.choice([None, NOW + timedelta(days=1)]),
+    )  # fmt: skip
+    with contextlib.suppress(InvalidValue):
+        outcome = await top_up(
+            connection, fleet=hot.fleet, device_no=device_no, order=order, key=key, now=NOW
+        )
+        hot.note(key, outcome)
+
+
+async def shift(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Transfer a little between two pools of the fleet, twice under a key; refused if it is used."""
+    lots = await _pools(hot, connection)
+    source = chance.choice(lots)
+    targets = [each for each in lots if each.meter_no == source.meter_no and each is not source]
+    if not targets:
+        return
+    target, quantity = chance.choice(targets), chance.randrange(1, 50)
+    key = f"transfer {chance.random()}"
+    with contextlib.suppress(InvalidValue):
+        for _ in range(2):
+            outcome = await transfer(
+                connection, tenant_no=hot.fleet.tenant_no, from_bucket_no=source.bucket_no,
+                to_bucket_no=target.bucket_no, quantity=quantity, key=key, now=NOW,
+            )  # fmt: skip
+            hot.note(key, outcome)
+
+
+async def ask(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Ask for quota, end a grant of somebody, or let those expire whose time is over."""
+    device_no, request_id = chance.choice(hot.device_nos), f"request {chance.random()}"
+    request = QuotaRequest(request_id=request_id, meter=DATA, used=chance.randrange(300))
+    at = NOW - timedelta(seconds=chance.randrange(2 * RULE.validity_seconds))
+    granted = await reserve(connection, device_no, request, RULE, now=at)
+    if not isinstance(granted, Refused):
+        hot.requests.append((device_no, request_id))
+        hot.done["grant"] += 1
+    if not hot.requests:
+        return
+    device_no, request_id = chance.choice(hot.requests)
+    match chance.randrange(3):
+        case 0:
+            await expire_due(connection, now=NOW)
+        case 1:
+            ended = await release(connection, device_no, request_id, now=NOW)
+            hot.done["end"] += not isinstance(ended, Refused)
+        case _:
+            used = chance.randrange(300)
+            ended = await settle(connection, device_no, request_id, used=used, now=NOW)
+            hot.done["end"] += not isinstance(ended, Refused)
+
+
+async def limit(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Change what a threshold says: alerts are raised and cleared."""
+    threshold = chance.choice(hot.thresholds)
+    terms = replace(
+        threshold.terms, percent=Decimal(chance.randrange(10, 200)), enabled=chance.random() < 0.8
+    )
+    await change_threshold(
+        connection, fleet=hot.fleet, tenant_no=hot.fleet.tenant_no,
+        threshold_no=threshold.threshold_no, terms=terms, now=NOW,
+    )  # fmt: skip
+
+
+async def _pools(hot: HotFleet, connection: Connection) -> Sequence[LotView]:
+    return await pool_lots(connection, hot.fleet.tenant_no, fleet_no=hot.fleet.fleet_no, now=NOW)
+
+
 async def read(hot: HotFleet, connection: Connection, _chance: random.Random) -> None:
     """Read what the API reads, in one snapshot: charges and balances agree in it."""
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         view = await fleet_view(connection, hot.fleet.tenant_no, fleet_id=hot.fleet.fleet_id)
-        lots = await pool_lots(
-            connection, hot.fleet.tenant_no, fleet_no=hot.fleet.fleet_no, now=NOW
-        )
+        lots = await _pools(hot, connection)
         assert all(0 <= lot.used <= lot.granted for lot in lots)
         await bill_so_far(connection, hot.fleet.tenant_no, fleet=view, at=NOW)
         found = await connection.execute(
@@ -157,6 +280,11 @@ OPERATIONS: Sequence[tuple[Operation, int]] = (
     (join, 1),
     (go_over, 2),
     (suspend, 1),
+    (move, 2),
+    (buy, 3),
+    (shift, 1),
+    (ask, 3),
+    (limit, 1),
     (read, 4),
 )
 """What is done at once, and on how many connections each."""
@@ -185,12 +313,17 @@ async def _all_at_once(url: str) -> None:
         )
         charged, quantity = await found.fetchone() or ()
         assert (charged, quantity) == (hot.sent, hot.quantity)
+        found = await connection.execute(
+            "SELECT operation_no, quantity FROM balance_operation ORDER BY operation_no"
+        )
+        assert await found.fetchall() == sorted(hot.operations.values())
         await read(hot, connection, random.Random(0))  # noqa: S311 - reproducible
     async with await connect(url, application="test") as connection:
         await read_from_one_snapshot(connection)
         result = await audit_database(connection)
     assert result.differences == []
-    assert hot.plan_changes > 5
+    for what in ("plan change", "move", "top_up", "transfer", "repeated", "grant", "end"):
+        assert hot.done[what] > 5, hot.done
     assert result.verdict.startswith(f"audit: equal ({hot.sent} readings, ")
     assert _deadlocks(url) == deadlocks
 
@@ -207,10 +340,36 @@ async def _hot_fleet(url: str) -> HotFleet:
     await migrated(url)
     async with await connect(url, application="test", autocommit=True) as connection:
         operator = await Operator.of(connection, now=NOW)
-        fleet = await operator.fleet("hot")
+        fleet, other = await operator.fleet("hot"), await operator.fleet("other")
+        assert fleet.shard_no != other.shard_no
         plans = [await operator.plan(plan) for plan in (POOLED_PLAN, CHEAPER)]
         device_nos = await operator.devices(fleet, DEVICES, plan=plans[0], valid_from=BEGAN)
-    return HotFleet(url=url, fleet=fleet, plans=plans, device_nos=device_nos)
+        thresholds = [await _threshold(connection, fleet, given) for given in THRESHOLDS]
+        hot = HotFleet(
+            url=url, fleet=fleet, other=other, plans=plans, device_nos=device_nos,
+            thresholds=thresholds,
+        )  # fmt: skip
+        for meter in ("data", "sms"):
+            for number in range(2):
+                key = f"{meter} {number}"
+                order = TopUp(meter=meter, quantity=20_000, begins_at=BEGAN)
+                outcome = await top_up(
+                    connection, fleet=fleet, device_no=None, order=order, key=key, now=NOW
+                )
+                hot.note(key, outcome)
+    return hot
+
+
+async def _threshold(connection: Connection, fleet: Fleet, given: Limit) -> Threshold:
+    per, measure, period, terms = given
+    name = f"{per} {measure} {period}"
+    new = NewThreshold(
+        device_no=None, per=per, measure=measure, meter_no=DATA.meter_no, period=period, name=name,
+        terms=terms,
+    )  # fmt: skip
+    return await create_threshold(
+        connection, fleet=fleet, new=new, request_key=name, request={"name": name}, now=NOW
+    )
 
 
 def _deadlocks(url: str) -> int:

@@ -32,11 +32,9 @@ def on(url: str, work: Callable[[Connection], Awaitable[Result]]) -> Result:
     return asyncio.run(connected())
 
 
-def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
+def test_migrating_twice_changes_nothing(database_url: str) -> None:
     async def scene() -> None:
-        async with await connect(
-            empty_database_url, application="test", autocommit=True
-        ) as connection:
+        async with await connect(database_url, application="test", autocommit=True) as connection:
             assert [each.version for each in await migrate(connection)] == [
                 each.version for each in migrations()
             ]
@@ -45,11 +43,9 @@ def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
     asyncio.run(scene())
 
 
-def test_two_that_migrate_at_once_apply_each_migration_once(empty_database_url: str) -> None:
+def test_two_that_migrate_at_once_apply_each_migration_once(database_url: str) -> None:
     async def one() -> int:
-        async with await connect(
-            empty_database_url, application="test", autocommit=True
-        ) as connection:
+        async with await connect(database_url, application="test", autocommit=True) as connection:
             return len(await migrate(connection))
 
     async def scene() -> list[int]:

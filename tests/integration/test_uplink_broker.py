@@ -279,6 +279,25 @@ def test_what_a_killed_broker_forgot_is_sent_again(broker: Broker) -> None:
     asyncio.run(scene())
 
 
+def test_a_platform_that_is_away_does_not_find_everything_many_times(broker: Broker) -> None:
+    async def scene() -> None:
+        outbox = MemoryOutbox()
+        uplink = uplink_of(broker.url, outbox)
+        async with running(uplink.run):
+            outbox.put("boot-a", readings(100))
+            uplink.wake()
+            # Four times nobody answers to the oldest message, of seven readings.
+            await until(lambda: uplink.traffic.resent >= 28)
+            assert uplink.traffic.resent == 28
+            platform = Platform(broker.url)
+            async with running(platform.run):
+                assert await uplink.drain(30)
+        assert platform.arrived["truck-1", "boot-a"] == SequenceSet(up_to=100)
+        assert platform.conflicts == []
+
+    asyncio.run(scene())
+
+
 def test_a_platform_that_refuses_long_messages_gets_shorter_ones(broker: Broker) -> None:
     async def scene() -> None:
         platform = Platform(broker.url, readings_max=3)

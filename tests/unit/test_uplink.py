@@ -114,7 +114,50 @@ def test_only_what_is_missing_goes_out_again() -> None:
     schedule = Schedule(outbox_of(a=6), PACE)
     sent(schedule, 0)
     schedule.acknowledge(Ack(boot="a", up_to=2, highest=5, gaps=((3, 3),)), 1)
-    assert sent(schedule, 5) == [("a", [3, 6])]
+    assert sent(schedule, 5) == [("a", [3])]
+    assert sent(schedule, 6) == [("a", [3, 6])]
+
+
+def test_in_silence_the_oldest_message_alone_goes_out_again_and_fresh_ones_once() -> None:
+    outbox = outbox_of(a=9)
+    schedule = Schedule(outbox, PACE)
+    assert len(sent(schedule, 0)) == 3
+    told: list[tuple[int, str, list[int]]] = []
+    for now in range(1, 100):
+        if now == 20:
+            outbox.put("a", readings(10))
+        told += [(now, boot, seqs) for boot, seqs in sent(schedule, now)]
+        due = schedule.next_due()
+        assert due is not None
+        assert due > now
+    oldest = [(now, "a", [1, 2, 3]) for now in (5, 15, 35, 65, 95)]
+    assert told == sorted([*oldest, (20, "a", [10])])
+
+
+def test_after_silence_the_others_go_out_again_unless_they_are_being_acknowledged() -> None:
+    schedule = Schedule(outbox_of(a=9), PACE)
+    sent(schedule, 0)
+    assert sent(schedule, 5) == sent(schedule, 15) == [("a", [1, 2, 3])]
+    schedule.acknowledge(Ack(boot="a", up_to=3, highest=3), 16)
+    assert sent(schedule, 20) == []
+    # The broker's queue is worked off: each acknowledgement gives the rest as long again.
+    schedule.acknowledge(Ack(boot="a", up_to=5, highest=5), 20)
+    assert sent(schedule, 24) == []
+    assert sent(schedule, 25) == [("a", [6, 7, 8]), ("a", [9])]
+
+
+def test_what_is_refused_again_and_again_does_not_keep_the_others_back() -> None:
+    outbox = outbox_of(a=6)
+    schedule = Schedule(outbox, PACE)
+    sent(schedule, 0)
+    refusal = RejectedReading(seq=None, reason="storage_error", detail="the operator must look")
+    for now in range(1, 60):
+        for _, seqs in sent(schedule, now):
+            if seqs[0] == 1:
+                schedule.acknowledge(Ack(boot="a", up_to=0, highest=0, rejected=(refusal,)), now)
+            elif now > 5:
+                return
+    pytest.fail("readings 4 to 6 were never sent again")
 
 
 def test_after_a_reconnect_everything_unacknowledged_goes_out_in_order() -> None:
