@@ -89,6 +89,10 @@ class World:
     malformed: list[tuple[str, bytes, str]] = field(default_factory=list)
     """(topic, payload, reason) of bad messages that were published."""
     devices_max: int = 8
+    operated: int = 0
+    """How many keys the operator has used."""
+    keys_done: dict[str, str] = field(default_factory=dict)
+    """key → kind of what was done to balances under it, and not refused."""
 
     def note(self, what: str) -> None:
         self.trace.append(f"{len(self.trace):04} {self.now:%m-%d %H:%M} {what}")
@@ -266,7 +270,8 @@ async def _lapse(world: World) -> None:
     leases = worker.keeper.leases
     if leases is not None:
         await world.admin.execute(
-            "UPDATE charging_worker SET leased_until = '-infinity' WHERE worker_no = %s",
+            "UPDATE charging_worker SET leased_until = '-infinity' WHERE worker_no ="
+            " (SELECT worker_no FROM charging_worker WHERE worker_no = %s FOR UPDATE SKIP LOCKED)",
             [leases.worker_no],
         )
         world.note(f"the leases of {worker.actor.name} lapse")
