@@ -144,14 +144,22 @@ class SimulatedKeeper(LeaseKeeper):
 class SimulatedWorker(Worker):
     """The charging worker."""
 
-    def __init__(self, settings: Settings, actor: Actor, keeper_actor: Actor) -> None:
+    def __init__(
+        self, settings: Settings, actor: Actor, keeper_actor: Actor, looks: Callable[[], bool]
+    ) -> None:
         super().__init__(settings)
+        self._looks = looks
         self.actor = actor
         self.keeper = SimulatedKeeper(settings, keeper_actor, actor)
         self._keeper = self.keeper
 
     async def work(self) -> None:
         await self._charge_for_ever()
+
+    async def _do_what_is_due(self, connection: Connection) -> None:
+        """Look whether the poll is due, which here is chance."""
+        if self._looks():
+            await super()._do_what_is_due(connection)
 
     async def _wait(self) -> None:
         await self.actor.rest("waits for work")

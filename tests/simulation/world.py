@@ -24,9 +24,11 @@ from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 450
+ACTIONS = 300
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
+_LOOK_SHARE = 0.25
+"""How often a worker that goes on looks what is due beside charging."""
 STARTS = tuple(
     datetime(2026, month, day, hour, tzinfo=UTC)
     for month, day, hour in (
@@ -169,7 +171,9 @@ async def _start_ingester(world: World, actor: Actor) -> None:
 
 
 async def _start_worker(world: World, actor: Actor, keeper: Actor) -> None:
-    worker = SimulatedWorker(world.settings, actor, keeper)
+    worker = SimulatedWorker(
+        world.settings, actor, keeper, lambda: world.chance.random() < _LOOK_SHARE
+    )
     world.workers = [each for each in world.workers if each.actor is not actor] + [worker]
     actor.start(worker.work)
     await world.steps.settle()
@@ -544,7 +548,8 @@ async def _drain_queue(world: World) -> bool:
     assert row is not None
     if row[0]:
         actors = [part for each in world.workers for part in (each.actor, each.keeper.actor)]
-        await _step(world, world.chance.choice(actors), faulty=False)
+        (actor,) = world.chance.choices(actors, [6, 1] * len(world.workers))
+        await _step(world, actor, faulty=False)
     return bool(row[0])
 
 
