@@ -158,7 +158,7 @@ def _terms(
     device_id: str,
     change: Callable[[Connection], Awaitable[object]],
 ) -> Planned:
-    """A change of terms, which may be refused: then nothing of it stays."""
+    """Plan a change of terms, which may be refused: then nothing of it stays."""
 
     async def run(connection: Connection) -> None:
         try:
@@ -191,7 +191,7 @@ def change_plan(world: "World") -> Planned | None:
 
 
 def change_state(world: "World") -> Planned | None:
-    """Suspend, activate or deactivate a device at some date."""
+    """Suspend, activate or retire a device at some date."""
     found = _changeable(world)
     if found is None:
         return None
@@ -228,7 +228,7 @@ def end_subscriptions(world: "World") -> Planned | None:
 
 
 def move_device(world: "World") -> Planned | None:
-    """Move a device into another fleet of its tenant, at some date that is not ahead."""
+    """Move a device into another fleet of its tenant, or its own, at some date."""
     found = _changeable(world)
     if found is None:
         return None
@@ -239,7 +239,7 @@ def move_device(world: "World") -> Planned | None:
     into = world.chance.choice(others)
     plan_no = world.chance.choice(list(into.plans))
     now, key = world.now, _key(world)
-    at = min(now, now + _shift(world))
+    at = now + _shift(world)
     into.changed = True
 
     async def change(connection: Connection) -> None:
@@ -288,7 +288,7 @@ def _balance(
     fleet: SimulatedFleet,
     change: Callable[[Connection, str], Awaitable[balances.Outcome]],
 ) -> Planned:
-    """A change of balances under a key, which may come twice, or be refused."""
+    """Plan a change of balances under a key, which may come twice, or be refused."""
     key = _key(world)
     times = world.chance.choice([1, 1, 2])
     kinds: list[str] = []

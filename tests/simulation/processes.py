@@ -47,7 +47,6 @@ async def _connect_stepped(*_: object, **__: object) -> Connection:
 def simulated_edges(now: Callable[[], datetime], watch: Connection) -> Iterator[None]:
     """Let the product's processes ask the simulation for time, pauses and connections."""
 
-
     async def end_and_see(connection: Connection, sessions: Sequence[str]) -> int:
         # The server ends a session some time after it was told to: here, at once.
         ended = await end_sessions(connection, sessions)
@@ -124,9 +123,7 @@ class SimulatedKeeper(LeaseKeeper):
     """Keeps a worker's leases, in an actor of its own instead of a thread of its own."""
 
     def __init__(self, settings: Settings, actor: Actor, worker_actor: Actor) -> None:
-        super().__init__(
-            "", lease_seconds=settings.charging_lease_seconds, changed=lambda: None
-        )
+        super().__init__("", lease_seconds=settings.charging_lease_seconds, changed=lambda: None)
         self.application = worker_actor.name
         self.actor = actor
 

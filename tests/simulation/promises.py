@@ -357,7 +357,9 @@ async def _balances(world: "World") -> list[str]:
         " LEFT JOIN bucket_entry USING (operation_no) GROUP BY tenant_id, idempotency_key, operation_no",
     )
     if sorted(done) != sorted((key, kind, 1) for key, kind in world.keys_done.items()):
-        problems.append(f"done to balances was {sorted(done)}, asked {sorted(world.keys_done.items())}")
+        problems.append(
+            f"done to balances was {sorted(done)}, asked {sorted(world.keys_done.items())}"
+        )
     return problems
 
 
