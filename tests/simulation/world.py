@@ -27,8 +27,6 @@ WORKERS = 2
 ACTIONS = 300
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
-_LOOK_SHARE = 0.25
-"""How often a worker that goes on looks what is due beside charging."""
 STARTS = tuple(
     datetime(2026, month, day, hour, tzinfo=UTC)
     for month, day, hour in (
@@ -91,6 +89,8 @@ class World:
     malformed: list[tuple[str, bytes, str]] = field(default_factory=list)
     """(topic, payload, reason) of bad messages that were published."""
     devices_max: int = 8
+    look_share: float = 0.25
+    """How often a worker that goes on looks what is due beside charging."""
     operated: int = 0
     """How many keys the operator has used."""
     keys_done: dict[str, str] = field(default_factory=dict)
@@ -172,7 +172,7 @@ async def _start_ingester(world: World, actor: Actor) -> None:
 
 async def _start_worker(world: World, actor: Actor, keeper: Actor) -> None:
     worker = SimulatedWorker(
-        world.settings, actor, keeper, lambda: world.chance.random() < _LOOK_SHARE
+        world.settings, actor, keeper, lambda: world.chance.random() < world.look_share
     )
     world.workers = [each for each in world.workers if each.actor is not actor] + [worker]
     actor.start(worker.work)
@@ -491,6 +491,7 @@ _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
 async def _drain(world: World) -> None:
     """Let everything that is under way come to its end, without further faults."""
     world.note("the faults end")
+    world.look_share = 0.05
     for _ in range(DRAIN_ACTIONS_MAX):
         working = _working(world)
         if working:
@@ -548,7 +549,7 @@ async def _drain_queue(world: World) -> bool:
     assert row is not None
     if row[0]:
         actors = [part for each in world.workers for part in (each.actor, each.keeper.actor)]
-        (actor,) = world.chance.choices(actors, [6, 1] * len(world.workers))
+        (actor,) = world.chance.choices(actors, [15, 1] * len(world.workers))
         await _step(world, actor, faulty=False)
     return bool(row[0])
 
