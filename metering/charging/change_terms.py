@@ -177,9 +177,11 @@ async def change_state(
         changed = await set_state(connection, device_nos, state=state, at=since, now=now)
         if state is DeviceState.RETIRED:
             for own in (await subscriptions_of_devices(connection, device_nos)).values():
-                for each in own:
-                    if each.valid_to is None or each.valid_to > since:
-                        await end_subscription_at(connection, each.subscription_no, since)
+                ending = [each for each in own if each.valid_to is None or each.valid_to > since]
+                for each in ending:
+                    await end_subscription_at(connection, each.subscription_no, since)
+                # Of one that was retired before, and subscribed since, only that changes.
+                changed = max(changed, len(ending))
         return changed
 
     change = TermsChange(

@@ -418,6 +418,48 @@ def test_a_device_that_came_sooner_than_was_said_is_granted_and_charged_again(
     told(database_url, tell)
 
 
+def test_a_device_moved_into_its_own_fleet_is_subscribed_anew(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        north = await story.fleet("north")
+        small, large = await story.operator.plan(SMALL), await story.operator.plan(LARGE)
+        (device,) = await story.devices(north, "d1", plan_no=small)
+        await story.publish("d1", data(1, 8, day(10)))
+        moved = await move_devices(
+            story.connection, device_nos=[device], fleet=north, plan_no=large, at=day(8, 0), now=NOW
+        )
+        assert moved.changed == 1
+        assert await story.rows("SELECT DISTINCT plan_no FROM charge") == [(large,)]
+        await story.cost()
+
+    told(database_url, tell)
+
+
+def test_a_device_that_was_retired_already_loses_what_it_was_subscribed_to(
+    database_url: str,
+) -> None:
+    async def tell(story: Story) -> None:
+        north, small = await story.fleet("north"), await story.operator.plan(SMALL)
+        (device,) = await story.devices(north, "d1", plan_no=small)
+        for at in (day(3), day(12)):
+            await change_state(
+                story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+                state=DeviceState.RETIRED, at=at, now=NOW,
+            )  # fmt: skip
+            await subscribe(
+                story.connection, fleet=north, device_nos=[device], plan_no=small,
+                valid_from=day(5), now=NOW,
+            )  # fmt: skip
+        await story.publish("d1", data(1, 8, day(10)))
+        again = await change_state(
+            story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+            state=DeviceState.RETIRED, at=day(9), now=NOW,
+        )  # fmt: skip
+        assert (again.changed, again.parked) == (1, 1)
+        await story.cost()
+
+    told(database_url, tell)
+
+
 def test_a_sim_is_in_one_device_at_a_time(database_url: str) -> None:
     async def tell(story: Story) -> None:
         fleet = await story.fleet("north")

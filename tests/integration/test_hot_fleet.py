@@ -367,9 +367,10 @@ async def _threshold(connection: Connection, fleet: Fleet, given: Limit) -> Thre
         device_no=None, per=per, measure=measure, meter_no=DATA.meter_no, period=period, name=name,
         terms=terms,
     )  # fmt: skip
-    return await create_threshold(
+    made, _ = await create_threshold(
         connection, fleet=fleet, new=new, request_key=name, request={"name": name}, now=NOW
     )
+    return made
 
 
 def _deadlocks(url: str) -> int:

@@ -7,14 +7,19 @@ every command of the product is. What it changed is noted once it is done.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from metering.charging import balances, change_terms
 from metering.charging.open_cycle import open_due_cycles
 from metering.charging.subscribe import subscribe
+from metering.errors import InvalidValue
 from metering.plan_document import read_plan
+from metering.rating.plan import DeviceState
 from metering.store.connection import Connection
 from metering.store.registry import ensure_devices, ensure_plan
-from tests.simulation.scenes import device
+from tests.simulation.device import SimulatedDevice
+from tests.simulation.scenes import SimulatedFleet, device
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -46,26 +51,28 @@ def add_device(world: "World") -> Planned | None:
 
     async def run(connection: Connection) -> None:
         async with connection.transaction():
-            await ensure_devices(
+            numbers = await ensure_devices(
                 connection, fleet=fleet.fleet, device_ids=[made.device_id], active_from=now, now=now
             )
+        fleet.numbers.update(numbers)
 
     return Planned(f"add {made.name} to {fleet.kind}", run)
 
 
 def subscribe_device(world: "World") -> Planned | None:
-    """Subscribe a device that has no plan, from now on, to a pool that may be in use."""
+    """Subscribe a device that has no plan, at any date, to a pool that may be in use."""
     waiting = [
         (fleet, each)
         for fleet in world.fleets
         for each in fleet.devices
-        if each.device_id not in fleet.plan_of
+        if each.device_id not in fleet.plan_of and not fleet.steady
     ]
     if not waiting:
         return None
     fleet, found = world.chance.choice(waiting)
     plan_no = world.chance.choice(list(fleet.plans))
-    now = world.now
+    now, key = world.now, _key(world)
+    since = max(fleet.began, now + _shift(world))
 
     async def run(connection: Connection) -> None:
         async with connection.transaction():
@@ -78,15 +85,16 @@ def subscribe_device(world: "World") -> Planned | None:
             )
         await subscribe(
             connection, fleet=fleet.fleet, device_nos=list(numbers.values()), plan_no=plan_no,
-            valid_from=now, now=now,
+            valid_from=since, now=now, key=key,
         )  # fmt: skip
+        fleet.numbers.update(numbers)
 
     def done() -> None:
         fleet.plan_of[found.device_id] = plan_no
-        fleet.subscribed_from[found.device_id] = now
+        fleet.subscribed_from[found.device_id] = since
 
     fleet.changed = True
-    return Planned(f"subscribe {found.name}", run, done)
+    return Planned(f"subscribe {found.name} from {since:%m-%d %H:%M}", run, done)
 
 
 def add_plan_version(world: "World") -> Planned | None:
@@ -122,10 +130,225 @@ def open_cycles(world: "World") -> Planned | None:
     return Planned("open the cycles that are due", run)
 
 
+def _key(world: "World") -> str:
+    world.operated += 1
+    return f"key-{world.operated}"
+
+
+def _shift(world: "World") -> timedelta:
+    """Return how far from now a change is dated: mostly now, sometimes past or future."""
+    days = world.chance.choice([0, 0, -1, -9, -30, 2, 10])
+    return timedelta(days=days, seconds=world.chance.randrange(3600) if days else 0)
+
+
+def _changeable(world: "World") -> tuple[SimulatedFleet, SimulatedDevice] | None:
+    """Return a subscribed device of a fleet that may change."""
+    found = [
+        (fleet, each)
+        for fleet in world.fleets
+        for each in fleet.devices
+        if not fleet.steady and each.device_id in fleet.plan_of
+    ]
+    return world.chance.choice(found) if found else None
+
+
+def _terms(
+    about: str,
+    fleet: SimulatedFleet,
+    device_id: str,
+    change: Callable[[Connection], Awaitable[object]],
+) -> Planned:
+    """Plan a change of terms, which may be refused: then nothing of it stays."""
+
+    async def run(connection: Connection) -> None:
+        try:
+            await change(connection)
+        except InvalidValue:
+            await connection.rollback()
+
+    fleet.changed = True
+    fleet.redated.add(device_id)
+    return Planned(about, run)
+
+
+def change_plan(world: "World") -> Planned | None:
+    """Let a device go over to another plan at some date."""
+    found = _changeable(world)
+    if found is None:
+        return None
+    fleet, each = found
+    plan_no = world.chance.choice(list(fleet.plans))
+    now, key = world.now, _key(world)
+    at = world.chance.choice([None, now + _shift(world)])
+
+    async def change(connection: Connection) -> None:
+        await change_terms.change_plan(
+            connection, tenant_no=fleet.fleet.tenant_no, device_nos=[fleet.numbers[each.device_id]],
+            plan_no=plan_no, at=at, now=now, key=key,
+        )  # fmt: skip
+
+    return _terms(f"{each.name} to plan {plan_no} at {at}", fleet, each.device_id, change)
+
+
+def change_state(world: "World") -> Planned | None:
+    """Suspend, activate or retire a device at some date."""
+    found = _changeable(world)
+    if found is None:
+        return None
+    fleet, each = found
+    state = world.chance.choice([DeviceState.SUSPENDED, DeviceState.ACTIVE, DeviceState.RETIRED])
+    now, key = world.now, _key(world)
+    at = now + _shift(world)
+
+    async def change(connection: Connection) -> None:
+        await change_terms.change_state(
+            connection, tenant_no=fleet.fleet.tenant_no, device_nos=[fleet.numbers[each.device_id]],
+            state=state, at=at, now=now, key=key,
+        )  # fmt: skip
+
+    return _terms(f"{each.name} is {state} at {at}", fleet, each.device_id, change)
+
+
+def end_subscriptions(world: "World") -> Planned | None:
+    """End what a device is subscribed to at some date."""
+    found = _changeable(world)
+    if found is None:
+        return None
+    fleet, each = found
+    now, key = world.now, _key(world)
+    at = now + _shift(world)
+
+    async def change(connection: Connection) -> None:
+        await change_terms.end_subscriptions(
+            connection, tenant_no=fleet.fleet.tenant_no, device_nos=[fleet.numbers[each.device_id]],
+            at=at, now=now, key=key,
+        )  # fmt: skip
+
+    return _terms(f"end the subscriptions of {each.name} at {at}", fleet, each.device_id, change)
+
+
+def move_device(world: "World") -> Planned | None:
+    """Move a device into another fleet of its tenant, or its own, at some date."""
+    found = _changeable(world)
+    if found is None:
+        return None
+    fleet, each = found
+    others = [
+        other for other in world.fleets if other.tenant_id == fleet.tenant_id and not other.steady
+    ]
+    into = world.chance.choice(others)
+    plan_no = world.chance.choice(list(into.plans))
+    now, key = world.now, _key(world)
+    at = now + _shift(world)
+    into.changed = True
+
+    async def change(connection: Connection) -> None:
+        await change_terms.move_devices(
+            connection, device_nos=[fleet.numbers[each.device_id]], fleet=into.fleet,
+            plan_no=plan_no, at=at, now=now, key=key,
+        )  # fmt: skip
+
+    return _terms(f"move {each.name} to {into.kind} at {at}", fleet, each.device_id, change)
+
+
+def swap_sim(world: "World") -> Planned | None:
+    """Put a SIM into a device of any fleet: no charge depends on it."""
+    fleet = world.chance.choice(world.fleets)
+    number = world.chance.choice(sorted(fleet.numbers.values()))
+    iccid = f"8949-{world.chance.randrange(3)}"
+    now, key = world.now, _key(world)
+    at = now + _shift(world)
+
+    async def run(connection: Connection) -> None:
+        await change_terms.swap_sim(
+            connection, tenant_no=fleet.fleet.tenant_no, device_no=number, iccid=iccid, imsi=None,
+            at=at, now=now, key=key,
+        )  # fmt: skip
+
+    return Planned(f"SIM {iccid} into device {number}", run)
+
+
+def charge_parked(world: "World") -> Planned | None:
+    """Charge what is parked of a fleet's devices and can be charged now."""
+    fleet = world.chance.choice(world.fleets)
+    numbers = sorted(fleet.numbers.values())
+    now, key = world.now, _key(world)
+
+    async def run(connection: Connection) -> None:
+        await change_terms.charge_parked(
+            connection, tenant_no=fleet.fleet.tenant_no, device_nos=numbers, now=now, key=key
+        )
+
+    return Planned(f"charge what is parked of {fleet.tenant_id}/{fleet.kind}", run)
+
+
+def _balance(
+    world: "World",
+    about: str,
+    fleet: SimulatedFleet,
+    change: Callable[[Connection, str], Awaitable[balances.Outcome]],
+) -> Planned:
+    """Plan a change of balances under a key, which may come twice, or be refused."""
+    key = _key(world)
+    times = world.chance.choice([1, 1, 2])
+    kinds: list[str] = []
+
+    async def run(connection: Connection) -> None:
+        for _ in range(times):
+            try:
+                outcome = await change(connection, key)
+            except InvalidValue:
+                await connection.rollback()
+                return
+            kinds.append(outcome.operation.kind)
+            assert outcome.repeated or len(kinds) == 1, f"{key} was done twice"
+
+    def done() -> None:
+        if kinds:
+            world.keys_done[f"{fleet.tenant_id}/{key}"] = kinds[0]
+
+    fleet.changed = True
+    return Planned(f"{about} under {key}{' twice' if times > 1 else ''}", run, done)
+
+
+def top_up(world: "World") -> Planned | None:
+    """Top up a fleet or a device of it."""
+    fleets = [each for each in world.fleets if not each.steady]
+    if not fleets:
+        return None
+    fleet = world.chance.choice(fleets)
+    device_no = world.chance.choice([None, *sorted(fleet.numbers.values())])
+    now = world.now
+    begins_at = world.chance.choice([None, now - timedelta(days=5), now + timedelta(days=2)])
+    days = world.chance.choice([None, 1, 20])
+    order = balances.TopUp(
+        meter=world.chance.choice(["data", "sms", "messages"]),
+        quantity=world.chance.choice([3, 900, 5000]),
+        priority=world.chance.choice([None, 1]),
+        begins_at=begins_at,
+        expires_at=None if days is None else (begins_at or now) + timedelta(days=days),
+    )
+
+    async def change(connection: Connection, key: str) -> balances.Outcome:
+        return await balances.top_up(
+            connection, fleet=fleet.fleet, device_no=device_no, order=order, key=key, now=now
+        )
+
+    whom = "fleet" if device_no is None else f"device {device_no}"
+    return _balance(world, f"top up {whom} of {fleet.kind}: {order.meter}", fleet, change)
+
+
 OPERATIONS: Sequence[tuple[float, Plan]] = (
     (2, add_device),
     (4, subscribe_device),
     (1, add_plan_version),
     (1, open_cycles),
+    (2, change_plan),
+    (1.5, change_state),
+    (0.5, end_subscriptions),
+    (1.5, move_device),
+    (0.5, swap_sim),
+    (1, charge_parked),
+    (3, top_up),
 )
 """Each with its weight."""

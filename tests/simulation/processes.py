@@ -5,7 +5,7 @@ clock, the pauses, the way to a connection, and the broker; nothing between thos
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -13,14 +13,16 @@ from unittest.mock import patch
 
 from metering import clock
 from metering.broker_connection import Delivery
-from metering.charging import worker
+from metering.charging import leases, worker
+from metering.charging.leases import LeaseKeeper
 from metering.charging.worker import Worker
 from metering.ingest import ingester
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import Message
 from metering.ingest.ingester import Ingester
 from metering.settings import Settings
-from metering.store.connection import Connection
+from metering.store.connection import UNREACHABLE, Connection
+from metering.store.leases import end_sessions
 from tests.simulation.broker import Session, SimulatedBroker
 from tests.simulation.stepping import CURRENT, Actor
 
@@ -42,10 +44,25 @@ async def _connect_stepped(*_: object, **__: object) -> Connection:
 
 
 @contextmanager
-def simulated_edges(now: Callable[[], datetime]) -> Iterator[None]:
+def simulated_edges(now: Callable[[], datetime], watch: Connection) -> Iterator[None]:
     """Let the product's processes ask the simulation for time, pauses and connections."""
+
+    async def end_and_see(connection: Connection, sessions: Sequence[str]) -> int:
+        # The server ends a session some time after it was told to: here, at once.
+        ended = await end_sessions(connection, sessions)
+        while True:
+            found = await watch.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY(%s)"
+                " AND datname = current_database()",
+                [list(sessions)],
+            )
+            if (await found.fetchone()) == (0,):
+                return ended
+            await _sleep(0.001)
+
     with (
         patch.object(clock, "now", now),
+        patch.object(leases, "end_sessions", end_and_see),
         patch.object(asyncio, "sleep", _pause_instead),
         patch.object(ingester, "connect_patiently", _connect_stepped),
         patch.object(worker, "connect_patiently", _connect_stepped),
@@ -102,15 +119,44 @@ class SimulatedIngester(Ingester):
         return True
 
 
-class SimulatedWorker(Worker):
-    """The charging worker."""
+class SimulatedKeeper(LeaseKeeper):
+    """Keeps a worker's leases, in an actor of its own instead of a thread of its own."""
 
-    def __init__(self, settings: Settings, actor: Actor) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, actor: Actor, worker_actor: Actor) -> None:
+        super().__init__("", lease_seconds=settings.charging_lease_seconds, changed=lambda: None)
+        self.application = worker_actor.name
         self.actor = actor
 
     async def work(self) -> None:
+        while True:
+            try:
+                connection = await self.actor.connect(autocommit=True)
+                while True:
+                    await self._look(connection)
+                    await self.actor.rest("has looked after its leases")
+            except UNREACHABLE:
+                await self.actor.disconnect()
+
+
+class SimulatedWorker(Worker):
+    """The charging worker."""
+
+    def __init__(
+        self, settings: Settings, actor: Actor, keeper_actor: Actor, looks: Callable[[], bool]
+    ) -> None:
+        super().__init__(settings)
+        self._looks = looks
+        self.actor = actor
+        self.keeper = SimulatedKeeper(settings, keeper_actor, actor)
+        self._keeper = self.keeper
+
+    async def work(self) -> None:
         await self._charge_for_ever()
+
+    async def _do_what_is_due(self, connection: Connection) -> None:
+        """Look whether the poll is due, which here is chance."""
+        if self._looks():
+            await super()._do_what_is_due(connection)
 
     async def _wait(self) -> None:
         await self.actor.rest("waits for work")

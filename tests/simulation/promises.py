@@ -114,6 +114,7 @@ async def check(world: "World") -> None:
         *await _bad_messages(world),
         *await _missing_usage(world, found),
         *await _tenants(world, found),
+        *await _balances(world),
     ]
     for fleet in world.fleets:
         problems += _rated_again(fleet, found)
@@ -300,6 +301,8 @@ def _parking(world: "World", found: Found) -> Iterator[str]:
         for device in fleet.devices:
             begins = fleet.subscribed_from.get(device.device_id)
             plan_no = fleet.plan_of.get(device.device_id)
+            if device.device_id in fleet.redated:
+                continue
             for _, name in _names(device):
                 charged = found.charges.get(name, [])
                 if charged and (
@@ -333,6 +336,31 @@ def _explained(found: Found) -> Iterator[str]:
                 yield f"{name} part {each.part} drew {each.draws}"
             if any(found.bucket_names[number][1] != each.fleet_no for number, _ in each.draws):
                 yield f"{name} part {each.part} drew from another fleet's bucket"
+
+
+async def _balances(world: "World") -> list[str]:
+    """Every balance is the fold of its postings, and what came under one key was done once."""
+    problems = [
+        f"bucket {row[0]} has {row[1]}, its postings fold to {row[2]}"
+        for row in await _rows(
+            world.admin,
+            "SELECT bucket.bucket_no, bucket.granted - bucket.used, coalesce(sum(posting.quantity), 0)"
+            " FROM bucket LEFT JOIN posting ON posting.bucket_no = bucket.bucket_no"
+            "   AND posting.account = 'bucket' GROUP BY bucket.bucket_no, bucket.granted, bucket.used"
+            " HAVING bucket.granted - bucket.used <> coalesce(sum(posting.quantity), 0)",
+        )
+    ]
+    done = await _rows(
+        world.admin,
+        "SELECT tenant_id || '/' || idempotency_key, balance_operation.kind, count(bucket_entry_no)"
+        " FROM balance_operation JOIN tenant USING (tenant_no)"
+        " LEFT JOIN bucket_entry USING (operation_no) GROUP BY tenant_id, idempotency_key, operation_no",
+    )
+    if sorted(done) != sorted((key, kind, 1) for key, kind in world.keys_done.items()):
+        problems.append(
+            f"done to balances was {sorted(done)}, asked {sorted(world.keys_done.items())}"
+        )
+    return problems
 
 
 def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:

@@ -78,6 +78,12 @@ class SimulatedFleet:
     subscribed_from: dict[str, datetime] = field(default_factory=dict)
     changed: bool = False
     """Whether members or terms changed after the beginning."""
+    steady: bool = False
+    """Whether the operator leaves its members, terms and balances alone: the reference rates it."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """device_id → its number, of those that are registered."""
+    redated: set[str] = field(default_factory=set)
+    """Devices whose terms changed otherwise than by one subscription from then on."""
 
     @property
     def calendar(self) -> Calendar:
@@ -144,10 +150,14 @@ async def _fleet(
         await ensure_plan(connection, tenant=tenant, plan=read_plan(document), now=began): document
         for document in PLANS[kind]
     }
-    found = SimulatedFleet(tenant_id=tenant_id, kind=kind, fleet=fleet, plans=plans, began=began)
+    found = SimulatedFleet(
+        tenant_id=tenant_id, kind=kind, fleet=fleet, plans=plans, began=began,
+        steady=chance.random() < 0.4,
+    )  # fmt: skip
     numbers = await ensure_devices(
         connection, fleet=fleet, device_ids=device_ids, active_from=began, now=now
     )
+    found.numbers.update(numbers)
     for device_id in device_ids:
         plan_no = chance.choice(list(plans))
         found.plan_of[device_id] = plan_no

@@ -128,11 +128,11 @@ class Actor:
         self.state = State.RUNNING
         self._order.set_result(order)
 
-    async def connect(self) -> Connection:
+    async def connect(self, *, autocommit: bool = False) -> Connection:
         """Return its connection, a new one if it has none that works."""
         if self.connection is None or self.connection.closed:
             self.connection = await SteppedConnection.connect(
-                self._steps.url, **_parameters(self.name)
+                self._steps.url, autocommit=autocommit, **_parameters(self.name)
             )
             self.connection.actor = self
         return self.connection
@@ -151,6 +151,14 @@ class Actor:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self.disconnect()
+
+    async def die(self) -> None:
+        """End its work as a kill does; it can be started again."""
+        pid = self.pid
+        await self.abandon()
+        if pid is not None:
+            await self._steps.ended(pid)
+        self.abandoned, self.error, self.state = False, None, State.IDLE
 
 
 CURRENT: ContextVar[Actor | None] = ContextVar("CURRENT", default=None)
@@ -177,7 +185,7 @@ class Steps:
         actor.obey(order)
         if order is not Order.GO and pid is not None:
             await self.settle()
-            await self._ended(pid)
+            await self.ended(pid)
         # Locks are freed at the end of a transaction, of a session, and nowhere else.
         await self.settle(freed=order is not Order.GO or about.startswith(END))
 
@@ -228,7 +236,7 @@ class Steps:
                 names = sorted(pids[each].name for each in reached if each in pids)
                 raise Deadlock(f"wait for each other: {', '.join(names)}")
 
-    async def _ended(self, pid: int) -> None:
+    async def ended(self, pid: int) -> None:
         """Wait until a session has ended and its locks are free."""
         await self._admin.execute("SELECT pg_terminate_backend(%s)", [pid])
         while True:

@@ -24,7 +24,7 @@ from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 450
+ACTIONS = 300
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
 STARTS = tuple(
@@ -89,6 +89,12 @@ class World:
     malformed: list[tuple[str, bytes, str]] = field(default_factory=list)
     """(topic, payload, reason) of bad messages that were published."""
     devices_max: int = 8
+    look_share: float = 0.25
+    """How often a worker that goes on looks what is due beside charging."""
+    operated: int = 0
+    """How many keys the operator has used."""
+    keys_done: dict[str, str] = field(default_factory=dict)
+    """key → kind of what was done to balances under it, and not refused."""
 
     def note(self, what: str) -> None:
         self.trace.append(f"{len(self.trace):04} {self.now:%m-%d %H:%M} {what}")
@@ -117,6 +123,8 @@ async def simulate(url: str, seed: int, trace: list[str]) -> None:
                 ingest_batch_age_ms=0,
                 charging_poll_seconds=1e-9,
                 charging_batch_readings_max=chance.choice([2, 8, 30, 500]),
+                charging_lease_seconds=10**6,
+                closing_grace_hours=chance.choice([0, 6, 72]),
             ),
             admin=admin,
             steps=Steps(url, admin),
@@ -124,7 +132,7 @@ async def simulate(url: str, seed: int, trace: list[str]) -> None:
             faults=Faults.drawn(chance),
             trace=trace,
         )
-        with simulated_edges(lambda: world.now):
+        with simulated_edges(lambda: world.now, admin):
             try:
                 await _run(world)
             finally:
@@ -139,7 +147,8 @@ async def _run(world: World) -> None:
     for number in range(1, INGESTERS + 1):
         await _start_ingester(world, world.steps.actor(f"ingester-{number}"))
     for number in range(1, WORKERS + 1):
-        await _start_worker(world, world.steps.actor(f"worker-{number}"))
+        keeper = world.steps.actor(f"keeper-{number}")
+        await _start_worker(world, world.steps.actor(f"worker-{number}"), keeper)
     for fleet in world.fleets:
         names = " ".join(each.device_id for each in fleet.devices)
         world.note(f"fleet {fleet.tenant_id}/{fleet.kind} {fleet.fleet.time_zone}: {names}")
@@ -161,11 +170,24 @@ async def _start_ingester(world: World, actor: Actor) -> None:
     await world.steps.settle()
 
 
-async def _start_worker(world: World, actor: Actor) -> None:
-    worker = SimulatedWorker(world.settings, actor)
+async def _start_worker(world: World, actor: Actor, keeper: Actor) -> None:
+    worker = SimulatedWorker(
+        world.settings, actor, keeper, lambda: world.chance.random() < world.look_share
+    )
     world.workers = [each for each in world.workers if each.actor is not actor] + [worker]
     actor.start(worker.work)
     await world.steps.settle()
+    keeper.start(worker.keeper.work)
+    await world.steps.settle()
+
+
+async def _restart_worker(world: World, worker: SimulatedWorker) -> None:
+    """Start a worker again of which a part was killed; the other is the same process."""
+    for actor in (worker.actor, worker.keeper.actor):
+        if actor.state is not State.IDLE:
+            await actor.die()
+    await world.steps.settle(freed=True)
+    await _start_worker(world, worker.actor, worker.keeper.actor)
 
 
 Action = Callable[[World], Awaitable[None]]
@@ -222,11 +244,41 @@ def _resting(world: World) -> list[Actor]:
     idle = {
         each.actor for each in world.ingesters if not each.has_work and each.actor.about != "sleeps"
     }
+    keepers = _keepers(world)
     return [
         each
         for each in world.actors
-        if each.state is State.PAUSED and each.rests and each not in idle
+        if each.state is State.PAUSED and each.rests and each not in idle | keepers
     ]
+
+
+def _keepers(world: World) -> set[Actor]:
+    return {each.keeper.actor for each in world.workers}
+
+
+def _resting_keepers(world: World) -> list[Actor]:
+    return [
+        each.keeper.actor
+        for each in world.workers
+        if each.keeper.actor.state is State.PAUSED and each.keeper.actor.rests
+    ]
+
+
+async def _keep_leases(world: World) -> None:
+    await _step(world, world.chance.choice(_resting_keepers(world)), faulty=False)
+
+
+async def _lapse(world: World) -> None:
+    """Let a worker's leases lapse, as if it had been stopped, whatever it is at."""
+    worker = world.chance.choice(world.workers)
+    leases = worker.keeper.leases
+    if leases is not None:
+        await world.admin.execute(
+            "UPDATE charging_worker SET leased_until = '-infinity' WHERE worker_no ="
+            " (SELECT worker_no FROM charging_worker WHERE worker_no = %s FOR UPDATE SKIP LOCKED)",
+            [leases.worker_no],
+        )
+        world.note(f"the leases of {worker.actor.name} lapse")
 
 
 async def _step(world: World, actor: Actor, *, faulty: bool = True) -> None:
@@ -265,8 +317,10 @@ async def _look_after(world: World) -> None:
             continue
         if actor.name.startswith("ingester"):
             await _start_ingester(world, actor)
-        else:
-            await _start_worker(world, actor)
+            continue
+        for worker in world.workers:
+            if actor in (worker.actor, worker.keeper.actor):
+                await _restart_worker(world, worker)
 
 
 async def _measure(world: World) -> None:
@@ -415,6 +469,8 @@ def _whenever(condition: Callable[[World], object], weight: float) -> Callable[[
 _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
     (lambda world: 10.0 + 4 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
     (_whenever(_resting, 2), _wake_somebody),
+    (_whenever(_resting_keepers, 0.3), _keep_leases),
+    (lambda _: 0.06, _lapse),
     (lambda _: 3, _measure),
     (_whenever(lambda world: any(each.outbox for each in world.devices), 4), _publish),
     (_whenever(lambda world: any(each.due for each in world.broker.sessions), 6), _deliver),
@@ -435,6 +491,7 @@ _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
 async def _drain(world: World) -> None:
     """Let everything that is under way come to its end, without further faults."""
     world.note("the faults end")
+    world.look_share = 0.05
     for _ in range(DRAIN_ACTIONS_MAX):
         working = _working(world)
         if working:
@@ -491,8 +548,9 @@ async def _drain_queue(world: World) -> bool:
     row = await found.fetchone()
     assert row is not None
     if row[0]:
-        workers = [each.actor for each in world.workers]
-        await _step(world, world.chance.choice(workers), faulty=False)
+        actors = [part for each in world.workers for part in (each.actor, each.keeper.actor)]
+        (actor,) = world.chance.choices(actors, [15, 1] * len(world.workers))
+        await _step(world, actor, faulty=False)
     return bool(row[0])
 
 
