@@ -107,7 +107,9 @@ def reserve(
     """Hold a grant for a member (a subscription's number) in buckets that come in burn order.
 
     It is what the device asks for, but no more than its burn rate makes likely to be used while the
-    grant holds. It holds until `ends` at most, and no longer than the buckets that it is held in.
+    grant holds. Of a pool it takes at most a share of what is left; a device that used something lately
+    takes the least of a grant in any case. It holds until `ends` at most, and no longer than the buckets
+    that it is held in.
     """
     expected = ceil(expected_use(recent, rule.validity_seconds) * rule.headroom)
     wanted = min(max(expected, rule.quantity_min), rule.quantity_max)
@@ -120,7 +122,8 @@ def reserve(
         free = max(0, bucket.available(member) - bucket.held.get(member, 0))
         taken = min(wanted, free)
         if bucket.kind is BucketKind.POOL:
-            taken = min(taken, max(ceil(free * rule.share), rule.quantity_min))
+            least = rule.quantity_min if expected else 0
+            taken = min(taken, max(ceil(free * rule.share), least))
         if taken > 0:
             parts.append(Part(bucket, bucket.hold(member, taken)))
             wanted -= taken
