@@ -1,21 +1,19 @@
 """Real servers for the tests: one stack a session, one fresh database a test."""
 
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
-from psycopg import sql
 
 from metering import stack
 from metering.settings import Settings
 from metering.stack import lifecycle
+from tests.integration.pipeline import fresh_database
 
 _PREFIX = "fleetmeter-test-"
 
@@ -64,21 +62,18 @@ def _erase_left_overs() -> None:
 
 @pytest.fixture
 def database_url(stack_settings: Settings) -> Iterator[str]:
-    """Yield the libpq URL of a fresh, empty database."""
+    """Yield the libpq URL of a fresh database that has this release's schema."""
     assert stack_settings.database_url is not None
-    server = stack_settings.database_url.get_secret_value()
-    name = f"test_{secrets.token_hex(8)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-        )
-    try:
-        yield server.rpartition("/")[0] + "/" + name
-    finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+    with fresh_database(stack_settings.database_url.get_secret_value()) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(stack_settings: Settings) -> Iterator[str]:
+    """Yield the libpq URL of a fresh database in which nothing is."""
+    assert stack_settings.database_url is not None
+    with fresh_database(stack_settings.database_url.get_secret_value(), empty=True) as url:
+        yield url
 
 
 @pytest.fixture

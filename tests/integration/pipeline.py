@@ -71,21 +71,56 @@ POOLED_PLAN = {
 }
 
 
+_TEMPLATES: dict[str, str] = {}
+"""server's URL → the name of its database that new ones are copied from"""
+
+
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """Yield the URL of a new database on a server, dropped at the end if the server still runs."""
+def fresh_database(server_url: str, *, empty: bool = False) -> Iterator[str]:
+    """Yield the URL of a new database on a server, dropped at the end if the server still runs.
+
+    It has this release's schema, or nothing at all if it is to be `empty`.
+    """
     name = f"test_{secrets.token_hex(8)}"
+    template = "template0" if empty else _migrated_template(server_url)
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
         )
     try:
-        yield server_url.rpartition("/")[0] + "/" + name
+        yield _named(server_url, name)
     finally:
         with psycopg.connect(server_url, autocommit=True) as connection:
             connection.execute(
                 sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
             )
+
+
+def _migrated_template(server_url: str) -> str:
+    """Return a database to copy from: migrating a new one takes ten times as long as a copy."""
+    if server_url not in _TEMPLATES:
+        name = f"template_{secrets.token_hex(8)}"
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
+            )
+            asyncio.run(migrated(_named(server_url, name)))
+            # Nobody may be connected to what is copied, TimescaleDB's own workers neither.
+            with psycopg.connect(_named(server_url, name), autocommit=True) as template:
+                template.execute("SELECT _timescaledb_functions.stop_background_workers()")
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(
+                    sql.Identifier(name)
+                )
+            )
+        _TEMPLATES[server_url] = name
+    return _TEMPLATES[server_url]
+
+
+def _named(server_url: str, name: str) -> str:
+    return server_url.rpartition("/")[0] + "/" + name
 
 
 async def migrated(url: str) -> None:

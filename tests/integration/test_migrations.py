@@ -180,7 +180,11 @@ def audited(database_url: str, folder: Path) -> tuple[int, list[str]]:
     return code, audit.log("audit").read_text().splitlines()
 
 
-def test_what_the_first_schema_held_is_equal_and_goes_on(database_url: str, tmp_path: Path) -> None:
+def test_what_the_first_schema_held_is_equal_and_goes_on(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    database_url = empty_database_url
+
     async def upgrade() -> Bill:
         async with await connect(database_url, application="test", autocommit=True) as connection:
             await first_schema(connection)
@@ -224,7 +228,8 @@ def test_what_the_first_schema_held_is_equal_and_goes_on(database_url: str, tmp_
     )
 
 
-def test_boots_are_complete_up_to_their_first_gap(database_url: str) -> None:
+def test_boots_are_complete_up_to_their_first_gap(empty_database_url: str) -> None:
+    database_url = empty_database_url
     """Readings 1 to 3 and 5 of one boot; of a second only number 2; of a third nothing."""
     arrived = {1: (3, [5, 5]), 2: (0, [2, 2]), 3: (0, [])}
     stored = {1: [1, 3, 2, 5], 2: [2], 3: []}
