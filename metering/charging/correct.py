@@ -79,6 +79,8 @@ class _Again:
     """A reading, and what it comes to now, fleet by fleet."""
 
     step: RunStep
+    home: int
+    """The fleet in which its device is now."""
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -139,7 +141,8 @@ async def charge_again(
             involved = involved or {replay.homes[outcome.device_no]}
             # Of a reading that several fleets may have a part in, all parts are kept for comparison.
             if fleet_no in involved and (len(involved) > 1 or _differs(step, fleet_no, outcome)):
-                again = readings.setdefault((step.boot_no, step.seq), _Again(step))
+                home = replay.homes[outcome.device_no]
+                again = readings.setdefault((step.boot_no, step.seq), _Again(step, home))
                 again.outcomes.append(outcome)
         replay.finish()
         await _store_sums(
@@ -147,9 +150,7 @@ async def charge_again(
         )
     changed = [each for each in readings.values() if _changed(each, scope)]
     plans.update(await _plans_of_stored(connection, changed, plans))
-    return await _store_charges(
-        connection, changed, plans, scope, correction_no=correction_no, now=now
-    )
+    return await _store_charges(connection, changed, plans, correction_no=correction_no, now=now)
 
 
 def _differs(step: RunStep, fleet_no: int, outcome: Outcome) -> bool:
@@ -226,7 +227,6 @@ async def _store_charges(
     connection: Connection,
     readings: Iterable[_Again],
     plans: Mapping[int, PlanTerms],
-    scope: Scope,
     *,
     correction_no: int,
     now: datetime,
@@ -256,7 +256,7 @@ async def _store_charges(
                 ParkedReading(
                     run_no=step.run_no,
                     run_position=step.run_position,
-                    fleet_no=next(iter(scope.fleets)),
+                    fleet_no=each.home,
                     stored=stored,
                     usage=outcomes[0].usage,
                     reason=reason,

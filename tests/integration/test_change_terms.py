@@ -371,6 +371,29 @@ def test_a_device_that_moves_leaves_its_usage_where_it_was(database_url: str) ->
     told(database_url, tell)
 
 
+def test_what_a_moved_device_has_parked_stands_in_the_fleet_where_it_is(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        north, south = await story.fleet("north"), await story.fleet("south")
+        small = await story.operator.plan(SMALL)
+        for name, left, entered in (("d1", north, south), ("d2", south, north)):
+            (device,) = await story.devices(left, name, plan_no=small)
+            await story.publish(name, data(1, 1, day(12)))
+            await move_devices(
+                story.connection, device_nos=[device], fleet=entered, plan_no=small, at=day(8),
+                now=NOW,
+            )  # fmt: skip
+            await end_subscriptions(
+                story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+                at=day(10), now=NOW,
+            )  # fmt: skip
+        assert await story.rows("SELECT device_no, fleet_no FROM parked ORDER BY 1") == (
+            await story.rows("SELECT device_no, fleet_no FROM device ORDER BY 1")
+        )
+        await story.cost()
+
+    told(database_url, tell)
+
+
 def test_a_move_that_lies_ahead_is_made_when_its_time_has_come(database_url: str) -> None:
     async def tell(story: Story) -> None:
         north, south = await story.fleet("north"), await story.fleet("south")
