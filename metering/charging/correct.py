@@ -3,6 +3,10 @@
 A fleet's state is what its history comes to under the terms as they are known now. When they change for
 an instant that charging is past, the readings concerned are charged again where they stand in that
 history; each charge that differs is replaced, and what it differs by is kept with its cause.
+
+What is recorded before the first reading that a change concerns stays as it is, so charging again begins
+there: from the state just before it, which is found by unwinding what came after
+(`metering.replay.unwind`), or, for plans of which not all can be unwound, by a replay from nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +16,9 @@ from math import lcm
 
 from metering.rating.guide import ParkReason
 from metering.rating.plan import PlanTerms, SharedBy
-from metering.replay.load import load_replay
-from metering.replay.replay import Outcome, Replay
-from metering.store.audit import (
-    RunStep,
-    device_homes,
-    run_steps,
-    stored_counts,
-    stored_hours,
-    stored_uses,
-)
+from metering.replay.replay import Outcome
+from metering.replay.unwind import Unwound, unwind, unwind_all
+from metering.store.audit import Place, RunStep, device_homes, run_steps
 from metering.store.balances import fleets_with_operations
 from metering.store.charges import (
     ChargeColumns,
@@ -32,10 +29,10 @@ from metering.store.charges import (
 from metering.store.connection import Connection
 from metering.store.corrections import (
     ChargeDifference,
+    change_hours,
     replace_charges,
     replace_counts,
     replace_draws,
-    replace_hours,
     replace_releases,
     replace_uses,
     store_rolled_otherwise,
@@ -118,21 +115,27 @@ def _shares(terms: PlanTerms) -> bool:
 
 
 async def charge_again(
-    connection: Connection, scope: Scope, *, correction_no: int, now: datetime
+    connection: Connection, scope: Scope, *, place: Place, correction_no: int, now: datetime
 ) -> Corrected:
-    """Charge a scope's readings again from the first, and store whatever comes out otherwise.
+    """Charge a scope's readings again from a place on, and store whatever comes out otherwise.
 
-    Parked ones are charged if they can be now. The caller owns the scope's shards.
+    The change concerns none that stands before it. Parked ones are charged if they can be now. The
+    caller owns the scope's shards.
     """
     readings: dict[tuple[int, int], _Again] = {}
     plans: dict[int, PlanTerms] = {}
     for fleet_no, fleet in scope.fleets.items():
         devices = scope.devices[fleet_no]
-        replay = await load_replay(connection, fleet, devices=devices, anew=True)
+        again = await unwind(
+            connection, fleet, place, devices=devices, fleets=list(scope.fleets)
+        ) or await unwind_all(connection, fleet, place, devices=devices)
+        replay = again.replay
         plans.update(replay.plans)
-        async for step in run_steps(connection, fleet_no, devices):
+        async for step in run_steps(
+            connection, fleet_no, again.devices, since=again.place, fleets=list(scope.fleets)
+        ):
             outcome = replay.step(step)
-            if outcome is None:
+            if outcome is None or (step.run_no, step.run_position) < place:
                 continue
             involved = {each[1] for each in step.charges}
             involved.update(
@@ -142,12 +145,10 @@ async def charge_again(
             # Of a reading that several fleets may have a part in, all parts are kept for comparison.
             if fleet_no in involved and (len(involved) > 1 or _differs(step, fleet_no, outcome)):
                 home = replay.homes[outcome.device_no]
-                again = readings.setdefault((step.boot_no, step.seq), _Again(step, home))
-                again.outcomes.append(outcome)
+                reading = readings.setdefault((step.boot_no, step.seq), _Again(step, home))
+                reading.outcomes.append(outcome)
         replay.finish()
-        await _store_sums(
-            connection, replay, fleet_no, devices, correction_no=correction_no, now=now
-        )
+        await _store_sums(connection, again, fleet_no, correction_no=correction_no, now=now)
     changed = [each for each in readings.values() if _changed(each, scope)]
     plans.update(await _plans_of_stored(connection, changed, plans))
     return await _store_charges(connection, changed, plans, correction_no=correction_no, now=now)
@@ -183,15 +184,9 @@ def _columns_of(step: RunStep, outcomes: Iterable[Outcome]) -> list[ChargeColumn
 
 
 async def _store_sums(
-    connection: Connection,
-    replay: Replay,
-    fleet_no: int,
-    devices: Sequence[int] | None,
-    *,
-    correction_no: int,
-    now: datetime,
+    connection: Connection, again: Unwound, fleet_no: int, *, correction_no: int, now: datetime
 ) -> None:
-    owners = None if devices is None else sorted(replay.plan_of)
+    replay = again.replay
     if replay.rolled_otherwise:
         rolled = [
             (
@@ -204,16 +199,12 @@ async def _store_sums(
             for each in replay.rolled_otherwise
         ]
         await store_rolled_otherwise(connection, rolled, correction_no=correction_no, now=now)
-    uses, counts = replay.accounts.uses, replay.accounts.counts
-    await replace_uses(connection, fleet_no, await stored_uses(connection, fleet_no, owners), uses)
-    await replace_counts(
-        connection, fleet_no, await stored_counts(connection, fleet_no, owners), counts
-    )
+    await replace_uses(connection, fleet_no, again.uses, replay.accounts.uses)
+    await replace_counts(connection, fleet_no, again.counts, replay.accounts.counts)
     await replace_draws(connection, replay.stored_buckets, replay.buckets)
     await replace_releases(connection, replay.released_otherwise, replay.held_of, replay.given_back)
     hours = {key: tuple(sums) for key, sums in replay.hours.items()}
-    stored = await stored_hours(connection, fleet_no, devices)
-    await replace_hours(connection, fleet_no, stored, hours)
+    await change_hours(connection, fleet_no, again.hours, hours)
 
 
 async def _plans_of_stored(

@@ -18,7 +18,14 @@ from metering.errors import Conflict, FleetmeterError, InvalidValue
 from metering.ids import TenantNo
 from metering.store.closing import closed_since, mark_changed_after_close
 from metering.store.connection import Connection
-from metering.store.corrections import Cause, correction_by_key, insert_correction, touched_usage
+from metering.store.corrections import (
+    Cause,
+    TouchedUsage,
+    correction_by_key,
+    insert_correction,
+    parked_usage,
+    touched_usage,
+)
 from metering.store.cycles import first_subscribed
 from metering.store.registry import Fleet, lock_shard, plan_terms
 from metering.store.reservations import orphaned_reservations
@@ -115,7 +122,7 @@ async def _in_transaction(
         raise ScopeGrew(scope.shards)
     run_no = await next_run_no(connection)
     rates = change.cause is Cause.PARKED or (changed > 0 and change.cause is not Cause.SIM_SWAP)
-    touched = await touched_usage(connection, change.devices, change.since) if rates else None
+    touched = await _touched(connection, change) if rates else None
     place = touched.place if touched else (run_no, -1)
     correction_no = await insert_correction(
         connection,
@@ -151,7 +158,7 @@ async def _in_transaction(
     corrected = Corrected()
     if touched:
         corrected = await charge_again(
-            connection, scope, correction_no=correction_no, now=change.now
+            connection, scope, place=place, correction_no=correction_no, now=change.now
         )
         for fleet in scope.fleets.values():
             await count_again(connection, fleet, run_no=run_no, now=change.now)
@@ -164,6 +171,18 @@ async def _in_transaction(
         unparked=corrected.unparked,
         parked=corrected.parked,
     )
+
+
+async def _touched(connection: Connection, change: TermsChange) -> TouchedUsage | None:
+    """Return what of the usage that charging is past a change concerns, from its first place on.
+
+    A usage whose end the change does not come after is split and priced by terms that are as they were.
+    Grants, cycles that are opened for it, and releases all stand at its first place or later. Where
+    nothing changes but that parked usage may be charged, that is all that it concerns.
+    """
+    if change.cause is Cause.PARKED:
+        return await parked_usage(connection, change.devices)
+    return await touched_usage(connection, change.devices, change.since)
 
 
 async def _made_before(connection: Connection, change: TermsChange) -> TermsChanged | None:

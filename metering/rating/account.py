@@ -287,6 +287,23 @@ def _price_count(
             return None
 
 
+def count_of_use(
+    key: UseKey, of_meter: MeterTerms, *, plan_no: int, fleet_no: int
+) -> CountKey | None:
+    """Name the count of priced units that cumulative use stands in beside itself; None: there is none.
+
+    Not where a price counts sessions or single records: those are not told by the use.
+    """
+    subscription_no, meter_no, cycle_start, number = key
+    price = of_meter.variants[number].price
+    if of_meter.plain or price.counts_alone:
+        return None
+    variant = _ANY_VARIANT if price.joint else number
+    if price.fleet_wide:
+        return (-fleet_no, meter_no, cycle_start, variant, f"price:{plan_no}")
+    return (subscription_no, meter_no, cycle_start, variant, "price") if price.joint else None
+
+
 def _connection(record: UsageRecord, session: str | None, meter_no: int) -> CountKey | None:
     if session is None:
         return None

@@ -140,6 +140,17 @@ def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usa
         start = reading.since or reading.at
         uplink = reading.uplink
         quantity = uplink + reading.downlink if reading.meter.directed else reading.quantity
+    return usage_of_quantity(reading, quantity, uplink, start, event)
+
+
+def usage_of_quantity(
+    reading: Reading,
+    quantity: int,
+    uplink: int,
+    start: datetime,
+    event: CounterEvent | None = None,
+) -> Usage:
+    """Return the usage of a reading of which it is known how much was used since when."""
     return Usage(
         quantity,
         uplink,

@@ -1,11 +1,15 @@
 """Loading a fleet's history: a replay that is ready to be stepped through."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from metering.period import Calendar
+from metering.rating.guide import Subscription
+from metering.rating.plan import PlanTerms
 from metering.rating.record import FleetTerms
 from metering.replay.replay import Replay
 from metering.store.audit import (
+    Place,
     device_homes,
     fleet_subscriptions,
     plans_of_subscriptions,
@@ -18,37 +22,61 @@ from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleets_by_no, plan_terms
 
 
-async def load_replay(
-    connection: Connection,
-    fleet: Fleet,
-    *,
-    devices: Sequence[int] | None = None,
-    anew: bool = False,
-) -> Replay:
-    """Return a fleet's replay before its first step.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayTerms:
+    """The terms by which a fleet's devices are charged, as `Replay` knows them."""
 
-    `devices` narrows it to some that share nothing with others; `anew` is for corrections.
-    """
+    fleets: Mapping[int, FleetTerms]
+    homes: Mapping[int, int]
+    subscriptions: Mapping[int, Sequence[Subscription]]
+    plan_of: Mapping[int, int]
+    plans: Mapping[int, PlanTerms]
+
+
+async def load_terms(
+    connection: Connection, fleet: Fleet, *, devices: Sequence[int] | None = None
+) -> ReplayTerms:
+    """Return the terms of a fleet's devices, or of some of them."""
     subscriptions = await fleet_subscriptions(connection, fleet.fleet_no, devices)
     plan_of = await plans_of_subscriptions(connection, fleet.fleet_no, devices)
-    owners = None if devices is None else sorted(plan_of)
     of_devices = [each for of_device in subscriptions.values() for each in of_device]
     plan_nos = {each.plan_no for each in of_devices} | set(plan_of.values())
     homes = await device_homes(connection, fleet.fleet_no, devices)
     fleet_nos = {each.fleet_no for each in of_devices} | {fleet.fleet_no} | set(homes.values())
     fleets = await fleets_by_no(connection, sorted(fleet_nos))
-    terms = {
-        number: FleetTerms(number, Calendar(each.time_zone, each.anchor_day))
-        for number, each in fleets.items()
-    }
-    return Replay(
-        fleet=terms[fleet.fleet_no],
-        fleets=terms,
+    return ReplayTerms(
+        fleets={
+            number: FleetTerms(number, Calendar(each.time_zone, each.anchor_day))
+            for number, each in fleets.items()
+        },
         homes=homes,
         subscriptions=subscriptions,
         plan_of=plan_of,
         plans=await plan_terms(connection, sorted(plan_nos)),
-        anew=anew,
+    )
+
+
+async def load_replay(
+    connection: Connection,
+    fleet: Fleet,
+    *,
+    devices: Sequence[int] | None = None,
+    anew_from: Place | None = None,
+) -> Replay:
+    """Return a fleet's replay from nothing, before its first step.
+
+    `devices` narrows it to some that share nothing with others; `anew_from` is for corrections.
+    """
+    terms = await load_terms(connection, fleet, devices=devices)
+    owners = None if devices is None else sorted(terms.plan_of)
+    return Replay(
+        fleet=terms.fleets[fleet.fleet_no],
+        fleets=terms.fleets,
+        homes=terms.homes,
+        subscriptions=terms.subscriptions,
+        plan_of=terms.plan_of,
+        plans=terms.plans,
+        anew_from=anew_from,
         stored_buckets=await stored_buckets(connection, fleet.fleet_no, owners),
         entries=await stored_entries(connection, fleet.fleet_no, owners),
         openings=await stored_openings(connection, fleet.fleet_no),

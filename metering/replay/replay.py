@@ -1,4 +1,4 @@
-"""Replay: a fleet's charging done again from nothing, in the order in which it happened."""
+"""Replay: a fleet's charging done again, from nothing or from a place on, in the order in which it was."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,17 @@ from metering.rating.record import (
     CounterEpoch,
     EpochKey,
     FleetTerms,
+    StoredReading,
     Usage,
     guided_records,
     usage_of,
+    usage_of_quantity,
 )
 from metering.store.accounts import bucket_of_row
 from metering.store.audit import EntryKind, HourKey, Place, RunStep, StoredBucket, StoredEntry
 from metering.store.balances import TopUpRow, top_up_of_row
-from metering.store.charges import hour_of
+from metering.store.charges import QUANTITY, UPLINK, USAGE_FROM, hour_of
+from metering.usage import ReadingKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,13 @@ _RolledKey = tuple[EntryKind, int, datetime | None]
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """A fleet's accounts as they grow from nothing.
+    """A fleet's accounts as they grow: from nothing, or from what they were just before a place.
 
     What was entered into buckets is taken from the history, but for what expires and rolls over when a
     cycle opens: that follows from the accounts. `rolled_otherwise` holds where the history says
-    something else. `anew` has what follows from the accounts as it should be: what expires, and parked
-    readings charged if they can be; else it is as the history says.
+    something else. From place `anew_from` on, what follows from the accounts is as it should be: what
+    expires, and parked readings charged if they can be; before it, or if it is None, it is as the
+    history says.
     """
 
     fleet: FleetTerms
@@ -70,7 +74,9 @@ class Replay:
     plan_of: Mapping[int, int]
     """subscription_no → plan_no, of those too to which a change left no time."""
     plans: Mapping[int, PlanTerms]
-    anew: bool = False
+    anew_from: Place | None = None
+    from_nothing: bool = True
+    """Whether it begins with the first reading, so that it knows all counted points of counters."""
     stored_buckets: Mapping[int, StoredBucket]
     entries: Sequence[StoredEntry]
     openings: Sequence[tuple[Place, datetime]]
@@ -108,7 +114,7 @@ class Replay:
         stored = step.stored
         if stored is None:
             return None
-        usage = usage_of(stored, self.epochs)
+        usage = usage_of(stored, self.epochs) if self.from_nothing else recorded_usage(step, stored)
         meter = stored.reading.meter
         fleet_no = self.fleet.fleet_no
         records = guided_records(
@@ -121,7 +127,7 @@ class Replay:
         )
         if isinstance(records, ParkReason):
             return Outcome(device_no=stored.device_no, usage=usage, charges=records)
-        if step.parked is not None and not self.anew:
+        if step.parked is not None and not self._is_anew((step.run_no, step.run_position)):
             reason = ParkReason(step.parked[0])
             return Outcome(device_no=stored.device_no, usage=usage, charges=reason)
         records = [each for each in records if each.subscription.fleet_no == fleet_no]
@@ -149,6 +155,9 @@ class Replay:
                 (1, record.quantity, record.uplink, parts.overage, parts.amount),
             )
         return Outcome(device_no=stored.device_no, usage=usage, charges=charges)
+
+    def _is_anew(self, place: Place) -> bool:
+        return self.anew_from is not None and place >= self.anew_from
 
     def finish(self) -> None:
         """Count the entries that no charge came after."""
@@ -197,7 +206,7 @@ class Replay:
                     due=due,
                 )
             )
-            if self.anew and kind is EntryKind.EXPIRY and bucket_no in self.buckets:
+            if self._is_anew(place) and kind is EntryKind.EXPIRY and bucket_no in self.buckets:
                 self.buckets[bucket_no].granted += due - entered
 
     def _open_at(self, place: Place) -> dict[_RolledKey, int]:
@@ -314,3 +323,20 @@ class Replay:
         sums = self.hours.setdefault(key, [0] * 5)
         for position, value in enumerate(values):
             sums[position] += value
+
+
+def recorded_usage(step: RunStep, stored: StoredReading) -> Usage:
+    """Return a reading's usage as it was found when it was charged first.
+
+    A counter's growth depends on the points that came before it, not on terms: what its charges share
+    out, or what is parked of it, says what it was.
+    """
+    if stored.reading.kind is not ReadingKind.TOTAL:
+        return usage_of(stored, {})
+    if step.parked is not None:
+        _, quantity, uplink, start, _ = step.parked
+    else:
+        quantity = sum(charge[QUANTITY] for charge in step.charges)
+        uplink = sum(charge[UPLINK] for charge in step.charges)
+        start = min(charge[USAGE_FROM] for charge in step.charges)
+    return usage_of_quantity(stored.reading, quantity, uplink, start)

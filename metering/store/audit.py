@@ -180,18 +180,35 @@ async def device_homes(
 
 
 async def run_steps(
-    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
+    connection: Connection,
+    fleet_no: int,
+    devices: Sequence[int] | None = None,
+    *,
+    since: Place | None = None,
+    fleets: Sequence[int] = (),
 ) -> AsyncIterator[RunStep]:
     """Return the readings of a fleet's devices in the order in which they were charged or parked.
 
-    `devices` narrows them to some. Rows come through a server-side cursor, so memory does not grow
-    with the fleet's history.
+    `devices` narrows them to some, `since` to those from a place on: then `fleets` must be all in which
+    the devices are or were. Rows come through a server-side cursor, so memory does not grow with the
+    fleet's history.
     """
+    narrowed = "" if since is None else _SINCE_PLACE
     async with connection.cursor(name="run_steps") as cursor:
         cursor.itersize = 5000
         await cursor.execute(
-            _RUN_STEPS.format(devices=_narrowed(devices)).encode(),
-            {"fleet_no": fleet_no, "devices": devices},
+            _RUN_STEPS.format(
+                devices=_narrowed(devices),
+                charged=narrowed and f" AND charge.fleet_no = ANY(%(fleets)s){narrowed}",
+                parked=narrowed,
+            ).encode(),
+            {
+                "fleet_no": fleet_no,
+                "devices": devices,
+                "fleets": list(fleets),
+                "run_no": since and since[0],
+                "run_position": since and since[1],
+            },
         )
         group: list[TupleRow] = []
         async for row in cursor:
@@ -203,6 +220,7 @@ async def run_steps(
             yield _step(group)
 
 
+_SINCE_PLACE = " AND (run_no, run_position) >= (%(run_no)s, %(run_position)s)"
 _RUN_STEPS = (
     "SELECT run_no, run_position, charge.boot_no, charge.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
@@ -215,7 +233,7 @@ _RUN_STEPS = (
     " draw_buckets, draw_quantities"
     " FROM charge LEFT JOIN reading ON reading.boot_no = charge.boot_no"
     " AND reading.seq = charge.seq AND reading.measured_at = charge.measured_at"
-    " WHERE charge.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
+    " WHERE charge.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices})){charged}"
     " UNION ALL"
     " SELECT run_no, run_position, parked.boot_no, parked.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
@@ -226,7 +244,7 @@ _RUN_STEPS = (
     " NULL, NULL, NULL, NULL, NULL, NULL"
     " FROM parked LEFT JOIN reading ON reading.boot_no = parked.boot_no"
     " AND reading.seq = parked.seq AND reading.measured_at = parked.measured_at"
-    " WHERE parked.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
+    " WHERE parked.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices})){parked}"
     " ORDER BY run_no, run_position, part"
 )
 
@@ -252,6 +270,13 @@ def _step(rows: Sequence[TupleRow]) -> RunStep:
     )
 
 
+ENTRY_COLUMNS = (
+    "bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity,"
+    " bucket_entry.kind, bucket_entry.run_position, bucket_entry_no, other_bucket_no,"
+    " operation_no, bucket_entry.cycle_start, reservation_no"
+)
+
+
 async def stored_entries(
     connection: Connection, fleet_no: int, owners: Sequence[int] | None = None
 ) -> list[StoredEntry]:
@@ -260,30 +285,30 @@ async def stored_entries(
     `owners` narrows them, here and elsewhere, to what belongs to some subscriptions alone.
     """
     found = await connection.execute(
-        "SELECT bucket_entry.run_no, bucket_no, bucket_entry.subscription_no, quantity,"
-        " bucket_entry.kind, bucket_entry.run_position, bucket_entry_no, other_bucket_no,"
-        " operation_no, bucket_entry.cycle_start, reservation_no"
+        f"SELECT {ENTRY_COLUMNS}"  # noqa: S608 - columns of this module
         " FROM bucket_entry JOIN bucket USING (bucket_no)"
         " WHERE fleet_no = %s"
         " AND (%s::bigint[] IS NULL OR bucket.subscription_no = ANY(%s::bigint[]))"
         " ORDER BY run_no, run_position, bucket_entry_no",
         [fleet_no, owners, owners],
     )
-    return [
-        StoredEntry(
-            entry_no=row[6],
-            kind=EntryKind(row[4]),
-            place=(row[0], row[5]),
-            bucket_no=row[1],
-            subscription_no=row[2],
-            quantity=int(row[3]),
-            other_bucket_no=row[7],
-            operation_no=row[8],
-            cycle_start=row[9],
-            reservation_no=row[10],
-        )
-        for row in await found.fetchall()
-    ]
+    return [entry_of_row(row) for row in await found.fetchall()]
+
+
+def entry_of_row(row: Sequence[Any]) -> StoredEntry:
+    """Return the entry in a row of its columns."""
+    return StoredEntry(
+        entry_no=row[6],
+        kind=EntryKind(row[4]),
+        place=(row[0], row[5]),
+        bucket_no=row[1],
+        subscription_no=row[2],
+        quantity=int(row[3]),
+        other_bucket_no=row[7],
+        operation_no=row[8],
+        cycle_start=row[9],
+        reservation_no=row[10],
+    )
 
 
 async def stored_operations(connection: Connection, fleet_no: int) -> list[Operation]:
@@ -415,11 +440,18 @@ async def stored_buckets(
         " ORDER BY bucket_no",
         [fleet_no, owners, owners],
     )
-    rows = await found.fetchall()
+    return await with_members(connection, await found.fetchall())
+
+
+async def with_members(
+    connection: Connection, rows: Sequence[Sequence[Any]]
+) -> dict[int, StoredBucket]:
+    """Return the buckets in rows of their columns and their cycle, with all their members' shares."""
+    numbers = [row[0] for row in rows]
     found = await connection.execute(
         "SELECT bucket_no, pool_draw.subscription_no, drawn, member FROM pool_draw"
         " WHERE bucket_no = ANY(%s)",
-        [[row[0] for row in rows]],
+        [numbers],
     )
     draws: dict[int, dict[int, int]] = {}
     members: dict[int, set[int]] = {}
@@ -429,9 +461,9 @@ async def stored_buckets(
         if member:
             members.setdefault(bucket_no, set()).add(subscription_no)
     found = await connection.execute(
-        "SELECT bucket_no, bucket_hold.subscription_no, quantity"
-        " FROM bucket_hold JOIN bucket USING (bucket_no) WHERE fleet_no = %s AND quantity > 0",
-        [fleet_no],
+        "SELECT bucket_no, subscription_no, quantity FROM bucket_hold"
+        " WHERE bucket_no = ANY(%s) AND quantity > 0",
+        [numbers],
     )
     held: dict[int, dict[int, int]] = {}
     for bucket_no, subscription_no, quantity in await found.fetchall():

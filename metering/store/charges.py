@@ -76,6 +76,8 @@ ChargeColumns = tuple[Any, ...]
 """part, fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity,
 uplink, variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,
 connection_fee, draw_buckets, draw_quantities"""
+USAGE_FROM, QUANTITY, UPLINK = 6, 8, 9
+"""Where they stand in those."""
 
 
 def charge_columns(charge: Charge, meter_no: int) -> ChargeColumns:

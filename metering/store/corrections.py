@@ -118,18 +118,34 @@ async def touched_usage(
 ) -> TouchedUsage | None:
     """Return what of some devices' usage at or after an instant was charged or parked."""
     found = await connection.execute(
-        "WITH own AS (SELECT boot_no FROM boot WHERE device_no = ANY(%(devices)s)),"
-        " touched AS (SELECT run_no, run_position, usage_from, usage_to FROM charge"
-        "   WHERE boot_no IN (SELECT boot_no FROM own)"
-        "   AND (usage_to > %(since)s OR usage_from >= %(since)s)"
+        "WITH touched AS (SELECT run_no, run_position, usage_from, usage_to FROM charge"
+        "   WHERE boot_no IN (SELECT boot_no FROM boot WHERE device_no = ANY(%(devices)s))"
+        # No usage ends after it was measured.
+        "   AND measured_at >= %(since)s AND (usage_to > %(since)s OR usage_from >= %(since)s)"
         "   UNION ALL SELECT run_no, run_position, usage_from, usage_to FROM parked"
-        "   WHERE boot_no IN (SELECT boot_no FROM own)"
+        "   WHERE device_no = ANY(%(devices)s)"
         "   AND (usage_to > %(since)s OR usage_from >= %(since)s))"
         " SELECT run_no, run_position, min(usage_from) OVER (), max(usage_to) OVER () FROM touched"
         " ORDER BY run_no, run_position LIMIT 1",
         {"devices": list(devices), "since": since},
     )
-    row = await found.fetchone()
+    return _touched(await found.fetchone())
+
+
+async def parked_usage(connection: Connection, devices: Sequence[int]) -> TouchedUsage | None:
+    """Return what of some devices' parked usage may be charged now: they are subscribed in its time."""
+    found = await connection.execute(
+        "SELECT run_no, run_position, min(usage_from) OVER (), max(usage_to) OVER () FROM parked"
+        " WHERE device_no = ANY(%s) AND EXISTS (SELECT FROM subscription"
+        "   WHERE subscription.device_no = parked.device_no"
+        "   AND valid && tstzrange(usage_from, usage_to, '[]'))"
+        " ORDER BY run_no, run_position LIMIT 1",
+        [list(devices)],
+    )
+    return _touched(await found.fetchone())
+
+
+def _touched(row: Sequence[Any] | None) -> TouchedUsage | None:
     if row is None:
         return None
     return TouchedUsage(place=(row[0], row[1]), begins=row[2], ends=row[3])
@@ -353,15 +369,23 @@ async def replace_draws(
     loaded = Loaded(accounts=Accounts(), lots=Lots())
     for number, bucket in replayed.items():
         was = stored[number]
+        promised = bucket.promised_to_all() if bucket.floor else 0
+        *_, used, kept, reserved = was.row
+        sums = (int(used), int(kept), int(reserved))
+        drawn = {
+            member: bucket.drawn.get(member, 0)
+            for member in was.drawn.keys() | bucket.drawn.keys()
+            if was.drawn.get(member, 0) != bucket.drawn.get(member, 0)
+        }
+        held = was.held != bucket.held
+        if sums == (bucket.used, promised, bucket.reserved) and not drawn and not held:
+            continue
         loaded.buckets[number] = bucket
         # Stored again in any case: who drew may differ where the sum does not.
         loaded.before[number] = (-1, -1)
         for member in was.held.keys() | bucket.held.keys():
             loaded.held_before[number, member] = was.held.get(member, 0)
-        if bucket.floor:
-            bucket.promised_to_all()
-        for member in was.drawn:
-            bucket.drawn.setdefault(member, 0)
+        bucket.drawn = drawn
     if loaded.buckets:
         await store_accounts(connection, loaded, _wanted(Accounts(), 0))
 
@@ -402,30 +426,36 @@ async def replace_releases(
     )
 
 
-async def replace_hours(
+async def change_hours(
     connection: Connection,
     fleet_no: int,
-    stored: Mapping[HourKey, tuple[int, ...]],
-    replayed: Mapping[HourKey, tuple[int, ...]],
+    taken: Mapping[HourKey, tuple[int, ...]],
+    added: Mapping[HourKey, tuple[int, ...]],
 ) -> None:
-    """Let hourly rollups be what a replay says."""
-    differing = [
-        key for key in stored.keys() | replayed.keys() if stored.get(key) != replayed.get(key)
-    ]
+    """Take sums away from hourly rollups and add others; of which nothing is left, they end."""
+    differing = {
+        (*key, fleet_no): tuple(
+            new - old
+            for new, old in zip(added.get(key, _NOTHING), taken.get(key, _NOTHING), strict=True)
+        )
+        for key in taken.keys() | added.keys()
+        if taken.get(key) != added.get(key)
+    }
     if not differing:
         return
+    await store_hours(connection, differing)
     await connection.execute(
         "DELETE FROM usage_hour"
         " USING unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[])"
         " AS given (device_no, meter_no, plan_no, hour)"
         " WHERE usage_hour.device_no = given.device_no AND usage_hour.meter_no = given.meter_no"
         " AND usage_hour.plan_no = given.plan_no AND usage_hour.hour = given.hour"
-        " AND usage_hour.fleet_no = %s",
-        [*_columns(differing, 4), fleet_no],
+        " AND usage_hour.fleet_no = %s AND usage_hour.records = 0",
+        [*_columns([key[:4] for key in differing], 4), fleet_no],
     )
-    hours = {(*key, fleet_no): replayed[key] for key in differing if key in replayed}
-    if hours:
-        await store_hours(connection, hours)
+
+
+_NOTHING = (0, 0, 0, 0, 0)
 
 
 async def _store(connection: Connection, accounts: Accounts, fleet_no: int) -> None:
