@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench-rating bench-hot-pool bench-takeover bench-latency format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench-rating bench-hot-pool bench-correction bench-takeover bench-latency format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -36,6 +36,9 @@ bench-rating: environment ## measure the rating core: usage records per second a
 
 bench-hot-pool: environment ## measure charging of one pool of 10 to 10 000 devices
 	@.venv/bin/python -m bench.hot_pool
+
+bench-correction: environment ## measure changes of terms that concern 1 % of a history, or all of it
+	@.venv/bin/python -m bench.correction
 
 bench-takeover: environment ## measure how long a dead worker's shards wait for another
 	@.venv/bin/python -m bench.takeover
