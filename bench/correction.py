@@ -29,7 +29,7 @@ from metering.usage import DATA, Reading, ReadingKind
 
 DEVICES = 1_000
 READINGS = (10_000, 100_000)
-ROUNDS = 5
+ROUNDS = 3
 AT_ONCE = 2_000
 """Readings of one charging run."""
 OCTETS = 1_000

@@ -39,6 +39,7 @@ from metering.store import (
     closing,
     commands,
     control_views,
+    corrections,
     cycles,
     device_views,
     fault_views,
@@ -47,6 +48,7 @@ from metering.store import (
     outbox,
     readings,
     registry,
+    unwinding,
     usage_views,
     webhooks,
     work,
@@ -283,6 +285,7 @@ FLEET_ROW = registry.Fleet(
     fleet_no=FleetNo(FLEET), tenant_no=TENANT, fleet_id="fleet-1", name="Fleet", currency="EUR",
     time_zone="UTC", anchor_day=1, shard_no=ShardNo(1),
 )  # fmt: skip
+SINCE = unwinding.Since(fleet_no=FLEET, place=(990, 0), devices=OWN)
 EDGES = [CYCLE + number * DAY for number in range(15)]
 
 
@@ -486,6 +489,21 @@ HOT: dict[str, Use] = {
     "parked of a fleet": lambda c: fault_views.list_parked(
         c, TENANT, fleet_no=FLEET, device_no=None, before=None, limit=50
     ),
+    "usage that a change concerns": lambda c: corrections.touched_usage(c, OWN, NOW),
+    "parked usage of devices": lambda c: corrections.parked_usage(c, OWN),
+    "devices since a place": lambda c: unwinding.devices_since(c, [FLEET, 2], OWN, (990, 0)),
+    "time since a place": lambda c: unwinding.span_since(c, [FLEET, 2], SINCE),
+    "use since a place": lambda c: unwinding.uses_since(c, SINCE),
+    "draws since a place": lambda c: unwinding.draws_since(c, SINCE),
+    "hours since a place": lambda c: unwinding.hours_since(c, SINCE),
+    "entries since a place": lambda c: unwinding.entries_since(c, [10, 11], (990, 0)),
+    "buckets begun before a place": lambda c: unwinding.begun_before(c, [10, 11], (990, 0)),
+    "buckets concerned": lambda c: unwinding.buckets_concerned(
+        c, FLEET, owners=OWN, shared=True, span=(NOW, NOW), place=(990, 0)
+    ),
+    "others' use": lambda c: unwinding.others_use(
+        c, FLEET, plan_no=1, meter_no=1, cycle_start=CYCLE, variants=[0], owners=OWN
+    ),
     "enqueued commands": lambda c: outbox.enqueue_commands(c, [COMMAND], now=NOW),
     "recorded events": lambda c: outbox.record_events(c, [EVENT], now=NOW),
     "due commands": lambda c: commands.claim_due_commands(
@@ -590,6 +608,7 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
                 " a_lot_rolls_over_once_into_a_cycle, a_subscription_is_granted_once"
             ),
         ),
+        ("use since a place", "DROP INDEX charge_by_fleet_in_order"),
         ("accounts", "ALTER TABLE rating_count DROP CONSTRAINT rating_count_pkey"),
         (
             "due commands",
