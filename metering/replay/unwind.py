@@ -13,8 +13,9 @@ before the place is changed by what came after it:
 - a counter's growth depends on points, not on terms, so no points are needed: see `recorded_usage`.
 
 What cannot be unwound is a count that is a maximum, a session or a day whose quantity is rounded or
-priced as a whole, and whether a connection was paid: for plans with those, a fleet is replayed from nothing.
-So it is where what is stored is less than what is to be taken away: the audit will find why.
+priced as a whole, and whether a connection was paid: where a meter with those was used since, the fleet is
+replayed from nothing. So it is where what is stored is less than what is to be taken away: the audit will
+find why.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,10 +44,11 @@ from metering.store.audit import (
 )
 from metering.store.balances import top_up_of_row
 from metering.store.connection import Connection
-from metering.store.registry import Fleet, plan_terms
+from metering.store.registry import Fleet, ever_subscribed, plan_terms
 from metering.store.unwinding import (
     HeldThen,
     Since,
+    UsageSince,
     begun_before,
     buckets_concerned,
     devices_since,
@@ -57,7 +59,7 @@ from metering.store.unwinding import (
     hours_since,
     openings_since,
     others_use,
-    span_since,
+    usage_since,
     uses_since,
 )
 from metering.usage import METERS_BY_NO
@@ -117,18 +119,15 @@ async def unwind(
         touched = await devices_since(connection, fleets, everybody, start)
     since = Since(fleet_no=fleet_no, place=start, devices=touched)
     terms = await load_terms(connection, fleet, devices=touched)
-    if not all(
-        _is_sum(of_meter) for each in terms.plans.values() for of_meter in each.meters.values()
-    ):
+    usage = await usage_since(connection, fleets, since)
+    if usage and not await _are_sums(connection, usage, touched):
         return None
     owners = sorted(terms.plan_of)
     openings = await openings_since(connection, fleet_no, start)
     span = None
-    if not openings:
-        usage = await span_since(connection, fleets, since)
-        if usage is not None:
-            calendar = Calendar(fleet.time_zone, fleet.anchor_day)
-            span = (calendar.cycle_at(usage[0]).start, calendar.cycle_at(usage[1]).end)
+    if usage and not openings:
+        calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+        span = (calendar.cycle_at(usage.begins).start, calendar.cycle_at(usage.ends).end)
     buckets = await buckets_concerned(
         connection, fleet_no, owners=owners, shared=shared, span=span, place=start
     )
@@ -199,6 +198,19 @@ async def _start(
         if not unknown:
             return place, holds
         place = min(each.place for each in unknown)
+
+
+async def _are_sums(connection: Connection, usage: UsageSince, devices: Sequence[int]) -> bool:
+    """Whether all that is counted of what some devices used is a sum, by the plans that they ever had."""
+    subscribed = await ever_subscribed(connection, devices)
+    plans = await plan_terms(connection, sorted({plan_no for _, plan_no in subscribed}))
+    meters = {METERS_BY_NO[number].meter for number in usage.meters}
+    return all(
+        _is_sum(of_meter)
+        for terms in plans.values()
+        for meter, of_meter in terms.meters.items()
+        if meter in meters
+    )
 
 
 def _is_sum(of_meter: MeterTerms) -> bool:

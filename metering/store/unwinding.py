@@ -1,6 +1,7 @@
 """What is recorded of a fleet from a place in its history on, summed: what unwinding takes away."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
@@ -68,20 +69,34 @@ async def devices_since(
     return [row[0] for row in await found.fetchall()]
 
 
-async def span_since(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageSince:
+    """The time that usage spans which was charged or parked from a place on, and its meters."""
+
+    begins: datetime
+    ends: datetime
+    meters: AbstractSet[int]
+    """meter_no"""
+
+
+async def usage_since(
     connection: Connection, fleets: Sequence[int], since: Since
-) -> tuple[datetime, datetime] | None:
-    """Return the time that usage spans which was charged or parked at a place or later."""
+) -> UsageSince | None:
+    """Return what usage there is from a place on, in all fleets in which the devices are or were."""
     found = await connection.execute(
-        "SELECT min(usage_from), max(usage_to) FROM ("  # noqa: S608 - own text
-        " SELECT usage_from, usage_to FROM charge WHERE fleet_no = ANY(%(fleets)s)"
-        f" AND device_no = ANY(%(devices)s) AND{_FROM}"
-        " UNION ALL SELECT usage_from, usage_to FROM parked"
-        f" WHERE device_no = ANY(%(devices)s) AND{_FROM}) AS usage",
+        "SELECT min(begins), max(ends), array_agg(DISTINCT meter_no) FROM ("  # noqa: S608 - own text
+        " SELECT min(usage_from) AS begins, max(usage_to) AS ends, meter_no FROM charge"
+        f" WHERE fleet_no = ANY(%(fleets)s) AND device_no = ANY(%(devices)s) AND{_FROM}"
+        " GROUP BY meter_no"
+        " UNION ALL SELECT usage_from, usage_to, reading.meter_no"
+        " FROM parked JOIN reading USING (boot_no, seq, measured_at)"
+        f" WHERE parked.device_no = ANY(%(devices)s) AND{_FROM}) AS usage",
         since._values | {"fleets": list(fleets)},  # noqa: SLF001 - of this module
     )
     row = await found.fetchone()
-    return None if row is None or row[0] is None else (row[0], row[1])
+    if row is None or row[0] is None:
+        return None
+    return UsageSince(begins=row[0], ends=row[1], meters=set(row[2]))
 
 
 async def uses_since(connection: Connection, since: Since) -> dict[UseKey, MeterUse]:

@@ -492,7 +492,7 @@ HOT: dict[str, Use] = {
     "usage that a change concerns": lambda c: corrections.touched_usage(c, OWN, NOW),
     "parked usage of devices": lambda c: corrections.parked_usage(c, OWN),
     "devices since a place": lambda c: unwinding.devices_since(c, [FLEET, 2], OWN, (990, 0)),
-    "time since a place": lambda c: unwinding.span_since(c, [FLEET, 2], SINCE),
+    "usage since a place": lambda c: unwinding.usage_since(c, [FLEET, 2], SINCE),
     "use since a place": lambda c: unwinding.uses_since(c, SINCE),
     "draws since a place": lambda c: unwinding.draws_since(c, SINCE),
     "hours since a place": lambda c: unwinding.hours_since(c, SINCE),

@@ -495,6 +495,13 @@ class Pair:
             device_nos=[self.devices[position]], plan_no=self.plans[1], at=at, now=self.now,
         )  # fmt: skip
 
+    def end(self, position: int, at: datetime) -> Callable[[], Awaitable[object]]:
+        """Return the end of a device's subscriptions."""
+        return partial(
+            end_subscriptions, self.connection, tenant_no=self.operator.tenant,
+            device_nos=[self.devices[position]], at=at, now=self.now,
+        )  # fmt: skip
+
 
 def test_a_hold_that_a_change_cut_is_followed_from_its_beginning(database_url: str) -> None:
     async def tell(connection: Connection, operator: Operator) -> None:
@@ -596,8 +603,11 @@ def test_what_is_no_sum_is_charged_from_nothing(database_url: str) -> None:
         await pair.subscribe(0)
         await pair.use(0, sms=5)
         second = await pair.use(0, sms=4)
+        third = await pair.use(0, 20)
         with counting() as unwound:
-            await compared(connection, pair.change(0, second))
-        assert unwound == [False]
+            await compared(connection, pair.change(0, third))
+            await compared(connection, pair.end(0, second))
+        # First the other meter alone is concerned.
+        assert unwound == [True, False]
 
     told(database_url, tell)
