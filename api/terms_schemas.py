@@ -26,6 +26,13 @@ _CHANGED: JsonDict = {
 }
 
 
+_PARKED_CHARGED: JsonDict = {
+    "charged": 3120,
+    "charges": 3120,
+    "correction_nos": [13, 14],
+    "remaining": 7,
+    "reasons": [{"reason": "no_subscription", "readings": 7}],
+}
 _CORRECTION: JsonDict = {
     "correction_no": 12,
     "cause": "plan_change",
@@ -117,6 +124,25 @@ class TermsChanged(BaseModel):
     unparked: int = Field(description="readings that were parked and are dealt with again")
     parked: int = Field(description="readings that became, or stayed, parked")
     repeated: bool = Field(description="it was made before, under the same key")
+
+
+class ParkedReason(BaseModel):
+    """How many readings cannot be charged yet for one reason."""
+
+    reason: Literal["no_subscription", "no_price"]
+    readings: int
+
+
+class ParkedCharged(BaseModel):
+    """What was parked and is charged now, and what is parked still."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PARKED_CHARGED]})
+
+    charged: int = Field(description="readings that were parked and are charged now")
+    charges: int = Field(description="charges that are new or otherwise now")
+    correction_nos: list[int] = Field(description="the changes that hold them, in their order")
+    remaining: int = Field(description="readings that cannot be charged yet")
+    reasons: list[ParkedReason] = Field(description="why they cannot; see /v1/parked")
 
 
 class Correction(BaseModel):

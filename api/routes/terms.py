@@ -24,11 +24,11 @@ from api.parameters import (
 from metering.charging.change_terms import (
     change_plan,
     change_state,
-    charge_parked,
     end_subscriptions,
     move_devices,
     swap_sim,
 )
+from metering.charging.charge_parked import charge_all_parked
 from metering.charging.make_change import TermsChanged
 from metering.charging.subscribe import subscribe
 from metering.money import decimal_text
@@ -37,12 +37,12 @@ from metering.store.correction_views import (
     ChargeDifferenceView,
     CorrectionView,
     device_nos_of_ids,
-    devices_with_parked_usage,
     list_corrections,
     list_differences,
     plan_no_of,
 )
 from metering.store.device_views import device_view
+from metering.store.parked_charges import ParkedUsage
 from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
@@ -178,32 +178,39 @@ async def post_sim_swap(
 @router.post("/parked/charge", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_parked_charge(
     caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey, response: Response
-) -> schemas.TermsChanged:
-    """Charge what is parked and can be charged now, of at most 1000 devices a call."""
-    found_in: dict[str, object] | None = None
+) -> schemas.ParkedCharged:
+    """Charge all that is parked and can be charged now; sent again, it goes on where it ended."""
+    if order.device_ids is not None and order.fleet_id is not None:
+        raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
+    numbers = fleet = None
     if order.device_ids is not None:
-        if order.fleet_id is not None:
-            raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
         numbers = await _numbers(caller, order.device_ids)
-    else:
-        fleet_no = None
-        if order.fleet_id is not None:
-            fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
-            fleet_no = fleet.fleet_no
-        numbers = await devices_with_parked_usage(
-            caller.connection, caller.tenant_no, fleet_no=fleet_no, limit=schemas.DEVICES_MAX
-        )
-        found_in = {"fleet_no": fleet_no}
-    return _changed(
-        await charge_parked(
-            caller.connection,
+    if order.fleet_id is not None:
+        fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+    await caller.connection.commit()  # each step is a transaction of its own
+    charged = await charge_all_parked(
+        caller.connection,
+        ParkedUsage(
             tenant_no=caller.tenant_no,
+            fleet_no=fleet.fleet_no if fleet else None,
             device_nos=numbers,
-            found_in=found_in,
-            now=caller.now,
-            key=key,
         ),
-        response,
+        key=key,
+        now=caller.now,
+    )
+    if charged.repeated:
+        response.status_code = HTTPStatus.OK
+    return schemas.ParkedCharged.model_validate(
+        {
+            "charged": charged.charged,
+            "charges": charged.charges,
+            "correction_nos": charged.corrections,
+            "remaining": sum(charged.remaining.values()),
+            "reasons": [
+                {"reason": reason, "readings": readings}
+                for reason, readings in charged.remaining.items()
+            ],
+        }
     )
 
 

@@ -328,15 +328,10 @@ async def charge_parked(
     *,
     tenant_no: TenantNo,
     device_nos: Sequence[int],
-    found_in: Mapping[str, object] | None = None,
     now: datetime,
     key: str | None = None,
 ) -> TermsChanged:
-    """Charge what is parked of some devices and can be charged now; the rest stays where it is.
-
-    Devices that were not named but found, because usage of theirs is parked, are others once it is
-    charged: then `found_in` says where, and it is what the same key repeats.
-    """
+    """Charge what is parked of some devices and can be charged now; the rest stays where it is."""
 
     async def write(connection: Connection) -> int:
         del connection
@@ -345,9 +340,8 @@ async def charge_parked(
     change = TermsChange(
         tenant_no=tenant_no,
         cause=Cause.PARKED,
-        detail=found_in or {},
+        detail={},
         devices=sorted(device_nos),
-        devices_named=found_in is None,
         since=_EVER,
         now=now,
         key=key,

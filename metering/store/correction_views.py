@@ -151,19 +151,6 @@ async def device_nos_of_ids(
     return sorted(numbers.values())
 
 
-async def devices_with_parked_usage(
-    connection: Connection, tenant_no: TenantNo, *, fleet_no: int | None, limit: int
-) -> list[int]:
-    """Return the numbers of at most `limit` of a tenant's devices of which usage is parked."""
-    found = await connection.execute(
-        "SELECT DISTINCT parked.device_no FROM parked JOIN fleet USING (fleet_no)"
-        " WHERE fleet.tenant_no = %s AND (%s::int IS NULL OR parked.fleet_no = %s)"
-        " ORDER BY parked.device_no LIMIT %s",
-        [tenant_no, fleet_no, fleet_no, limit],
-    )
-    return [row[0] for row in await found.fetchall()]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Version:
     plan_no: int

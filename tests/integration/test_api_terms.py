@@ -1,7 +1,7 @@
 """Terms change over HTTP: once by the key, in the past too, and what they changed can be read."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,12 +13,18 @@ import pytest
 from fastapi import FastAPI
 
 from api.app import create_app
+from metering.charging import charge_parked
+from metering.charging.charge_usage import charge_usage
+from metering.ids import DeviceId, TenantId
+from metering.ingest.admission import Message
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.registry import ensure_tenant
-from tests.integration.pipeline import Operator, migrated
+from tests.integration.pipeline import TENANT, Operator, migrated
 from tests.integration.test_change_terms import LARGE, NOW, SMALL, Story, data, day
 
 
@@ -145,7 +151,13 @@ def test_parked_usage_is_charged_by_one_call(terms: Terms) -> None:
     (parked,) = terms.get("/parked")["items"]
     assert (parked["device_id"], parked["reason"]) == ("d2", "no_subscription")
     early = terms.post("/parked/charge", "k0")
-    assert early.json()["unparked"] == 0
+    assert early.json() == {
+        "charged": 0,
+        "charges": 0,
+        "correction_nos": [],
+        "remaining": 1,
+        "reasons": [{"reason": "no_subscription", "readings": 1}],
+    }
     subscribed = terms.post(
         "/subscriptions", "k1", device_ids=["d2"], plan_id="small", at="2026-04-06T00:00:00Z"
     )
@@ -165,16 +177,103 @@ def test_what_is_parked_is_charged_once_by_a_key_that_is_repeated(
             " WHERE device_id = 'd2' AND plan_id = 'small'"
         )
     made = terms.post("/parked/charge", "k1", **body)
-    assert (made.json()["unparked"], made.json()["charges"]) == (1, 1)
+    assert made.status_code == 201, made.text
+    told = made.json()
+    assert (told["charged"], told["charges"], told["remaining"]) == (1, 1, 0)
     assert terms.get("/parked")["items"] == []
     again = terms.post("/parked/charge", "k1", **body)
     assert again.status_code == 200, again.text
-    assert again.json()["correction_no"] == made.json()["correction_no"]
-    assert again.json()["repeated"] is True
+    assert again.json() == told
     other = {"device_ids": ["d1"]} if "device_ids" not in body else {}
     refused = terms.post("/parked/charge", "k1", **other)
     assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
     assert terms.audit() == []
+
+
+def _park(terms: Terms, devices: Sequence[str]) -> None:
+    """Have devices without a subscription use something."""
+
+    async def park() -> None:
+        async with await connect(
+            terms.database_url, application="test", autocommit=True
+        ) as connection:
+            operator = await Operator.of(connection, now=NOW)
+            await operator.devices(await operator.fleet("north"), devices, plan=None)
+            messages = [
+                Message(
+                    topic=f"fm/v1/{TENANT}/{device}/usage", octets=100, boot="boot-1",
+                    sender=(TenantId(TENANT), DeviceId(device)), received_at=NOW, published_at=None,
+                    readings=[data(1, 4, day(6))], rejections=[],
+                )
+                for device in devices
+            ]  # fmt: skip
+            await write_batch(connection, DeviceCache(len(devices)), messages, now=NOW)
+            while await charge_usage(connection, readings_max=5000, now=NOW):
+                pass
+
+    asyncio.run(park())
+
+
+def _subscribe_unseen(terms: Terms, devices: Sequence[str]) -> None:
+    """Subscribe devices behind the back of what would charge them by itself."""
+    with psycopg.connect(terms.database_url) as connection:
+        connection.execute(
+            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+            " SELECT device_no, fleet_no, plan_no, tstzrange('2026-04-01', NULL) FROM device, plan"
+            " WHERE device_id = ANY(%s) AND plan_id = 'small'",
+            [list(devices)],
+        )
+
+
+@pytest.mark.parametrize("body", [{}, {"fleet_id": "north"}])
+def test_hopeless_devices_keep_no_others_from_being_charged(
+    terms: Terms, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charge_parked, "DEVICES_AT_ONCE", 2)
+    devices = [f"x{number:04}" for number in range(40)]
+    _park(terms, devices)
+    _subscribe_unseen(terms, devices[-5:])
+    told = terms.post("/parked/charge", "k1", **body).json()
+    assert (told["charged"], told["charges"], len(told["correction_nos"])) == (5, 5, 3)
+    assert told["remaining"] == 36
+    assert told["reasons"] == [{"reason": "no_subscription", "readings": 36}]
+    assert terms.audit() == []
+
+
+def test_charging_of_what_is_parked_goes_on_where_it_ended(
+    terms: Terms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third of five devices cannot be charged at first: the two before it stay charged."""
+    monkeypatch.setattr(charge_parked, "DEVICES_AT_ONCE", 1)
+    devices = [f"x{number}" for number in range(5)]
+    _park(terms, devices)
+    _subscribe_unseen(terms, devices)
+    with psycopg.connect(terms.database_url, autocommit=True) as connection:
+        third = sorted(_number(connection, device) for device in devices)[2]
+        connection.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'fault'; END $$;"
+            " CREATE TRIGGER fault BEFORE INSERT ON correction_device FOR EACH ROW WHEN"
+            f" (new.device_no = {third}) EXECUTE FUNCTION fail()"
+        )
+        assert terms.post("/parked/charge", "k1").status_code == 500
+        assert len(terms.get("/parked")["items"]) == 4
+        connection.execute("DROP TRIGGER fault ON correction_device")
+    other = terms.post("/parked/charge", "k1", fleet_id="north")
+    assert [each["field"] for each in other.json()["errors"]] == ["Idempotency-Key"]
+    told = terms.post("/parked/charge", "k1").json()
+    assert (told["charged"], told["charges"], told["remaining"]) == (5, 5, 1)
+    assert len(told["correction_nos"]) == 5
+    assert terms.post("/parked/charge", "k1").json() == told
+    assert terms.audit() == []
+
+
+def _number(connection: psycopg.Connection, device_id: str) -> int:
+    row = connection.execute(
+        "SELECT device_no FROM device WHERE device_id = %s", [device_id]
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def test_states_fleets_and_sims_change(terms: Terms) -> None:

@@ -1,0 +1,23 @@
+-- What is told of changes of terms: when asked again the same, and of what goes through many devices.
+
+-- Charging what is parked, which goes through devices in transactions of its own.
+CREATE TABLE parked_charge (
+    parked_charge_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_no        integer NOT NULL REFERENCES tenant,
+    idempotency_key  text NOT NULL,
+    request          jsonb NOT NULL,
+    begun_at         timestamptz NOT NULL,
+    reached_fleet_no integer NOT NULL DEFAULT 0,
+    reached_device_no bigint NOT NULL DEFAULT 0,
+    charged          bigint NOT NULL DEFAULT 0,
+    charges          bigint NOT NULL DEFAULT 0,
+    corrections      bigint[] NOT NULL DEFAULT '{}',
+    finished_at      timestamptz,
+    remaining        jsonb,
+    CONSTRAINT parked_usage_is_charged_once_by_a_key UNIQUE (tenant_no, idempotency_key),
+    CONSTRAINT what_remains_is_told_at_the_end CHECK ((finished_at IS NULL) = (remaining IS NULL))
+);
+COMMENT ON COLUMN parked_charge.reached_device_no IS
+    'All devices up to this one of the fleet reached, and of fleets before it, are dealt with.';
+COMMENT ON COLUMN parked_charge.charged IS 'Readings that were parked and are charged now.';
+COMMENT ON COLUMN parked_charge.remaining IS 'How many readings are parked still, by reason; NULL: it is under way.';
