@@ -1,10 +1,11 @@
 """Terms of devices, dated in the past, now, or in the future; and what their changes changed."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from fractions import Fraction
 from http import HTTPStatus
-from typing import Annotated, cast
+from typing import Annotated, TypedDict, cast
 
 from fastapi import APIRouter, Path, Response
 
@@ -21,6 +22,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from metering.charging.change_once import ChangeMade
 from metering.charging.change_terms import (
     change_plan,
     change_state,
@@ -29,7 +31,6 @@ from metering.charging.change_terms import (
     swap_sim,
 )
 from metering.charging.charge_parked import charge_all_parked
-from metering.charging.make_change import TermsChanged
 from metering.charging.subscribe import subscribe
 from metering.money import decimal_text
 from metering.store.balances import fleet_of_id
@@ -43,6 +44,7 @@ from metering.store.correction_views import (
 )
 from metering.store.device_views import device_view
 from metering.store.parked_charges import ParkedUsage
+from metering.store.planned_views import list_planned
 from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
@@ -86,9 +88,7 @@ async def post_plan_change(
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -104,9 +104,7 @@ async def post_subscription_end(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -123,9 +121,7 @@ async def post_state_change(
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
             state=order.state,
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -142,9 +138,7 @@ async def post_fleet_move(
             device_nos=await _numbers(caller, order.device_ids),
             fleet=await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -167,9 +161,7 @@ async def post_sim_swap(
             device_no=number,
             iccid=order.iccid,
             imsi=order.imsi,
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -211,6 +203,29 @@ async def post_parked_charge(
                 for reason, readings in charged.remaining.items()
             ],
         }
+    )
+
+
+@router.get("/devices/{device_id}/planned-changes")
+async def get_planned_changes(
+    caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.PlannedChanges:
+    """List what is still to change of a device's terms, the next first."""
+    device = await device_view(
+        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+    )
+    rows = await list_planned(
+        caller.connection,
+        caller.tenant_no,
+        device_no=device.device_no,
+        after=cast("tuple[datetime, str]", tuple(read_cursor(cursor, "ts"))) if cursor else None,
+        limit=limit + 1,
+        now=caller.now,
+    )
+    last = rows[limit - 1] if len(rows) > limit else None
+    return schemas.PlannedChanges(
+        items=[schemas.PlannedChange.model_validate(asdict(row)) for row in rows[:limit]],
+        next_cursor=cursor_of([last.effective_from, last.kind]) if last else None,
     )
 
 
@@ -282,16 +297,29 @@ async def _one_fleet(caller: Caller, device_nos: Sequence[int]) -> Fleet:
     return fleets[numbers.pop()]
 
 
-def _changed(changed: TermsChanged, response: Response) -> schemas.TermsChanged:
-    if changed.repeated:
+class _When(TypedDict):
+    at: datetime | None
+    now: datetime
+    key: str
+
+
+def _when(caller: Caller, order: schemas.Dated, key: str) -> _When:
+    """Return from when on a change is to hold, when it is asked for, and under which key."""
+    return {"at": order.at, "now": caller.now, "key": key}
+
+
+def _changed(made: ChangeMade, response: Response) -> schemas.TermsChanged:
+    if made.repeated:
         response.status_code = HTTPStatus.OK
+    assert made.correction_no is not None  # noqa: S101 - what has a key is always written
     return schemas.TermsChanged(
-        correction_no=changed.correction_no,
-        changed=changed.changed,
-        charges=changed.charges,
-        unparked=changed.unparked,
-        parked=changed.parked,
-        repeated=changed.repeated,
+        correction_no=made.correction_no,
+        effective_from=made.effective_from,
+        in_effect=made.in_effect,
+        changed=made.changed,
+        charges=made.charges,
+        unparked=made.unparked,
+        parked=made.parked,
     )
 
 

@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from psycopg import Rollback
-
 from metering.charging.change_terms import charge_parked
 from metering.charging.correct import scope_of
-from metering.charging.make_change import TermsChanged
 from metering.errors import Conflict
 from metering.store.connection import Connection
 from metering.store.corrections import correction_by_key
@@ -96,30 +93,17 @@ async def _step(
         )
         whole = await chargeable_devices(connection, alone, after=stored.reached, limit=None)
         device_nos = whole[1] if whole else device_nos
-    changed = await _charged(connection, usage, device_nos, now=now)
+    changed = await charge_parked(
+        connection, tenant_no=usage.tenant_no, device_nos=device_nos, now=now
+    )
     await store_progress(
         connection,
         stored.parked_charge_no,
         reached=(fleet_no, device_nos[-1]),
-        charged=changed.unparked - changed.parked if changed else 0,
-        charges=changed.charges if changed else 0,
-        correction_no=changed.correction_no if changed else None,
+        charged=changed.unparked - changed.parked,
+        charges=changed.charges,
+        correction_no=changed.correction_no,
     )
-
-
-async def _charged(
-    connection: Connection, usage: ParkedUsage, device_nos: list[int], *, now: datetime
-) -> TermsChanged | None:
-    """Charge what is parked of some devices; None where nothing was to be charged, or written."""
-    changed: TermsChanged | None = None
-    async with connection.transaction() as attempt:
-        changed = await charge_parked(
-            connection, tenant_no=usage.tenant_no, device_nos=device_nos, now=now
-        )
-        if not (changed.charges or changed.unparked or changed.parked):
-            changed = None
-            raise Rollback(attempt)
-    return changed
 
 
 def _key_of_another() -> Conflict:

@@ -58,7 +58,8 @@ async def list_corrections(
         connection,
         CorrectionView,
         "SELECT correction.correction_no, correction.cause, correction.detail,"
-        " correction.effective_from, correction.recorded_at,"
+        " coalesce(correction.takes_effect_at, correction.effective_from) AS effective_from,"
+        " correction.recorded_at,"
         " (SELECT coalesce(array_agg(shown.device_id), '{}') FROM (SELECT device.device_id"
         "   FROM correction_device JOIN device USING (device_no)"
         "   WHERE correction_device.correction_no = correction.correction_no"

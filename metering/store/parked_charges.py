@@ -57,6 +57,14 @@ async def insert_parked_charge(
     return inserted.rowcount == 1
 
 
+async def is_key_of_parked_charge(connection: Connection, tenant_no: TenantNo, key: str) -> bool:
+    """Whether a key is that of a request to charge what is parked."""
+    found = await connection.execute(
+        "SELECT FROM parked_charge WHERE tenant_no = %s AND idempotency_key = %s", [tenant_no, key]
+    )
+    return found.rowcount == 1
+
+
 async def lock_parked_charge(
     connection: Connection, tenant_no: TenantNo, key: str
 ) -> StoredParkedCharge | None:

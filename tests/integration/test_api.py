@@ -92,6 +92,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices",
         "/v1/devices/{device_id}",
         "/v1/devices/{device_id}/balance",
+        "/v1/devices/{device_id}/planned-changes",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}",
         "/v1/devices/{device_id}/usage",

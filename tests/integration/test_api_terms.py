@@ -27,6 +27,12 @@ from metering.store.registry import ensure_tenant
 from tests.integration.pipeline import TENANT, Operator, migrated
 from tests.integration.test_change_terms import LARGE, NOW, SMALL, Story, data, day
 
+ICCID = "8949000000000000017"
+LATE = LARGE | {
+    "plan": "late",
+    "plan_changes": {"upward": "next_period", "downward": "next_period"},
+}
+
 
 @dataclass(slots=True)
 class Terms:
@@ -69,6 +75,7 @@ def terms(
             await story.fleet("south")
             small = await story.operator.plan(SMALL)
             await story.operator.plan(LARGE)
+            await story.operator.plan(LATE)
             await story.devices(north, "d1", plan_no=small)
             await story.devices(north, "d2", plan_no=None)
             await story.publish("d1", data(1, 12, day(5)), data(2, 30, day(10)))
@@ -96,11 +103,11 @@ def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
     made = terms.post("/plan-changes", "k1", **order)
     assert made.status_code == 201, made.text
     assert made.json()["charges"] == 1
-    assert made.json()["repeated"] is False
+    assert made.json()["effective_from"] == "2026-04-08T00:00:00Z"
+    assert made.json()["in_effect"] is True
     again = terms.post("/plan-changes", "k1", **order)
     assert again.status_code == 200, again.text
-    assert again.json()["correction_no"] == made.json()["correction_no"]
-    assert again.json()["repeated"] is True
+    assert again.json() == made.json()
     device = terms.get("/devices/d1")
     assert device["subscription"]["plan_id"] == "large"
     (first, *_) = terms.get("/corrections?device=d1")["items"]
@@ -131,8 +138,63 @@ def test_a_change_from_now_on_is_made_once_whenever_it_is_repeated(
     terms.instants.append(NOW + timedelta(seconds=3))
     again = terms.post(path, "k1", **body)
     assert again.status_code == 200, again.text
-    assert again.json()["correction_no"] == made.json()["correction_no"]
-    assert (made.json()["repeated"], again.json()["repeated"]) == (False, True)
+    assert again.json() == made.json()
+    assert made.json()["effective_from"] == "2026-04-20T12:00:00Z"
+    assert made.json()["in_effect"] is True
+
+
+def test_what_is_planned_is_told_and_listed(terms: Terms) -> None:
+    assert terms.get("/devices/d1/planned-changes") == {"items": [], "next_cursor": None}
+    told = []
+    for path, body in (
+        ("/plan-changes", {"plan_id": "large", "at": "2026-05-01T00:00:00Z"}),
+        ("/state-changes", {"state": "suspended", "at": "2026-05-02T00:00:00Z"}),
+        ("/fleet-moves", {"fleet_id": "south", "plan_id": "small", "at": "2026-05-03T00:00:00Z"}),
+        ("/subscription-ends", {"at": "2026-06-01T00:00:00Z"}),
+    ):
+        made = terms.post(path, path, device_ids=["d1"], **body)
+        assert made.status_code == 201, made.text
+        assert made.json()["in_effect"] is False
+        assert made.json()["effective_from"] == body["at"]
+        terms.instants.append(NOW + timedelta(days=90))
+        assert terms.post(path, path, device_ids=["d1"], **body).json() == made.json()
+        terms.instants.pop()
+        told.append(made.json()["correction_no"])
+    assert terms.post("/devices/d1/sim", "sim", iccid=ICCID, at="2026-06-02T00:00:00Z").is_success
+    items = terms.get("/devices/d1/planned-changes")["items"]
+    assert [
+        (each["effective_from"][5:10], each["kind"], each["state"] or each["plan_id"],
+         each["fleet_id"], each["iccid"])
+        for each in items
+    ] == [
+        ("05-01", "plan_change", "large", "north", None),
+        ("05-02", "state_change", "suspended", None, None),
+        ("05-03", "fleet_change", None, "south", None),
+        ("05-03", "plan_change", "small", "south", None),
+        ("06-01", "subscription_end", "small", "south", None),
+        ("06-02", "sim_swap", None, None, ICCID),
+    ]  # fmt: skip
+    paged = terms.get("/devices/d1/planned-changes?limit=4")
+    rest = terms.get(f"/devices/d1/planned-changes?limit=4&cursor={paged['next_cursor']}")
+    assert paged["items"] + rest["items"] == items
+    assert terms.rival.get("/v1/devices/d1/planned-changes").status_code == 404
+    assert [each["correction_no"] for each in terms.get("/corrections")["items"]][1:5] == told[::-1]
+    terms.instants.append(NOW + timedelta(days=90))
+    assert terms.get("/devices/d1/planned-changes")["items"] == []
+
+
+def test_the_plan_that_is_left_tells_when_a_change_takes_effect(terms: Terms) -> None:
+    """And a key of a change is none of charging what is parked, nor the other way round."""
+    assert terms.post("/parked/charge", "k1").status_code == 201
+    refused = terms.post("/plan-changes", "k1", device_ids=["d1"], plan_id="large")
+    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
+    assert terms.post("/plan-changes", "k2", device_ids=["d1"], plan_id="late").is_success
+    terms.instants.append(NOW + timedelta(seconds=1))
+    waiting = terms.post("/plan-changes", "k3", device_ids=["d1"], plan_id="small").json()
+    assert (waiting["in_effect"], waiting["effective_from"]) == (False, "2026-04-30T22:00:00Z")
+    assert terms.get("/corrections")["items"][0]["effective_from"] == "2026-04-30T22:00:00Z"
+    refused = terms.post("/parked/charge", "k2")
+    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
 
 
 def test_the_key_of_another_change_is_refused(terms: Terms) -> None:

@@ -21,3 +21,20 @@ COMMENT ON COLUMN parked_charge.reached_device_no IS
     'All devices up to this one of the fleet reached, and of fleets before it, are dealt with.';
 COMMENT ON COLUMN parked_charge.charged IS 'Readings that were parked and are charged now.';
 COMMENT ON COLUMN parked_charge.remaining IS 'How many readings are parked still, by reason; NULL: it is under way.';
+
+-- What came of a change of terms, so that a request that comes again is answered as it was first.
+ALTER TABLE correction
+    ADD COLUMN takes_effect_at timestamptz,
+    ADD COLUMN changed integer NOT NULL DEFAULT 0,
+    ADD COLUMN charges bigint NOT NULL DEFAULT 0,
+    ADD COLUMN unparked bigint NOT NULL DEFAULT 0,
+    ADD COLUMN parked bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN correction.takes_effect_at IS
+    'When it holds for all its devices, where a plan that is left says otherwise; NULL: effective_from.';
+COMMENT ON COLUMN correction.changed IS
+    'Subscriptions, states or devices that are otherwise than before; 0 of changes before this schema.';
+COMMENT ON COLUMN correction.unparked IS
+    'Readings that were parked and were dealt with again; 0 of changes before this schema.';
+UPDATE correction SET charges = counted.charges
+FROM (SELECT correction_no, count(*) AS charges FROM charge_correction GROUP BY correction_no) AS counted
+WHERE counted.correction_no = correction.correction_no;
