@@ -27,6 +27,13 @@ _CHANGED: JsonDict = {
 }
 
 
+_SIM: JsonDict = {
+    "iccid": "8949000000000000018",
+    "imsi": "262010000000017",
+    "valid_from": "2026-04-01T00:00:00Z",
+    "valid_to": None,
+    "recorded_at": "2026-04-01T00:00:00Z",
+}
 _PLANNED: JsonDict = {
     "effective_from": "2026-05-01T00:00:00Z",
     "kind": "plan_change",
@@ -116,7 +123,14 @@ class MoveOrder(_OfDevices):
 class SimSwapOrder(Dated):
     """The SIM that is to be in a device; what it used stays the device's."""
 
-    iccid: _Id = Field(examples=["8949000000000000017"])
+    iccid: str = Field(
+        description="18 to 20 digits, with or without the check digit",
+        examples=["8949000000000000018"],
+    )
+    check_digit_left_out: bool = Field(
+        default=False,
+        description="whether 19 digits are those of a number of 20, without its check digit",
+    )
     imsi: _Id | None = None
 
 
@@ -143,6 +157,24 @@ class TermsChanged(BaseModel):
     charges: int = Field(description="charges that are otherwise now")
     unparked: int = Field(description="readings that were parked and are dealt with again")
     parked: int = Field(description="readings that became, or stayed, parked")
+
+
+class Sim(BaseModel):
+    """A SIM that is, was, or is to be in a device."""
+
+    iccid: str
+    imsi: str | None
+    valid_from: Time
+    valid_to: Time | None = Field(description="null: until another is put in")
+    recorded_at: Time
+
+
+class Sims(Page[Sim]):
+    """A page of a device's SIMs, the last first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [_SIM], "next_cursor": None}]}
+    )
 
 
 class ParkedReason(BaseModel):

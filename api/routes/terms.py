@@ -32,6 +32,7 @@ from metering.charging.change_terms import (
 )
 from metering.charging.charge_parked import charge_all_parked
 from metering.charging.subscribe import subscribe
+from metering.iccid import checked_iccid
 from metering.money import decimal_text
 from metering.store.balances import fleet_of_id
 from metering.store.correction_views import (
@@ -44,7 +45,7 @@ from metering.store.correction_views import (
 )
 from metering.store.device_views import device_view
 from metering.store.parked_charges import ParkedUsage
-from metering.store.planned_views import list_planned
+from metering.store.planned_views import list_planned, list_sims
 from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
@@ -159,7 +160,9 @@ async def post_sim_swap(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_no=number,
-            iccid=order.iccid,
+            iccid=checked_iccid(
+                order.iccid, "iccid", check_digit_left_out=order.check_digit_left_out
+            ),
             imsi=order.imsi,
             **_when(caller, order, key),
         ),
@@ -203,6 +206,27 @@ async def post_parked_charge(
                 for reason, readings in charged.remaining.items()
             ],
         }
+    )
+
+
+@router.get("/devices/{device_id}/sims")
+async def get_sims(
+    caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.Sims:
+    """List the SIMs that are, were, or are to be in a device, the last first."""
+    device = await device_view(
+        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+    )
+    rows = await list_sims(
+        caller.connection,
+        caller.tenant_no,
+        device_no=device.device_no,
+        before=cast("datetime", read_cursor(cursor, "t")[0]) if cursor else None,
+        limit=limit + 1,
+    )
+    return schemas.Sims(
+        items=[schemas.Sim.model_validate(asdict(row)) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].valid_from]) if len(rows) > limit else None,
     )
 
 

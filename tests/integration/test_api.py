@@ -95,6 +95,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices/{device_id}/planned-changes",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}",
+        "/v1/devices/{device_id}/sims",
         "/v1/devices/{device_id}/usage",
         "/v1/events",
         "/v1/fleets",

@@ -27,7 +27,7 @@ from metering.store.registry import ensure_tenant
 from tests.integration.pipeline import TENANT, Operator, migrated
 from tests.integration.test_change_terms import LARGE, NOW, SMALL, Story, data, day
 
-ICCID = "8949000000000000017"
+ICCID = "8949000000000000018"
 LATE = LARGE | {
     "plan": "late",
     "plan_changes": {"upward": "next_period", "downward": "next_period"},
@@ -127,7 +127,7 @@ def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
         ("/subscription-ends", {"device_ids": ["d1"]}),
         ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
         ("/fleet-moves", {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small"}),
-        ("/devices/d1/sim", {"iccid": "8949000000000000017"}),
+        ("/devices/d1/sim", {"iccid": "8949000000000000018"}),
     ],
 )
 def test_a_change_from_now_on_is_made_once_whenever_it_is_repeated(
@@ -342,13 +342,46 @@ def test_states_fleets_and_sims_change(terms: Terms) -> None:
     for path, body in (
         ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
         ("/fleet-moves", {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small"}),
-        ("/devices/d1/sim", {"iccid": "8949000000000000017", "imsi": "262010000000017"}),
+        ("/devices/d1/sim", {"iccid": "8949000000000000018", "imsi": "262010000000017"}),
     ):
         assert terms.post(path, path, **body).status_code == 201
     device = terms.get("/devices/d1")
     assert (device["state"], device["fleet_id"]) == ("suspended", "south")
-    assert device["iccid"] == "8949000000000000017"
+    assert device["iccid"] == "8949000000000000018"
     assert terms.audit() == []
+
+
+def test_the_sims_of_a_device_are_listed(terms: Terms) -> None:
+    """The first goes over to another device; the number of the second has no check digit."""
+    second, third = "894900000000000002", "8949000000000000003"
+    for device, at, sim in (
+        ("d1", "2026-04-01T00:00:00Z", {"iccid": ICCID, "imsi": "262010000000017"}),
+        ("d1", "2026-04-05T00:00:00Z", {"iccid": second}),
+        ("d2", "2026-04-06T00:00:00Z", {"iccid": ICCID}),
+        ("d1", "2026-06-01T00:00:00Z", {"iccid": third, "check_digit_left_out": True}),
+    ):
+        made = terms.post(f"/devices/{device}/sim", at, at=at, **sim)
+        assert made.status_code == 201, made.text
+    items = terms.get("/devices/d1/sims")["items"]
+    assert [(each["iccid"], each["valid_from"][5:10], each["valid_to"]) for each in items] == [
+        (third, "06-01", None),
+        (second, "04-05", "2026-06-01T00:00:00Z"),
+        (ICCID, "04-01", "2026-04-05T00:00:00Z"),
+    ]
+    assert [each["imsi"] for each in items] == [None, None, "262010000000017"]
+    paged = terms.get("/devices/d1/sims?limit=2")
+    rest = terms.get(f"/devices/d1/sims?limit=2&cursor={paged['next_cursor']}")
+    assert paged["items"] + rest["items"] == items
+    assert [each["iccid"] for each in terms.get("/devices/d2/sims")["items"]] == [ICCID]
+    assert terms.rival.get("/v1/devices/d1/sims").status_code == 404
+    wrong = terms.post("/devices/d1/sim", "k", iccid=ICCID[:-1] + "7")
+    (error,) = wrong.json()["errors"]
+    assert error == {
+        "field": "iccid",
+        "problem": "the check digit of '8949000000000000017' is 7, its other digits give 8",
+        "fix": "correct the mistyped digit; if its check digit is left out, say"
+        ' "check_digit_left_out": true',
+    }
 
 
 @pytest.mark.parametrize(
