@@ -7,6 +7,7 @@ from datetime import datetime
 from psycopg import Rollback
 
 from metering.charging.make_change import TermsChange, make_change
+from metering.charging.open_cycle import open_missed_cycles
 from metering.errors import Conflict
 from metering.ids import TenantNo
 from metering.store.connection import Connection
@@ -58,7 +59,8 @@ async def change_once(
 
     It concerns usage `since` an instant; None: from `at` on, which is None for now. `takes_effect`,
     which is asked after the terms are written, tells when they hold if not since then. A change without
-    a key that changes nothing is not written. The rest is as in `TermsChange`.
+    a key that changes nothing is not written. Cycles of `fleets` to which it reaches back are opened. The
+    rest is as in `TermsChange`.
     """
     change = TermsChange(
         tenant_no=tenant_no,
@@ -89,6 +91,8 @@ async def change_once(
             )
             if key is None and outcome.is_empty:
                 raise Rollback(attempt)
+            for fleet in fleets:
+                await open_missed_cycles(connection, fleet, now=now)
             await store_change_outcome(connection, made.correction_no, outcome)
     written = key is not None or not outcome.is_empty
     return ChangeMade(

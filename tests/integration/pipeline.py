@@ -25,6 +25,7 @@ from psycopg import sql
 from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
+from metering.period import cycle_at
 from metering.plan_document import read_plan
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
@@ -162,8 +163,12 @@ class Operator:
         valid_from: datetime | None = None,
         valid_to: datetime | None = None,
     ) -> list[int]:
-        """Register devices as active since long ago, and subscribe them if there is a plan."""
+        """Register devices as active since long ago, and subscribe them if there is a plan.
+
+        Unless it is said since when, they have it for the present cycle.
+        """
         since = self.now - LONG_AGO
+        present = cycle_at(self.now, fleet.time_zone, fleet.anchor_day)
         numbers = await ensure_devices(
             self.connection, fleet=fleet, device_ids=device_ids, active_from=since, now=self.now
         )
@@ -171,7 +176,7 @@ class Operator:
         if plan is not None:
             await subscribe(
                 self.connection, fleet=fleet, device_nos=device_nos, plan_no=plan,
-                valid_from=valid_from or since, valid_to=valid_to, now=self.now,
+                valid_from=valid_from or present.start, valid_to=valid_to, now=self.now,
             )  # fmt: skip
         return device_nos
 
@@ -185,7 +190,11 @@ async def register_fleets(url: str, more_trackers: Sequence[str]) -> None:
             ("meters", POOLED_PLAN, METERS),
         ):
             fleet = await operator.fleet(fleet_id)
-            await operator.devices(fleet, device_ids, plan=await operator.plan(document))
+            # A little before now, because the first readings may look back over a cycle's start.
+            await operator.devices(
+                fleet, device_ids, plan=await operator.plan(document),
+                valid_from=operator.now - timedelta(days=2),
+            )  # fmt: skip
 
 
 def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
