@@ -8,6 +8,7 @@ from datetime import datetime
 from metering.charging.thresholds import reconsider
 from metering.errors import InvalidValue
 from metering.ids import TenantNo
+from metering.period import instant_text
 from metering.rating.plan import DEVICE_TOP_UP_PRIORITY, FLEET_TOP_UP_PRIORITY
 from metering.rating.zone import ELSEWHERE
 from metering.store.balances import (
@@ -377,7 +378,7 @@ def _still_holds(field: str, state: BucketState, now: datetime) -> None:
     if state.expires_at is not None and state.expires_at <= now:
         raise InvalidValue(
             field,
-            f"bucket {state.bucket_no} expired at {state.expires_at.isoformat()}",
+            f"bucket {state.bucket_no} expired at {instant_text(state.expires_at)}",
             "name a bucket that still holds",
         )
 
