@@ -639,6 +639,36 @@ _UNEQUAL_ARRIVALS = (
 )
 
 
+async def unequal_states(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[str, datetime, str | None, str | None]]:
+    """Return where a device's dated state is not what was said of it last: device, instant, both."""
+    query = (
+        "WITH said AS (SELECT DISTINCT ON (device_no, effective_from) device_no, effective_from, state,"  # noqa: S608 - a clause of this module
+        "   recorded_at FROM device_state_entry ORDER BY device_no, effective_from, entry_no DESC)"
+        " SELECT device_id, effective_from, kept.state, said.state FROM device_state_change AS kept"
+        " FULL JOIN said USING (device_no, effective_from) JOIN device USING (device_no)"
+        " WHERE (kept.state, kept.recorded_at) IS DISTINCT FROM (said.state, said.recorded_at)"
+        f"{_of_fleet('device.device_no', fleet_no)} ORDER BY device_id, effective_from LIMIT 100"
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]
+
+
+async def missing_states(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[str, int, int]]:
+    """Return where what was said of a device's states has gaps: device, last number, how many."""
+    query = (
+        "SELECT device_id, coalesce(max(entry_no), 0), count(entry_no) FROM device"  # noqa: S608 - a clause of this module
+        " LEFT JOIN device_state_entry USING (device_no)"
+        f" WHERE true{_of_fleet('device.device_no', fleet_no)}"
+        " GROUP BY device_no HAVING count(entry_no) <> max(entry_no) ORDER BY device_id LIMIT 100"
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    return [(row[0], row[1], row[2]) for row in await found.fetchall()]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingFate:
     """A stored reading and what became of it; `charged` is None when it has no charge."""

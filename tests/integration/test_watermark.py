@@ -2,6 +2,8 @@
 
 from datetime import datetime, timedelta
 
+from metering.rating.plan import DeviceState
+from metering.store.terms import set_state
 from metering.store.watermark import Watermark, fleet_watermark
 from metering.usage import DATA, SMS, Reading, ReadingKind, Rejection, RejectReason
 from tests.integration.closing_scene import DEVICES, MARCH, Scene, day, played
@@ -153,6 +155,15 @@ def test_each_boot_counts(database_url: str) -> None:
     played(database_url, story)
 
 
+async def be(scene: Scene, state: DeviceState, since: datetime, *devices: str) -> None:
+    """Let devices be in a state from an instant on, whatever comes before and after."""
+    found = await scene.connection.execute(
+        "SELECT device_no FROM device WHERE device_id = ANY(%s)", [list(devices)]
+    )
+    numbers = [row[0] for row in await found.fetchall()]
+    assert await set_state(scene.connection, numbers, state=state, at=since, now=since)
+
+
 def test_only_active_devices_count(database_url: str) -> None:
     async def story(scene: Scene) -> None:
         await others_reach(scene, 11)
@@ -161,18 +172,9 @@ def test_only_active_devices_count(database_url: str) -> None:
         await send(scene, "van-1", sms(1, 2), sms(3, 3))
         assert (await watermark(scene)).complete_to == at(2)
         for state, expected in (("retired", 11), ("active", 2), ("suspended", 11)):
-            await scene.connection.execute(
-                "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-                " SELECT device_no, %s, %s, %s FROM device WHERE device_id = 'van-1'"
-                " ON CONFLICT (device_no, effective_from) DO UPDATE SET state = excluded.state",
-                [at(5), state, at(5)],
-            )
+            await be(scene, DeviceState(state), at(5), "van-1")
             assert (await watermark(scene)).complete_to == at(expected)
-        await scene.connection.execute(
-            "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-            " SELECT device_no, %s, 'retired', %s FROM device",
-            [at(11.9), at(11.9)],
-        )
+        await be(scene, DeviceState.RETIRED, at(11.9), *DEVICES)
         found = await watermark(scene)
         assert (found.complete_to, found.devices) == (at(12), 0)
 

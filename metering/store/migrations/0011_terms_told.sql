@@ -38,3 +38,26 @@ COMMENT ON COLUMN correction.unparked IS
 UPDATE correction SET charges = counted.charges
 FROM (SELECT correction_no, count(*) AS charges FROM charge_correction GROUP BY correction_no) AS counted
 WHERE counted.correction_no = correction.correction_no;
+
+-- What was said of each device's states, in the order in which it was said. `device_state_change` is what
+-- holds of it: of several that are dated the same, the last.
+CREATE TABLE device_state_entry (
+    device_no      bigint NOT NULL REFERENCES device,
+    entry_no       integer NOT NULL CONSTRAINT states_are_numbered_from_one CHECK (entry_no >= 1),
+    effective_from timestamptz NOT NULL,
+    state          text NOT NULL,
+    recorded_at    timestamptz NOT NULL,
+    PRIMARY KEY (device_no, entry_no)
+);
+COMMENT ON COLUMN device_state_entry.entry_no IS 'Its place among those of its device: 1, 2, 3, … without a gap.';
+INSERT INTO device_state_entry (device_no, entry_no, effective_from, state, recorded_at)
+SELECT device_no, row_number() OVER (PARTITION BY device_no ORDER BY recorded_at, effective_from),
+    effective_from, state, recorded_at FROM device_state_change;
+CREATE TRIGGER device_state_entry_is_immutable
+    BEFORE UPDATE OR DELETE ON device_state_entry FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER device_state_entries_stay
+    BEFORE TRUNCATE ON device_state_entry FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER device_state_change_stays
+    BEFORE DELETE ON device_state_change FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER device_state_changes_stay
+    BEFORE TRUNCATE ON device_state_change FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
