@@ -587,6 +587,38 @@ def test_every_damage_to_a_correction_is_named(database_url: str) -> None:
     told(database_url, tell)
 
 
+def test_what_changes_nothing_is_not_written_unless_there_is_a_key_to_remember(
+    database_url: str,
+) -> None:
+    async def tell(story: Story) -> None:
+        fleet = await story.fleet("north")
+        small = await story.operator.plan(SMALL)
+        (device,) = await story.devices(fleet, "d1", plan_no=small)
+        await story.publish("d1", data(1, 12, day(5)))
+
+        async def again(key: str | None) -> int | None:
+            made = await subscribe(
+                story.connection, fleet=fleet, device_nos=[device], plan_no=small,
+                valid_from=APRIL, now=NOW, key=key,
+            )  # fmt: skip
+            return made.correction_no
+
+        written = "SELECT correction_no FROM correction ORDER BY correction_no"
+        before = await story.rows(written)
+        assert await again(None) is None
+        suspended = await change_state(
+            story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+            state=DeviceState.ACTIVE, now=NOW,
+        )  # fmt: skip
+        assert (suspended.correction_no, suspended.changed) == (None, 0)
+        assert await story.rows(written) == before
+        assert await again("k") == await again("k") is not None
+        assert len(await story.rows(written)) == len(before) + 1
+        assert await story.cost() == Fraction(2, 10)
+
+    told(database_url, tell)
+
+
 def test_every_damage_to_a_devices_states_is_named(database_url: str) -> None:
     async def tell(story: Story) -> None:
         fleet = await story.fleet("north")
