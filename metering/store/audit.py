@@ -14,7 +14,7 @@ from metering.period import BillCycle
 from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.guide import Subscription
 from metering.rating.record import EpochKey, StoredReading
-from metering.rating.threshold import Counted, Measure
+from metering.rating.threshold import Counted
 from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
 from metering.store.balances import (
     OPERATION_COLUMNS,
@@ -27,7 +27,7 @@ from metering.store.charges import ChargeColumns
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
-from metering.store.thresholds import Lots
+from metering.store.thresholds import LOTS_GIVEN, LOTS_HOLD, Lots, sums_of_lots
 from metering.usage import Reading
 
 Place = tuple[int, int]
@@ -831,34 +831,12 @@ _COUNTED_CHARGES: LiteralString = (
 
 async def most_granted(connection: Connection, wanted: Iterable[Lots]) -> dict[Lots, int]:
     """Return all that was ever put into the lots that hold at some time of a period."""
-    granted: dict[Lots, int] = {}
-    for measure, query in ((Measure.ALLOWANCE, _OWN_GRANTED), (Measure.POOL, _POOL_GRANTED)):
-        lots = sorted({each for each in wanted if each[0] is measure})
-        if not lots:
-            continue
-        found = await connection.execute(
-            query,
-            {
-                "owners": [each[1] for each in lots],
-                "meters": [each[2] for each in lots],
-                "begins": [each[3].start for each in lots],
-                "ends": [each[3].end for each in lots],
-            },
-        )
-        for position, quantity in await found.fetchall():
-            granted[lots[position - 1]] = int(quantity)
-    return granted
+    return await sums_of_lots(connection, wanted, own=_OWN_GRANTED, pools=_POOL_GRANTED)
 
 
-_GRANTED: LiteralString = (
-    "SELECT position, sum(entry.quantity) FROM unnest(%(owners)s::bigint[], %(meters)s::smallint[],"
-    "   %(begins)s::timestamptz[], %(ends)s::timestamptz[]) WITH ORDINALITY"
-    "   AS given (owner, meter_no, begins, ends, position)"
-)
+_GRANTED: LiteralString = f"SELECT position, sum(entry.quantity){LOTS_GIVEN}"
 _OVERLAPPING: LiteralString = (
-    " AND bucket.meter_no = given.meter_no AND bucket.begins_at < given.ends"
-    "   AND coalesce(bucket.expires_at, 'infinity') > given.begins"
-    " JOIN bucket_entry AS entry ON entry.bucket_no = bucket.bucket_no AND entry.quantity > 0"
+    f"{LOTS_HOLD} JOIN bucket_entry AS entry ON entry.bucket_no = bucket.bucket_no AND entry.quantity > 0"
     "   AND entry.kind NOT IN ('hold', 'release') GROUP BY position"
 )
 _OWN_GRANTED: LiteralString = (
