@@ -18,14 +18,38 @@ _Version = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None
 _AT = "from when on; unset: now. The past is charged again, the future waits"
 _CHANGED: JsonDict = {
     "correction_no": 12,
+    "effective_from": "2026-04-08T00:00:00Z",
+    "in_effect": True,
     "changed": 1,
     "charges": 340,
     "unparked": 0,
     "parked": 0,
-    "repeated": False,
 }
 
 
+_SIM: JsonDict = {
+    "iccid": "8949000000000000018",
+    "imsi": "262010000000017",
+    "valid_from": "2026-04-01T00:00:00Z",
+    "valid_to": None,
+    "recorded_at": "2026-04-01T00:00:00Z",
+}
+_PLANNED: JsonDict = {
+    "effective_from": "2026-05-01T00:00:00Z",
+    "kind": "plan_change",
+    "state": None,
+    "plan_id": "large",
+    "plan_version": 1,
+    "fleet_id": "north",
+    "iccid": None,
+}
+_PARKED_CHARGED: JsonDict = {
+    "charged": 3120,
+    "charges": 3120,
+    "correction_nos": [13, 14],
+    "remaining": 7,
+    "reasons": [{"reason": "no_subscription", "readings": 7}],
+}
 _CORRECTION: JsonDict = {
     "correction_no": 12,
     "cause": "plan_change",
@@ -53,9 +77,14 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _OfDevices(_Request):
-    device_ids: list[_Id] = Field(min_length=1, max_length=DEVICES_MAX, examples=[["meter-7"]])
+class Dated(_Request):
+    """What is to hold from an instant on, past, present or future."""
+
     at: Instant | None = Field(None, description=_AT, examples=["2026-04-15T00:00:00Z"])
+
+
+class _OfDevices(Dated):
+    device_ids: list[_Id] = Field(min_length=1, max_length=DEVICES_MAX, examples=[["meter-7"]])
 
 
 class SubscriptionOrder(_OfDevices):
@@ -91,12 +120,18 @@ class MoveOrder(_OfDevices):
     version: _Version = Field(None, description="unset: the newest")
 
 
-class SimSwapOrder(_Request):
+class SimSwapOrder(Dated):
     """The SIM that is to be in a device; what it used stays the device's."""
 
-    iccid: _Id = Field(examples=["8949000000000000017"])
+    iccid: str = Field(
+        description="18 to 20 digits, with or without the check digit",
+        examples=["8949000000000000018"],
+    )
+    check_digit_left_out: bool = Field(
+        default=False,
+        description="whether 19 digits are those of a number of 20, without its check digit",
+    )
     imsi: _Id | None = None
-    at: Instant | None = Field(None, description=_AT)
 
 
 class ParkedOrder(_Request):
@@ -107,16 +142,89 @@ class ParkedOrder(_Request):
 
 
 class TermsChanged(BaseModel):
-    """A change that was made, and what was charged again because of it."""
+    """A change that was made, and what was charged again because of it; the same for the same key."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_CHANGED]})
 
     correction_no: int
+    effective_from: Time = Field(
+        description="from when on it holds, as the plan that is left may say; of several devices, the last"
+    )
+    in_effect: bool = Field(
+        description="whether it held already when it was made; if not, it waits"
+    )
     changed: int = Field(description="subscriptions, states or devices that are otherwise now")
     charges: int = Field(description="charges that are otherwise now")
     unparked: int = Field(description="readings that were parked and are dealt with again")
     parked: int = Field(description="readings that became, or stayed, parked")
-    repeated: bool = Field(description="it was made before, under the same key")
+
+
+class Sim(BaseModel):
+    """A SIM that is, was, or is to be in a device."""
+
+    iccid: str
+    imsi: str | None
+    valid_from: Time
+    valid_to: Time | None = Field(description="null: until another is put in")
+    recorded_at: Time
+
+
+class Sims(Page[Sim]):
+    """A page of a device's SIMs, the last first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [_SIM], "next_cursor": None}]}
+    )
+
+
+class ParkedReason(BaseModel):
+    """How many readings cannot be charged yet for one reason."""
+
+    reason: Literal["no_subscription", "no_price"]
+    readings: int
+
+
+class ParkedCharged(BaseModel):
+    """What was parked and is charged now, and what is parked still."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PARKED_CHARGED]})
+
+    charged: int = Field(description="readings that were parked and are charged now")
+    charges: int = Field(description="charges that are new or otherwise now")
+    correction_nos: list[int] = Field(description="the changes that hold them, in their order")
+    remaining: int = Field(description="readings that cannot be charged yet")
+    reasons: list[ParkedReason] = Field(description="why they cannot; see /v1/parked")
+
+
+class PlannedChange(BaseModel):
+    """One change of a device's terms that is still to come."""
+
+    effective_from: Time
+    kind: Literal[
+        "state_change",
+        "subscription",
+        "plan_change",
+        "subscription_end",
+        "fleet_change",
+        "sim_swap",
+    ]
+    state: Literal["inventory", "active", "suspended", "retired"] | None = Field(
+        description="of a state_change"
+    )
+    plan_id: str | None = Field(
+        description="of a subscription or plan_change; of a subscription_end, what ends"
+    )
+    plan_version: int | None
+    fleet_id: str | None = Field(description="where the device is then, or into which it moves")
+    iccid: str | None = Field(description="of a sim_swap")
+
+
+class PlannedChanges(Page[PlannedChange]):
+    """A page of what is still to change of a device, the next first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [_PLANNED], "next_cursor": None}]}
+    )
 
 
 class Correction(BaseModel):

@@ -1,15 +1,11 @@
 """A fresh database for a benchmark, and readings that are stored in it as the ingester would."""
 
 import contextlib
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-
-import psycopg
-from psycopg import sql
 
 from metering import stack
 from metering.charging.subscribe import subscribe
@@ -18,6 +14,7 @@ from metering.ingest.admission import Message
 from metering.plan_document import read_plan
 from metering.settings import Settings
 from metering.stack import lifecycle
+from metering.stack.scratch import scratch_database
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
@@ -37,7 +34,7 @@ def own_database() -> Iterator[str]:
     """Yield the URL of an empty database: on the server of the settings, or on one started for it."""
     settings = Settings()
     if settings.database_url is not None:
-        with _database_on(settings.database_url.get_secret_value()) as url:
+        with scratch_database(settings.database_url.get_secret_value(), prefix="bench") as url:
             yield url
         return
     folder = Path(tempfile.mkdtemp(prefix="fleetmeter-bench-"))
@@ -46,27 +43,11 @@ def own_database() -> Iterator[str]:
         database_url=None, broker_url=None, data_dir=folder, cache_dir=settings.cache_dir
     )
     try:
-        with _database_on(stack.up(own).database_url) as url:
+        with scratch_database(stack.up(own).database_url, prefix="bench") as url:
             yield url
     finally:
         lifecycle.erase(own)
         shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _database_on(server: str) -> Iterator[str]:
-    name = f"bench_{secrets.token_hex(8)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-        )
-    try:
-        yield server.rpartition("/")[0] + "/" + name
-    finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
 
 
 async def migrated(url: str) -> Connection:

@@ -12,6 +12,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from metering.errors import InvalidValue
 
 
+def instant_text(instant: datetime) -> str:
+    """Write an instant as all that leaves the platform has it: RFC 3339 in UTC, ending in Z."""
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillCycle:
     """One bill cycle: local days `[first_day, next_first_day)` of a zone.

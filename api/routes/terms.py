@@ -1,10 +1,11 @@
 """Terms of devices, dated in the past, now, or in the future; and what their changes changed."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from fractions import Fraction
 from http import HTTPStatus
-from typing import Annotated, cast
+from typing import Annotated, TypedDict, cast
 
 from fastapi import APIRouter, Path, Response
 
@@ -21,28 +22,30 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from metering.charging.change_once import ChangeMade
 from metering.charging.change_terms import (
     change_plan,
     change_state,
-    charge_parked,
     end_subscriptions,
     move_devices,
     swap_sim,
 )
-from metering.charging.make_change import TermsChanged
+from metering.charging.charge_parked import charge_all_parked
 from metering.charging.subscribe import subscribe
+from metering.iccid import checked_iccid
 from metering.money import decimal_text
 from metering.store.balances import fleet_of_id
 from metering.store.correction_views import (
     ChargeDifferenceView,
     CorrectionView,
     device_nos_of_ids,
-    devices_with_parked_usage,
     list_corrections,
     list_differences,
     plan_no_of,
 )
 from metering.store.device_views import device_view
+from metering.store.parked_charges import ParkedUsage
+from metering.store.planned_views import list_planned, list_sims
 from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
@@ -86,9 +89,7 @@ async def post_plan_change(
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -104,9 +105,7 @@ async def post_subscription_end(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -123,9 +122,7 @@ async def post_state_change(
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
             state=order.state,
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -142,9 +139,7 @@ async def post_fleet_move(
             device_nos=await _numbers(caller, order.device_ids),
             fleet=await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -165,11 +160,11 @@ async def post_sim_swap(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_no=number,
-            iccid=order.iccid,
+            iccid=checked_iccid(
+                order.iccid, "iccid", check_digit_left_out=order.check_digit_left_out
+            ),
             imsi=order.imsi,
-            at=order.at,
-            now=caller.now,
-            key=key,
+            **_when(caller, order, key),
         ),
         response,
     )
@@ -178,32 +173,83 @@ async def post_sim_swap(
 @router.post("/parked/charge", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_parked_charge(
     caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey, response: Response
-) -> schemas.TermsChanged:
-    """Charge what is parked and can be charged now, of at most 1000 devices a call."""
-    found_in: dict[str, object] | None = None
+) -> schemas.ParkedCharged:
+    """Charge all that is parked and can be charged now; sent again, it goes on where it ended."""
+    if order.device_ids is not None and order.fleet_id is not None:
+        raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
+    numbers = fleet = None
     if order.device_ids is not None:
-        if order.fleet_id is not None:
-            raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
         numbers = await _numbers(caller, order.device_ids)
-    else:
-        fleet_no = None
-        if order.fleet_id is not None:
-            fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
-            fleet_no = fleet.fleet_no
-        numbers = await devices_with_parked_usage(
-            caller.connection, caller.tenant_no, fleet_no=fleet_no, limit=schemas.DEVICES_MAX
-        )
-        found_in = {"fleet_no": fleet_no}
-    return _changed(
-        await charge_parked(
-            caller.connection,
+    if order.fleet_id is not None:
+        fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+    await caller.connection.commit()  # each step is a transaction of its own
+    charged = await charge_all_parked(
+        caller.connection,
+        ParkedUsage(
             tenant_no=caller.tenant_no,
+            fleet_no=fleet.fleet_no if fleet else None,
             device_nos=numbers,
-            found_in=found_in,
-            now=caller.now,
-            key=key,
         ),
-        response,
+        key=key,
+        now=caller.now,
+    )
+    if charged.repeated:
+        response.status_code = HTTPStatus.OK
+    return schemas.ParkedCharged.model_validate(
+        {
+            "charged": charged.charged,
+            "charges": charged.charges,
+            "correction_nos": charged.corrections,
+            "remaining": sum(charged.remaining.values()),
+            "reasons": [
+                {"reason": reason, "readings": readings}
+                for reason, readings in charged.remaining.items()
+            ],
+        }
+    )
+
+
+@router.get("/devices/{device_id}/sims")
+async def get_sims(
+    caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.Sims:
+    """List the SIMs that are, were, or are to be in a device, the last first."""
+    device = await device_view(
+        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+    )
+    rows = await list_sims(
+        caller.connection,
+        caller.tenant_no,
+        device_no=device.device_no,
+        before=cast("datetime", read_cursor(cursor, "t")[0]) if cursor else None,
+        limit=limit + 1,
+    )
+    return schemas.Sims(
+        items=[schemas.Sim.model_validate(asdict(row)) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].valid_from]) if len(rows) > limit else None,
+    )
+
+
+@router.get("/devices/{device_id}/planned-changes")
+async def get_planned_changes(
+    caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.PlannedChanges:
+    """List what is still to change of a device's terms, the next first."""
+    device = await device_view(
+        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+    )
+    rows = await list_planned(
+        caller.connection,
+        caller.tenant_no,
+        device_no=device.device_no,
+        after=cast("tuple[datetime, str]", tuple(read_cursor(cursor, "ts"))) if cursor else None,
+        limit=limit + 1,
+        now=caller.now,
+    )
+    last = rows[limit - 1] if len(rows) > limit else None
+    return schemas.PlannedChanges(
+        items=[schemas.PlannedChange.model_validate(asdict(row)) for row in rows[:limit]],
+        next_cursor=cursor_of([last.effective_from, last.kind]) if last else None,
     )
 
 
@@ -275,16 +321,29 @@ async def _one_fleet(caller: Caller, device_nos: Sequence[int]) -> Fleet:
     return fleets[numbers.pop()]
 
 
-def _changed(changed: TermsChanged, response: Response) -> schemas.TermsChanged:
-    if changed.repeated:
+class _When(TypedDict):
+    at: datetime | None
+    now: datetime
+    key: str
+
+
+def _when(caller: Caller, order: schemas.Dated, key: str) -> _When:
+    """Return from when on a change is to hold, when it is asked for, and under which key."""
+    return {"at": order.at, "now": caller.now, "key": key}
+
+
+def _changed(made: ChangeMade, response: Response) -> schemas.TermsChanged:
+    if made.repeated:
         response.status_code = HTTPStatus.OK
+    assert made.correction_no is not None  # noqa: S101 - what has a key is always written
     return schemas.TermsChanged(
-        correction_no=changed.correction_no,
-        changed=changed.changed,
-        charges=changed.charges,
-        unparked=changed.unparked,
-        parked=changed.parked,
-        repeated=changed.repeated,
+        correction_no=made.correction_no,
+        effective_from=made.effective_from,
+        in_effect=made.in_effect,
+        changed=made.changed,
+        charges=made.charges,
+        unparked=made.unparked,
+        parked=made.parked,
     )
 
 

@@ -1,13 +1,16 @@
 """Changing balances on a tenant's word: top-ups, transfers and adjustments, each done once by its key."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
 from metering.charging.thresholds import reconsider
 from metering.errors import InvalidValue
 from metering.ids import TenantNo
+from metering.period import instant_text
 from metering.rating.plan import DEVICE_TOP_UP_PRIORITY, FLEET_TOP_UP_PRIORITY
+from metering.rating.zone import ELSEWHERE
 from metering.store.balances import (
     BucketState,
     Operation,
@@ -17,6 +20,7 @@ from metering.store.balances import (
     insert_operation,
     insert_top_up,
     operation_of_key,
+    priced_meters,
 )
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -73,7 +77,8 @@ async def top_up(
     """Put a lot of its own into a fleet's hands, or into those of one of its devices.
 
     Usage draws from it that begins while it holds, also where the plan has no allowance of the meter.
-    Raises `InvalidValue` when the order or the key cannot be taken.
+    Raises `InvalidValue` when the order or the key cannot be taken: a meter that no plan of the tenant
+    prices, or a zone that none of those has, could never be drawn from.
     """
     meter_no = _checked_order(order)
     content: dict[str, object] = {
@@ -93,6 +98,7 @@ async def top_up(
     async def do(run_no: int) -> Operation | None:
         if order.expires_at is not None and order.expires_at <= (order.begins_at or now):
             raise InvalidValue("expires_at", "is not after the beginning", "use a later time")
+        _check_priced(order, await priced_meters(connection, fleet.tenant_no))
         if device_no is not None and not await device_is_in(connection, device_no, fleet.fleet_no):
             raise InvalidValue("device_id", "the device is moving to another fleet", "try again")
         bucket_no = await insert_top_up(
@@ -334,6 +340,24 @@ def _checked_order(order: TopUp) -> int:
     return meter.meter_no
 
 
+def _check_priced(order: TopUp, priced: Mapping[str, AbstractSet[str]]) -> None:
+    """Raise `InvalidValue` when no usage could ever draw from what is ordered."""
+    if order.meter not in priced:
+        known = [meter for meter in METERS if meter in priced]
+        instead = f", or use one of {', '.join(known)}" if known else ""
+        raise InvalidValue(
+            "meter", f"no plan prices {order.meter}", f"add a plan that does first{instead}"
+        )
+    zones = priced[order.meter] | {ELSEWHERE}
+    for position, zone in enumerate(order.zones or ()):
+        if zone not in zones:
+            raise InvalidValue(
+                f"zones.{position}",
+                f"no plan that prices {order.meter} has a zone {zone!r}",
+                f"use one of {', '.join(sorted(zones))}, or leave zones out for anywhere",
+            )
+
+
 def _checked_quantity(quantity: int) -> None:
     if not 1 <= quantity <= QUANTITY_MAX:
         raise InvalidValue(
@@ -354,7 +378,7 @@ def _still_holds(field: str, state: BucketState, now: datetime) -> None:
     if state.expires_at is not None and state.expires_at <= now:
         raise InvalidValue(
             field,
-            f"bucket {state.bucket_no} expired at {state.expires_at.isoformat()}",
+            f"bucket {state.bucket_no} expired at {instant_text(state.expires_at)}",
             "name a bucket that still holds",
         )
 

@@ -4,11 +4,12 @@ Each writes the new terms and has charged again what was charged for later insta
 plan that is left says when a change to another takes effect; thresholds are a device's and stay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from metering.charging.make_change import TermsChange, TermsChanged, check_currency, make_change
+from metering.charging.change_once import ChangeMade, change_once
+from metering.charging.make_change import check_currency
 from metering.errors import InvalidValue
 from metering.ids import TenantNo, checked_id
 from metering.period import Calendar
@@ -54,16 +55,17 @@ async def change_plan(
     at: datetime | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
+) -> ChangeMade:
     """Let devices go over to another plan version at an instant, past or future; None: now.
 
     Each must have a subscription then. It ends where the change takes effect, as the plan that is left
     says; the new one runs as long as the old one would have.
     """
     since = at or now
+    effective: list[datetime] = []
 
     async def write(connection: Connection) -> int:
-        changed = 0
+        effective.clear()  # it may be written again, with more fleets owned
         for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
             running = _running(own, since, device_no)
             if running.plan_no == plan_no:
@@ -84,21 +86,14 @@ async def change_plan(
                 connection,
                 replace(running, plan_no=plan_no, valid_from=starts),
             )
-            changed += 1
-        return changed
+            effective.append(starts)
+        return len(effective)
 
-    change = TermsChange(
-        tenant_no=tenant_no,
-        cause=Cause.PLAN_CHANGE,
-        detail={"plan_no": plan_no},
-        devices=sorted(device_nos),
-        since=since,
-        asked_at=at,
-        now=now,
-        key=key,
-        write=write,
-    )
-    return await make_change(connection, change)
+    return await change_once(
+        connection, Cause.PLAN_CHANGE, {"plan_no": plan_no}, write,
+        tenant_no=tenant_no, device_nos=device_nos, at=at, now=now,
+        key=key, takes_effect=lambda: max(effective, default=since),
+    )  # fmt: skip
 
 
 def _takes_effect(
@@ -126,31 +121,29 @@ async def end_subscriptions(
     at: datetime | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
+) -> ChangeMade:
     """End what devices are subscribed to at an instant, past or future; later usage is parked."""
     since = at or now
 
     async def write(connection: Connection) -> int:
         changed = 0
         for own in (await subscriptions_of_devices(connection, device_nos)).values():
-            for each in own:
-                if each.valid_to is None or each.valid_to > since:
-                    await end_subscription_at(connection, each.subscription_no, since)
-                    changed += 1
+            changed += await _end(connection, own, since)
         return changed
 
-    change = TermsChange(
-        tenant_no=tenant_no,
-        cause=Cause.SUBSCRIPTION_END,
-        detail={},
-        devices=sorted(device_nos),
-        since=since,
-        asked_at=at,
-        now=now,
+    return await change_once(
+        connection, Cause.SUBSCRIPTION_END, {}, write,
+        tenant_no=tenant_no, device_nos=device_nos, at=at, now=now,
         key=key,
-        write=write,
-    )
-    return await make_change(connection, change)
+    )  # fmt: skip
+
+
+async def _end(connection: Connection, own: Iterable[Subscription], at: datetime) -> int:
+    """End those of a device's subscriptions that run at an instant or later; return how many did."""
+    ending = [each for each in own if each.valid_to is None or each.valid_to > at]
+    for each in ending:
+        await end_subscription_at(connection, each.subscription_no, at)
+    return len(ending)
 
 
 async def change_state(
@@ -162,7 +155,7 @@ async def change_state(
     at: datetime | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
+) -> ChangeMade:
     """Let devices be in a state from an instant on, past or future, until their next change.
 
     Inventory, then active and suspended in turns, then retired for good; any may come at once after
@@ -177,25 +170,15 @@ async def change_state(
         changed = await set_state(connection, device_nos, state=state, at=since, now=now)
         if state is DeviceState.RETIRED:
             for own in (await subscriptions_of_devices(connection, device_nos)).values():
-                ending = [each for each in own if each.valid_to is None or each.valid_to > since]
-                for each in ending:
-                    await end_subscription_at(connection, each.subscription_no, since)
                 # Of one that was retired before, and subscribed since, only that changes.
-                changed = max(changed, len(ending))
+                changed = max(changed, await _end(connection, own, since))
         return changed
 
-    change = TermsChange(
-        tenant_no=tenant_no,
-        cause=Cause.STATE_CHANGE,
-        detail={"state": state.value},
-        devices=sorted(device_nos),
-        since=since,
-        asked_at=at,
-        now=now,
+    return await change_once(
+        connection, Cause.STATE_CHANGE, {"state": state.value}, write,
+        tenant_no=tenant_no, device_nos=device_nos, at=at, now=now,
         key=key,
-        write=write,
-    )
-    return await make_change(connection, change)
+    )  # fmt: skip
 
 
 def _check_order(around: StatesAround, state: DeviceState) -> None:
@@ -225,7 +208,7 @@ async def move_devices(
     at: datetime | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
+) -> ChangeMade:
     """Move devices into another fleet of their tenant, subscribed to a plan there, at an instant.
 
     What they used before it stays with the fleets in which they were, also if it arrives later. Moves
@@ -236,9 +219,7 @@ async def move_devices(
     async def write(connection: Connection) -> int:
         await check_currency(connection, plan_no, fleet)
         for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
-            for each in own:
-                if each.valid_to is None or each.valid_to > since:
-                    await end_subscription_at(connection, each.subscription_no, since)
+            await _end(connection, own, since)
             await insert_subscription(
                 connection,
                 Subscription(
@@ -254,19 +235,11 @@ async def move_devices(
         await make_moves(connection, device_nos, now=now)
         return len(device_nos)
 
-    change = TermsChange(
-        tenant_no=fleet.tenant_no,
-        cause=Cause.FLEET_CHANGE,
-        detail={"fleet_no": fleet.fleet_no, "plan_no": plan_no},
-        devices=sorted(device_nos),
-        since=since,
-        asked_at=at,
-        now=now,
-        key=key,
-        fleets=[fleet],
-        write=write,
-    )
-    return await make_change(connection, change)
+    return await change_once(
+        connection, Cause.FLEET_CHANGE, {"fleet_no": fleet.fleet_no, "plan_no": plan_no}, write,
+        tenant_no=fleet.tenant_no, device_nos=device_nos, at=at, now=now,
+        key=key, fleets=[fleet],
+    )  # fmt: skip
 
 
 async def move_due(connection: Connection, *, now: datetime) -> int:
@@ -296,7 +269,7 @@ async def swap_sim(
     at: datetime | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
+) -> ChangeMade:
     """Put another SIM into a device at an instant; a device that had it then has none from there on.
 
     Usage is a device's, whatever SIM carried it: nothing is charged otherwise.
@@ -309,18 +282,11 @@ async def swap_sim(
             connection, tenant_no, device_no, iccid=iccid, imsi=imsi, at=since, now=now
         )
 
-    change = TermsChange(
-        tenant_no=tenant_no,
-        cause=Cause.SIM_SWAP,
-        detail={"iccid": iccid, "imsi": imsi},
-        devices=[device_no],
-        since=since,
-        asked_at=at,
-        now=now,
+    return await change_once(
+        connection, Cause.SIM_SWAP, {"iccid": iccid, "imsi": imsi}, write,
+        tenant_no=tenant_no, device_nos=[device_no], at=at, now=now,
         key=key,
-        write=write,
-    )
-    return await make_change(connection, change)
+    )  # fmt: skip
 
 
 async def charge_parked(
@@ -328,32 +294,20 @@ async def charge_parked(
     *,
     tenant_no: TenantNo,
     device_nos: Sequence[int],
-    found_in: Mapping[str, object] | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
-    """Charge what is parked of some devices and can be charged now; the rest stays where it is.
-
-    Devices that were not named but found, because usage of theirs is parked, are others once it is
-    charged: then `found_in` says where, and it is what the same key repeats.
-    """
+) -> ChangeMade:
+    """Charge what is parked of some devices and can be charged now; the rest stays where it is."""
 
     async def write(connection: Connection) -> int:
         del connection
         return 0
 
-    change = TermsChange(
-        tenant_no=tenant_no,
-        cause=Cause.PARKED,
-        detail=found_in or {},
-        devices=sorted(device_nos),
-        devices_named=found_in is None,
-        since=_EVER,
-        now=now,
-        key=key,
-        write=write,
-    )
-    return await make_change(connection, change)
+    return await change_once(
+        connection, Cause.PARKED, {}, write,
+        tenant_no=tenant_no, device_nos=device_nos, at=None, now=now,
+        key=key, since=_EVER,
+    )  # fmt: skip
 
 
 def _running(own: Sequence[Subscription], at: datetime, device_no: int) -> Subscription:

@@ -9,9 +9,11 @@ from metering.period import BillCycle, Calendar
 from metering.rating.grants import cycle_grants
 from metering.rating.lots import rolled_into
 from metering.rating.membership import Member
-from metering.rating.plan import PlanTerms, Renews
+from metering.rating.plan import PlanTerms
 from metering.store.connection import Connection
 from metering.store.cycles import (
+    first_cycle,
+    first_subscribed,
     fleet_members,
     fleets_without_open_cycle,
     insert_cycle,
@@ -30,51 +32,45 @@ async def open_cycle(
 ) -> None:
     """Open a fleet's cycle if it is not open, as a charging run of its own.
 
-    Earlier cycles that are not open are opened before it, in order, where an allowance may outlive the
-    cycle in which it is granted. The caller owns the fleet's shard.
+    Earlier ones that nobody opened, since its first subscription began, are opened before it, in order,
+    each as a run of its own too: each has its statement, whether anything was used in it or not. The
+    caller owns the fleet's shard.
     """
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=cycle.end)
     plans = await plans_of_members(connection, members)
-    cycles = [*_before(fleet, cycle, members, plans), cycle]
-    keys = [(fleet.fleet_no, each.start) for each in cycles]
-    opened = await opened_cycles(connection, keys)
-    for key, each in zip(keys, cycles, strict=True):
-        if key not in opened:
-            run_no = await next_run_no(connection)
-            await insert_cycle(connection, fleet.fleet_no, each, place=(run_no, -1), now=now)
-            await _roll_over(connection, fleet, each, plans, run_no=run_no, now=now)
-            await grant(connection, fleet, each, members, plans, run_no=run_no, now=now)
-
-
-def _before(
-    fleet: Fleet, cycle: BillCycle, members: Iterable[Member], plans: Mapping[int, PlanTerms]
-) -> list[BillCycle]:
-    """Return the cycles before one in which something may be granted that is left for it."""
-    lasting = {plan_no for plan_no, terms in plans.items() if _outlives_its_cycle(terms)}
     begins = min(
-        (
-            each.valid_from
-            for member in members
-            for each in member.subscriptions
-            if each.plan_no in lasting
-        ),
-        default=cycle.start,
+        (each.valid_from for member in members for each in member.subscriptions), default=None
     )
+    for each in await _unopened(connection, fleet, begins, cycle):
+        run_no = await next_run_no(connection)
+        await insert_cycle(connection, fleet.fleet_no, each, place=(run_no, -1), now=now)
+        await _roll_over(connection, fleet, each, plans, run_no=run_no, now=now)
+        await grant(connection, fleet, each, members, plans, run_no=run_no, now=now)
+
+
+async def _unopened(
+    connection: Connection, fleet: Fleet, begins: datetime | None, last: BillCycle
+) -> list[BillCycle]:
+    """Return a fleet's cycles that are not open, from the one of an instant up to another, in order."""
     calendar = Calendar(fleet.time_zone, fleet.anchor_day)
-    found: list[BillCycle] = []
-    earlier = calendar.cycle_at(begins)
-    while earlier.start < cycle.start:
-        found.append(earlier)
-        earlier = calendar.following(earlier)
-    return found
+    cycle = last if begins is None or begins >= last.start else calendar.cycle_at(begins)
+    cycles = [cycle]
+    while cycle.start < last.start:
+        cycle = calendar.following(cycle)
+        cycles.append(cycle)
+    opened = await opened_cycles(connection, [(fleet.fleet_no, each.start) for each in cycles])
+    return [each for each in cycles if (fleet.fleet_no, each.start) not in opened]
 
 
-def _outlives_its_cycle(terms: PlanTerms) -> bool:
-    return any(
-        allowance.rollover is not None or allowance.renews not in {Renews.PERIOD, Renews.DAY}
-        for of_meter in terms.meters.values()
-        for allowance in of_meter.allowances
-    )
+async def open_missed_cycles(connection: Connection, fleet: Fleet, *, now: datetime) -> None:
+    """Open what a fleet's first subscription reaches back to, before the cycles that are open.
+
+    The caller owns the fleet's shard.
+    """
+    first = await first_cycle(connection, fleet.fleet_no)
+    begins = await first_subscribed(connection, fleet.fleet_no)
+    if first is not None and begins is not None and begins < first.start:
+        await open_cycle(connection, fleet, first, now=now)
 
 
 async def plans_of_members(
@@ -130,9 +126,9 @@ async def _roll_over(
 async def open_due_cycles(
     connection: Connection, *, now: datetime, leases: Leases | None = None
 ) -> int:
-    """Open the present cycle of every leased fleet that has none yet; return of how many fleets.
+    """Open every leased fleet's cycles up to the present one, in order; return of how many fleets.
 
-    Each fleet's is a transaction of its own, so that a cycle costs one fleet's work at a time. A fleet
+    Each cycle's opening is a transaction of its own, so that it costs one fleet's work at a time. A fleet
     that somebody else is charging is left for the next look: waiting here would hold up all others.
     So is one whose lease is not what it was. Without `leases`, all fleets are looked at.
     """
@@ -142,14 +138,19 @@ async def open_due_cycles(
             connection, now, shards=leases.fences if leases else None
         )
     for fleet in due:
+        present = Calendar(fleet.time_zone, fleet.anchor_day).cycle_at(now)
         async with connection.transaction():
-            if leases is None:
-                locked = await try_lock_shard(connection, fleet.shard_no)
-            else:
-                locked = await try_lock_leased(connection, leases, fleet.shard_no)
+            begins = await first_subscribed(connection, fleet.fleet_no)
+            cycles = await _unopened(connection, fleet, begins, present)
+        for cycle in cycles:
+            async with connection.transaction():
+                if leases is None:
+                    locked = await try_lock_shard(connection, fleet.shard_no)
+                else:
+                    locked = await try_lock_leased(connection, leases, fleet.shard_no)
+                if locked:
+                    await open_cycle(connection, fleet, cycle, now=now)
             if not locked:
-                continue
-            cycle = Calendar(fleet.time_zone, fleet.anchor_day).cycle_at(now)
-            await open_cycle(connection, fleet, cycle, now=now)
-        opened += 1
+                break
+            opened += cycle == present
     return opened

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from metering.charging.make_change import TermsChange, TermsChanged, check_currency, make_change
+from metering.charging.change_once import ChangeMade, change_once
+from metering.charging.make_change import check_currency
 from metering.errors import InvalidValue
 from metering.store.connection import Connection
 from metering.store.corrections import Cause
@@ -20,10 +21,11 @@ async def subscribe(
     valid_to: datetime | None = None,
     now: datetime,
     key: str | None = None,
-) -> TermsChanged:
+) -> ChangeMade:
     """Subscribe a fleet's devices to a plan version from an instant on, None: from now on.
 
-    Those that have a version of the plan then are left.
+    Those that have a version of the plan then are left; where all do, nothing is written, unless there is
+    a `key` to remember.
 
     In a cycle that is open they bring their share in at once: a pool grows by the prorated
     contribution. Usage of theirs that was parked is charged. Raises `InvalidValue` when the plan's
@@ -58,16 +60,9 @@ async def subscribe(
         )
         return len(added)
 
-    change = TermsChange(
-        tenant_no=fleet.tenant_no,
-        cause=Cause.SUBSCRIPTION,
-        detail={"plan_no": plan_no, "valid_to": valid_to and valid_to.isoformat()},
-        devices=sorted(device_nos),
-        since=since,
-        asked_at=valid_from,
-        now=now,
-        key=key,
-        fleets=[fleet],
-        write=write,
-    )
-    return await make_change(connection, change)
+    detail = {"plan_no": plan_no, "valid_to": valid_to and valid_to.isoformat()}
+    return await change_once(
+        connection, Cause.SUBSCRIPTION, detail, write,
+        tenant_no=fleet.tenant_no, device_nos=device_nos, at=valid_from, now=now,
+        key=key, fleets=[fleet],
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from metering.money import decimal_text
-from metering.period import Calendar
+from metering.period import Calendar, instant_text
 from metering.rating.account import Charge
 from metering.rating.plan import PlanTerms
 from metering.rating.threshold import (
@@ -355,8 +355,8 @@ async def _tell(
             "measure": threshold.measure.value,
             "meter": METERS_BY_NO[threshold.meter_no].meter if threshold.meter_no else None,
             "period": threshold.period.value,
-            "period_start": alert.span.start.isoformat(),
-            "period_end": alert.span.end.isoformat(),
+            "period_start": instant_text(alert.span.start),
+            "period_end": instant_text(alert.span.end),
             "unit": unit_of(threshold, currency),
             "value": amount_text(alert.measured.value, alert.measured.per_unit),
             "limit": amount_text(alert.measured.limit, alert.measured.per_unit),

@@ -9,11 +9,12 @@ import socket
 import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import httpx
 
+from metering.period import instant_text
 from metering.store.webhooks import DueDelivery
 from metering.webhook_address import is_public
 
@@ -33,7 +34,7 @@ def webhook_body(delivery: DueDelivery) -> bytes:
     document = {
         "id": str(delivery.event_id),
         "type": delivery.kind,
-        "timestamp": delivery.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "timestamp": instant_text(delivery.created_at),
         "fleet": delivery.fleet_id,
         "device": delivery.device_id,
         "data": delivery.payload,

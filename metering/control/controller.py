@@ -11,6 +11,7 @@ from metering.control.quota import quota_handler
 from metering.control.send_commands import CommandSender
 from metering.control.send_webhooks import WebhookSender
 from metering.control.waking import away
+from metering.control.watch import Watch
 from metering.settings import Settings
 from metering.store.connection import UNREACHABLE, connect_patiently, database_url
 from metering.store.outbox import OUTBOX_CHANNEL
@@ -46,6 +47,7 @@ class Controller:
         )
         self._commands = CommandSender(settings, self._broker)
         self._webhooks = WebhookSender(settings)
+        self._watch = Watch(settings)
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
 
     async def run(self) -> None:
@@ -55,6 +57,7 @@ class Controller:
             tasks.create_task(self._hearing.run(self._broker.acknowledge))
             tasks.create_task(self._commands.run())
             tasks.create_task(self._webhooks.run())
+            tasks.create_task(self._watch.run())
             tasks.create_task(self._listen_for_ever())
 
     async def _listen_for_ever(self) -> None:

@@ -40,3 +40,25 @@ CONNECTED = Gauge("fleetmeter_control_subscribed", "1 while subscribed at the br
 QUOTA_REQUESTS = Counter(
     "fleetmeter_quota_requests", "Requests for quota that were answered", ["outcome"]
 )
+COMMANDS_DUE = Gauge(
+    "fleetmeter_control_commands_due", "Commands that are due to be published, or published again"
+)
+COMMANDS_DUE_SECONDS = Gauge(
+    "fleetmeter_control_commands_due_oldest_seconds",
+    "How long the first of them is due; 0: none is",
+)
+WEBHOOKS_DUE = Gauge(
+    "fleetmeter_control_webhook_deliveries_due", "Webhook deliveries that are due, first or again"
+)
+WEBHOOKS_DUE_SECONDS = Gauge(
+    "fleetmeter_control_webhook_deliveries_due_oldest_seconds",
+    "How long the first of them is due; 0: none is",
+)
+WATERMARK_LAG_SECONDS = Gauge(
+    "fleetmeter_watermark_lag_seconds",
+    "How long ago usage of the fleet that lags most was complete; NaN: no device tells",
+)
+FLEETS_HELD_BACK = Gauge(
+    "fleetmeter_watermark_fleets_held_back",
+    "Fleets of which readings are missing that may still come",
+)

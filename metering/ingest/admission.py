@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from metering.ids import DeviceId, TenantId
+from metering.period import instant_text
 from metering.sequence import GAPS_OPEN_MAX
 from metering.settings import Settings
 from metering.usage import Reading, Rejection, RejectReason
@@ -144,10 +145,10 @@ def _clock_problem(
         return None
     if reading.at > latest:
         reason, field = RejectReason.CLOCK_AHEAD, "at"
-        detail = f"{reading.at.isoformat()} is in the future; set the device's clock"
+        detail = f"{instant_text(reading.at)} is in the future; set the device's clock"
     else:
         reason, field = RejectReason.CLOCK_BEHIND, "at" if reading.since is None else "since"
-        detail = f"{began.isoformat()} is before {earliest.isoformat()}; set the device's clock"
+        detail = f"{instant_text(began)} is before {instant_text(earliest)}; set the device's clock"
     return Rejection(
         reason=reason,
         field=f"readings.{position}.{field}",

@@ -25,6 +25,7 @@ from metering.store.audit import (
     StoredEntry,
     StoredReservation,
     all_fleets,
+    missing_states,
     run_steps,
     stored_counters,
     stored_counts,
@@ -37,6 +38,7 @@ from metering.store.audit import (
     unbalanced_transactions,
     unequal_arrivals,
     unequal_folds,
+    unequal_states,
 )
 from metering.store.charges import ChargeColumns, charge_columns
 from metering.store.closing_audit import unequal_watermarks
@@ -134,6 +136,14 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
     result.differences += [
         f"boot {boot_no}: kept as measured and complete up to {kept}, its readings say {stored}"
         for boot_no, kept, stored in await unequal_watermarks(connection)
+    ]
+    result.differences += [
+        f"device {device_id}: from {at.isoformat()} on it is kept as {kept}, it was said to be {said}"
+        for device_id, at, kept, said in await unequal_states(connection, fleet_no)
+    ]
+    result.differences += [
+        f"device {device_id}: {count} of {last} entries of its states are there"
+        for device_id, last, count in await missing_states(connection, fleet_no)
     ]
     if counted.stored_twice:
         result.differences.append(f"{counted.stored_twice} readings are stored more than once")

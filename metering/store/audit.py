@@ -14,7 +14,7 @@ from metering.period import BillCycle
 from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.guide import Subscription
 from metering.rating.record import EpochKey, StoredReading
-from metering.rating.threshold import Counted, Measure
+from metering.rating.threshold import Counted
 from metering.store.accounts import BUCKET_COLUMNS, CounterEnds, counter_of_row
 from metering.store.balances import (
     OPERATION_COLUMNS,
@@ -27,7 +27,7 @@ from metering.store.charges import ChargeColumns
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.store.registry import Fleet, fleet_of_row, subscription_of_row
-from metering.store.thresholds import Lots
+from metering.store.thresholds import LOTS_GIVEN, LOTS_HOLD, Lots, sums_of_lots
 from metering.usage import Reading
 
 Place = tuple[int, int]
@@ -671,6 +671,36 @@ _UNEQUAL_ARRIVALS = (
 )
 
 
+async def unequal_states(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[str, datetime, str | None, str | None]]:
+    """Return where a device's dated state is not what was said of it last: device, instant, both."""
+    query = (
+        "WITH said AS (SELECT DISTINCT ON (device_no, effective_from) device_no, effective_from, state,"  # noqa: S608 - a clause of this module
+        "   recorded_at FROM device_state_entry ORDER BY device_no, effective_from, entry_no DESC)"
+        " SELECT device_id, effective_from, kept.state, said.state FROM device_state_change AS kept"
+        " FULL JOIN said USING (device_no, effective_from) JOIN device USING (device_no)"
+        " WHERE (kept.state, kept.recorded_at) IS DISTINCT FROM (said.state, said.recorded_at)"
+        f"{_of_fleet('device.device_no', fleet_no)} ORDER BY device_id, effective_from LIMIT 100"
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]
+
+
+async def missing_states(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[str, int, int]]:
+    """Return where what was said of a device's states has gaps: device, last number, how many."""
+    query = (
+        "SELECT device_id, coalesce(max(entry_no), 0), count(entry_no) FROM device"  # noqa: S608 - a clause of this module
+        " LEFT JOIN device_state_entry USING (device_no)"
+        f" WHERE true{_of_fleet('device.device_no', fleet_no)}"
+        " GROUP BY device_no HAVING count(entry_no) <> max(entry_no) ORDER BY device_id LIMIT 100"
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    return [(row[0], row[1], row[2]) for row in await found.fetchall()]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingFate:
     """A stored reading and what became of it; `charged` is None when it has no charge."""
@@ -833,34 +863,12 @@ _COUNTED_CHARGES: LiteralString = (
 
 async def most_granted(connection: Connection, wanted: Iterable[Lots]) -> dict[Lots, int]:
     """Return all that was ever put into the lots that hold at some time of a period."""
-    granted: dict[Lots, int] = {}
-    for measure, query in ((Measure.ALLOWANCE, _OWN_GRANTED), (Measure.POOL, _POOL_GRANTED)):
-        lots = sorted({each for each in wanted if each[0] is measure})
-        if not lots:
-            continue
-        found = await connection.execute(
-            query,
-            {
-                "owners": [each[1] for each in lots],
-                "meters": [each[2] for each in lots],
-                "begins": [each[3].start for each in lots],
-                "ends": [each[3].end for each in lots],
-            },
-        )
-        for position, quantity in await found.fetchall():
-            granted[lots[position - 1]] = int(quantity)
-    return granted
+    return await sums_of_lots(connection, wanted, own=_OWN_GRANTED, pools=_POOL_GRANTED)
 
 
-_GRANTED: LiteralString = (
-    "SELECT position, sum(entry.quantity) FROM unnest(%(owners)s::bigint[], %(meters)s::smallint[],"
-    "   %(begins)s::timestamptz[], %(ends)s::timestamptz[]) WITH ORDINALITY"
-    "   AS given (owner, meter_no, begins, ends, position)"
-)
+_GRANTED: LiteralString = f"SELECT position, sum(entry.quantity){LOTS_GIVEN}"
 _OVERLAPPING: LiteralString = (
-    " AND bucket.meter_no = given.meter_no AND bucket.begins_at < given.ends"
-    "   AND coalesce(bucket.expires_at, 'infinity') > given.begins"
-    " JOIN bucket_entry AS entry ON entry.bucket_no = bucket.bucket_no AND entry.quantity > 0"
+    f"{LOTS_HOLD} JOIN bucket_entry AS entry ON entry.bucket_no = bucket.bucket_no AND entry.quantity > 0"
     "   AND entry.kind NOT IN ('hold', 'release') GROUP BY position"
 )
 _OWN_GRANTED: LiteralString = (

@@ -308,6 +308,19 @@ async def device_of_id(
     return int(row[-1]), fleet_of_row(row[:-1])
 
 
+async def priced_meters(connection: Connection, tenant_no: TenantNo) -> dict[str, set[str]]:
+    """Return the meters that a tenant's plans price, and the zones of those plans that do."""
+    found = await connection.execute(
+        "SELECT meter, array_agg(DISTINCT zone) FILTER (WHERE zone IS NOT NULL) FROM plan"
+        " CROSS JOIN LATERAL json_object_keys(terms -> 'meters') AS meter"
+        " LEFT JOIN LATERAL json_object_keys(CASE json_typeof(terms -> 'zones') WHEN 'object'"
+        "   THEN terms -> 'zones' END) AS zone ON true"
+        " WHERE tenant_no = %s GROUP BY meter ORDER BY meter",
+        [tenant_no],
+    )
+    return {row[0]: set(row[1] or ()) for row in await found.fetchall()}
+
+
 async def device_is_in(connection: Connection, device_no: int, fleet_no: int) -> bool:
     """Whether a device belongs to a fleet."""
     found = await connection.execute(

@@ -58,7 +58,8 @@ async def list_corrections(
         connection,
         CorrectionView,
         "SELECT correction.correction_no, correction.cause, correction.detail,"
-        " correction.effective_from, correction.recorded_at,"
+        " coalesce(correction.takes_effect_at, correction.effective_from) AS effective_from,"
+        " correction.recorded_at,"
         " (SELECT coalesce(array_agg(shown.device_id), '{}') FROM (SELECT device.device_id"
         "   FROM correction_device JOIN device USING (device_no)"
         "   WHERE correction_device.correction_no = correction.correction_no"
@@ -149,19 +150,6 @@ async def device_nos_of_ids(
         if device_id not in numbers:
             raise NotFound("device", device_id)
     return sorted(numbers.values())
-
-
-async def devices_with_parked_usage(
-    connection: Connection, tenant_no: TenantNo, *, fleet_no: int | None, limit: int
-) -> list[int]:
-    """Return the numbers of at most `limit` of a tenant's devices of which usage is parked."""
-    found = await connection.execute(
-        "SELECT DISTINCT parked.device_no FROM parked JOIN fleet USING (fleet_no)"
-        " WHERE fleet.tenant_no = %s AND (%s::int IS NULL OR parked.fleet_no = %s)"
-        " ORDER BY parked.device_no LIMIT %s",
-        [tenant_no, fleet_no, fleet_no, limit],
-    )
-    return [row[0] for row in await found.fetchall()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

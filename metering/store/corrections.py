@@ -105,6 +105,60 @@ async def insert_correction(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeOutcome:
+    """What came of a change of terms: from when on it holds, and what it changed."""
+
+    effective_from: datetime
+    recorded_at: datetime
+    changed: int
+    charges: int
+    unparked: int
+    parked: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is otherwise than before."""
+        return not (self.changed or self.charges or self.unparked or self.parked)
+
+
+async def store_change_outcome(
+    connection: Connection, correction_no: int, outcome: ChangeOutcome
+) -> None:
+    """Keep what came of a change that was just recorded."""
+    await connection.execute(
+        "UPDATE correction SET takes_effect_at = %s, changed = %s, charges = %s, unparked = %s,"
+        " parked = %s WHERE correction_no = %s",
+        [
+            outcome.effective_from,
+            outcome.changed,
+            outcome.charges,
+            outcome.unparked,
+            outcome.parked,
+            correction_no,
+        ],
+    )
+
+
+async def change_outcome(connection: Connection, correction_no: int) -> ChangeOutcome:
+    """Return what came of a change when it was made."""
+    found = await connection.execute(
+        "SELECT coalesce(takes_effect_at, effective_from), recorded_at, changed, charges, unparked,"
+        " parked FROM correction WHERE correction_no = %s",
+        [correction_no],
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - nothing deletes a change
+    return ChangeOutcome(
+        effective_from=row[0],
+        recorded_at=row[1],
+        changed=row[2],
+        charges=row[3],
+        unparked=row[4],
+        parked=row[5],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TouchedUsage:
     """Usage that charging has dealt with already: its first place, and the time that it spans."""
 

@@ -74,6 +74,19 @@ async def first_subscribed(connection: Connection, fleet_no: int) -> datetime | 
     return row[0] if row else None
 
 
+async def first_cycle(connection: Connection, fleet_no: int) -> BillCycle | None:
+    """Return the first of a fleet's cycles that were opened; None while none was."""
+    found = await connection.execute(
+        "SELECT first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle"
+        " WHERE fleet_no = %s ORDER BY cycle_start LIMIT 1",
+        [fleet_no],
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    return BillCycle(first_day=row[0], next_first_day=row[1], start=row[2], end=row[3])
+
+
 async def fleet_members(
     connection: Connection, fleet_no: int, *, begins: datetime | None, ends: datetime | None
 ) -> list[Member]:

@@ -123,3 +123,31 @@ async def record_events(
 async def notify(connection: Connection) -> None:
     """Wake the control processes once this transaction commits."""
     await connection.execute(f"NOTIFY {OUTBOX_CHANNEL}".encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What is due to leave the platform and did not yet, and since when the oldest of it is due."""
+
+    commands: int
+    commands_due_since: datetime | None
+    deliveries: int
+    deliveries_due_since: datetime | None
+
+
+async def outbox_backlog(connection: Connection, now: datetime) -> Backlog:
+    """Return how many commands and webhook deliveries are due, in the whole deployment."""
+    found = await connection.execute(
+        "SELECT commands.*, deliveries.*"
+        " FROM (SELECT count(*), min(due_at) FROM command WHERE due_at <= %(now)s) AS commands,"
+        " (SELECT count(*), min(due_at) FROM webhook_delivery WHERE due_at <= %(now)s) AS deliveries",
+        {"now": now},
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - aggregates without GROUP BY return one row
+    return Backlog(
+        commands=row[0],
+        commands_due_since=row[1],
+        deliveries=row[2],
+        deliveries_due_since=row[3],
+    )

@@ -128,8 +128,11 @@ async def ensure_devices(
     )
     created = [row[0] for row in await inserted.fetchall()]
     await connection.execute(
-        "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-        " SELECT created.device_no, %s, 'active', %s FROM unnest(%s::bigint[]) AS created (device_no)",
+        "WITH said AS (INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
+        "   SELECT created.device_no, %s, 'active', %s FROM unnest(%s::bigint[]) AS created (device_no)"
+        "   RETURNING *)"
+        " INSERT INTO device_state_entry (device_no, entry_no, effective_from, state, recorded_at)"
+        " SELECT device_no, 1, effective_from, state, recorded_at FROM said",
         [active_from, now, created],
     )
     found = await connection.execute(

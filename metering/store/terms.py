@@ -81,16 +81,22 @@ async def set_state(
     at: datetime,
     now: datetime,
 ) -> int:
-    """Let devices be in a state from an instant on; return how many were not."""
+    """Let devices be in a state from an instant on; return how many were not.
+
+    The caller owns the shards of their fleets, so that what is said of one is numbered in turn.
+    """
     changed = await connection.execute(
-        "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
+        "WITH said AS (INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
         " SELECT device_no, %(at)s, %(state)s, %(now)s FROM unnest(%(devices)s::bigint[])"
         "   AS given (device_no)"
         " WHERE (SELECT state FROM device_state_change AS known"
         "   WHERE known.device_no = given.device_no AND known.effective_from <= %(at)s"
         "   ORDER BY known.effective_from DESC LIMIT 1) IS DISTINCT FROM %(state)s"
         " ON CONFLICT (device_no, effective_from) DO UPDATE SET state = excluded.state,"
-        " recorded_at = excluded.recorded_at",
+        " recorded_at = excluded.recorded_at RETURNING *)"
+        " INSERT INTO device_state_entry (device_no, entry_no, effective_from, state, recorded_at)"
+        " SELECT device_no, 1 + (SELECT coalesce(max(entry_no), 0) FROM device_state_entry AS earlier"
+        "   WHERE earlier.device_no = said.device_no), effective_from, state, recorded_at FROM said",
         {"devices": list(device_nos), "at": at, "state": state.value, "now": now},
     )
     return changed.rowcount

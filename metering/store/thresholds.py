@@ -356,9 +356,22 @@ async def left_of_lots(
 
     Of subscriptions that have ended by `now`, or by the end of the period, nothing is left.
     """
-    left: dict[Lots, int] = {}
-    for measure, query in ((Measure.ALLOWANCE, _OWN_LEFT), (Measure.POOL, _POOL_LEFT)):
-        lots = sorted({each for each in wanted if each[0] is measure})
+    return await sums_of_lots(connection, wanted, own=_OWN_LEFT, pools=_POOL_LEFT, now=now)
+
+
+async def sums_of_lots(
+    connection: Connection,
+    wanted: Iterable[Lots],
+    *,
+    own: LiteralString,
+    pools: LiteralString,
+    now: datetime | None = None,
+) -> dict[Lots, int]:
+    """Return what two queries, of own lots and of pools, sum up `LOTS_GIVEN` by position."""
+    sums: dict[Lots, int] = {}
+    every = set(wanted)
+    for measure, query in ((Measure.ALLOWANCE, own), (Measure.POOL, pools)):
+        lots = sorted(each for each in every if each[0] is measure)
         if not lots:
             continue
         found = await connection.execute(
@@ -372,32 +385,32 @@ async def left_of_lots(
             },
         )
         for position, quantity in await found.fetchall():
-            left[lots[position - 1]] = int(quantity)
-    return left
+            sums[lots[position - 1]] = int(quantity)
+    return sums
 
 
-_GIVEN: LiteralString = (
+LOTS_GIVEN: LiteralString = (
     " FROM unnest(%(owners)s::bigint[], %(meters)s::smallint[], %(begins)s::timestamptz[],"
     "   %(ends)s::timestamptz[]) WITH ORDINALITY AS given (owner, meter_no, begins, ends, position)"
 )
-_HOLD: LiteralString = (
+LOTS_HOLD: LiteralString = (
     " AND bucket.meter_no = given.meter_no AND bucket.begins_at < given.ends"
     " AND coalesce(bucket.expires_at, 'infinity') > given.begins"
 )
 _OWN_LEFT: LiteralString = (
-    f"SELECT position, sum(lot.unused){_GIVEN} CROSS JOIN LATERAL ("  # noqa: S608 - own text
+    f"SELECT position, sum(lot.unused){LOTS_GIVEN} CROSS JOIN LATERAL ("  # noqa: S608 - own text
     "   SELECT granted - used AS unused FROM subscription"
     "   JOIN bucket ON bucket.kind = 'allowance'"
-    f"     AND bucket.subscription_no = subscription.subscription_no{_HOLD}"
+    f"     AND bucket.subscription_no = subscription.subscription_no{LOTS_HOLD}"
     "   WHERE subscription.device_no = given.owner"
     "   AND valid @> least(%(now)s, given.ends - interval '1 microsecond')"
     "   UNION ALL SELECT granted - used FROM bucket WHERE bucket.kind = 'allowance'"
-    f"   AND bucket.source = 'top_up' AND bucket.device_no = given.owner{_HOLD}) AS lot"
+    f"   AND bucket.source = 'top_up' AND bucket.device_no = given.owner{LOTS_HOLD}) AS lot"
     " GROUP BY position"
 )
 _POOL_LEFT: LiteralString = (
-    f"SELECT position, sum(granted - used){_GIVEN}"
-    f" JOIN bucket ON bucket.kind = 'pool' AND bucket.fleet_no = given.owner{_HOLD} GROUP BY position"
+    f"SELECT position, sum(granted - used){LOTS_GIVEN}"
+    f" JOIN bucket ON bucket.kind = 'pool' AND bucket.fleet_no = given.owner{LOTS_HOLD} GROUP BY position"
 )
 
 

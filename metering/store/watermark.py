@@ -128,29 +128,74 @@ async def _oldest_queued(connection: Connection, parameters: dict[str, object]) 
     return queued.queued_from if queued else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeastWatermark:
+    """How far usage of the whole deployment is complete, as the fleet that lags most is.
+
+    `complete_to` is None where no device tells. A fleet is held back while a reading of it is missing
+    that may still come.
+    """
+
+    complete_to: datetime | None
+    fleets_held_back: int
+
+
+async def least_watermark(
+    connection: Connection, *, now: datetime, silent_after: timedelta
+) -> LeastWatermark:
+    """Return the least of all fleets' watermarks, and how many fleets are held back.
+
+    What `fleet_watermark` tells one by one; of usage that is queued, by when it was measured. It reads
+    every active device.
+    """
+    found = await fetch_one(
+        connection,
+        LeastWatermark,
+        _LEAST,
+        {"now": now, "heard_since": now - silent_after},
+    )
+    assert found is not None  # noqa: S101 - an aggregate without GROUP BY returns one row
+    return found
+
+
 # A boot whose gap begins before anything of it arrived reaches no further than the boot before it.
-_DEVICES = (
-    "WITH member AS (SELECT device.device_no, device.device_id, state.effective_from AS active_from"
+_PROGRESS = (
+    "WITH member AS (SELECT device.device_no, device.device_id, device.fleet_no,"
+    "     state.effective_from AS active_from"
     "   FROM device CROSS JOIN LATERAL (SELECT change.state, change.effective_from"
     "     FROM device_state_change AS change WHERE change.device_no = device.device_no"
     "     AND change.effective_from <= %(now)s ORDER BY change.effective_from DESC LIMIT 1) AS state"
-    "   WHERE device.tenant_no = %(tenant_no)s AND device.fleet_no = %(fleet_no)s"
-    "   AND state.state = 'active'),"
+    "   WHERE state.state = 'active'{of_fleet}),"
     " told AS (SELECT member.device_no, boot.heard_at, boot.gap_since > %(heard_since)s AS gap,"
     "     CASE WHEN boot.gap_since <= %(heard_since)s THEN boot.measured_to ELSE boot.complete_to END"
     "       AS reached,"
     "     max(boot.measured_to) OVER (PARTITION BY boot.device_no ORDER BY boot.boot_no"
     "       ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before"
     "   FROM member JOIN boot USING (device_no)),"
-    " progress AS (SELECT member.device_id, max(told.heard_at) AS heard_at,"
+    " progress AS (SELECT member.fleet_no, member.device_id, max(told.heard_at) AS heard_at,"
     "     coalesce(bool_or(told.gap), false) AS gap,"
     "     coalesce(least(max(told.reached),"
     "       min(coalesce(told.reached, told.before, member.active_from)) FILTER (WHERE told.gap)),"
     "       member.active_from) AS complete_to,"
     "     coalesce(max(told.heard_at), member.active_from) <= %(heard_since)s AS silent"
     "   FROM member LEFT JOIN told USING (device_no)"
-    "   GROUP BY member.device_no, member.device_id, member.active_from),"
-    " ranked AS (SELECT progress.*, count(*) OVER () AS active,"
+    "   GROUP BY member.fleet_no, member.device_no, member.device_id, member.active_from)"
+)
+
+_LEAST = (
+    _PROGRESS.format(of_fleet="")  # noqa: S608 - a clause of this module
+    + " SELECT CASE WHEN bool_and(progress.silent) THEN NULL ELSE"
+    "     least(min(progress.complete_to) FILTER (WHERE NOT progress.silent), %(now)s,"
+    "       (SELECT min(work_item.measured_from) FROM work_item)) END AS complete_to,"
+    "   count(DISTINCT progress.fleet_no) FILTER (WHERE progress.gap AND NOT progress.silent)"
+    "     AS fleets_held_back FROM progress"
+)
+
+_DEVICES = (
+    _PROGRESS.format(  # noqa: S608 - a clause of this module
+        of_fleet=" AND device.tenant_no = %(tenant_no)s AND device.fleet_no = %(fleet_no)s"
+    )
+    + ", ranked AS (SELECT progress.*, count(*) OVER () AS active,"
     "     count(*) FILTER (WHERE progress.silent) OVER () AS silent_ones,"
     "     min(progress.complete_to) FILTER (WHERE NOT progress.silent) OVER () AS reached,"
     "     row_number() OVER (PARTITION BY progress.silent ORDER BY progress.complete_to,"

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from metering.period import instant_text
 from metering.usage import (
     METERS,
     QUANTITY_MAX,
@@ -189,7 +190,7 @@ def encode(boot: str, sent: datetime | None, readings: list[Reading]) -> bytes:
     """Write a message, compact, with its fields in a fixed order."""
     document: dict[str, object] = {"boot": boot}
     if sent is not None:
-        document["sent"] = timestamp(sent)
+        document["sent"] = instant_text(sent)
     document["readings"] = [_reading_fields(reading) for reading in readings]
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -343,15 +344,10 @@ def explained(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def timestamp(instant: datetime) -> str:
-    """Write an instant as devices read it: RFC 3339 in UTC."""
-    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
 def _reading_fields(reading: Reading) -> dict[str, object]:
-    fields: dict[str, object] = {"seq": reading.seq, "at": timestamp(reading.at)}
+    fields: dict[str, object] = {"seq": reading.seq, "at": instant_text(reading.at)}
     if reading.since is not None:
-        fields["since"] = timestamp(reading.since)
+        fields["since"] = instant_text(reading.since)
     fields["meter"] = reading.meter.meter
     if reading.kind is ReadingKind.TOTAL:
         fields["kind"] = "total"

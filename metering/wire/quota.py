@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from metering.ids import ID_PATTERN, is_id
+from metering.period import instant_text
 from metering.usage import METERS
-from metering.wire.native import Instant, Label, Quantity, explained, path_of, timestamp
+from metering.wire.native import Instant, Label, Quantity, explained, path_of
 
 QUOTA_OCTETS_MAX = 4096
 """The largest request for quota that is taken, in octets."""
@@ -84,7 +85,7 @@ class QuotaAnswer(BaseModel):
         told: dict[str, Any] = self.model_dump(exclude_defaults=True)
         told["request"] = self.request
         if self.expires_at is not None:
-            told["expires_at"] = timestamp(self.expires_at)
+            told["expires_at"] = instant_text(self.expires_at)
         return told
 
 

@@ -63,11 +63,13 @@ class Scene:
     seqs: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    async def begin(cls, connection: Connection, **plan: object) -> "Scene":
+    async def begin(
+        cls, connection: Connection, *, began: datetime = BEGAN, **plan: object
+    ) -> "Scene":
         operator = await Operator.of(connection, now=BEGAN)
         fleet = await operator.fleet("vans", time_zone=ZONE)
         document: Mapping[str, object] = PLAN | plan
-        await operator.devices(fleet, DEVICES, plan=await operator.plan(document), valid_from=BEGAN)
+        await operator.devices(fleet, DEVICES, plan=await operator.plan(document), valid_from=began)
         return cls(connection=connection, operator=operator, fleet=fleet)
 
     async def publish(
@@ -168,13 +170,19 @@ class Scene:
             return (await audit_database(self.connection)).differences
 
 
-def played(url: str, story: Callable[[Scene], Awaitable[T]], **plan: object) -> T:
-    """Play a story on a fresh database, and audit it at the end."""
+def played(
+    url: str,
+    story: Callable[[Scene], Awaitable[T]],
+    *,
+    began: datetime = BEGAN,
+    **plan: object,
+) -> T:
+    """Play a story on a fresh database, and audit it at the end; the vans have their plan since `began`."""
 
     async def scene() -> T:
         await migrated(url)
         async with await connect(url, application="test", autocommit=True) as connection:
-            begun = await Scene.begin(connection, **plan)
+            begun = await Scene.begin(connection, began=began, **plan)
             told = await story(begun)
             assert await begun.audit() == []
             return told

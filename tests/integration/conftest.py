@@ -164,6 +164,7 @@ def _plan(name: str) -> dict[str, object]:
         "name": "Basic",
         "currency": "EUR",
         "monthly_fee": "5.00",
+        "zones": {"home": ["DE"]},
         "meters": {
             "data": {
                 "allowance": "100 MB",

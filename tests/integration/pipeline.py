@@ -25,7 +25,9 @@ from psycopg import sql
 from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
+from metering.period import cycle_at
 from metering.plan_document import read_plan
+from metering.stack.scratch import create_scratch, scratch_database, url_of
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
@@ -81,35 +83,20 @@ def fresh_database(server_url: str, *, empty: bool = False) -> Iterator[str]:
 
     It has this release's schema, or nothing at all if it is to be `empty`.
     """
-    name = f"test_{secrets.token_hex(8)}"
     template = "template0" if empty else _migrated_template(server_url)
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(template)
-            )
-        )
-    try:
-        yield _named(server_url, name)
-    finally:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+    with scratch_database(server_url, prefix="test", template=template) as url:
+        yield url
 
 
 def _migrated_template(server_url: str) -> str:
     """Return a database to copy from: migrating a new one takes ten times as long as a copy."""
     if server_url not in _TEMPLATES:
-        name = f"template_{secrets.token_hex(8)}"
+        name = create_scratch(server_url, prefix="template")
+        asyncio.run(migrated(url_of(server_url, name)))
+        # Nobody may be connected to what is copied, TimescaleDB's own workers neither.
+        with psycopg.connect(url_of(server_url, name), autocommit=True) as template:
+            template.execute("SELECT _timescaledb_functions.stop_background_workers()")
         with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-            )
-            asyncio.run(migrated(_named(server_url, name)))
-            # Nobody may be connected to what is copied, TimescaleDB's own workers neither.
-            with psycopg.connect(_named(server_url, name), autocommit=True) as template:
-                template.execute("SELECT _timescaledb_functions.stop_background_workers()")
             connection.execute(
                 sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(
                     sql.Identifier(name)
@@ -117,10 +104,6 @@ def _migrated_template(server_url: str) -> str:
             )
         _TEMPLATES[server_url] = name
     return _TEMPLATES[server_url]
-
-
-def _named(server_url: str, name: str) -> str:
-    return server_url.rpartition("/")[0] + "/" + name
 
 
 async def migrated(url: str) -> None:
@@ -162,8 +145,12 @@ class Operator:
         valid_from: datetime | None = None,
         valid_to: datetime | None = None,
     ) -> list[int]:
-        """Register devices as active since long ago, and subscribe them if there is a plan."""
+        """Register devices as active since long ago, and subscribe them if there is a plan.
+
+        Unless it is said since when, they have it for the present cycle.
+        """
         since = self.now - LONG_AGO
+        present = cycle_at(self.now, fleet.time_zone, fleet.anchor_day)
         numbers = await ensure_devices(
             self.connection, fleet=fleet, device_ids=device_ids, active_from=since, now=self.now
         )
@@ -171,7 +158,7 @@ class Operator:
         if plan is not None:
             await subscribe(
                 self.connection, fleet=fleet, device_nos=device_nos, plan_no=plan,
-                valid_from=valid_from or since, valid_to=valid_to, now=self.now,
+                valid_from=valid_from or present.start, valid_to=valid_to, now=self.now,
             )  # fmt: skip
         return device_nos
 
@@ -185,7 +172,14 @@ async def register_fleets(url: str, more_trackers: Sequence[str]) -> None:
             ("meters", POOLED_PLAN, METERS),
         ):
             fleet = await operator.fleet(fleet_id)
-            await operator.devices(fleet, device_ids, plan=await operator.plan(document))
+            # The first readings may look back over a cycle's start.
+            yesterday = cycle_at(
+                operator.now - timedelta(days=1), fleet.time_zone, fleet.anchor_day
+            )
+            await operator.devices(
+                fleet, device_ids, plan=await operator.plan(document),
+                valid_from=yesterday.start,
+            )  # fmt: skip
 
 
 def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:

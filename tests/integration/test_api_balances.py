@@ -146,6 +146,18 @@ def test_units_are_moved_and_adjusted(api: "ApiUnderTest") -> None:
 REFUSED = [
     ("/v1/fleets/acme-north/top-ups", {"quantity": 1}, "meter", "give it"),
     ("/v1/fleets/acme-north/top-ups", {"meter": "beer", "quantity": 1}, "meter", "use 'data', "),
+    (
+        "/v1/fleets/acme-north/top-ups",
+        TOP_UP | {"meter": "voice"},
+        "meter",
+        "add a plan that does first, or use one of data, sms",
+    ),
+    (
+        "/v1/devices/acme-1/top-ups",
+        TOP_UP | {"zones": ["home", "hoem"]},
+        "zones.1",
+        "use one of elsewhere, home, or leave zones out",
+    ),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": 0}, "quantity", "use at least 1"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": 1.5}, "quantity", "use a whole number"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": "5"}, "quantity", "use a whole number"),

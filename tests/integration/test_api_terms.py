@@ -1,7 +1,7 @@
 """Terms change over HTTP: once by the key, in the past too, and what they changed can be read."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,13 +13,25 @@ import pytest
 from fastapi import FastAPI
 
 from api.app import create_app
+from metering.charging import charge_parked
+from metering.charging.charge_usage import charge_usage
+from metering.ids import DeviceId, TenantId
+from metering.ingest.admission import Message
+from metering.ingest.device_cache import DeviceCache
+from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.registry import ensure_tenant
-from tests.integration.pipeline import Operator, migrated
+from tests.integration.pipeline import TENANT, Operator, migrated
 from tests.integration.test_change_terms import LARGE, NOW, SMALL, Story, data, day
+
+ICCID = "8949000000000000018"
+LATE = LARGE | {
+    "plan": "late",
+    "plan_changes": {"upward": "next_period", "downward": "next_period"},
+}
 
 
 @dataclass(slots=True)
@@ -63,6 +75,7 @@ def terms(
             await story.fleet("south")
             small = await story.operator.plan(SMALL)
             await story.operator.plan(LARGE)
+            await story.operator.plan(LATE)
             await story.devices(north, "d1", plan_no=small)
             await story.devices(north, "d2", plan_no=None)
             await story.publish("d1", data(1, 12, day(5)), data(2, 30, day(10)))
@@ -90,11 +103,11 @@ def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
     made = terms.post("/plan-changes", "k1", **order)
     assert made.status_code == 201, made.text
     assert made.json()["charges"] == 1
-    assert made.json()["repeated"] is False
+    assert made.json()["effective_from"] == "2026-04-08T00:00:00Z"
+    assert made.json()["in_effect"] is True
     again = terms.post("/plan-changes", "k1", **order)
     assert again.status_code == 200, again.text
-    assert again.json()["correction_no"] == made.json()["correction_no"]
-    assert again.json()["repeated"] is True
+    assert again.json() == made.json()
     device = terms.get("/devices/d1")
     assert device["subscription"]["plan_id"] == "large"
     (first, *_) = terms.get("/corrections?device=d1")["items"]
@@ -114,7 +127,7 @@ def test_a_past_plan_change_is_made_once_and_can_be_read(terms: Terms) -> None:
         ("/subscription-ends", {"device_ids": ["d1"]}),
         ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
         ("/fleet-moves", {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small"}),
-        ("/devices/d1/sim", {"iccid": "8949000000000000017"}),
+        ("/devices/d1/sim", {"iccid": "8949000000000000018"}),
     ],
 )
 def test_a_change_from_now_on_is_made_once_whenever_it_is_repeated(
@@ -125,8 +138,63 @@ def test_a_change_from_now_on_is_made_once_whenever_it_is_repeated(
     terms.instants.append(NOW + timedelta(seconds=3))
     again = terms.post(path, "k1", **body)
     assert again.status_code == 200, again.text
-    assert again.json()["correction_no"] == made.json()["correction_no"]
-    assert (made.json()["repeated"], again.json()["repeated"]) == (False, True)
+    assert again.json() == made.json()
+    assert made.json()["effective_from"] == "2026-04-20T12:00:00Z"
+    assert made.json()["in_effect"] is True
+
+
+def test_what_is_planned_is_told_and_listed(terms: Terms) -> None:
+    assert terms.get("/devices/d1/planned-changes") == {"items": [], "next_cursor": None}
+    told = []
+    for path, body in (
+        ("/plan-changes", {"plan_id": "large", "at": "2026-05-01T00:00:00Z"}),
+        ("/state-changes", {"state": "suspended", "at": "2026-05-02T00:00:00Z"}),
+        ("/fleet-moves", {"fleet_id": "south", "plan_id": "small", "at": "2026-05-03T00:00:00Z"}),
+        ("/subscription-ends", {"at": "2026-06-01T00:00:00Z"}),
+    ):
+        made = terms.post(path, path, device_ids=["d1"], **body)
+        assert made.status_code == 201, made.text
+        assert made.json()["in_effect"] is False
+        assert made.json()["effective_from"] == body["at"]
+        terms.instants.append(NOW + timedelta(days=90))
+        assert terms.post(path, path, device_ids=["d1"], **body).json() == made.json()
+        terms.instants.pop()
+        told.append(made.json()["correction_no"])
+    assert terms.post("/devices/d1/sim", "sim", iccid=ICCID, at="2026-06-02T00:00:00Z").is_success
+    items = terms.get("/devices/d1/planned-changes")["items"]
+    assert [
+        (each["effective_from"][5:10], each["kind"], each["state"] or each["plan_id"],
+         each["fleet_id"], each["iccid"])
+        for each in items
+    ] == [
+        ("05-01", "plan_change", "large", "north", None),
+        ("05-02", "state_change", "suspended", None, None),
+        ("05-03", "fleet_change", None, "south", None),
+        ("05-03", "plan_change", "small", "south", None),
+        ("06-01", "subscription_end", "small", "south", None),
+        ("06-02", "sim_swap", None, None, ICCID),
+    ]  # fmt: skip
+    paged = terms.get("/devices/d1/planned-changes?limit=4")
+    rest = terms.get(f"/devices/d1/planned-changes?limit=4&cursor={paged['next_cursor']}")
+    assert paged["items"] + rest["items"] == items
+    assert terms.rival.get("/v1/devices/d1/planned-changes").status_code == 404
+    assert [each["correction_no"] for each in terms.get("/corrections")["items"]][1:5] == told[::-1]
+    terms.instants.append(NOW + timedelta(days=90))
+    assert terms.get("/devices/d1/planned-changes")["items"] == []
+
+
+def test_the_plan_that_is_left_tells_when_a_change_takes_effect(terms: Terms) -> None:
+    """And a key of a change is none of charging what is parked, nor the other way round."""
+    assert terms.post("/parked/charge", "k1").status_code == 201
+    refused = terms.post("/plan-changes", "k1", device_ids=["d1"], plan_id="large")
+    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
+    assert terms.post("/plan-changes", "k2", device_ids=["d1"], plan_id="late").is_success
+    terms.instants.append(NOW + timedelta(seconds=1))
+    waiting = terms.post("/plan-changes", "k3", device_ids=["d1"], plan_id="small").json()
+    assert (waiting["in_effect"], waiting["effective_from"]) == (False, "2026-04-30T22:00:00Z")
+    assert terms.get("/corrections")["items"][0]["effective_from"] == "2026-04-30T22:00:00Z"
+    refused = terms.post("/parked/charge", "k2")
+    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
 
 
 def test_the_key_of_another_change_is_refused(terms: Terms) -> None:
@@ -145,7 +213,13 @@ def test_parked_usage_is_charged_by_one_call(terms: Terms) -> None:
     (parked,) = terms.get("/parked")["items"]
     assert (parked["device_id"], parked["reason"]) == ("d2", "no_subscription")
     early = terms.post("/parked/charge", "k0")
-    assert early.json()["unparked"] == 0
+    assert early.json() == {
+        "charged": 0,
+        "charges": 0,
+        "correction_nos": [],
+        "remaining": 1,
+        "reasons": [{"reason": "no_subscription", "readings": 1}],
+    }
     subscribed = terms.post(
         "/subscriptions", "k1", device_ids=["d2"], plan_id="small", at="2026-04-06T00:00:00Z"
     )
@@ -165,29 +239,149 @@ def test_what_is_parked_is_charged_once_by_a_key_that_is_repeated(
             " WHERE device_id = 'd2' AND plan_id = 'small'"
         )
     made = terms.post("/parked/charge", "k1", **body)
-    assert (made.json()["unparked"], made.json()["charges"]) == (1, 1)
+    assert made.status_code == 201, made.text
+    told = made.json()
+    assert (told["charged"], told["charges"], told["remaining"]) == (1, 1, 0)
     assert terms.get("/parked")["items"] == []
     again = terms.post("/parked/charge", "k1", **body)
     assert again.status_code == 200, again.text
-    assert again.json()["correction_no"] == made.json()["correction_no"]
-    assert again.json()["repeated"] is True
+    assert again.json() == told
     other = {"device_ids": ["d1"]} if "device_ids" not in body else {}
     refused = terms.post("/parked/charge", "k1", **other)
     assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
     assert terms.audit() == []
 
 
+def _park(terms: Terms, devices: Sequence[str]) -> None:
+    """Have devices without a subscription use something."""
+
+    async def park() -> None:
+        async with await connect(
+            terms.database_url, application="test", autocommit=True
+        ) as connection:
+            operator = await Operator.of(connection, now=NOW)
+            await operator.devices(await operator.fleet("north"), devices, plan=None)
+            messages = [
+                Message(
+                    topic=f"fm/v1/{TENANT}/{device}/usage", octets=100, boot="boot-1",
+                    sender=(TenantId(TENANT), DeviceId(device)), received_at=NOW, published_at=None,
+                    readings=[data(1, 4, day(6))], rejections=[],
+                )
+                for device in devices
+            ]  # fmt: skip
+            await write_batch(connection, DeviceCache(len(devices)), messages, now=NOW)
+            while await charge_usage(connection, readings_max=5000, now=NOW):
+                pass
+
+    asyncio.run(park())
+
+
+def _subscribe_unseen(terms: Terms, devices: Sequence[str]) -> None:
+    """Subscribe devices behind the back of what would charge them by itself."""
+    with psycopg.connect(terms.database_url) as connection:
+        connection.execute(
+            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+            " SELECT device_no, fleet_no, plan_no, tstzrange('2026-04-01', NULL) FROM device, plan"
+            " WHERE device_id = ANY(%s) AND plan_id = 'small'",
+            [list(devices)],
+        )
+
+
+@pytest.mark.parametrize("body", [{}, {"fleet_id": "north"}])
+def test_hopeless_devices_keep_no_others_from_being_charged(
+    terms: Terms, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charge_parked, "DEVICES_AT_ONCE", 2)
+    devices = [f"x{number:04}" for number in range(40)]
+    _park(terms, devices)
+    _subscribe_unseen(terms, devices[-5:])
+    told = terms.post("/parked/charge", "k1", **body).json()
+    assert (told["charged"], told["charges"], len(told["correction_nos"])) == (5, 5, 3)
+    assert told["remaining"] == 36
+    assert told["reasons"] == [{"reason": "no_subscription", "readings": 36}]
+    assert terms.audit() == []
+
+
+def test_charging_of_what_is_parked_goes_on_where_it_ended(
+    terms: Terms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third of five devices cannot be charged at first: the two before it stay charged."""
+    monkeypatch.setattr(charge_parked, "DEVICES_AT_ONCE", 1)
+    devices = [f"x{number}" for number in range(5)]
+    _park(terms, devices)
+    _subscribe_unseen(terms, devices)
+    with psycopg.connect(terms.database_url, autocommit=True) as connection:
+        third = sorted(_number(connection, device) for device in devices)[2]
+        connection.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'fault'; END $$;"
+            " CREATE TRIGGER fault BEFORE INSERT ON correction_device FOR EACH ROW WHEN"
+            f" (new.device_no = {third}) EXECUTE FUNCTION fail()"
+        )
+        assert terms.post("/parked/charge", "k1").status_code == 500
+        assert len(terms.get("/parked")["items"]) == 4
+        connection.execute("DROP TRIGGER fault ON correction_device")
+    other = terms.post("/parked/charge", "k1", fleet_id="north")
+    assert [each["field"] for each in other.json()["errors"]] == ["Idempotency-Key"]
+    told = terms.post("/parked/charge", "k1").json()
+    assert (told["charged"], told["charges"], told["remaining"]) == (5, 5, 1)
+    assert len(told["correction_nos"]) == 5
+    assert terms.post("/parked/charge", "k1").json() == told
+    assert terms.audit() == []
+
+
+def _number(connection: psycopg.Connection, device_id: str) -> int:
+    row = connection.execute(
+        "SELECT device_no FROM device WHERE device_id = %s", [device_id]
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def test_states_fleets_and_sims_change(terms: Terms) -> None:
     for path, body in (
         ("/state-changes", {"device_ids": ["d1"], "state": "suspended"}),
         ("/fleet-moves", {"device_ids": ["d1"], "fleet_id": "south", "plan_id": "small"}),
-        ("/devices/d1/sim", {"iccid": "8949000000000000017", "imsi": "262010000000017"}),
+        ("/devices/d1/sim", {"iccid": "8949000000000000018", "imsi": "262010000000017"}),
     ):
         assert terms.post(path, path, **body).status_code == 201
     device = terms.get("/devices/d1")
     assert (device["state"], device["fleet_id"]) == ("suspended", "south")
-    assert device["iccid"] == "8949000000000000017"
+    assert device["iccid"] == "8949000000000000018"
     assert terms.audit() == []
+
+
+def test_the_sims_of_a_device_are_listed(terms: Terms) -> None:
+    """The first goes over to another device; the number of the second has no check digit."""
+    second, third = "894900000000000002", "8949000000000000003"
+    for device, at, sim in (
+        ("d1", "2026-04-01T00:00:00Z", {"iccid": ICCID, "imsi": "262010000000017"}),
+        ("d1", "2026-04-05T00:00:00Z", {"iccid": second}),
+        ("d2", "2026-04-06T00:00:00Z", {"iccid": ICCID}),
+        ("d1", "2026-06-01T00:00:00Z", {"iccid": third, "check_digit_left_out": True}),
+    ):
+        made = terms.post(f"/devices/{device}/sim", at, at=at, **sim)
+        assert made.status_code == 201, made.text
+    items = terms.get("/devices/d1/sims")["items"]
+    assert [(each["iccid"], each["valid_from"][5:10], each["valid_to"]) for each in items] == [
+        (third, "06-01", None),
+        (second, "04-05", "2026-06-01T00:00:00Z"),
+        (ICCID, "04-01", "2026-04-05T00:00:00Z"),
+    ]
+    assert [each["imsi"] for each in items] == [None, None, "262010000000017"]
+    paged = terms.get("/devices/d1/sims?limit=2")
+    rest = terms.get(f"/devices/d1/sims?limit=2&cursor={paged['next_cursor']}")
+    assert paged["items"] + rest["items"] == items
+    assert [each["iccid"] for each in terms.get("/devices/d2/sims")["items"]] == [ICCID]
+    assert terms.rival.get("/v1/devices/d1/sims").status_code == 404
+    wrong = terms.post("/devices/d1/sim", "k", iccid=ICCID[:-1] + "7")
+    (error,) = wrong.json()["errors"]
+    assert error == {
+        "field": "iccid",
+        "problem": "the check digit of '8949000000000000017' is 7, its other digits give 8",
+        "fix": "correct the mistyped digit; if its check digit is left out, say"
+        ' "check_digit_left_out": true',
+    }
 
 
 @pytest.mark.parametrize(

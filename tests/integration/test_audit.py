@@ -361,8 +361,13 @@ def test_a_usage_that_crosses_a_cycle_is_split_and_replays_equal(
     async def scene() -> None:
         await migrated(database_url)
         async with await connect(database_url, application="test", autocommit=True) as connection:
-            story, _ = await begin(connection)
-            await story.publish("tracker-1", data(1, 12000, at=end, since=start))
+            story, fleets = await begin(connection)
+            plan = await story.operator.plan(OWN_PLAN)
+            march = cycle_at(start, "Europe/Berlin", 1)
+            await story.operator.devices(
+                fleets["trackers"], ["early"], plan=plan, valid_from=march.start
+            )
+            await story.publish("early", data(1, 12000, at=end, since=start))
             first, second = await story.charged()
             assert (first[:3], second[:3]) == ((1, 0, 9000), (1, 1, 3000))
             assert first[3] == 2000

@@ -587,6 +587,84 @@ def test_every_damage_to_a_correction_is_named(database_url: str) -> None:
     told(database_url, tell)
 
 
+def test_what_changes_nothing_is_not_written_unless_there_is_a_key_to_remember(
+    database_url: str,
+) -> None:
+    async def tell(story: Story) -> None:
+        fleet = await story.fleet("north")
+        small = await story.operator.plan(SMALL)
+        (device,) = await story.devices(fleet, "d1", plan_no=small)
+        await story.publish("d1", data(1, 12, day(5)))
+
+        async def again(key: str | None) -> int | None:
+            made = await subscribe(
+                story.connection, fleet=fleet, device_nos=[device], plan_no=small,
+                valid_from=APRIL, now=NOW, key=key,
+            )  # fmt: skip
+            return made.correction_no
+
+        written = "SELECT correction_no FROM correction ORDER BY correction_no"
+        before = await story.rows(written)
+        assert await again(None) is None
+        suspended = await change_state(
+            story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+            state=DeviceState.ACTIVE, now=NOW,
+        )  # fmt: skip
+        assert (suspended.correction_no, suspended.changed) == (None, 0)
+        assert await story.rows(written) == before
+        assert await again("k") == await again("k") is not None
+        assert len(await story.rows(written)) == len(before) + 1
+        assert await story.cost() == Fraction(2, 10)
+
+    told(database_url, tell)
+
+
+def test_every_damage_to_a_devices_states_is_named(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        fleet = await story.fleet("north")
+        (device,) = await story.devices(fleet, "d1", plan_no=None)
+        for state, at in (
+            (DeviceState.SUSPENDED, day(5)),
+            (DeviceState.ACTIVE, day(7)),
+            (DeviceState.ACTIVE, day(5)),  # not suspended after all
+            (DeviceState.RETIRED, day(25)),
+        ):
+            await change_state(
+                story.connection, tenant_no=story.operator.tenant, device_nos=[device],
+                state=state, at=at, now=NOW,
+            )  # fmt: skip
+        await story.cost()
+        told_last = "DELETE FROM device_state_entry WHERE entry_no = 5"
+        for damage, named in (
+            (
+                "DELETE FROM device_state_change WHERE state = 'retired'",
+                "as None, it was said to be ret",
+            ),
+            ("UPDATE device_state_change SET state = 'suspended'", "is kept as suspended, it was"),
+            (
+                "UPDATE device_state_change SET effective_from = effective_from - interval '1 day'",
+                "it was said to be None",
+            ),
+            (told_last, "is kept as retired, it was said to be None"),
+            ("DELETE FROM device_state_entry WHERE entry_no = 2", "d1: 4 of 5 entries"),
+            ("UPDATE device_state_entry SET state = 'inventory'", "it was said to be inventory"),
+        ):
+            async with story.connection.transaction(force_rollback=True):
+                await story.connection.execute(
+                    "ALTER TABLE device_state_change DISABLE TRIGGER USER;"
+                    "ALTER TABLE device_state_entry DISABLE TRIGGER USER"
+                )
+                await story.connection.execute(damage.encode())
+                result = await audit_database(story.connection)
+            assert any(named in each for each in result.differences), (damage, result.differences)
+        for table in ("device_state_change", "device_state_entry"):
+            with pytest.raises(psycopg.errors.RaiseException, match="immutable"):
+                await story.connection.execute(f"DELETE FROM {table}".encode())  # noqa: S608
+        await story.cost()
+
+    told(database_url, tell)
+
+
 def test_the_plan_that_is_left_says_when_a_change_takes_effect(database_url: str) -> None:
     async def tell(story: Story) -> None:
         fleet = await story.fleet("north")

@@ -75,7 +75,7 @@ def test_late_usage_is_an_adjustment_that_names_its_period(database_url: str) ->
         assert told(april.adjustments) == [("March", 2, "0.40")]
         assert april.total == april.statement.total + Decimal("0.40")
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_out_of_order_usage_lands_in_its_open_period(database_url: str) -> None:
@@ -97,7 +97,7 @@ def test_out_of_order_usage_lands_in_its_open_period(database_url: str) -> None:
         assert (await scene.bill(MARCH)).statement.lines == march.statement.lines
         assert told((await scene.bill(APRIL)).adjustments) == []
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_late_again_after_the_adjusting_bill_closed(database_url: str) -> None:
@@ -175,7 +175,7 @@ def test_a_month_ends_where_the_clocks_change(database_url: str, month: int) -> 
         assert sum(line.quantity for line in made.statement.lines) == 5
         assert sum(line.quantity for line in (await scene.bill(cycle)).statement.lines) == 3
 
-    played(database_url, story)
+    played(database_url, story, began=cycle.start)
 
 
 def test_nothing_closes_while_usage_of_it_is_queued(database_url: str) -> None:
@@ -194,7 +194,7 @@ def test_nothing_closes_while_usage_of_it_is_queued(database_url: str) -> None:
         assert told((await scene.bill(APRIL)).adjustments) == [("March", 1, "0.10")]
         assert sum(line.quantity for line in (await scene.bill(MARCH)).statement.lines) == 6
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_another_fleets_queue_holds_nothing_open(database_url: str) -> None:
@@ -210,7 +210,7 @@ def test_another_fleets_queue_holds_nothing_open(database_url: str) -> None:
         assert await scene.look(MARCH.end + GRACE) == 1
         await scene.charge(MARCH.end + GRACE)
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_closing_again_changes_nothing(database_url: str) -> None:
@@ -226,20 +226,26 @@ def test_closing_again_changes_nothing(database_url: str) -> None:
             )
         assert await scene.bill(MARCH) == closed
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_cycles_close_in_order_and_one_opened_late_on_its_own(database_url: str) -> None:
-    """Nobody used anything in February until March had closed: its bill is late, March's as it was."""
+    """Nobody had a plan in February until March had closed: its bill is late, March's as it was."""
 
     async def story(scene: Scene) -> None:
         await scene.use("van-1", day(MARCH, 5), sms=3)
         await scene.close(MARCH)
         march = await scene.bill(MARCH)
         await scene.use("van-1", day(MARCH, 6), sms=1, received_at=day(APRIL, 10))
-        await scene.use("van-1", day(FEBRUARY, 5), sms=3, received_at=day(APRIL, 10))
+        scene.operator.now = day(APRIL, 10)
+        plan_no = await scene.operator.plan(PLAN)
+        await scene.operator.devices(
+            scene.fleet, ["van-4"], plan=plan_no, valid_from=FEBRUARY.start
+        )
+        await scene.use("van-4", day(FEBRUARY, 5), sms=3, received_at=day(APRIL, 10))
         assert told((await scene.bill(FEBRUARY)).adjustments) == []
-        assert told((await scene.bill(APRIL)).adjustments) == [("March", 1, "0.10")]
+        # An SMS of van-1; van-4's 1.00, its minimum of data of 0.45, and 0.14 off all of it, not 0.10.
+        assert told((await scene.bill(APRIL)).adjustments) == [("March", 1, "1.51")]
         assert await scene.look(day(APRIL, 10)) == 1
         february = await scene.bill(FEBRUARY)
         assert (february.closed_at, february.adjustments) == (day(APRIL, 10), [])
@@ -256,7 +262,7 @@ def test_cycles_close_in_order_and_one_opened_late_on_its_own(database_url: str)
             )
         assert await scene.look(day(JUNE, 20)) == 2
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_a_crash_while_closing_leaves_the_cycle_open(database_url: str) -> None:
@@ -324,14 +330,14 @@ def test_charging_and_closing_at_once_add_up(database_url: str) -> None:
         cycles = (MARCH, APRIL)
         assert await scene.billed(cycles) == await scene.owed(cycles)
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_a_cycle_that_cannot_be_billed_holds_up_its_own_fleet_alone(database_url: str) -> None:
     async def story(scene: Scene) -> None:
         other = await scene.operator.fleet("others", time_zone=ZONE)
         plan_no = await scene.operator.plan(PLAN)
-        await scene.operator.devices(other, ["other"], plan=plan_no, valid_from=FEBRUARY.start)
+        await scene.operator.devices(other, ["other"], plan=plan_no, valid_from=MARCH.start)
         await scene.use("van-1", day(MARCH, 5), sms=3)
         await scene.use("other", day(MARCH, 5), sms=3)
         await scene.connection.execute("UPDATE fleet SET currency = 'USD' WHERE fleet_id = 'vans'")
@@ -343,7 +349,7 @@ def test_a_cycle_that_cannot_be_billed_holds_up_its_own_fleet_alone(database_url
         await scene.connection.execute("UPDATE fleet SET currency = 'EUR' WHERE fleet_id = 'vans'")
         assert await close_due_cycles(scene.connection, grace=GRACE, now=now, refused=set()) == 1
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_a_subscription_that_is_told_late_is_billed_as_an_adjustment(database_url: str) -> None:
@@ -368,7 +374,7 @@ def test_a_subscription_that_is_told_late_is_billed_as_an_adjustment(database_ur
         await scene.close(APRIL)
         assert told((await scene.bill(MAY)).adjustments) == []
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 @pytest.mark.parametrize("table", ["closed_cycle", "period_adjustment"])
@@ -437,7 +443,7 @@ def test_the_api_shows_closed_bills_adjustments_and_the_watermark(
         )
         return key, format((await scene.bill(APRIL)).statement.total, "f")
 
-    key, own = played(database_url, story)
+    key, own = played(database_url, story, began=MARCH.start)
     app = create_app(Settings(database_url=database_url), now=lambda: now)
     with (
         serve(app) as url,
@@ -496,9 +502,14 @@ def test_a_worker_closes_what_is_due_and_counts_what_is_late(database_url: str) 
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
-        assert (count("cycles_closed"), count("late_records")) == (before[0] + 1, before[1] + 1)
+        found = await scene.connection.execute("SELECT count(*) FROM closed_cycle")
+        closed = (await found.fetchone() or (0,))[0]  # March, and each month since
+        assert (count("cycles_closed"), count("late_records")) == (
+            before[0] + closed,
+            before[1] + 1,
+        )
 
-    played(database_url, story)
+    played(database_url, story, began=MARCH.start)
 
 
 def test_charging_goes_on_between_closings(
@@ -510,5 +521,60 @@ def test_charging_goes_on_between_closings(
         for cycle in (FEBRUARY, MARCH, APRIL):
             await scene.use("van-1", day(cycle, 5), sms=3)
         assert [await scene.look(day(MAY, 20)) for _ in range(3)] == [2, 1, 0]
+
+    played(database_url, story)
+
+
+def test_each_month_in_which_nothing_happened_has_its_bill(database_url: str) -> None:
+    """Nothing is used from February to April and no worker runs; then one starts, in May."""
+
+    async def story(scene: Scene) -> None:
+        now = day(MAY, 5)
+        assert await scene.look(now) == 3
+        for cycle in (FEBRUARY, MARCH, APRIL):
+            made = await scene.bill(cycle)
+            assert made.closed_at == now
+            # 3 vans at 1.00, and a minimum of 0.45 of data each less 7.5 % of it all.
+            assert made.total == Decimal("4.25") == 3 + Decimal("1.35") - Decimal("0.10")
+            assert made.adjustments == []
+        assert await scene.is_open(MAY)
+        assert await scene.look(now) == 0
+
+    played(database_url, story)
+
+
+def test_the_first_usage_in_months_opens_those_before_it(database_url: str) -> None:
+    """It opens the present cycle before any worker looks."""
+
+    async def story(scene: Scene) -> None:
+        await scene.use("van-1", day(MAY, 5), sms=3)
+        assert [await scene.is_open(each) for each in (FEBRUARY, MARCH, APRIL, MAY, JUNE)] == [
+            True, True, True, True, False,
+        ]  # fmt: skip
+        assert await scene.look(day(MAY, 6)) == 3
+
+    played(database_url, story)
+
+
+def test_what_a_subscription_reaches_back_to_is_billed(database_url: str) -> None:
+    """A fleet of which April was the first month comes to have had a van since February."""
+
+    async def story(scene: Scene) -> None:
+        fleet = await scene.operator.fleet("late", time_zone=ZONE)
+        plan = await scene.operator.plan(PLAN)
+        await scene.operator.devices(fleet, ["car-1"], plan=plan, valid_from=APRIL.start)
+        await scene.look(day(APRIL, 5))
+        await scene.operator.devices(fleet, ["car-2"], plan=plan, valid_from=day(FEBRUARY, 15))
+        await scene.look(day(MAY, 5))
+        found = await scene.connection.execute(
+            "SELECT first_day, total FROM closed_cycle JOIN fleet_cycle USING (fleet_no, cycle_start)"
+            " WHERE fleet_no = %s ORDER BY first_day",
+            [fleet.fleet_no],
+        )
+        bills = {row[0].month: row[1] for row in await found.fetchall()}
+        assert bills.keys() == {2, 3, 4}
+        # A van is 1.00 and a minimum of 0.45 of data, all less 7.5 % of that, rounded once a line.
+        assert (bills[3], bills[4]) == (Decimal("1.42"), Decimal("2.83"))
+        assert 0 < bills[2] < bills[3]
 
     played(database_url, story)

@@ -12,10 +12,12 @@ from decimal import Decimal
 import psycopg
 
 from metering.billing.bill import bill_so_far
-from metering.charging.balances import Outcome, TopUp, top_up, transfer
-from metering.charging.change_terms import change_plan, change_state, move_devices
+from metering.charging.balances import Outcome, TopUp, adjust, top_up, transfer
+from metering.charging.change_terms import change_plan, change_state, move_devices, move_due
 from metering.charging.change_thresholds import change_threshold, create_threshold
 from metering.charging.charge_usage import charge_usage
+from metering.charging.close_cycle import close_due_cycles
+from metering.charging.open_cycle import open_due_cycles
 from metering.charging.reserve import QuotaRequest, Refused, expire_due, release, reserve, settle
 from metering.charging.subscribe import subscribe
 from metering.errors import InvalidValue
@@ -28,9 +30,10 @@ from metering.rating.plan import DeviceState
 from metering.rating.threshold import Measure, Per, Recurrence
 from metering.store.audit import read_from_one_snapshot
 from metering.store.bucket_views import LotView, pool_lots
+from metering.store.closing import CycleKey
 from metering.store.connection import Connection, connect
 from metering.store.fleet_views import fleet_view
-from metering.store.registry import Fleet, ensure_devices
+from metering.store.registry import Fleet, ensure_devices, lock_shard
 from metering.store.thresholds import NewThreshold, Terms, Threshold
 from metering.usage import DATA, MESSAGES, SMS, VOICE, Reading, ReadingKind
 from tests.integration.pipeline import POOLED_PLAN, TENANT, Operator, migrated
@@ -70,6 +73,8 @@ class HotFleet:
     bought: Counter[Connection] = field(default_factory=Counter)
     sent: int = 0
     quantity: int = 0
+    looked: datetime = BEGAN
+    """Up to when cycles were opened and closed."""
     done: Counter[str] = field(default_factory=Counter)
     """How often something was done that may be refused as well."""
     operations: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -116,7 +121,8 @@ def _message(hot: HotFleet, device: str, chance: random.Random) -> Message:
 
 def _reading(seq: int, chance: random.Random) -> Reading:
     meter = chance.choices([DATA, SMS, VOICE, MESSAGES], [6, 1, 1, 1])[0]
-    at = NOW - timedelta(seconds=chance.randrange(5 * 24 * 3600))
+    days = chance.choices([5, 100], [9, 1])[0]  # of the older ones, some are of closed cycles
+    at = NOW - timedelta(seconds=chance.randrange(days * 24 * 3600))
     if meter is DATA:
         return Reading(
             seq=seq, at=at, meter=meter, kind=ReadingKind.DELTA,
@@ -175,6 +181,47 @@ async def move(hot: HotFleet, connection: Connection, chance: random.Random) -> 
         at=NOW - timedelta(hours=chance.randrange(100)), now=NOW,
     )  # fmt: skip
     hot.done["move"] += 1
+
+
+async def move_later(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Plan a move of some devices, and make those moves whose time has come by some later instant."""
+    await move_devices(
+        connection, device_nos=chance.sample(hot.device_nos, 2),
+        fleet=chance.choice([hot.fleet, hot.other]), plan_no=chance.choice(hot.plans),
+        at=NOW + timedelta(hours=chance.randrange(1, 100)), now=NOW,
+    )  # fmt: skip
+    due = NOW + timedelta(hours=chance.randrange(100))
+    hot.done["due move"] += await move_due(connection, now=due)
+
+
+async def close(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Open and close what is due, at instants that go on: cycles close in the midst of all the rest.
+
+    Which does not wait for a shard, so that it would never have one here: it is owned before.
+    """
+    hot.looked += timedelta(days=chance.randrange(10))
+    now = min(hot.looked, NOW)
+    refused: set[CycleKey] = set()
+    async with connection.transaction():
+        await lock_shard(connection, chance.choice([hot.fleet, hot.other]).shard_no)
+        await open_due_cycles(connection, now=now)
+        hot.done["closing"] += await close_due_cycles(
+            connection, grace=timedelta(days=3), now=now, refused=refused
+        )
+    assert refused == set()
+
+
+async def correct(hot: HotFleet, connection: Connection, chance: random.Random) -> None:
+    """Give a pool of the fleet a little, or take some away, twice under a key; refused if it is used."""
+    lot = chance.choice(await _pools(hot, connection))
+    quantity, key = chance.choice([-40, -5, 7, 300]), f"adjustment {chance.random()}"
+    with contextlib.suppress(InvalidValue):
+        for _ in range(2):
+            outcome = await adjust(
+                connection, tenant_no=hot.fleet.tenant_no, bucket_no=lot.bucket_no,
+                quantity=quantity, reason="goodwill", key=key, now=NOW,
+            )  # fmt: skip
+            hot.note(key, outcome)
 
 
 async def buy(hot: HotFleet, connection: Connection, _chance: random.Random) -> None:
@@ -281,6 +328,9 @@ OPERATIONS: Sequence[tuple[Operation, int]] = (
     (go_over, 2),
     (suspend, 1),
     (move, 2),
+    (move_later, 1),
+    (close, 2),
+    (correct, 1),
     (buy, 3),
     (shift, 1),
     (ask, 3),
@@ -318,12 +368,22 @@ async def _all_at_once(url: str) -> None:
         )
         assert await found.fetchall() == sorted(hot.operations.values())
         await read(hot, connection, random.Random(0))  # noqa: S311 - reproducible
+        hot.looked = NOW
+        await close(hot, connection, random.Random(0))  # noqa: S311 - reproducible
+        found = await connection.execute(
+            "SELECT count(*), (SELECT sum(late_records) FROM fleet_cycle) FROM closed_cycle"
+        )
+        closed, late = await found.fetchone() or ()
+        assert late > 5
     async with await connect(url, application="test") as connection:
         await read_from_one_snapshot(connection)
         result = await audit_database(connection)
     assert result.differences == []
-    for what in ("plan change", "move", "top_up", "transfer", "repeated", "grant", "end"):
+    for what in ("plan change", "move", "due move", "top_up", "transfer", "adjustment", "repeated",
+                 "grant", "end"):  # fmt: skip
         assert hot.done[what] > 5, hot.done
+    # Both fleets' January, February and March, once each.
+    assert hot.done["closing"] == closed == 6
     assert result.verdict.startswith(f"audit: equal ({hot.sent} readings, ")
     assert _deadlocks(url) == deadlocks
 

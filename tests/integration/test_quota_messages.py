@@ -111,7 +111,7 @@ def test_a_bad_request_is_refused_and_stops_nothing(
         refused = device.told(payload)
         assert (refused["outcome"], refused["reason"]) == ("refused", reason), refused
         assert detail in refused["detail"]
-    pipeline.execute("DELETE FROM device_state_change")
+    pipeline.execute("UPDATE device_state_change SET state = 'suspended'")
     assert device.ask(request="r2", meter="data")["reason"] == "not_active"
     assert pipeline.processes["control"].poll() is None
     assert pipeline.count("reservation") == 0

@@ -384,7 +384,7 @@ def test_a_change_of_terms_keeps_what_is_held(database_url: str) -> None:
         await field.ask("a", "r2", 100, now=seconds(3))
         await change_plan(
             field.connection, tenant_no=operator.tenant, device_nos=[field.devices["b"]],
-            plan_no=plan_no, at=NOW - timedelta(days=40), now=seconds(4), key="change",
+            plan_no=plan_no, at=NOW - timedelta(days=14), now=seconds(4), key="change",
         )  # fmt: skip
         assert await field.differences() == []
         await field.use("a", octets(2, 40, at=seconds(5)), now=seconds(5))

@@ -131,7 +131,9 @@ def test_each_local_day_counts_for_itself_and_late_usage_to_its_own(database_url
     """In Berlin, the 16th begins at 22:00 UTC on the 15th."""
 
     async def story(limits: Limits) -> None:
-        await limits.limit("trackers", "quantity", period="day", limit="1000")
+        await limits.limit(
+            "trackers", "quantity", period="day", limit="1000", actions=[{"kind": "balance"}]
+        )
         await limits.use("tracker-1", data(1, 900, at(15, 21)))
         later = at(16, 12)
         await limits.use("tracker-1", data(2, 900, at(15, 22)), now=later)
@@ -144,6 +146,13 @@ def test_each_local_day_counts_for_itself_and_late_usage_to_its_own(database_url
         ]
         starts = await limits.query("SELECT period_start FROM alert ORDER BY alert_no")
         assert starts == [(at(14, 22),), (at(15, 22),)]
+        # What leaves the platform writes times in one form.
+        told = await limits.query(
+            "SELECT payload ->> 'period_start', payload ->> 'period_end' FROM event UNION ALL"
+            " SELECT payload ->> 'period_start', payload ->> 'period_end' FROM command ORDER BY 1"
+        )
+        days = [f"2026-04-{day}T22:00:00Z" for day in (14, 15, 16)]
+        assert {(each[0], each[1]) for each in told} == {(days[0], days[1]), (days[1], days[2])}
         # A period that began before the threshold was made is none of its own.
         await limits.use("tracker-1", data(5, 5000, at(13)), now=later)
         assert len(await limits.alerts()) == 2

@@ -1,10 +1,19 @@
 """The watermark: up to when a fleet's usage is believed complete."""
 
+import math
 from datetime import datetime, timedelta
 
+from prometheus_client import REGISTRY
+
+from metering.control.watch import Watch
+from metering.rating.plan import DeviceState
+from metering.settings import Settings
+from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
+from metering.store.terms import set_state
 from metering.store.watermark import Watermark, fleet_watermark
 from metering.usage import DATA, SMS, Reading, ReadingKind, Rejection, RejectReason
-from tests.integration.closing_scene import DEVICES, MARCH, Scene, day, played
+from metering.wire.command import CommandKind
+from tests.integration.closing_scene import DEVICES, MARCH, ZONE, Scene, day, played
 
 SILENT_AFTER = timedelta(hours=48)
 
@@ -153,6 +162,15 @@ def test_each_boot_counts(database_url: str) -> None:
     played(database_url, story)
 
 
+async def be(scene: Scene, state: DeviceState, since: datetime, *devices: str) -> None:
+    """Let devices be in a state from an instant on, whatever comes before and after."""
+    found = await scene.connection.execute(
+        "SELECT device_no FROM device WHERE device_id = ANY(%s)", [list(devices)]
+    )
+    numbers = [row[0] for row in await found.fetchall()]
+    assert await set_state(scene.connection, numbers, state=state, at=since, now=since)
+
+
 def test_only_active_devices_count(database_url: str) -> None:
     async def story(scene: Scene) -> None:
         await others_reach(scene, 11)
@@ -161,18 +179,9 @@ def test_only_active_devices_count(database_url: str) -> None:
         await send(scene, "van-1", sms(1, 2), sms(3, 3))
         assert (await watermark(scene)).complete_to == at(2)
         for state, expected in (("retired", 11), ("active", 2), ("suspended", 11)):
-            await scene.connection.execute(
-                "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-                " SELECT device_no, %s, %s, %s FROM device WHERE device_id = 'van-1'"
-                " ON CONFLICT (device_no, effective_from) DO UPDATE SET state = excluded.state",
-                [at(5), state, at(5)],
-            )
+            await be(scene, DeviceState(state), at(5), "van-1")
             assert (await watermark(scene)).complete_to == at(expected)
-        await scene.connection.execute(
-            "INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-            " SELECT device_no, %s, 'retired', %s FROM device",
-            [at(11.9), at(11.9)],
-        )
+        await be(scene, DeviceState.RETIRED, at(11.9), *DEVICES)
         found = await watermark(scene)
         assert (found.complete_to, found.devices) == (at(12), 0)
 
@@ -214,3 +223,73 @@ def test_what_is_queued_bounds_it(database_url: str) -> None:
 async def others_reach_again(scene: Scene) -> None:
     for device in DEVICES[1:]:
         await send(scene, device, sms(2, 12))
+
+
+def test_the_control_process_tells_how_far_all_fleets_are(database_url: str) -> None:
+    """Of two fleets one lags an hour; then a reading of its second device is missing."""
+
+    async def story(scene: Scene) -> None:
+        looked = Watch(Settings(database_url=database_url))
+        other = await scene.operator.fleet("cars", time_zone=ZONE)
+        await scene.operator.devices(other, ["car-1"], plan=None)
+        await send(scene, "car-1", sms(1, 11))
+        for device in DEVICES:
+            await send(scene, device, sms(1, 10))
+        await looked.look(scene.connection, now=at(12))
+        assert (gauge("watermark_lag_seconds"), gauge("watermark_fleets_held_back")) == (7200, 0)
+        await send(scene, "van-2", sms(3, 11.5))
+        await looked.look(scene.connection, now=at(12))
+        assert gauge("watermark_fleets_held_back") == 0  # looked at once a minute
+        looked = Watch(Settings(database_url=database_url))
+        await looked.look(scene.connection, now=at(12))
+        assert (gauge("watermark_lag_seconds"), gauge("watermark_fleets_held_back")) == (7200, 1)
+        await send(scene, "car-1", sms(2, 9), charge=False)
+        await Watch(Settings(database_url=database_url)).look(scene.connection, now=at(12))
+        assert gauge("watermark_lag_seconds") == 3 * 3600
+        await scene.charge(at(12))
+        await Watch(Settings(database_url=database_url)).look(scene.connection, now=at(12 + 72))
+        lag = gauge("watermark_lag_seconds")
+        assert lag is not None
+        assert math.isnan(lag)  # all are silent
+
+    played(database_url, story)
+
+
+def test_the_control_process_tells_what_is_due(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        looked = Watch(Settings(database_url=database_url))
+        await looked.look(scene.connection, now=at(12))
+        assert [gauge(f"control_{each}") for each in DUE] == [0, 0, 0, 0]
+        await scene.connection.execute(
+            "INSERT INTO webhook_endpoint (tenant_no, cause, url, secret, created_at)"
+            " SELECT tenant_no, 'test', 'https://example', %s, now() FROM tenant",
+            [b"s" * 32],
+        )
+        for seconds, device_no in ((90, 1), (30, 2), (-60, 3)):
+            command = NewCommand(
+                device_no=device_no, kind=CommandKind.SUSPEND, payload={}, cause="test",
+                published_at=None, expires_at=None,
+            )  # fmt: skip
+            event = NewEvent(
+                tenant_no=scene.operator.tenant, fleet_no=scene.fleet.fleet_no, device_no=device_no,
+                kind="test", payload={}, cause=f"test {device_no}",
+            )  # fmt: skip
+            then = at(12) - timedelta(seconds=seconds)
+            await enqueue_commands(scene.connection, [command], now=then)
+            await record_events(scene.connection, [event], now=then)
+        await looked.look(scene.connection, now=at(12))
+        assert [gauge(f"control_{each}") for each in DUE] == [2, 90, 2, 90]
+
+    played(database_url, story)
+
+
+DUE = (
+    "commands_due",
+    "commands_due_oldest_seconds",
+    "webhook_deliveries_due",
+    "webhook_deliveries_due_oldest_seconds",
+)
+
+
+def gauge(name: str) -> float | None:
+    return REGISTRY.get_sample_value(f"fleetmeter_{name}")

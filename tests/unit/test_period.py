@@ -9,6 +9,7 @@ from metering.period import (
     Calendar,
     cycle_at,
     cycle_of_day,
+    instant_text,
     local_day,
     midnight,
     split_by_time,
@@ -87,3 +88,8 @@ def test_ten_octets_over_a_boundary_at_a_third_give_the_remainder_to_the_last_pa
 def test_an_interval_that_ends_on_a_boundary_is_not_split() -> None:
     march = (at("2026-03-01T00:00Z"), at("2026-04-01T00:00Z"))
     assert Calendar("UTC", 1).boundaries_between(*march) == []
+
+
+def test_an_instant_is_written_in_utc_with_z() -> None:
+    assert instant_text(at("2026-03-29T01:59:30+02:00")) == "2026-03-28T23:59:30Z"
+    assert instant_text(at("2026-03-29T01:59:30.25Z")) == "2026-03-29T01:59:30.250000Z"
