@@ -120,6 +120,7 @@ async def begin(connection: Connection) -> None:
     plan = await operator.plan(POOLED)
     await operator.devices(pool, POOL_DEVICES[:-1], plan=plan)
     await operator.devices(pool, POOL_DEVICES[-1:], plan=plan, valid_from=LATE_BEGINS)
+    await operator.devices(pool, ["gone"], plan=plan, valid_to=LATE_BEGINS)
     await operator.devices(pool, ["nobody"], plan=None)
     while await open_due_cycles(connection, now=BEGINNING + timedelta(minutes=1)):
         pass
@@ -250,6 +251,12 @@ ALONE: dict[str, Sequence[Published]] = {
     "one begins before its subscription": [
         Published(
             device="late",
+            readings=[delta(1, 900, at=LATE_BEGINS + HOUR, since=LATE_BEGINS - HOUR)],
+        )
+    ],
+    "one ends after its subscription": [
+        Published(
+            device="gone",
             readings=[delta(1, 900, at=LATE_BEGINS + HOUR, since=LATE_BEGINS - HOUR)],
         )
     ],
