@@ -1,23 +1,15 @@
 """A fresh database for a benchmark, and readings that are stored in it as the ingester would."""
 
 import contextlib
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 
-import psycopg
-from psycopg import sql
-
-from metering import stack
+from bench.servers import database_on, own_servers
 from metering.charging.subscribe import subscribe
 from metering.ids import DeviceId, TenantId
 from metering.ingest.admission import Message
 from metering.plan_document import read_plan
 from metering.settings import Settings
-from metering.stack import lifecycle
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
@@ -37,36 +29,11 @@ def own_database() -> Iterator[str]:
     """Yield the URL of an empty database: on the server of the settings, or on one started for it."""
     settings = Settings()
     if settings.database_url is not None:
-        with _database_on(settings.database_url.get_secret_value()) as url:
+        with database_on(settings.database_url.get_secret_value()) as url:
             yield url
         return
-    folder = Path(tempfile.mkdtemp(prefix="fleetmeter-bench-"))
-    folder.chmod(0o755)  # root's servers run as another account, which must come in
-    own = Settings(
-        database_url=None, broker_url=None, data_dir=folder, cache_dir=settings.cache_dir
-    )
-    try:
-        with _database_on(stack.up(own).database_url) as url:
-            yield url
-    finally:
-        lifecycle.erase(own)
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _database_on(server: str) -> Iterator[str]:
-    name = f"bench_{secrets.token_hex(8)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-        )
-    try:
-        yield server.rpartition("/")[0] + "/" + name
-    finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+    with own_servers() as servers, database_on(servers.database_url) as url:
+        yield url
 
 
 async def migrated(url: str) -> Connection:
