@@ -6,8 +6,9 @@ from time import perf_counter, process_time
 
 from bench.product import Product
 from bench.resources import cpu_times
-from metering.insight.audit import AuditResult, audit_database
-from metering.store.audit import read_from_one_snapshot
+from bench.workload import Population
+from metering.insight.audit import AuditResult, audit_database, audit_fleet
+from metering.store.audit import all_fleets, read_from_one_snapshot
 from metering.store.connection import connect
 
 _KEPT_MAX = 20
@@ -31,12 +32,15 @@ class Audited:
         return self.readings / (self.cpu_seconds + self.database_cpu_seconds)
 
 
-def audit(made: Product) -> Audited:
-    """Audit all that was charged; nothing else runs meanwhile, and nothing may be left in the queue."""
+def audit(made: Product, population: Population | None = None) -> Audited:
+    """Audit all that was charged, or only a population's fleets.
+
+    Nothing else runs meanwhile, and nothing may be left in the queue.
+    """
     postmaster = made.servers.pids.get("database")
     before = cpu_times({}, postmaster, made.database_url)
     began, cpu = perf_counter(), process_time()
-    result = asyncio.run(_audit(made.database_url))
+    result = asyncio.run(_audit(made.database_url, population))
     seconds, cpu_seconds = perf_counter() - began, process_time() - cpu
     used = cpu_times({}, postmaster, made.database_url).since(before)
     differences = list(result.differences)
@@ -52,7 +56,19 @@ def audit(made: Product) -> Audited:
     )
 
 
-async def _audit(url: str) -> AuditResult:
+async def _audit(url: str, population: Population | None) -> AuditResult:
     async with await connect(url, application="audit") as connection:
         await read_from_one_snapshot(connection)
-        return await audit_database(connection)
+        if population is None:
+            return await audit_database(connection)
+        fleet_ids = population.device_ids().keys()
+        fleets = [each for each in await all_fleets(connection) if each.fleet_id in fleet_ids]
+        together = AuditResult()
+        for fleet in fleets:
+            of_fleet = await audit_fleet(connection, fleet)
+            together.readings += of_fleet.readings
+            together.charges += of_fleet.charges
+            together.parked += of_fleet.parked
+            together.queued += of_fleet.queued
+            together.differences += of_fleet.differences
+        return together

@@ -10,6 +10,7 @@ from typing import Any
 from bench.comparison import compare
 from bench.conditions import Conditions
 from bench.extent import Extent
+from bench.growth import measure_growth
 from bench.latency import measure_latency
 from bench.machine import machine
 from bench.product import Processing
@@ -40,6 +41,9 @@ def run(
         if "latency" in extent.parts:
             say("latency")
             parts["latency"] = measure_latency(conditions)
+        if "growth" in extent.parts:
+            say("growth")
+            parts["growth"] = measure_growth(conditions)
     about["seconds"] = monotonic() - began
     return {
         **summary(parts),

@@ -1,0 +1,66 @@
+"""The bench with the smallest amounts: all that it measures is measured, and every audit is equal."""
+
+from collections.abc import Mapping
+
+import psycopg
+import pytest
+
+from bench.extent import PARTS, Extent
+from bench.product import Processing
+from bench.run import run
+from bench.servers import BenchError, refuse_unless_durable, servers_of
+from metering.settings import Settings
+
+LEAST = Extent(
+    name="least", parts=PARTS, rounds=1, seconds=0.01, first_messages=40, hot_pool_devices=50,
+    scenarios=("hot_pool", "counters", "faults"), load_shares=(0.5,), probe_seconds=0.1,
+    devices_known=(40,), usage_rows=(1_000,), workers=(2,),
+)  # fmt: skip
+HEADLINES = (
+    "ratio_to_naive_pipe", "ratio_to_broker", "ratio_to_copy", "batched_records_per_s",
+    "latency_ms_p50", "latency_ms_p99", "hot_pool_charges_per_s", "audit_records_per_s_core",
+)  # fmt: skip
+
+
+def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
+    servers = servers_of(
+        stack_settings.model_copy(update={"database_url": None, "broker_url": None})
+    )
+    told: list[str] = []
+    result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)
+    assert result["audit"] == "equal"
+    assert all(result[name] > 0 for name in HEADLINES), {n: result[n] for n in HEADLINES}
+    assert result["machine"]["durability"] == dict.fromkeys(
+        ("fsync", "synchronous_commit", "full_page_writes"), "on"
+    )
+    comparison = result["comparison"]
+    assert {
+        "broker",
+        "ingester",
+        "worker",
+        "database ingest",
+        "database charge",
+        "generator",
+    } <= set(comparison["one"][0]["cpu_us_per_record"])
+    rows = comparison["written"]["rows"]
+    assert rows["reading"]["inserted"] == rows["charge"]["inserted"]
+    assert rows["reading"]["inserted"] == comparison["audit"]["readings"]
+    assert min(each["peak_resident"] for each in _measured(comparison["memory"])) > 0
+    faults = result["scenarios"]["faults"]["rounds"][0]
+    assert faults["messages"] > faults["records"], "duplicates were sent"
+    assert result["scenarios"]["counters"]["written"]["rows"]["counter"]["inserted"] > 0
+    ((rows_grown,), (workers,)) = result["growth"]["usage_rows"], result["growth"]["workers"]
+    assert rows_grown["usage_rows"] >= 1_000
+    assert workers["workers"] == 2
+
+
+def _measured(memory: Mapping[str, Mapping[str, int]]) -> list[Mapping[str, int]]:
+    return [memory[role] for role in ("broker", "ingester", "worker", "database")]
+
+
+def test_a_database_that_is_not_durable_is_refused(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off'.encode())
+    with pytest.raises(BenchError, match="synchronous_commit is off"):
+        refuse_unless_durable(database_url)
