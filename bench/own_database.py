@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from bench.servers import database_on, own_servers
+from bench.databases import database_on
+from bench.servers import own_servers
 from metering.charging.subscribe import subscribe
 from metering.ids import DeviceId, TenantId
 from metering.ingest.admission import Message

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bench.servers import Servers, database_on
+from bench.databases import migrated_database_on
+from bench.servers import Servers
 from bench.waiting import free_port, wait_until
 from bench.workload import TENANT, Population
 from metering.charging.open_cycle import open_due_cycles
@@ -18,7 +19,6 @@ from metering.demo.processes import Processes, Started
 from metering.plan_document import read_plan
 from metering.store.api_keys import create_api_key
 from metering.store.connection import Connection, connect
-from metering.store.migrate import migrate
 from metering.store.registry import (
     SHARDS,
     ensure_devices,
@@ -130,7 +130,7 @@ def product(
 ) -> Iterator[Product]:
     """Yield the product on an empty database with some populations; nothing of it runs yet."""
     name = f"bench-{secrets.token_hex(4)}"
-    with database_on(servers.database_url) as url:
+    with migrated_database_on(servers.database_url) as url:
         key = asyncio.run(_register(url, populations))
         made = Product(
             servers=servers,
@@ -168,7 +168,6 @@ async def _register(url: str, populations: Sequence[Population]) -> str:
     """Register the populations, open their cycles, and return an API key."""
     now = datetime.now(UTC)
     async with await connect(url, application="bench", autocommit=True) as connection:
-        await migrate(connection)
         for population in populations:
             await register(connection, population, now=now)
         while await open_due_cycles(connection, now=now):

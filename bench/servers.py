@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from psycopg import sql
 
 from metering import stack
 from metering.broker_address import BrokerAddress, parse_broker_url
@@ -86,23 +84,6 @@ def refuse_unless_durable(url: str) -> dict[str, str]:
                 f"{name} is {settings[name]}: what is measured without it is not durable; set it to on"
             )
     return settings
-
-
-@contextlib.contextmanager
-def database_on(server_url: str) -> Iterator[str]:
-    """Yield the URL of an empty database of its own on a server."""
-    name = f"bench_{secrets.token_hex(8)}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name))
-        )
-    try:
-        yield server_url.rpartition("/")[0] + "/" + name
-    finally:
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
 
 
 def program(servers: Servers, name: str) -> str:

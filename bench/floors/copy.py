@@ -1,15 +1,13 @@
 """The database alone: binary COPY of ready-made rows into the hypertable of readings, by its very schema."""
 
-import asyncio
 import threading
 from collections.abc import Sequence
 from time import perf_counter
 
 import psycopg
 
-from bench.servers import BenchError, Servers, database_on
-from metering.store.connection import connect
-from metering.store.migrate import migrate
+from bench.databases import migrated_database_on
+from bench.servers import BenchError, Servers
 
 _DEVICES = 1000
 _VALUES = {
@@ -38,8 +36,7 @@ def copied_rows_per_s(
 
     Raises `BenchError` if the table does not hold them all afterwards.
     """
-    with database_on(servers.database_url) as url:
-        asyncio.run(_migrated(url))
+    with migrated_database_on(servers.database_url) as url:
         columns, batches = _batches(url, rows, rows_a_batch)
         shares = [batches[number::connections] for number in range(connections)]
         threads = [
@@ -56,11 +53,6 @@ def copied_rows_per_s(
     if stored is None or stored[0] != len(batches) * rows_a_batch:
         raise BenchError(f"{len(batches) * rows_a_batch} rows were copied, {stored} are there")
     return len(batches) * rows_a_batch / seconds
-
-
-async def _migrated(url: str) -> None:
-    async with await connect(url, application="bench", autocommit=True) as connection:
-        await migrate(connection)
 
 
 def _batches(url: str, rows: int, rows_a_batch: int) -> tuple[str, list[bytes]]:

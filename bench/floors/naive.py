@@ -11,10 +11,11 @@ from typing import Any
 
 import psycopg
 
+from bench.databases import database_on
 from bench.floors.subscriber import LineCounter, Session, running, session
 from bench.flow import Flow, flow
 from bench.load import Generator, Order, Ready
-from bench.servers import BenchError, Servers, database_on, program
+from bench.servers import BenchError, Servers, program
 from bench.workload import Manner
 
 TABLE = (

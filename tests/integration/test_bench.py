@@ -13,8 +13,8 @@ from metering.settings import Settings
 
 LEAST = Extent(
     name="least", parts=PARTS, rounds=1, seconds=0.01, first_messages=40, hot_pool_devices=50,
-    scenarios=("hot_pool", "counters", "faults"), load_shares=(0.5,), probe_seconds=0.1,
-    devices_known=(40,), usage_rows=(1_000,), workers=(2,),
+    scenarios=("hot_pool", "faults"), load_shares=(0.5,), probe_seconds=0.1,
+    usage_rows=(1_000,),
 )  # fmt: skip
 HEADLINES = (
     "ratio_to_naive_pipe", "ratio_to_broker", "ratio_to_copy", "batched_records_per_s",
@@ -27,7 +27,7 @@ def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
         stack_settings.model_copy(update={"database_url": None, "broker_url": None})
     )
     told: list[str] = []
-    result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)
+    result = run(servers, LEAST, Processing(ingesters=2, workers=2), told.append)
     assert result["audit"] == "equal"
     assert all(result[name] > 0 for name in HEADLINES), {n: result[n] for n in HEADLINES}
     assert result["machine"]["durability"] == dict.fromkeys(
@@ -48,10 +48,8 @@ def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
     assert min(each["peak_resident"] for each in _measured(comparison["memory"])) > 0
     faults = result["scenarios"]["faults"]["rounds"][0]
     assert faults["messages"] > faults["records"], "duplicates were sent"
-    assert result["scenarios"]["counters"]["written"]["rows"]["counter"]["inserted"] > 0
-    ((rows_grown,), (workers,)) = result["growth"]["usage_rows"], result["growth"]["workers"]
-    assert rows_grown["usage_rows"] >= 1_000
-    assert workers["workers"] == 2
+    (grown,) = result["growth"]["usage_rows"]
+    assert grown["usage_rows"] >= 1_000
 
 
 def _measured(memory: Mapping[str, Mapping[str, int]]) -> list[Mapping[str, int]]:
