@@ -22,7 +22,8 @@ from bench.workload import TENANT, Population
 
 PROBE = Population(name="probe", fleets=1, devices_a_fleet=1)
 FLEET, DEVICE = "probe-0", "probe-0-0"
-PAUSE_SECONDS = (0.005, 0.06)
+PAUSE_SECONDS = (0.001, 0.02)
+"""Between two probes: moments that do not fall in step with batches."""
 LOST_SECONDS = 60.0
 _QUANTITY = 10
 

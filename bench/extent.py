@@ -39,12 +39,12 @@ QUICK = Extent(
 USUAL = Extent(
     name="usual", parts=PARTS, rounds=5, seconds=10.0, first_messages=20_000,
     hot_pool_devices=10_000, scenarios=("hot_pool", "thousand_fleets", "counters", "faults"),
-    load_shares=(0.1, 0.5, 0.8), probe_seconds=30.0,
+    load_shares=(0.1, 0.5, 0.8), probe_seconds=40.0,
     devices_known=(1_000, 100_000), usage_rows=(1_000_000,), workers=(1, 2, 4),
 )  # fmt: skip
 FULL = Extent(
     name="full", parts=PARTS, rounds=9, seconds=20.0, first_messages=20_000,
     hot_pool_devices=10_000, scenarios=("hot_pool", "thousand_fleets", "counters", "faults"),
-    load_shares=(0.1, 0.5, 0.8), probe_seconds=90.0,
+    load_shares=(0.1, 0.5, 0.8), probe_seconds=60.0,
     devices_known=(1_000, 100_000, 1_000_000), usage_rows=(1_000_000, 100_000_000), workers=(1, 2, 4),
 )  # fmt: skip

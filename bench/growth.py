@@ -12,20 +12,18 @@ from bench.comparison import BASE
 from bench.conditions import Conditions
 from bench.extent import Extent
 from bench.history import HISTORY, copy_history
-from bench.latency import start_all
-from bench.load import Generator, Order
+from bench.latency import Load, start_all
+from bench.load import Generator
 from bench.percentiles import latency_of
 from bench.product import Product, product, start, stop
 from bench.replaying import Audited, audit
 from bench.resources import memory_of
-from bench.waiting import wait_until
 from bench.workload import ONE, TWENTY, Manner, Population
 
 _FLEETS = 20
 _SEED_MESSAGES = 5_000
 """Of the history that is copied, with twenty readings each; fewer where fewer rows are wanted."""
 _PROBED_AT = 0.5
-_SETTLE_SECONDS = 1.0
 
 
 def measure_growth(conditions: Conditions) -> dict[str, Any]:
@@ -148,18 +146,9 @@ def _balance_ms(
     made: Product, generator: Generator, port: int, saturation: float, extent: Extent
 ) -> dict[str, Any]:
     """Return publish → balance at half of saturation."""
-    rate = _PROBED_AT * saturation
-    wanted = amount(rate, extent.probe_seconds + 2 * _SETTLE_SECONDS)
-    charged = made.charged()
-    generator.prepare(
-        Order(roots=made.roots, manner=ONE, messages=wanted, messages_per_second=rate)
-    )
-    generator.start()
+    load = Load(made, generator, _PROBED_AT * saturation)
     with api_client(made, port) as api, BalanceProbe(made, api) as probe:
-        times = probe.run(extent.probe_seconds)
-    generator.finish()
-    wait_until(lambda: made.charged() >= charged + wanted + len(times), "the load to be charged")
-    return asdict(latency_of(times))
+        return asdict(latency_of(load.probed(probe.run, extent.probe_seconds)))
 
 
 def _told(audited: Audited) -> dict[str, Any]:

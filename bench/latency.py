@@ -1,13 +1,14 @@
 """Latency at shares of what saturates the product: to the balance, to the command, and of reads."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import asdict
 from time import sleep
 from typing import Any
 
 import httpx
 
-from bench.amount import amount
+from bench.amount import amount, held_amount
 from bench.balance_probe import PROBE, BalanceProbe, api_client, used
 from bench.charging import charge
 from bench.command_probe import CommandProbe, limit_each_device
@@ -15,7 +16,7 @@ from bench.comparison import BASE
 from bench.conditions import Conditions
 from bench.extent import Extent
 from bench.load import Generator, Order
-from bench.percentiles import latency_of
+from bench.percentiles import Latency, latency_of
 from bench.product import Product, product, start, stop
 from bench.reads import read
 from bench.replaying import audit
@@ -23,10 +24,10 @@ from bench.waiting import free_port, wait_until
 from bench.workload import ONE, Population
 
 _SETTLE_SECONDS = 1.0
-_SECONDS_A_COMMAND = 0.04
+_SECONDS_A_COMMAND = 0.02
 """Probing one takes at least so long."""
-_KINDS = 3
-"""What is probed one after the other at a load: balances, commands, reads."""
+_READS_SHARE = 0.25
+"""Reads come without a pause: they need less time for as many samples."""
 
 
 def measure_latency(conditions: Conditions) -> dict[str, Any]:
@@ -47,8 +48,9 @@ def measure_latency(conditions: Conditions) -> dict[str, Any]:
             loads: dict[str, Any] = {}
             with BalanceProbe(made, api) as balance, CommandProbe(made, commanded) as command:
                 for share in extent.load_shares:
-                    at_load = _Load(made, generator, saturation * share, extent)
-                    loads[f"{share:.0%}"] = at_load.probe(balance, command, api)
+                    load = Load(made, generator, saturation * share)
+                    probed = _probe(load, extent.probe_seconds, balance, command, api)
+                    loads[f"{share:.0%}"] = {"messages_per_s": saturation * share, **probed}
                     say(f"  at {share:.0%}: {_told(loads[f'{share:.0%}'])}")
         stop(made)
         audited = audit(made)
@@ -83,37 +85,59 @@ def find_saturation(made: Product, generator: Generator, extent: Extent) -> floa
     return charge(made, generator, ONE, wanted).messages_per_s
 
 
-class _Load:
-    """Messages at a rate, for as long as everything is probed one after the other."""
+class Load:
+    """Messages that come at a rate while something is probed."""
 
-    def __init__(self, made: Product, generator: Generator, rate: float, extent: Extent) -> None:
+    def __init__(self, made: Product, generator: Generator, rate: float) -> None:
         self._made, self._generator, self._rate = made, generator, rate
-        self._seconds = extent.probe_seconds
+        self.late_seconds = 0.0
+        """How far the generator was behind at the worst."""
 
-    def probe(
-        self, balance: BalanceProbe, command: CommandProbe, api: httpx.Client
-    ) -> dict[str, Any]:
-        """Return what was measured under the load, once all of the load is charged."""
-        made, generator = self._made, self._generator
-        seconds = 2 * _SETTLE_SECONDS + _KINDS * self._seconds
-        wanted = amount(self._rate, seconds)
-        order = Order(roots=made.roots, manner=ONE, messages=wanted, messages_per_second=self._rate)
-        charged = made.charged()
-        generator.prepare(order)
-        generator.start()
+    def probed(self, probe: Callable[[float], list[float]], seconds: float) -> list[float]:
+        """Return what a probe, one reading a sample, finds in so long; all of the load is charged then."""
+        began = self._made.charged()
+        sent = self._start(seconds)
         sleep(_SETTLE_SECONDS)
-        balances, commands = balance.run(self._seconds), command.run(self._seconds)
-        reads = read(api, BASE, self._seconds)
-        sent = generator.finish()
-        expected = charged + wanted + len(balances) + len(commands)
-        wait_until(lambda: made.charged() >= expected, "the load to be charged")
-        return {
-            "messages_per_s": self._rate,
-            "generator_late_seconds": sent.late_seconds,
-            "balance_ms": asdict(latency_of(balances)),
-            "command_ms": asdict(latency_of(commands)),
-            "reads_ms": {path: asdict(each) for path, each in reads.items()},
-        }
+        found = probe(seconds)
+        self._finish(began + sent + len(found))
+        return found
+
+    def read(self, api: httpx.Client, seconds: float) -> dict[str, Latency]:
+        """Return the times of reads in so long; all of the load is charged then."""
+        began = self._made.charged()
+        sent = self._start(seconds)
+        sleep(_SETTLE_SECONDS)
+        found = read(api, BASE, seconds)
+        self._finish(began + sent)
+        return found
+
+    def _start(self, seconds: float) -> int:
+        messages = held_amount(self._rate, seconds + 2 * _SETTLE_SECONDS)
+        order = Order(
+            roots=self._made.roots, manner=ONE, messages=messages, messages_per_second=self._rate
+        )
+        self._generator.prepare(order)
+        self._generator.start()
+        return messages
+
+    def _finish(self, charged: int) -> None:
+        self.late_seconds = max(self.late_seconds, self._generator.finish().late_seconds)
+        wait_until(lambda: self._made.charged() >= charged, "the load to be charged")
+
+
+def _probe(
+    load: Load, seconds: float, balance: BalanceProbe, command: CommandProbe, api: httpx.Client
+) -> dict[str, Any]:
+    """Probe balances, commands and reads, one after the other."""
+    balances = load.probed(balance.run, seconds)
+    commands = load.probed(command.run, seconds)
+    reads = load.read(api, _READS_SHARE * seconds)
+    return {
+        "generator_late_seconds": load.late_seconds,
+        "balance_ms": asdict(latency_of(balances)),
+        "command_ms": asdict(latency_of(commands)),
+        "reads_ms": {path: asdict(each) for path, each in reads.items()},
+    }
 
 
 def _told(load: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """One run of the bench: its parts in their order, each with an audit, and what they come to."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,9 +27,10 @@ def run(
     began = monotonic()
     about = machine(servers)
     parts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="fleetmeter-bench-logs-") as name:
+    folder = Path(tempfile.mkdtemp(prefix="fleetmeter-bench-logs-"))
+    try:
         conditions = Conditions(
-            servers=servers, extent=extent, processing=processing, folder=Path(name), say=say
+            servers=servers, extent=extent, processing=processing, folder=folder, say=say
         )
         if "comparison" in extent.parts:
             say("beside the raw parts")
@@ -44,6 +46,10 @@ def run(
         if "growth" in extent.parts:
             say("growth")
             parts["growth"] = measure_growth(conditions)
+    except BaseException:
+        say(f"the processes' logs are in {folder}")
+        raise
+    shutil.rmtree(folder)
     about["seconds"] = monotonic() - began
     return {
         **summary(parts),

@@ -13,7 +13,7 @@ from metering.settings import Settings
 
 LEAST = Extent(
     name="least", parts=PARTS, rounds=1, seconds=0.01, first_messages=40, hot_pool_devices=50,
-    scenarios=("hot_pool", "faults"), load_shares=(0.5,), probe_seconds=0.1,
+    scenarios=("hot_pool",), load_shares=(0.5,), probe_seconds=0.1,
     usage_rows=(1_000,),
 )  # fmt: skip
 HEADLINES = (
@@ -27,7 +27,7 @@ def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
         stack_settings.model_copy(update={"database_url": None, "broker_url": None})
     )
     told: list[str] = []
-    result = run(servers, LEAST, Processing(ingesters=2, workers=2), told.append)
+    result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)
     assert result["audit"] == "equal"
     assert all(result[name] > 0 for name in HEADLINES), {n: result[n] for n in HEADLINES}
     assert result["machine"]["durability"] == dict.fromkeys(
@@ -46,8 +46,6 @@ def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
     assert rows["reading"]["inserted"] == rows["charge"]["inserted"]
     assert rows["reading"]["inserted"] == comparison["audit"]["readings"]
     assert min(each["peak_resident"] for each in _measured(comparison["memory"])) > 0
-    faults = result["scenarios"]["faults"]["rounds"][0]
-    assert faults["messages"] > faults["records"], "duplicates were sent"
     (grown,) = result["growth"]["usage_rows"]
     assert grown["usage_rows"] >= 1_000
 
