@@ -24,7 +24,8 @@ PROBE = Population(name="probe", fleets=1, devices_a_fleet=1)
 FLEET, DEVICE = "probe-0", "probe-0-0"
 PAUSE_SECONDS = (0.001, 0.02)
 """Between two probes: moments that do not fall in step with batches."""
-LOST_SECONDS = 60.0
+LOST_SECONDS = 300.0
+"""Who waits longer for something has lost it: more than what may be queued at a high load."""
 _QUANTITY = 10
 
 

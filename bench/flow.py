@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from bench.load import Generator, Ready, Sent
 from bench.servers import BenchError
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
+"""Seldom enough that asking costs nobody anything: workers answer by their metrics."""
 _STALLED_SECONDS = 60.0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from bench.amount import amount, held_amount
-from bench.balance_probe import PROBE, BalanceProbe, api_client, used
+from bench.balance_probe import LOST_SECONDS, PROBE, BalanceProbe, api_client, used
 from bench.charging import charge
 from bench.command_probe import CommandProbe, limit_each_device
 from bench.comparison import BASE
@@ -122,7 +122,9 @@ class Load:
 
     def _finish(self, charged: int) -> None:
         self.late_seconds = max(self.late_seconds, self._generator.finish().late_seconds)
-        wait_until(lambda: self._made.charged() >= charged, "the load to be charged")
+        wait_until(
+            lambda: self._made.charged() >= charged, "the load to be charged", seconds=LOST_SECONDS
+        )
 
 
 def _probe(

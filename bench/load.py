@@ -13,7 +13,7 @@ from ctypes import c_longlong
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.sharedctypes import Synchronized
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from types import TracebackType
 from typing import Self
 
@@ -219,7 +219,7 @@ def _publish(
     connections: Sequence[_Connection],
 ) -> Sent:
     acknowledged = sum(each.acknowledged_octets for each in connections)
-    cpu, rate, total = _cpu_seconds(), order.messages_per_second, len(packets)
+    cpu, rate, total = process_time(), order.messages_per_second, len(packets)
     began = perf_counter()
     sent = 0
     while sent < total:
@@ -245,7 +245,7 @@ def _publish(
         began=began,
         ended=perf_counter(),
         late_seconds=0.0 if rate is None else max(0.0, ended - began - total / rate),
-        cpu_seconds=_cpu_seconds() - cpu,
+        cpu_seconds=process_time() - cpu,
     )
 
 
@@ -256,8 +256,3 @@ def _write(connections: Sequence[_Connection], packets: Sequence[tuple[int, byte
     for connection, of_connection in zip(connections, joined, strict=True):
         if of_connection:
             connection.write(b"".join(of_connection))
-
-
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system

@@ -11,7 +11,7 @@ from metering.insight.audit import AuditResult, audit_database, audit_fleet
 from metering.store.audit import all_fleets, read_from_one_snapshot
 from metering.store.connection import connect
 
-_KEPT_MAX = 20
+_KEPT_MAX = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Audited:
     """What an audit found, in how long, and how much CPU that took here and in the database."""
 
     verdict: str
-    """`equal`, or the first differences."""
+    """`equal`, or how many differences there are, and the first of them."""
     readings: int
     charges: int
     seconds: float
@@ -47,13 +47,19 @@ def audit(made: Product, population: Population | None = None) -> Audited:
     if result.queued or result.parked:
         differences.append(f"{result.queued} readings are queued, {result.parked} are parked")
     return Audited(
-        verdict="; ".join(differences[:_KEPT_MAX]) or "equal",
+        verdict=_verdict(differences),
         readings=result.readings,
         charges=result.charges,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
         database_cpu_seconds=sum(used.values()),
     )
+
+
+def _verdict(differences: list[str]) -> str:
+    if not differences:
+        return "equal"
+    return f"{len(differences)} differences: {'; '.join(differences[:_KEPT_MAX])}"
 
 
 async def _audit(url: str, population: Population | None) -> AuditResult:

@@ -1,12 +1,16 @@
 """The bench with the smallest amounts: all that it measures is measured, and every audit is equal."""
 
+import json
 from collections.abc import Mapping
+from xml.etree import ElementTree as ET
 
 import psycopg
 import pytest
 
 from bench.extent import PARTS, Extent
+from bench.plots import plots
 from bench.product import Processing
+from bench.report import sections
 from bench.run import run
 from bench.servers import BenchError, refuse_unless_durable, servers_of
 from metering.settings import Settings
@@ -28,6 +32,7 @@ def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
     )
     told: list[str] = []
     result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)
+    result = json.loads(json.dumps(result))
     assert result["audit"] == "equal"
     assert all(result[name] > 0 for name in HEADLINES), {n: result[n] for n in HEADLINES}
     assert result["machine"]["durability"] == dict.fromkeys(
@@ -46,6 +51,15 @@ def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
     assert rows["reading"]["inserted"] == rows["charge"]["inserted"]
     assert rows["reading"]["inserted"] == comparison["audit"]["readings"]
     assert min(each["peak_resident"] for each in _measured(comparison["memory"])) > 0
+    page = "\n\n".join(sections(result, {}))
+    for title in ("Beside the raw parts", "Scenarios", "Latency, in milliseconds", "Growth: rows"):
+        _, heading, table = page.partition(f"### {title}\n\n")
+        assert heading
+        assert "| --- |" in table.partition("###")[0]
+    drawn = {name: ET.fromstring(each).tag for name, each in plots(result)}  # noqa: S314 - ours
+    assert drawn == dict.fromkeys(
+        ("single", "batched", "latency"), "{http://www.w3.org/2000/svg}svg"
+    )
     (grown,) = result["growth"]["usage_rows"]
     assert grown["usage_rows"] >= 1_000
 
