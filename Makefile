@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench-rating bench-hot-pool bench-correction bench-takeover bench-latency format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -31,6 +31,12 @@ check: development ## check format, rules, types and the direction of imports
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+bench: environment ## measure everything beside the raw parts; ARGS="--only latency": a part alone
+	@exec .venv/bin/python -m bench $(ARGS)
+
+bench-quick: environment ## the same in under two minutes, with what matters most
+	@exec .venv/bin/python -m bench --quick $(ARGS)
+
 bench-rating: environment ## measure the rating core: usage records per second and core
 	@.venv/bin/python -m bench.rating
 
@@ -42,9 +48,6 @@ bench-correction: environment ## measure changes of terms that concern 1 % of a 
 
 bench-takeover: environment ## measure how long a dead worker's shards wait for another
 	@.venv/bin/python -m bench.takeover
-
-bench-latency: environment ## measure publish → balance visible at half of saturation
-	@.venv/bin/python -m bench.latency $(ARGS)
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format

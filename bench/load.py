@@ -1,143 +1,258 @@
-"""A load generator that is not the limit: ready-made MQTT packets, sent when they are due."""
+"""The load generator: ready-made MQTT packets, sent when they are due; a process of its own.
 
-import asyncio
-import json
-from collections.abc import Iterator, Sequence
+It is told how many messages may have been sent by now, so that it is never further ahead of whoever
+takes them than a window: the broker's queue stays short, and is as long for everybody measured.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from ctypes import c_longlong
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from multiprocessing.connection import Connection
-from time import perf_counter
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.sharedctypes import Synchronized
+from time import perf_counter, process_time, sleep
+from types import TracebackType
+from typing import Self
 
-READINGS_PER_MESSAGE = 5
+from bench.packets import (
+    CONNACK_OCTETS,
+    PACKET_IDS,
+    PUBACK_OCTETS,
+    connect_packet,
+    publish_packet,
+)
+from bench.workload import TENANT, Devices, Manner
+
 _CONNECTIONS = 4
-_TICK_SECONDS = 0.002
-_CONNACK_OCTETS = 4
-_PUBLISH_QOS1, _CONNECT = 0x32, 0x10
-_CLEAN_SESSION = 2
+_TICK_SECONDS = 0.001
+_READ_OCTETS = 65_536
+_AT_ONCE = 200
+"""Messages that are handed to the sockets in one go."""
+UNBOUNDED = 2**62
+_SECONDS_MAX = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to publish: so many readings a second for so long; 0: as fast as the broker takes them."""
+    """What to publish, and under which topics: device number n's is under root n modulo all roots.
 
-    readings_per_second: float
-    seconds: float
+    `messages_per_second` None: as fast as the window lets.
+    """
+
+    roots: Sequence[str]
+    manner: Manner
+    messages: int
+    messages_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The packets are made: so many, duplicates among them; the octets are those of the average one."""
+
+    messages: int
+    topic_octets: float
+    payload_octets: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What was published; `late_seconds` is how far the last message was behind its time."""
+    """What was published, and when, by the clock that all processes of the machine share.
 
-    readings: int
-    seconds: float
+    It ended when the broker had acknowledged all. `late_seconds` is how far the last message was behind its
+    time, `cpu_seconds` what sending took.
+    """
+
+    messages: int
+    began: float
+    ended: float
     late_seconds: float
+    cpu_seconds: float
 
 
-def connect_packet(client_id: str) -> bytes:
-    """Return an MQTT 3.1.1 CONNECT with a clean session and no keepalive."""
-    name = client_id.encode()
-    body = b"\x00\x04MQTT\x04" + bytes([_CLEAN_SESSION]) + b"\x00\x00"
-    return _packet(_CONNECT, body + len(name).to_bytes(2) + name)
+class Generator:
+    """A process that publishes as the devices of a population do."""
+
+    def __init__(self, host: str, port: int, device_ids: Sequence[str]) -> None:
+        # Spawned, so that it shares nothing with this process but the pipe and one number.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        self._allowed: Synchronized[int] = context.Value(c_longlong, 0)
+        self._process = context.Process(
+            target=_generate,
+            args=(other_end, self._allowed, host, port, Devices(device_ids)),
+            daemon=True,
+        )
+        self._process.start()
+        other_end.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(5)
+        self._process.kill()
+
+    def prepare(self, order: Order) -> Ready:
+        """Have the packets of an order made."""
+        self._pipe.send(order)
+        ready = self._receive()
+        if not isinstance(ready, Ready):
+            raise TypeError("the generator is amid another order")
+        return ready
+
+    def start(self, *, allowed: int = UNBOUNDED) -> None:
+        """Send what was prepared, so many messages at first."""
+        self.allow(allowed)
+        self._pipe.send("go")
+
+    def allow(self, messages: int) -> None:
+        """Allow so many messages in all of this order."""
+        self._allowed.value = messages
+
+    def finish(self) -> Sent:
+        """Wait until all is sent and the broker has acknowledged it."""
+        sent = self._receive()
+        if not isinstance(sent, Sent):
+            raise TypeError("the generator has not started")
+        return sent
+
+    def _receive(self) -> object:
+        if not self._pipe.poll(_SECONDS_MAX):
+            raise TimeoutError("the load generator does not come to an end")
+        return self._pipe.recv()
 
 
-def publish_packet(topic: str, payload: bytes, packet_id: int) -> bytes:
-    """Return an MQTT 3.1.1 PUBLISH at QoS 1."""
-    name = topic.encode()
-    return _packet(_PUBLISH_QOS1, len(name).to_bytes(2) + name + packet_id.to_bytes(2) + payload)
-
-
-def _packet(kind: int, body: bytes) -> bytes:
-    length, left = bytearray(), len(body)
+def _generate(
+    pipe: Pipe, allowed: "Synchronized[int]", host: str, port: int, devices: Devices
+) -> None:
+    connections = [_Connection(host, port, number) for number in range(_CONNECTIONS)]
     while True:
-        left, digit = divmod(left, 128)
-        length.append(digit | (128 if left else 0))
-        if not left:
-            return bytes([kind]) + bytes(length) + body
-
-
-async def open_session(
-    host: str, port: int, client_id: str
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to a broker that lets anybody in."""
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(connect_packet(client_id))
-    await reader.readexactly(_CONNACK_OCTETS)
-    return reader, writer
-
-
-class Devices:
-    """Devices that take turns; each numbers its readings."""
-
-    def __init__(self, root: str, tenant: str, device_ids: Sequence[str]) -> None:
-        self._topics = [f"{root}/{tenant}/{device_id}/usage" for device_id in device_ids]
-        self._seqs = [0] * len(device_ids)
-        self._turn = 0
-
-    def packets(self, messages: int) -> Iterator[bytes]:
-        """Return so many messages, a device's after the other's."""
-        at = datetime.now(UTC)
-        for number in range(messages):
-            turn = self._turn = (self._turn + 1) % len(self._topics)
-            first = self._seqs[turn] + 1
-            self._seqs[turn] += READINGS_PER_MESSAGE
-            readings = [
-                {
-                    "seq": seq,
-                    "at": (at + timedelta(microseconds=seq)).isoformat(),
-                    "meter": "data",
-                    "kind": "delta",
-                    "up": 100 + seq % 7,
-                    "down": 400,
-                }
-                for seq in range(first, first + READINGS_PER_MESSAGE)
-            ]
-            payload = json.dumps({"boot": "bench", "readings": readings}, separators=(",", ":"))
-            yield publish_packet(self._topics[turn], payload.encode(), 1 + number % 60_000)
-
-
-def generate(commands: Connection, host: str, port: int, devices: Devices) -> None:
-    """Publish what is ordered until the order is None; a process of its own runs this."""
-    asyncio.run(_generate(commands, host, port, devices))
-
-
-async def _generate(commands: Connection, host: str, port: int, devices: Devices) -> None:
-    sessions = [await open_session(host, port, f"load-{each}") for each in range(_CONNECTIONS)]
-    acknowledged = [asyncio.create_task(_swallow(reader)) for reader, _ in sessions]
-    writers = [writer for _, writer in sessions]
-    while True:
-        order: Order | None = await asyncio.to_thread(commands.recv)
+        try:
+            order: Order | None = pipe.recv()
+        except EOFError:
+            return
         if order is None:
             break
-        commands.send(await _publish(order, devices, writers))
-    for task, writer in zip(acknowledged, writers, strict=True):
-        task.cancel()
-        writer.close()
+        packets, ready = _packets(order, devices)
+        pipe.send(ready)
+        pipe.recv()
+        pipe.send(_publish(order, packets, allowed, connections))
+    for connection in connections:
+        connection.close()
 
 
-async def _swallow(reader: asyncio.StreamReader) -> None:
-    while await reader.read(65536):
-        pass
+class _Connection:
+    """One of the generator's connections. It reads acknowledgements when it is told to.
+
+    They come one by one: whoever is woken for each does little else.
+    """
+
+    def __init__(self, host: str, port: int, number: int) -> None:
+        self._socket = socket.create_connection((host, port))
+        self._socket.sendall(connect_packet(f"bench-load-{os.getpid()}-{number}"))
+        self._socket.recv(CONNACK_OCTETS, socket.MSG_WAITALL)
+        self._socket.settimeout(0)
+        self._unsent = b""
+        self.acknowledged_octets = 0
+
+    def write(self, packets: bytes) -> None:
+        """Send packets, or keep what the socket does not take."""
+        self._unsent += packets
+        self.flush()
+
+    def flush(self) -> int:
+        """Send what was kept; return how many octets are left of it."""
+        if self._unsent:
+            with suppress(BlockingIOError):
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        return len(self._unsent)
+
+    def read(self) -> None:
+        """Count the acknowledgements that have come."""
+        with suppress(BlockingIOError):
+            while received := self._socket.recv(_READ_OCTETS):
+                self.acknowledged_octets += len(received)
+            raise ConnectionError("the broker has closed the generator's connection")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
 
-async def _publish(order: Order, devices: Devices, writers: Sequence[asyncio.StreamWriter]) -> Sent:
-    rate = order.readings_per_second / READINGS_PER_MESSAGE
-    total = int((rate or 40_000) * order.seconds)
-    packets = list(devices.packets(total))
+def _packets(order: Order, devices: Devices) -> tuple[list[tuple[int, bytes]], Ready]:
+    """Return each message's connection and packet, and what they amount to.
+
+    A device keeps to one connection, so that its messages keep their order.
+    """
+    topics = [
+        f"{order.roots[number % len(order.roots)]}/{TENANT}/{device_id}/usage".encode()
+        for number, device_id in enumerate(devices.device_ids)
+    ]
+    packets: list[tuple[int, bytes]] = []
+    topic_octets = payload_octets = 0
+    for number, message in enumerate(devices.messages(order.manner, order.messages)):
+        topic, payload = topics[message.device], message.payload
+        topic_octets += len(topic)
+        payload_octets += len(payload)
+        packet = publish_packet(topic, payload, 1 + number % PACKET_IDS)
+        packets.append((message.device % _CONNECTIONS, packet))
+    count = len(packets)
+    return packets, Ready(
+        messages=count, topic_octets=topic_octets / count, payload_octets=payload_octets / count
+    )
+
+
+def _publish(
+    order: Order,
+    packets: Sequence[tuple[int, bytes]],
+    allowed: "Synchronized[int]",
+    connections: Sequence[_Connection],
+) -> Sent:
+    acknowledged = sum(each.acknowledged_octets for each in connections)
+    cpu, rate, total = process_time(), order.messages_per_second, len(packets)
     began = perf_counter()
     sent = 0
     while sent < total:
-        elapsed = perf_counter() - began
-        due = min(total, int(rate * elapsed)) if rate else min(total, sent + 200)
-        for number in range(sent, due):
-            writers[number % len(writers)].write(packets[number])
-        sent = max(sent, due)
-        for writer in writers:
-            await writer.drain()
-        if rate:
-            await asyncio.sleep(_TICK_SECONDS)
-    seconds = perf_counter() - began
+        due = total if rate is None else int(rate * (perf_counter() - began))
+        due = min(total, due, allowed.value, sent + _AT_ONCE)
+        held_back = sum(each.flush() for each in connections)
+        if due > sent and not held_back:
+            _write(connections, packets[sent:due])
+            sent = due
+        else:
+            for connection in connections:
+                connection.read()
+            sleep(_TICK_SECONDS)
+    ended = perf_counter()
+    expected = acknowledged + PUBACK_OCTETS * total
+    while sum(each.acknowledged_octets for each in connections) < expected:
+        for connection in connections:
+            connection.flush()
+            connection.read()
+        sleep(_TICK_SECONDS)
     return Sent(
-        readings=total * READINGS_PER_MESSAGE,
-        seconds=seconds,
-        late_seconds=max(0.0, seconds - order.seconds) if rate else 0.0,
+        messages=total,
+        began=began,
+        ended=perf_counter(),
+        late_seconds=0.0 if rate is None else max(0.0, ended - began - total / rate),
+        cpu_seconds=process_time() - cpu,
     )
+
+
+def _write(connections: Sequence[_Connection], packets: Sequence[tuple[int, bytes]]) -> None:
+    joined: list[list[bytes]] = [[] for _ in connections]
+    for number, packet in packets:
+        joined[number].append(packet)
+    for connection, of_connection in zip(connections, joined, strict=True):
+        if of_connection:
+            connection.write(b"".join(of_connection))

@@ -1,20 +1,16 @@
 """A fresh database for a benchmark, and readings that are stored in it as the ingester would."""
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 
-from metering import stack
+from bench.databases import database_on
+from bench.servers import own_servers
 from metering.charging.subscribe import subscribe
 from metering.ids import DeviceId, TenantId
 from metering.ingest.admission import Message
 from metering.plan_document import read_plan
 from metering.settings import Settings
-from metering.stack import lifecycle
-from metering.stack.scratch import scratch_database
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
@@ -34,20 +30,11 @@ def own_database() -> Iterator[str]:
     """Yield the URL of an empty database: on the server of the settings, or on one started for it."""
     settings = Settings()
     if settings.database_url is not None:
-        with scratch_database(settings.database_url.get_secret_value(), prefix="bench") as url:
+        with database_on(settings.database_url.get_secret_value()) as url:
             yield url
         return
-    folder = Path(tempfile.mkdtemp(prefix="fleetmeter-bench-"))
-    folder.chmod(0o755)  # root's servers run as another account, which must come in
-    own = Settings(
-        database_url=None, broker_url=None, data_dir=folder, cache_dir=settings.cache_dir
-    )
-    try:
-        with scratch_database(stack.up(own).database_url, prefix="bench") as url:
-            yield url
-    finally:
-        lifecycle.erase(own)
-        shutil.rmtree(folder)
+    with own_servers() as servers, database_on(servers.database_url) as url:
+        yield url
 
 
 async def migrated(url: str) -> Connection:

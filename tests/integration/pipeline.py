@@ -20,14 +20,13 @@ import paho.mqtt.client as paho
 import psutil
 import psycopg
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from psycopg import sql
 
 from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
 from metering.period import cycle_at
 from metering.plan_document import read_plan
-from metering.stack.scratch import create_scratch, scratch_database, url_of
+from metering.stack.scratch import migrated_template, scratch_database
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
@@ -73,37 +72,15 @@ POOLED_PLAN = {
 }
 
 
-_TEMPLATES: dict[str, str] = {}
-"""server's URL → the name of its database that new ones are copied from"""
-
-
 @contextmanager
 def fresh_database(server_url: str, *, empty: bool = False) -> Iterator[str]:
     """Yield the URL of a new database on a server, dropped at the end if the server still runs.
 
     It has this release's schema, or nothing at all if it is to be `empty`.
     """
-    template = "template0" if empty else _migrated_template(server_url)
+    template = "template0" if empty else migrated_template(server_url)
     with scratch_database(server_url, prefix="test", template=template) as url:
         yield url
-
-
-def _migrated_template(server_url: str) -> str:
-    """Return a database to copy from: migrating a new one takes ten times as long as a copy."""
-    if server_url not in _TEMPLATES:
-        name = create_scratch(server_url, prefix="template")
-        asyncio.run(migrated(url_of(server_url, name)))
-        # Nobody may be connected to what is copied, TimescaleDB's own workers neither.
-        with psycopg.connect(url_of(server_url, name), autocommit=True) as template:
-            template.execute("SELECT _timescaledb_functions.stop_background_workers()")
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(
-                    sql.Identifier(name)
-                )
-            )
-        _TEMPLATES[server_url] = name
-    return _TEMPLATES[server_url]
 
 
 async def migrated(url: str) -> None:

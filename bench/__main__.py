@@ -1,0 +1,66 @@
+"""`make bench`: measures the product beside the raw parts, and writes `bench/latest.json`."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from bench.extent import FULL, PARTS, QUICK, USUAL
+from bench.product import Processing
+from bench.run import run
+from bench.servers import own_servers
+from metering.errors import FleetmeterError
+
+LATEST = Path(__file__).with_name("latest.json")
+
+
+def main() -> int:
+    """Run what the arguments say; 1 if an audit is not equal, or where nothing can be measured."""
+    arguments = _arguments()
+    extent = QUICK if arguments.quick else FULL if arguments.full else USUAL
+    if arguments.only:
+        extent = replace(extent, parts=[part for part in PARTS if part in arguments.only])
+    processing = Processing(
+        ingesters=arguments.ingesters,
+        workers=arguments.workers,
+        settings=dict(each.split("=", 1) for each in arguments.set),
+    )
+    try:
+        with own_servers() as servers:
+            result = run(servers, extent, processing, _say)
+    except FleetmeterError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, value in result.items():
+        if not isinstance(value, dict):
+            shown = f"{value:,.3g}" if isinstance(value, float) and value < 100 else value  # noqa: PLR2004
+            print(f"{name:28} {f'{shown:,.0f}' if isinstance(shown, float) else shown}")
+    return 0 if result["audit"] in {"equal", None} else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    extents = parser.add_mutually_exclusive_group()
+    extents.add_argument("--quick", action="store_true", help="in under two minutes")
+    extents.add_argument("--full", action="store_true", help="with the largest amounts: hours")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="this part alone; repeatable"
+    )
+    parser.add_argument("--ingesters", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting of the product's processes, as FLEETMETER_INGEST_BATCH_AGE_MS=5; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=LATEST, help="file (%(default)s)")
+    return parser.parse_args()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

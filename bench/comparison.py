@@ -1,0 +1,148 @@
+"""The product beside the raw parts, in turn: what else the machine does then meets all alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+from bench.amount import amount
+from bench.charging import Charged, charge
+from bench.conditions import Conditions
+from bench.floors.broker import into_the_void, through_broker
+from bench.floors.copy import copied_rows_per_s
+from bench.floors.naive import through_psql, through_python
+from bench.flow import Flow
+from bench.load import Generator
+from bench.product import product, start, stop
+from bench.replaying import audit
+from bench.resources import memory_of, written
+from bench.workload import ONE, TWENTY, Population
+
+BASE = Population(name="base", fleets=20, devices_a_fleet=50)
+BATCH_ROWS = 5_000
+"""Rows of one COPY: as many as a batch of the ingester holds at most."""
+_COPY_ROWS_FIRST = 100_000
+_VOID_TIMES = 10
+"""So many first amounts go to nobody: the broker is done with them sooner than anybody else."""
+NAIVE_PIPES: dict[str, Callable[..., Flow]] = {
+    "mosquitto_sub | psql": through_psql,
+    "Python, paho-mqtt and psycopg": through_python,
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rounds:
+    """What each round measured: messages or records a second."""
+
+    broker: list[float] = field(default_factory=list)
+    naive: list[float] = field(default_factory=list)
+    one: list[Charged] = field(default_factory=list)
+    copy: list[float] = field(default_factory=list)
+    twenty: list[Charged] = field(default_factory=list)
+
+
+def compare(conditions: Conditions) -> dict[str, Any]:
+    """Measure floors and product in turn, and return all rounds, their medians and the ratios."""
+    servers, extent, say = conditions.servers, conditions.extent, conditions.say
+    with (
+        conditions.generator(BASE) as generator,
+        product(servers, [BASE], conditions.processing, conditions.folder) as made,
+    ):
+        before = written(made.database_url)
+        start(made)
+        speeds = _Speeds(conditions, generator)
+        one = charge(made, generator, ONE, extent.first_messages)
+        twenty = charge(made, generator, TWENTY, max(1, extent.first_messages // 20))
+        rounds = _Rounds()
+        for number in range(extent.rounds):
+            rounds.broker.append(speeds.broker())
+            rounds.naive.append(speeds.naive())
+            wanted = amount(one.messages_per_s, extent.seconds)
+            rounds.one.append(one := charge(made, generator, ONE, wanted))
+            rounds.copy.append(speeds.copy())
+            wanted = amount(twenty.messages_per_s, extent.seconds)
+            rounds.twenty.append(twenty := charge(made, generator, TWENTY, wanted))
+            say(
+                f"  round {number + 1}: broker {rounds.broker[-1]:,.0f}, naive {rounds.naive[-1]:,.0f},"
+                f" one {one.messages_per_s:,.0f} messages/s;"
+                f" copy {rounds.copy[-1]:,.0f}, twenty {twenty.records_per_s:,.0f} records/s"
+            )
+        memory = memory_of(made.pids, servers.pids.get("database"))
+        stop(made)
+        wrote = written(made.database_url).since(before)
+        audited = audit(made)
+        say(f"  audit: {audited.verdict}, {audited.readings} readings in {audited.seconds:.1f} s")
+    return {
+        "naive_pipe": speeds.naive_name,
+        "naive_pipes_messages_per_s": speeds.naive_first,
+        "generator_messages_per_s": speeds.generator,
+        "generator_cpu_us_per_message": speeds.generator_cpu_us,
+        "generator_times_broker": {
+            "nobody_subscribed": speeds.generator / median(rounds.broker),
+            "by_its_cpu_time": 1e6 / speeds.generator_cpu_us / median(rounds.broker),
+        },
+        "broker_messages_per_s": rounds.broker,
+        "naive_messages_per_s": rounds.naive,
+        "copy_rows_per_s": rounds.copy,
+        "one": [asdict(each) for each in rounds.one],
+        "twenty": [asdict(each) for each in rounds.twenty],
+        "ratio_to_broker": _ratio([each.messages_per_s for each in rounds.one], rounds.broker),
+        "ratio_to_naive_pipe": _ratio([each.messages_per_s for each in rounds.one], rounds.naive),
+        "ratio_to_copy": _ratio([each.records_per_s for each in rounds.twenty], rounds.copy),
+        "memory": {role: asdict(each) for role, each in memory.items()},
+        "written": asdict(wrote),
+        "audit": asdict(audited) | {"records_per_s_core": audited.records_per_s_core},
+    }
+
+
+def _ratio(ours: Sequence[float], floor: Sequence[float]) -> float:
+    """Return the median of the rounds' ratios: of two figures that were measured one after the other."""
+    return median(mine / raw for mine, raw in zip(ours, floor, strict=True))
+
+
+class _Speeds:
+    """The floors. The first, small amounts tell how much to measure with, and which pipe is faster."""
+
+    def __init__(self, conditions: Conditions, generator: Generator) -> None:
+        self._servers, self._generator = conditions.servers, generator
+        self._seconds = conditions.extent.seconds
+        self._connections = conditions.processing.ingesters
+        servers, first = conditions.servers, conditions.extent.first_messages
+        void = into_the_void(generator, ONE, _VOID_TIMES * first)
+        self.generator = void.messages / (void.ended - void.began)
+        self.generator_cpu_us = 1e6 * void.cpu_seconds / void.messages
+        self._broker = _speed(through_broker(servers, generator, ONE, first))
+        self.naive_first = {
+            name: _speed(pipe(servers, generator, ONE, first)) for name, pipe in NAIVE_PIPES.items()
+        }
+        self.naive_name = max(self.naive_first, key=lambda name: self.naive_first[name])
+        self._naive = self.naive_first[self.naive_name]
+        self._copy = copied_rows_per_s(servers, _COPY_ROWS_FIRST, rows_a_batch=BATCH_ROWS)
+        conditions.say(
+            f"  the generator alone {self.generator:,.0f} messages/s; naive pipe: {self.naive_name}"
+        )
+
+    def broker(self) -> float:
+        """Return the messages a second of the broker alone."""
+        wanted = amount(self._broker, self._seconds)
+        self._broker = _speed(through_broker(self._servers, self._generator, ONE, wanted))
+        return self._broker
+
+    def naive(self) -> float:
+        """Return the messages a second of the faster naive pipe."""
+        pipe = NAIVE_PIPES[self.naive_name]
+        wanted = amount(self._naive, self._seconds)
+        self._naive = _speed(pipe(self._servers, self._generator, ONE, wanted))
+        return self._naive
+
+    def copy(self) -> float:
+        """Return the rows a second of COPY over as many connections as ingesters have."""
+        wanted = max(BATCH_ROWS * self._connections, amount(self._copy, self._seconds))
+        self._copy = copied_rows_per_s(
+            self._servers, wanted, rows_a_batch=BATCH_ROWS, connections=self._connections
+        )
+        return self._copy
+
+
+def _speed(taken: Flow) -> float:
+    return taken.messages / taken.seconds

@@ -1,0 +1,76 @@
+"""The bench with the smallest amounts: all that it measures is measured, and every audit is equal."""
+
+import json
+from collections.abc import Mapping
+from xml.etree import ElementTree as ET
+
+import psycopg
+import pytest
+
+from bench.extent import PARTS, Extent
+from bench.plots import plots
+from bench.product import Processing
+from bench.report import sections
+from bench.run import run
+from bench.servers import BenchError, refuse_unless_durable, servers_of
+from metering.settings import Settings
+
+LEAST = Extent(
+    name="least", parts=PARTS, rounds=1, seconds=0.01, first_messages=40, hot_pool_devices=50,
+    scenarios=("hot_pool",), load_shares=(0.5,), probe_seconds=0.1,
+    usage_rows=(1_000,),
+)  # fmt: skip
+HEADLINES = (
+    "ratio_to_naive_pipe", "ratio_to_broker", "ratio_to_copy", "batched_records_per_s",
+    "latency_ms_p50", "latency_ms_p99", "hot_pool_charges_per_s", "audit_records_per_s_core",
+)  # fmt: skip
+
+
+def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
+    servers = servers_of(
+        stack_settings.model_copy(update={"database_url": None, "broker_url": None})
+    )
+    told: list[str] = []
+    result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)
+    result = json.loads(json.dumps(result))
+    assert result["audit"] == "equal"
+    assert all(result[name] > 0 for name in HEADLINES), {n: result[n] for n in HEADLINES}
+    assert result["machine"]["durability"] == dict.fromkeys(
+        ("fsync", "synchronous_commit", "full_page_writes"), "on"
+    )
+    comparison = result["comparison"]
+    assert {
+        "broker",
+        "ingester",
+        "worker",
+        "database ingest",
+        "database charge",
+        "generator",
+    } <= set(comparison["one"][0]["cpu_us_per_record"])
+    rows = comparison["written"]["rows"]
+    assert rows["reading"]["inserted"] == rows["charge"]["inserted"]
+    assert rows["reading"]["inserted"] == comparison["audit"]["readings"]
+    assert min(each["peak_resident"] for each in _measured(comparison["memory"])) > 0
+    page = "\n\n".join(sections(result, {}))
+    for title in ("Beside the raw parts", "Scenarios", "Latency, in milliseconds", "Growth: rows"):
+        _, heading, table = page.partition(f"### {title}\n\n")
+        assert heading
+        assert "| --- |" in table.partition("###")[0]
+    drawn = {name: ET.fromstring(each).tag for name, each in plots(result)}  # noqa: S314 - ours
+    assert drawn == dict.fromkeys(
+        ("single", "batched", "latency"), "{http://www.w3.org/2000/svg}svg"
+    )
+    (grown,) = result["growth"]["usage_rows"]
+    assert grown["usage_rows"] >= 1_000
+
+
+def _measured(memory: Mapping[str, Mapping[str, int]]) -> list[Mapping[str, int]]:
+    return [memory[role] for role in ("broker", "ingester", "worker", "database")]
+
+
+def test_a_database_that_is_not_durable_is_refused(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off'.encode())
+    with pytest.raises(BenchError, match="synchronous_commit is off"):
+        refuse_unless_durable(database_url)
