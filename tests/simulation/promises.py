@@ -21,7 +21,11 @@ from metering.store.readings import reading_of
 from metering.store.registry import plan_terms
 from metering.usage import METERS_BY_NO, Reading, ReadingKind
 from tests.reference import naive
+from tests.simulation.alerts import check_alerts
+from tests.simulation.bills import check_bills
 from tests.simulation.device import Key, SimulatedDevice
+from tests.simulation.holds import check_quota
+from tests.simulation.outbox import check_outbox
 from tests.simulation.scenes import SimulatedFleet
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ class Charged:
 
     name: Name
     fleet_no: int
+    device_no: int
+    subscription_no: int
     part: int
     place: tuple[int, int]
     plan_no: int
@@ -79,6 +85,8 @@ class Found:
     plans: dict[int, PlanTerms] = field(default_factory=dict)
     bucket_names: dict[int, tuple[str, int]] = field(default_factory=dict)
     """bucket_no → (name, fleet_no)"""
+    boots: dict[BootKey, int] = field(default_factory=dict)
+    """its boot_no"""
 
 
 async def check_durable(world: "World", device: SimulatedDevice, keys: Sequence[Key]) -> None:
@@ -115,6 +123,10 @@ async def check(world: "World") -> None:
         *await _missing_usage(world, found),
         *await _tenants(world, found),
         *await _balances(world),
+        *await check_quota(world, found),
+        *await check_alerts(world, found),
+        *await check_outbox(world),
+        *await check_bills(world, found),
     ]
     for fleet in world.fleets:
         problems += _rated_again(fleet, found)
@@ -130,6 +142,7 @@ async def _load(world: "World") -> Found:
         " JOIN tenant USING (tenant_no)",
     )
     boots: dict[int, BootKey] = {row[0]: (row[1], row[2], row[3]) for row in names}
+    found.boots = {key: number for number, key in boots.items()}
     for row in await _rows(
         world.admin,
         "SELECT boot_no, seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch,"
@@ -148,7 +161,8 @@ async def _load(world: "World") -> Found:
         world.admin,
         "SELECT boot_no, seq, fleet_no, part, run_no, run_position, plan_no, meter_no, variant,"
         " cycle_start, usage_from, usage_to, quantity, uplink, billed, from_allowance, from_pool, overage,"
-        " priced_before, amount, connection_fee, draw_buckets, draw_quantities FROM charge"
+        " priced_before, amount, connection_fee, draw_buckets, draw_quantities, device_no,"
+        " subscription_no FROM charge"
         " ORDER BY run_no, run_position, part",
     ):
         name = (*boots[row[0]], row[1])
@@ -160,6 +174,7 @@ async def _load(world: "World") -> Found:
                 from_allowance=row[15], from_pool=row[16], overage=row[17],
                 priced_before=int(row[18]), amount=int(row[19]), connection_fee=int(row[20]),
                 draws=list(zip(row[21] or (), row[22] or (), strict=True)),
+                device_no=row[23], subscription_no=row[24],
             )
         )  # fmt: skip
     found.queued = (await _rows(world.admin, "SELECT count(*) FROM work_item"))[0][0]
@@ -352,14 +367,17 @@ async def _balances(world: "World") -> list[str]:
     ]
     done = await _rows(
         world.admin,
-        "SELECT tenant_id || '/' || idempotency_key, balance_operation.kind, count(bucket_entry_no)"
+        "SELECT tenant_id || '/' || idempotency_key, entry.kind, entry.bucket_no,"
+        " coalesce(entry.other_bucket_no, 0), entry.quantity::bigint"
         " FROM balance_operation JOIN tenant USING (tenant_no)"
-        " LEFT JOIN bucket_entry USING (operation_no) GROUP BY tenant_id, idempotency_key, operation_no",
+        " LEFT JOIN bucket_entry AS entry USING (operation_no)",
     )
-    if sorted(done) != sorted((key, kind, 1) for key, kind in world.keys_done.items()):
-        problems.append(
-            f"done to balances was {sorted(done)}, asked {sorted(world.keys_done.items())}"
-        )
+    asked = [
+        (key, kind, bucket_no, from_no or 0, quantity)
+        for key, (kind, bucket_no, from_no, quantity) in world.keys_done.items()
+    ]
+    if sorted(done) != sorted(asked):
+        problems.append(f"done to balances was {sorted(done)}, asked {sorted(asked)}")
     return problems
 
 
