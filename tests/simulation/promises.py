@@ -127,11 +127,23 @@ async def check(world: "World") -> None:
         *await check_alerts(world, found),
         *await check_outbox(world),
         *await check_bills(world, found),
+        *await charged_by_others(world.admin),
     ]
     for fleet in world.fleets:
         problems += _rated_again(fleet, found)
     if problems:
         raise BrokenPromise("\n".join([*problems[:_SHOWN_MAX], f"{len(problems)} in all"]))
+
+
+async def charged_by_others(connection: Connection) -> list[str]:
+    """A worker never commits a charge in a shard whose lease is not its own at that moment."""
+    return [
+        f"shard {shard_no} was charged by {by}, leased by {leased_by}"
+        for shard_no, by, leased_by in await _rows(
+            connection,
+            "SELECT DISTINCT shard_no, by, leased_by FROM watched.run WHERE by IS DISTINCT FROM leased_by",
+        )
+    ]
 
 
 async def _load(world: "World") -> Found:

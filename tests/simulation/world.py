@@ -1,7 +1,8 @@
 """One simulated run: who there is, what may happen next, and what did."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -156,34 +157,28 @@ class World:
 
 async def simulate(url: str, seed: int, trace: list[str]) -> None:
     """Run one seed on a database that is fresh, and check every promise; raises what was broken."""
+    async with simulated_world(url, seed, trace) as world:
+        await _run(world)
+
+
+@asynccontextmanager
+async def simulated_world(url: str, seed: int, trace: list[str]) -> AsyncIterator[World]:
+    """Yield a world in which nothing is yet, with simulated edges; end all that is under way in it."""
     chance = random.Random(seed)  # noqa: S311 - the seed must reproduce it
     async with await connect(url, application="simulation", autocommit=True) as admin:
+        now = chance.choice(STARTS)
+        settings = _settings(url, chance)
+        faults = Faults.drawn(chance)
         world = World(
             seed=seed,
             url=url,
             chance=chance,
-            now=chance.choice(STARTS),
-            settings=Settings(
-                database_url=SecretStr(url),
-                broker_url=SecretStr("mqtt://127.0.0.1:1"),
-                ingest_batch_age_ms=0,
-                charging_poll_seconds=1e-9,
-                charging_batch_readings_max=chance.choice([2, 8, 30, 500]),
-                charging_lease_seconds=10**6,
-                closing_grace_hours=chance.choice([0, 6, 72]),
-                quota_validity_seconds=chance.choice([1800, 86400 * 2]),
-                # Usage waits for its charge as long as a seed likes.
-                quota_report_seconds=10**8,
-                quota_octets_min=chance.choice([50, 600]),
-                quota_octets_max=10**4,
-                quota_messages_min=1,
-                quota_pool_share_percent=chance.choice([10, 100]),
-                webhook_attempts_max=chance.choice([3, 12]),
-            ),
+            now=now,
+            settings=settings,
             admin=admin,
             steps=Steps(url, admin),
             broker=SimulatedBroker(chance),
-            faults=(faults := Faults.drawn(chance)),
+            faults=faults,
             features=Features.drawn(chance),
             receivers=Receivers(chance, faults.webhook_fails),
             trace=trace,
@@ -193,10 +188,30 @@ async def simulate(url: str, seed: int, trace: list[str]) -> None:
             simulated_control_edges(world.receivers),
         ):
             try:
-                await _run(world)
+                yield world
             finally:
                 for actor in world.actors:
                     await actor.abandon()
+
+
+def _settings(url: str, chance: random.Random) -> Settings:
+    return Settings(
+        database_url=SecretStr(url),
+        broker_url=SecretStr("mqtt://127.0.0.1:1"),
+        ingest_batch_age_ms=0,
+        charging_poll_seconds=1e-9,
+        charging_batch_readings_max=chance.choice([2, 8, 30, 500]),
+        charging_lease_seconds=10**6,
+        closing_grace_hours=chance.choice([0, 6, 72]),
+        quota_validity_seconds=chance.choice([1800, 86400 * 2]),
+        # Usage waits for its charge as long as a seed likes.
+        quota_report_seconds=10**8,
+        quota_octets_min=chance.choice([50, 600]),
+        quota_octets_max=10**4,
+        quota_messages_min=1,
+        quota_pool_share_percent=chance.choice([10, 100]),
+        webhook_attempts_max=chance.choice([3, 12]),
+    )
 
 
 async def _run(world: World) -> None:
@@ -212,7 +227,7 @@ async def _run(world: World) -> None:
         await _start_ingester(world, world.steps.actor(f"ingester-{number}"))
     for number in range(1, WORKERS + 1):
         keeper = world.steps.actor(f"keeper-{number}")
-        await _start_worker(world, world.steps.actor(f"worker-{number}"), keeper)
+        await start_worker(world, world.steps.actor(f"worker-{number}"), keeper)
     for number in range(1, world.features.controls + 1):
         loops = ("hear", "commands", "webhooks")
         hear, commands, webhooks = (world.steps.actor(f"{each}-{number}") for each in loops)
@@ -255,7 +270,7 @@ async def _start_ingester(world: World, actor: Actor) -> None:
     await world.steps.settle()
 
 
-async def _start_worker(world: World, actor: Actor, keeper: Actor) -> None:
+async def start_worker(world: World, actor: Actor, keeper: Actor) -> None:
     worker = SimulatedWorker(
         world.settings, actor, keeper, lambda: world.chance.random() < world.look_share
     )
@@ -294,7 +309,7 @@ async def _restart_worker(world: World, worker: SimulatedWorker) -> None:
         if actor.state is not State.IDLE:
             await actor.die()
     await world.steps.settle(freed=True)
-    await _start_worker(world, worker.actor, worker.keeper.actor)
+    await start_worker(world, worker.actor, worker.keeper.actor)
 
 
 Action = Callable[[World], Awaitable[None]]
@@ -718,7 +733,8 @@ async def _drain_control(world: World) -> bool:
     row = await found.fetchone()
     if row is None or row[0] is None:
         return False
-    world.now = max(world.now, row[0])
+    # What is due may wait for what is not: time goes on.
+    world.now = max(world.now, row[0]) + timedelta(seconds=20)
     control = world.chance.choice(world.controls)
     for position in sorted(row[1]):
         await _step(world, control.senders[position], faulty=False)
