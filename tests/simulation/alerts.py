@@ -79,7 +79,7 @@ async def check_alerts(world: "World", found: "Found") -> list[str]:
 
 
 def _said(number: int, asked: AskedThreshold, changes: list[tuple[Any, ...]]) -> Iterator[str]:
-    """What a threshold said, run by run, is what the operator wanted, each once."""
+    """Hold what a threshold said, run by run, to what the operator wanted, each once."""
     wanted = [
         (each.limit, each.percent, list(each.actions), each.enabled, False) if each else None
         for each in asked.said
@@ -150,7 +150,7 @@ def _is_plain_share(fleet: SimulatedFleet, asked: AskedThreshold, found: "Found"
     )
 
 
-def _walk(
+def _walk(  # noqa: C901 - one walk
     world: "World",
     fleet: SimulatedFleet,
     found: "Found",
@@ -246,6 +246,7 @@ def _span(fleet: SimulatedFleet, period: Recurrence, at: datetime) -> tuple[date
     zone = ZoneInfo(fleet.fleet.time_zone)
     if period is Recurrence.CYCLE:
         cycle = cycle_of(zone, 1, fleet.fleet.anchor_day)
-        return tuple(cycle.period(cycle.number_at(at)))
+        span = cycle.period(cycle.number_at(at))
+        return span.start, span.end
     day: date = local_day(at, zone)
     return midnight(day, zone), midnight(day + timedelta(days=1), zone)

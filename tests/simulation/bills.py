@@ -39,10 +39,8 @@ async def check_bills(world: "World", found: "Found") -> list[str]:
     states: dict[int, list[tuple[datetime, str]]] = defaultdict(list)
     for device_no, at, state in await cursor.fetchall():
         states[device_no].append((at, state))
-    documents = {
-        number: document
-        for fleet in world.fleets
-        for number, document in fleet.plans.items()
+    documents: dict[int, Mapping[str, Any]] = {
+        number: document for fleet in world.fleets for number, document in fleet.plans.items()
     }
     problems: list[str] = []
     for fleet in world.fleets:
@@ -66,8 +64,12 @@ class _Reference:
         zone = ZoneInfo(fleet.fleet.time_zone)
         cycle = cycle_of(zone, 1, fleet.fleet.anchor_day)
         first = min(row[4] for row in subscriptions)
-        plan_nos = sorted({row[3] for row in subscriptions}, key=lambda no: (str(documents[no]["plan"]), no))
-        plans = {str(no): full_plan({**documents[no], "plan": str(no)}) for no in plan_nos}
+        plan_nos = sorted(
+            {row[3] for row in subscriptions}, key=lambda no: (str(documents[no]["plan"]), no)
+        )
+        plans: dict[str, Mapping[str, Any]] = {
+            str(no): full_plan({**documents[no], "plan": str(no)}) for no in plan_nos
+        }
         self.fleet = Fleet(
             plans=plans, zone=zone, cycle=cycle, starts=midnight(local_day(first, zone), zone),
             starts_given=True,
@@ -83,12 +85,12 @@ class _Reference:
             device.subscriptions.append(subscription)
             self.subscriptions[number] = subscription
 
-    def statement(
-        self, start: datetime, charges: list["Charged"], found: "Found"
-    ) -> naive.Period:
+    def statement(self, start: datetime, charges: list["Charged"], found: "Found") -> naive.Period:
         """Draw up the statement of the cycle that begins at `start`."""
         return naive.period_of(
-            self.fleet, self.fleet.cycle.number_at(start), [self._part(each, found) for each in charges]
+            self.fleet,
+            self.fleet.cycle.number_at(start),
+            [self._part(each, found) for each in charges],
         )
 
     def _part(self, charged: "Charged", found: "Found") -> Part:
@@ -116,7 +118,7 @@ def _stints(changes: list[tuple[datetime, str]]) -> list[tuple[str, Span]]:
 async def _billed(
     world: "World", fleet: SimulatedFleet, found: "Found", reference: _Reference
 ) -> list[str]:
-    """Closed bills and open ones sum to the statements of all cycles; each is the sum of its lines."""
+    """See that closed bills and open ones sum to all cycles' statements, each of them to its lines."""
     name = f"{fleet.tenant_id}/{fleet.kind}"
     number = fleet.fleet.fleet_no
     charges: dict[datetime, list[Charged]] = defaultdict(list)
@@ -170,7 +172,7 @@ async def _billed(
 
 
 def _summed(bill: Bill) -> Iterator[str]:
-    """A bill's total is the sum of its rounded lines, where each line is rounded."""
+    """Hold a bill's total to the sum of its rounded lines, where each line is rounded."""
     amounts = [line.amount for line in bill.statement.lines]
     carried = sum((each.amount for each in bill.adjustments), Decimal(0))
     whole = [amount for amount in amounts if amount is not None]
@@ -179,13 +181,13 @@ def _summed(bill: Bill) -> Iterator[str]:
 
 
 def _differences(bill: Bill, statement: naive.Period) -> Iterator[str]:
-    """An open bill's own lines are those of the reference."""
+    """Hold an open bill's own lines to those of the reference."""
     made: dict[tuple[object, ...], Fraction] = defaultdict(Fraction)
     for line in bill.statement.lines:
         made[line.plan_no, line.kind.value, line.name] += line.exact
     told: dict[tuple[object, ...], Fraction] = defaultdict(Fraction)
-    for line in statement["lines"]:
-        told[int(line.plan), line.kind, line.name] += line.amount
+    for owed in statement["lines"]:
+        told[int(owed.plan), owed.kind, owed.name] += owed.amount
     for key in sorted(made.keys() | told.keys(), key=str):
         if made[key] != told[key]:
             yield f"{key} is {made[key]}, the reference says {told[key]}"

@@ -157,11 +157,11 @@ class SimulatedControl:
             singly=frozenset({"quota"}),
             messages_max=10**6,
         )
-        self._hearing._arrived = cast(Any, _Arrivals(actors[0]))
-        link = cast(BrokerConnection, SimulatedLink(broker, chance, command_lost))
+        self._hearing._arrived = cast("Any", _Arrivals(actors[0]))
+        link = cast("BrokerConnection", SimulatedLink(broker, chance, command_lost))
         self._commands = CommandSender(settings, link)
         self._webhooks = WebhookSender(settings)
-        self._webhooks._random = cast(Any, chance)
+        self._webhooks._random = cast("Any", chance)
 
     @property
     def hearing(self) -> Actor:

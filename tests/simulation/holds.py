@@ -77,7 +77,7 @@ async def check_quota(world: "World", found: "Found") -> list[str]:
         " reservation_no FROM bucket_entry ORDER BY run_no, bucket_entry_no"
     )
     entered = await entries.fetchall()
-    corrected = {each.fleet.fleet_no for each in world.fleets if each.corrected}
+    corrected: set[int] = {each.fleet.fleet_no for each in world.fleets if each.corrected}
     bucket_fleet = {number: fleet_no for number, (_, fleet_no) in found.bucket_names.items()}
     whole = [row for row in entered if bucket_fleet[row[0]] not in corrected]
     return [
@@ -90,7 +90,9 @@ async def check_quota(world: "World", found: "Found") -> list[str]:
     ]
 
 
-def _folded(found: "Found", entered: list[tuple[Any, ...]]) -> Iterator[str]:
+def _folded(  # noqa: C901, PLR0912 - one fold
+    found: "Found", entered: list[tuple[Any, ...]]
+) -> Iterator[str]:
     """Never more is drawn or held of a bucket than it has, and nobody draws what is held for others."""
     events: dict[int, list[tuple[int, int, int, str, int, int | None]]] = defaultdict(list)
     for bucket_no, other_no, run_no, kind, quantity, subscription_no, _ in entered:
@@ -127,7 +129,7 @@ def _folded(found: "Found", entered: list[tuple[Any, ...]]) -> Iterator[str]:
                 )
 
 
-def _entered(
+def _entered(  # noqa: C901 - one look at each grant
     grants: list[dict[str, Any]], entered: list[tuple[Any, ...]], corrected: set[int]
 ) -> Iterator[str]:
     """Each grant is held in full when it is granted, and ends exactly once, with all of it."""
@@ -166,7 +168,7 @@ def _entered(
 def _drawn(
     found: "Found", grants: list[dict[str, Any]], entered: list[tuple[Any, ...]]
 ) -> Iterator[str]:
-    """What its device drew while it was held was drawn of it first: the rest was released."""
+    """See that what its device drew while it was held was drawn of it first, and the rest released."""
     drawn: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for charges in found.charges.values():
         for each in charges:
@@ -226,7 +228,7 @@ def _uncharged(
 def _bounded(
     world: "World", found: "Found", grants: list[dict[str, Any]], corrected: set[int]
 ) -> Iterator[str]:
-    """What an obedient device used and was not charged for is within the bound that it was told."""
+    """Hold what an obedient device used, and was not charged for, to the bound that it was told."""
     for device, number in _numbered(world):
         requests = set[str]()
         for each in grants:
@@ -235,7 +237,9 @@ def _bounded(
             requests.add(each["request_id"])
             if each["fleet_no"] in corrected:
                 continue
-            used = sum(quantity for _, quantity in _uncharged(found, device, requests, each["run_no"]))
+            used = sum(
+                quantity for _, quantity in _uncharged(found, device, requests, each["run_no"])
+            )
             if used > each["overshoot_bound"]:
                 yield (
                     f"{device.name} was told of a bound of {each['overshoot_bound']} with"
@@ -244,7 +248,7 @@ def _bounded(
 
 
 def _fleets_bounded(world: "World", found: "Found", corrected: set[int]) -> Iterator[str]:
-    """What a fleet's obedient devices used, and were not charged for, is within its bound."""
+    """Hold what a fleet's obedient devices used, and were not charged for, to its bound."""
     fleets: dict[int, SimulatedFleet] = {each.fleet.fleet_no: each for each in world.fleets}
     for seen in world.bounds:
         if seen.fleet_no in corrected:

@@ -46,7 +46,12 @@ def make_threshold(world: "World") -> Planned | None:
     async def run(connection: Connection) -> None:
         for _ in range(times):
             threshold, _ = await create_threshold(
-                connection, fleet=fleet.fleet, new=new, request_key=key, request={"key": key}, now=now
+                connection,
+                fleet=fleet.fleet,
+                new=new,
+                request_key=key,
+                request={"key": key},
+                now=now,
             )
             made.append(threshold.threshold_no)
 

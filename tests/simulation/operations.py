@@ -6,17 +6,24 @@ every command of the product is. What it changed is noted once it is done.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+from psycopg.pq import TransactionStatus
 
 from metering.charging import balances, change_terms
 from metering.charging.open_cycle import open_due_cycles
+from metering.charging.reserve import QuotaRequest, Refused, release, reserve, rule_of, settle
 from metering.charging.subscribe import subscribe
 from metering.errors import InvalidValue
 from metering.plan_document import read_plan
 from metering.rating.plan import DeviceState
+from metering.settings import Settings
 from metering.store.connection import Connection
 from metering.store.registry import ensure_devices, ensure_plan
+from metering.store.reservations import Reservation
+from metering.usage import METERS
+from metering.wire.quota import QuotaRequestMessage, decode
 from tests.simulation.device import SimulatedDevice
 from tests.simulation.limits import LIMIT_OPERATIONS
 from tests.simulation.planned import Plan, Planned
@@ -27,8 +34,6 @@ if TYPE_CHECKING:
 
 Done = tuple[str, int, int | None, int]
 """What was done to balances: kind, bucket, from which bucket, quantity."""
-
-
 
 
 def add_device(world: "World") -> Planned | None:
@@ -223,7 +228,9 @@ def end_subscriptions(world: "World") -> Planned | None:
             at=at, now=now, key=key,
         )  # fmt: skip
 
-    return _terms(world, f"end the subscriptions of {each.name} at {at}", fleet, each.device_id, change)
+    return _terms(
+        world, f"end the subscriptions of {each.name} at {at}", fleet, each.device_id, change
+    )
 
 
 def move_device(world: "World") -> Planned | None:
@@ -300,6 +307,8 @@ def _balance(
             except InvalidValue:
                 await connection.rollback()
                 return
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                await connection.commit()  # before it is told, as the API does
             operation = outcome.operation
             done.append(
                 (operation.kind, operation.bucket_no, operation.from_bucket_no, operation.quantity)
@@ -396,6 +405,63 @@ async def _buckets(
     return (first, others[int(places[1] * len(others))]) if others else ()
 
 
+def ask_for_quota(world: "World") -> Planned | None:
+    """Ask for quota in a device's name, or end what it has, as a caller of the API does."""
+    waiting = [
+        (fleet, each)
+        for fleet in world.fleets
+        for each in fleet.devices
+        if each.quota.asks and each.quota.waiting is None and each.device_id in fleet.numbers
+    ][:2]
+    if not waiting:
+        return None
+    fleet, found = world.chance.choice(waiting)
+    number, now = fleet.numbers[found.device_id], world.now
+    payload = found.quota.ask(world.chance, now)
+    asked = decode(payload)
+    assert isinstance(asked, QuotaRequestMessage), asked
+    times = world.chance.choice([1, 1, 2])
+    outcomes: list[Reservation | Refused] = []
+
+    async def run(connection: Connection) -> None:
+        outcomes.extend(
+            [
+                await _quota_done(connection, world.settings, number, asked, now=now)
+                for _ in range(times)
+            ]
+        )
+
+    def done() -> None:
+        first, last = outcomes[0], outcomes[-1]
+        if isinstance(first, Reservation) and isinstance(last, Reservation):
+            same = (last.reservation_no, last.granted, last.state)
+            assert (first.reservation_no, first.granted, first.state) == same, (
+                "asked again, granted other"
+            )
+        found.quota.answered(last, now)
+
+    return Planned(f"{found.name} asks by the operator {payload.decode()}", run, done)
+
+
+async def _quota_done(
+    connection: Connection,
+    settings: Settings,
+    number: int,
+    asked: QuotaRequestMessage,
+    *,
+    now: datetime,
+) -> Reservation | Refused:
+    if asked.action == "settle":
+        return await settle(connection, number, asked.request, used=asked.used or 0, now=now)
+    if asked.action == "release":
+        return await release(connection, number, asked.request, now=now)
+    meter = METERS[asked.meter or ""]
+    request = QuotaRequest(
+        request_id=asked.request, meter=meter, quantity=asked.quantity, used=asked.used
+    )
+    return await reserve(connection, number, request, rule_of(settings, meter), now=now)
+
+
 OPERATIONS: Sequence[tuple[float, Plan]] = (
     (2, add_device),
     (4, subscribe_device),
@@ -408,8 +474,9 @@ OPERATIONS: Sequence[tuple[float, Plan]] = (
     (0.5, swap_sim),
     (1, charge_parked),
     (3, top_up),
-    (2, transfer),
-    (1.5, adjust),
+    (3, transfer),
+    (2.5, adjust),
+    (9, ask_for_quota),
     *LIMIT_OPERATIONS,
 )
 """Each with its weight."""

@@ -85,6 +85,10 @@ class Found:
     plans: dict[int, PlanTerms] = field(default_factory=dict)
     bucket_names: dict[int, tuple[str, int]] = field(default_factory=dict)
     """bucket_no → (name, fleet_no)"""
+    holds: list[tuple[int, int, int, str, datetime, int, int, int | None]] = field(
+        default_factory=list
+    )
+    """(fleet_no, device_no, meter_no, bucket, its beginning, quantity, run_no, run of its end)"""
     boots: dict[BootKey, int] = field(default_factory=dict)
     """its boot_no"""
 
@@ -128,6 +132,7 @@ async def check(world: "World") -> None:
         *await check_outbox(world),
         *await check_bills(world, found),
         *await charged_by_others(world.admin),
+        *await _dated(world),
     ]
     for fleet in world.fleets:
         problems += _rated_again(fleet, found)
@@ -136,7 +141,7 @@ async def check(world: "World") -> None:
 
 
 async def charged_by_others(connection: Connection) -> list[str]:
-    """A worker never commits a charge in a shard whose lease is not its own at that moment."""
+    """Return which runs a worker committed in a shard whose lease was not its own at that moment."""
     return [
         f"shard {shard_no} was charged by {by}, leased by {leased_by}"
         for shard_no, by, leased_by in await _rows(
@@ -144,6 +149,48 @@ async def charged_by_others(connection: Connection) -> list[str]:
             "SELECT DISTINCT shard_no, by, leased_by FROM watched.run WHERE by IS DISTINCT FROM leased_by",
         )
     ]
+
+
+_LEGAL = {
+    ("inventory", "active"), ("active", "suspended"), ("suspended", "active"),
+    ("inventory", "retired"), ("active", "retired"), ("suspended", "retired"),
+}  # fmt: skip
+"""Which state follows which; the same again changes nothing."""
+
+
+async def _dated(world: "World") -> list[str]:
+    """States follow in their order, a SIM is in one device at a time, and moves that are due are made."""
+    problems: list[str] = []
+    before: tuple[int, str] | None = None
+    for device_no, state in await _rows(
+        world.admin,
+        "SELECT device_no, state FROM device_state_change ORDER BY device_no, effective_from",
+    ):
+        known = before[1] if before is not None and before[0] == device_no else state
+        if known != state and (known, state) not in _LEGAL:
+            problems.append(f"device {device_no} went from {known} to {state}")
+        before = (device_no, state)
+    problems += [
+        f"SIM {row[0]} is in devices {row[1]} and {row[2]} at once"
+        for row in await _rows(
+            world.admin,
+            "SELECT one.iccid, one.device_no, other.device_no FROM device_sim AS one"
+            " JOIN device_sim AS other USING (tenant_no, iccid)"
+            " WHERE one.device_no < other.device_no AND one.valid && other.valid",
+        )
+    ]
+    problems += [
+        f"device {row[0]} is in fleet {row[1]}, its subscription now is in {row[2]}"
+        for row in await _rows(
+            world.admin,
+            "SELECT device_no, device.fleet_no, subscription.fleet_no"
+            " FROM device JOIN subscription USING (device_no)"
+            " WHERE valid @> %s::timestamptz AND device.fleet_no <> subscription.fleet_no"
+            " AND NOT EXISTS (SELECT FROM device_move WHERE device_move.device_no = device.device_no)",
+            world.now,
+        )
+    ]
+    return problems
 
 
 async def _load(world: "World") -> Found:
@@ -196,6 +243,16 @@ async def _load(world: "World") -> Found:
         row[0]: (row[1], row[2])
         for row in await _rows(world.admin, "SELECT bucket_no, name, fleet_no FROM bucket")
     }
+    found.holds = [
+        tuple(row)
+        for row in await _rows(
+            world.admin,
+            "SELECT bucket.fleet_no, reservation.device_no, bucket.meter_no, name, begins_at,"
+            " entry.quantity::bigint, entry.run_no, ended_run_no FROM bucket_entry AS entry"
+            " JOIN bucket USING (bucket_no) JOIN reservation USING (reservation_no)"
+            " WHERE entry.kind = 'hold' AND bucket.kind = 'pool'",
+        )
+    ]
     return found
 
 
@@ -406,6 +463,7 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
     )
     if not charged:
         return []
+    holds = _holds_by_line(fleet, found, [each[0].place for each in charged])
     began = fleet.began.isoformat()
     documents = list({str(each["plan"]): each for each in reversed(fleet.plans.values())}.values())
     named = {number: str(document["plan"]) for number, document in fleet.plans.items()}
@@ -417,6 +475,7 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
             device_id: {"plan": named[plan_no], "from": began, "state": "active"}
             for device_id, plan_no in fleet.plan_of.items()
         },
+        "holds": holds,
     }  # fmt: skip
     again = naive.rate(documents, [_line(found, each) for each in charged], state)
     expected: dict[tuple[int, datetime], list[tuple[object, ...]]] = defaultdict(list)
@@ -448,6 +507,26 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
         f"{fleet.tenant_id}/{fleet.kind}: the reference rejects {each}"
         for each in again["rejected"]
     ]
+
+
+def _holds_by_line(
+    fleet: SimulatedFleet, found: Found, places: Sequence[tuple[int, int]]
+) -> list[dict[str, object]]:
+    """Return what was held in a fleet's buckets while which lines of its usage were charged."""
+
+    def line_of(run_no: int) -> int:
+        return 1 + sum(place[0] < run_no for place in places)
+
+    names = {number: device_id for device_id, number in fleet.numbers.items()}
+    return [
+        {
+            "device": names[device_no], "meter": METERS_BY_NO[meter_no].meter, "name": name,
+            "begins": begins.isoformat(), "quantity": quantity, "first": line_of(run_no),
+            "end": line_of(ended) if ended is not None else len(places) + 1,
+        }
+        for fleet_no, device_no, meter_no, name, begins, quantity, run_no, ended in found.holds
+        if fleet_no == fleet.fleet.fleet_no
+    ]  # fmt: skip
 
 
 def _line(found: Found, charges: Sequence[Charged]) -> dict[str, object]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from metering.charging.reserve import Refused
+from metering.control.quota import answer_of
+from metering.store.reservations import Reservation
 from metering.wire.command import Command, CommandKind, Limits, decode_command, encode_ack
 from metering.wire.quota import QuotaAnswer
 
@@ -104,6 +107,12 @@ class QuotaSide:
         if command.kind is CommandKind.GRANT:
             self._take(QuotaAnswer.model_validate(command.payload))
         return command, encode_ack(command.id, "done")
+
+    def answered(self, outcome: Reservation | Refused, now: datetime) -> None:
+        """Take what a request was answered by somebody who asked in the device's name."""
+        self.waiting = None
+        if isinstance(outcome, Reservation):
+            self._take(answer_of(outcome, now))
 
     def _take(self, answer: QuotaAnswer) -> None:
         if self.waiting is not None and answer.request == self.waiting[0]:

@@ -24,13 +24,17 @@ _WATCH = (
     "CREATE SCHEMA watched",
     "CREATE TABLE watched.run (shard_no smallint, by text, leased_by text)",
     # At the very end of a transaction that charges: who commits, and whose lease the shard is then.
-    "CREATE FUNCTION watched.note_run() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-    " INSERT INTO watched.run SELECT OLD.shard_no, current_setting('application_name'),"
-    "  (SELECT session FROM charging_shard LEFT JOIN charging_worker USING (worker_no)"
-    "   WHERE shard_no = OLD.shard_no);"
-    " RETURN NULL; END $$",
-    "CREATE CONSTRAINT TRIGGER watched_run AFTER DELETE ON work_item DEFERRABLE INITIALLY DEFERRED"
-    " FOR EACH ROW EXECUTE FUNCTION watched.note_run()",
+    (
+        "CREATE FUNCTION watched.note_run() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO watched.run SELECT OLD.shard_no, current_setting('application_name'),"
+        "  (SELECT session FROM charging_shard LEFT JOIN charging_worker USING (worker_no)"
+        "   WHERE shard_no = OLD.shard_no);"
+        " RETURN NULL; END $$"
+    ),
+    (
+        "CREATE CONSTRAINT TRIGGER watched_run AFTER DELETE ON work_item DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION watched.note_run()"
+    ),
 )
 """Has a database remember which sessions charged which shards."""
 

@@ -31,9 +31,11 @@ from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 400
+ACTIONS = 220
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
+ASKING_MAX = 3
+"""How many devices ask for quota by themselves."""
 STARTS = tuple(
     datetime(2026, month, day, hour, tzinfo=UTC)
     for month, day, hour in (
@@ -219,9 +221,7 @@ async def _run(world: World) -> None:
         world.tenants, world.fleets = await begin(
             connection, world.chance, now=world.now, asking=world.features.asking
         )
-    world.initial = frozenset(
-        number for fleet in world.fleets for number in fleet.numbers.values()
-    )
+    world.initial = frozenset(number for fleet in world.fleets for number in fleet.numbers.values())
     world.operator = world.steps.actor("operator")
     for number in range(1, INGESTERS + 1):
         await _start_ingester(world, world.steps.actor(f"ingester-{number}"))
@@ -313,6 +313,12 @@ async def _restart_worker(world: World, worker: SimulatedWorker) -> None:
 
 
 Action = Callable[[World], Awaitable[None]]
+Process = SimulatedIngester | SimulatedControl
+"""What has a session at the broker."""
+
+
+def _at_broker(world: World) -> list[Process]:
+    return [*world.ingesters, *world.controls]
 
 
 async def _act(world: World) -> None:
@@ -323,7 +329,11 @@ async def _act(world: World) -> None:
 
 
 async def _step_somebody(world: World) -> None:
-    await _step(world, world.chance.choice(_working(world)))
+    """Let somebody go on, for one exchange or several."""
+    actor = world.chance.choice(_working(world))
+    for _ in range(world.chance.choice([1, 1, 2, 6])):
+        if actor.state is State.PAUSED and not actor.rests:
+            await _step(world, actor)
 
 
 async def _wake_somebody(world: World) -> None:
@@ -346,13 +356,13 @@ async def _reboot(world: World) -> None:
 
 
 async def _lose_broker(world: World) -> None:
-    for process in (*world.ingesters, *world.controls):
+    for process in _at_broker(world):
         process.lose_connection()
     world.note(f"the broker dies with {world.broker.die()} messages")
 
 
 async def _lose_session(world: World) -> None:
-    process = world.chance.choice([*world.ingesters, *world.controls])
+    process = world.chance.choice(_at_broker(world))
     process.lose_connection()
     world.note(f"{process.session.name} loses its session")
 
@@ -456,15 +466,19 @@ async def _look_after(world: World) -> None:
             world.note(f"{actor.name} is blocked")
         if actor.state is not State.IDLE or actor is world.operator:
             continue
-        if actor.name.startswith("ingester"):
-            await _start_ingester(world, actor)
-            continue
-        for worker in world.workers:
-            if actor in (worker.actor, worker.keeper.actor):
-                await _restart_worker(world, worker)
-        for control in world.controls:
-            if actor in control.actors:
-                await _restart_control(world, control)
+        await _restart(world, actor)
+
+
+async def _restart(world: World, actor: Actor) -> None:
+    """Start the process again of which an actor was killed."""
+    if actor.name.startswith("ingester"):
+        await _start_ingester(world, actor)
+    for worker in world.workers:
+        if actor in (worker.actor, worker.keeper.actor):
+            await _restart_worker(world, worker)
+    for control in world.controls:
+        if actor in control.actors:
+            await _restart_control(world, control)
 
 
 async def _measure(world: World) -> None:
@@ -492,8 +506,8 @@ async def _publish(world: World) -> None:
     world.note(f"{device.name} publishes {boot}/{told}{' twice' if copies > 1 else ''}")
 
 
-def _with_due(world: World) -> list[SimulatedIngester | SimulatedControl]:
-    return [each for each in (*world.ingesters, *world.controls) if each.session.due]
+def _with_due(world: World) -> list[Process]:
+    return [each for each in _at_broker(world) if each.session.due]
 
 
 async def _deliver(world: World) -> None:
@@ -506,7 +520,7 @@ async def _deliver(world: World) -> None:
 
 
 def _asking(world: World) -> list[SimulatedDevice]:
-    return [each for each in world.devices if each.quota.asks]
+    return [each for each in world.devices if each.quota.asks][:ASKING_MAX]
 
 
 async def _ask(world: World) -> None:
@@ -588,6 +602,9 @@ async def _operate(world: World) -> None:
     world.operator.start(work)
     await world.steps.settle()
     await _look_after(world)
+    for _ in range(world.chance.choice([0, 5, 60])):
+        if world.operator.state is State.PAUSED:
+            await _step(world, world.operator)
 
 
 async def _do(operator: Actor, planned: Planned) -> None:
@@ -658,19 +675,19 @@ def _whenever(condition: Callable[[World], object], weight: float) -> Callable[[
 
 
 _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
-    (lambda world: 20.0 + 8 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
+    (lambda world: 12.0 + 4 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
     (_whenever(_resting, 2), _wake_somebody),
     (_whenever(_resting_keepers, 0.3), _keep_leases),
     (lambda _: 0.06, _lapse),
     (lambda _: 3, _measure),
     (_whenever(lambda world: any(each.outbox for each in world.devices), 4), _publish),
     (_whenever(_with_due, 6), _deliver),
-    (_whenever(_asking, 1.2), _ask),
+    (_whenever(_asking, 0.7), _ask),
     (_whenever(lambda world: world.broker.commands, 2.5), _hear_command),
-    (_whenever(_resting_senders, 1.2), _look_into_outbox),
+    (_whenever(_resting_senders, 1), _look_into_outbox),
     (_whenever(lambda world: any(each.has_acks for each in world.ingesters), 2), _publish_acks),
     (_whenever(lambda world: world.broker.acks, 3), _hear),
-    (_whenever(lambda world: world.operator.state is State.IDLE, 1.2), _operate),
+    (_whenever(lambda world: world.operator.state is State.IDLE, 6), _operate),
     (lambda _: 0.7, _pass_time),
     (lambda _: 0.3, _publish_malformed),
     (lambda _: 0.25, _contradict),
@@ -686,6 +703,9 @@ async def _drain(world: World) -> None:
     """Let everything that is under way come to its end, without further faults."""
     world.note("the faults end")
     world.receivers.refusing = 0
+    for control in world.controls:
+        if world.chance.random() < 0.5:
+            control.session.due.clear()  # as with a broker that dies
     world.faults.command_lost = 0
     world.look_share = 0.05
     for _ in range(DRAIN_ACTIONS_MAX):
