@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 SECRET = b"a secret of thirty-two octets !!"
 _LIMITS = {
     "data": ("900", "2500", "7000"),
-    "sms": ("2", "5", "9"),
-    "voice": ("1", "120", "400"),
-    "messages": ("1", "3", "8"),
+    "sms": ("2", "4", "6"),
+    "voice": ("1", "120", "600"),
+    "messages": ("1", "2", "4"),
 }
+"""Small enough that usage comes to some of them exactly."""
 
 
 def make_threshold(world: "World") -> Planned | None:
@@ -66,7 +67,7 @@ def make_threshold(world: "World") -> Planned | None:
 def _drawn(chance: random.Random, fleet: SimulatedFleet) -> NewThreshold:
     measure = chance.choice(list(Measure))
     per = Per.DEVICE if measure is Measure.ALLOWANCE else chance.choice(list(Per))
-    meter = chance.choice(["data", "data", "sms", "voice", "messages"])
+    meter = chance.choice(["data", "sms", "sms", "voice", "messages"])
     meter_no: int | None = METERS[meter].meter_no
     limit: str | None = None
     if measure is Measure.SPEND:
@@ -84,7 +85,7 @@ def _drawn(chance: random.Random, fleet: SimulatedFleet) -> NewThreshold:
         name="limit",
         terms=Terms(
             limit=None if limit is None else Decimal(limit),
-            percent=Decimal(chance.choice(["30", "50", "100"])),
+            percent=Decimal(chance.choice(["50", "100", "100"])),
             actions=_actions(chance),
             enabled=chance.random() < 0.9,
         ),
