@@ -702,11 +702,10 @@ _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
 async def _drain(world: World) -> None:
     """Let everything that is under way come to its end, without further faults."""
     world.note("the faults end")
-    world.receivers.refusing = 0
+    # Webhooks go on to fail, and commands to be lost: both are sent again.
     for control in world.controls:
         if world.chance.random() < 0.5:
             control.session.due.clear()  # as with a broker that dies
-    world.faults.command_lost = 0
     world.look_share = 0.05
     for _ in range(DRAIN_ACTIONS_MAX):
         working = _working(world)
