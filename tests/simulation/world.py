@@ -31,7 +31,7 @@ from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 220
+ACTIONS = 225
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
 ASKING_MAX = 3
