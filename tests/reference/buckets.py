@@ -40,6 +40,16 @@ class Draw(NamedTuple):
     quantity: int
     money: Fraction
     period: int
+    line: int = 0  # of which reading
+
+
+class Hold(NamedTuple):
+    """What is promised to one subscription while readings of the lines [first, end) are charged."""
+
+    member: int
+    quantity: int
+    first: int
+    end: int
 
 
 @dataclass(eq=False)
@@ -59,6 +69,7 @@ class Bucket:
     members: set[int] = field(default_factory=set)  # which subscriptions
     draws: list[Draw] = field(default_factory=list)
     granted: tuple[int, int, int] = (0, 0, 0)  # in which period, of which subscription, allowance
+    holds: list[Hold] = field(default_factory=list)
 
     @property
     def left(self) -> int:
@@ -354,11 +365,43 @@ def available(one: Bucket, part: Part) -> int:
             return sum(draw.quantity for draw in one.draws if draw.member == member)
 
         least = measure.of(one.doc.get("floor", 0))
-        reserved = sum(max(0, least - drawn(other)) for other in one.members if other != me)
-        limit = min(limit, one.left - reserved)
+        # reading: what is held for a member is kept from the others, and is part of its floor.
+        held = {other: held_for(one, other, part.reading.line) for other in one.members}
+        limit -= sum(quantity for other, quantity in held.items() if other != me)
+        reserved = sum(
+            max(0, least - drawn(other) - held[other]) for other in one.members if other != me
+        )
+        limit -= reserved
         if "ceiling" in one.doc:
             limit = min(limit, measure.of(one.doc["ceiling"]) - drawn(me))
     return max(0, limit)
+
+
+def held_for(one: Bucket, member: int, line: int) -> int:
+    """Give what is still held for a member when the reading of a line is charged."""
+    # reading: a draw uses up what is held for its own member first.
+    return sum(
+        max(0, hold.quantity - drawn_since(one, member, hold.first))
+        for hold in one.holds
+        if hold.member == member and hold.first <= line < hold.end
+    )
+
+
+def drawn_since(one: Bucket, member: int, first: int) -> int:
+    return sum(d.quantity for d in one.draws if d.member == member and d.line >= first)
+
+
+def state_holds(fleet: Fleet, there: list[Bucket]) -> None:
+    """Put what the state says is held into the buckets in which it is."""
+    for one in there:
+        one.holds = [
+            Hold(id(sub), doc["quantity"], doc["first"], doc["end"])
+            for doc in fleet.state.get("holds", [])
+            if (doc["meter"], doc["name"]) == (one.meter, one.name)
+            and instant(doc["begins"], fleet.zone) == one.created
+            for sub in fleet.subscriptions()
+            if sub.device == doc["device"] and id(sub) in one.members
+        ]
 
 
 def place(one: Bucket) -> tuple[object, ...]:

@@ -212,17 +212,21 @@ def by_state(fleet: Fleet, fee: Doc, sub: Subscription, term: Span, *, used: boo
 
 
 def fleet_items(fleet: Fleet, plan: str, fee: Doc, period: Span) -> Iterator[Item]:
-    # reading: a fleet owes its fee for the term if any device is on the plan in it, whatever the
-    # devices' states; only the fleet's `starts` prorates it.
+    # reading: a fleet owes its fee for the time in which any device on the plan is billed, whichever.
     subs = fleet.subscriptions(plan)
     start = fleet.starts if fleet.starts_given else FAR_PAST
     for term in terms_due(fleet, fee, fleet.starts, period):
-        if not any(sub.span.overlaps(term) for sub in subs):
-            continue
+        stints = [
+            stint
+            for sub in subs
+            for stint in clip(
+                fleet.billed_stints(sub, fee.get("states", BILLED)), Span(start, FAR_FUTURE)
+            )
+        ]
         if fleet.entitled(fee, None, fleet.starts, period):
-            stints = [Span(start, FAR_FUTURE)]
             part = charged_share(fleet, plan, fee, stints, term)
-            yield item(plan, fee, amount_of(fee, "amount") * part)
+            if part:
+                yield item(plan, fee, amount_of(fee, "amount") * part)
 
 
 def device_stints(fleet: Fleet, plan: str, fee: Doc, period: Span) -> dict[str, list[Span]]:

@@ -23,6 +23,7 @@ from tests.reference.buckets import (
     in_burn_order,
     rolled,
     state_buckets,
+    state_holds,
 )
 from tests.reference.fees import fee_items
 from tests.reference.fleet import Fleet, add_devices, full_plan
@@ -185,7 +186,10 @@ class Charge:
 
     def draw(self, bucket: Bucket, quantity: int) -> None:
         if quantity > 0:
-            bucket.draws.append(Draw(id(self.part.sub), quantity, Fraction(0), self.part.period))
+            line = self.part.reading.line
+            bucket.draws.append(
+                Draw(id(self.part.sub), quantity, Fraction(0), self.part.period, line)
+            )
             draws = self.part.draws
             draws[bucket.name] = draws.get(bucket.name, 0) + quantity
             self.remaining -= quantity
@@ -253,6 +257,7 @@ def charge_parts(fleet: Fleet, parts: list[Part], shown: range) -> None:
     there += state_buckets(fleet)
     for number in shown:
         there += grants(fleet, number, there)
+        state_holds(fleet, there)
         for place, part in enumerate(parts):
             if part.period == number:
                 charge = Charge(fleet, part, parts[:place], shown.start)

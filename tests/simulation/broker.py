@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from metering.broker_connection import Delivery
 
 Publisher = Callable[[str, bytes], bool]
+_HEARD_BY_CONTROL = frozenset({"command-ack", "quota"})
+"""The last levels of the topics to which control processes subscribe."""
 
 
 @dataclass(slots=True)
 class Session:
-    """One ingester's session: what was delivered and not acknowledged, and what is due to it."""
+    """One process's session: what was delivered and not acknowledged, and what is due to it."""
 
     name: str
     connection: int = 1
@@ -21,14 +23,19 @@ class Session:
 
 
 class SimulatedBroker:
-    """Holds published messages for the ingesters' sessions, and acknowledgements for devices.
+    """Holds published messages for the processes' sessions, and what is on its way to devices.
 
-    A message goes to one session, as with a shared subscription, or to several: the faults decide.
+    A reading goes to one ingester, as with a shared subscription, or to several: the faults decide.
+    What control processes hear goes to each of them.
     """
 
     def __init__(self, chance: random.Random) -> None:
         self.sessions: list[Session] = []
+        """Those of the ingesters."""
+        self.control: list[Session] = []
+        """Those of the control processes."""
         self.acks: list[tuple[str, bytes]] = []
+        self.commands: list[tuple[str, bytes]] = []
         self.taken: set[tuple[str, bytes]] = set()
         """What was acknowledged, and is durable therefore."""
         self._chance = chance
@@ -39,10 +46,19 @@ class SimulatedBroker:
         self.sessions.append(session)
         return session
 
+    def control_session(self, name: str) -> Session:
+        session = Session(name)
+        self.control.append(session)
+        return session
+
     def publish(self, topic: str, payload: bytes, *, copies: int) -> None:
         """Take a device's message; with several copies each may come by another session."""
         for _ in range(copies):
-            self._chance.choice(self.sessions).due.append((topic, payload))
+            if topic.rpartition("/")[2] in _HEARD_BY_CONTROL:
+                for session in self.control:
+                    session.due.append((topic, payload))
+            else:
+                self._chance.choice(self.sessions).due.append((topic, payload))
 
     def deliver(self, session: Session, *, out_of_order: bool) -> Delivery:
         """Hand the next due message to its session."""
@@ -67,12 +83,15 @@ class SimulatedBroker:
 
     def die(self) -> int:
         """Lose everything; return how many messages that were."""
-        lost = sum(len(each.due) + len(each.under_way) for each in self.sessions) + len(self.acks)
-        for session in self.sessions:
+        sessions = [*self.sessions, *self.control]
+        lost = sum(len(each.due) + len(each.under_way) for each in sessions)
+        lost += len(self.acks) + len(self.commands)
+        for session in sessions:
             session.connection += 1
             session.due.clear()
             session.under_way.clear()
         self.acks.clear()
+        self.commands.clear()
         return lost
 
     def is_empty(self) -> bool:

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from metering.usage import DATA, MESSAGES, SMS, VOICE, Reading, ReadingKind
 from metering.wire import native
 from metering.wire.ack import Ack
+from metering.wire.topics import quota_topic, usage_topic
+from tests.simulation.quota import QuotaSide
 
 Key = tuple[str, int]
 """(boot, seq)"""
@@ -49,6 +51,9 @@ class SimulatedDevice:
     counter: Counter | None = None
     used: dict[tuple[str, str], int] = field(default_factory=dict)
     """What each counter truly counted, by boot and epoch, until it was reset without a word."""
+    quota: QuotaSide = field(default_factory=QuotaSide)
+    under: dict[Key, str] = field(default_factory=dict)
+    """Under which request's grant it used what a reading of data tells."""
 
     @property
     def boot(self) -> str:
@@ -59,14 +64,24 @@ class SimulatedDevice:
         return f"{self.tenant}/{self.device_id}"
 
     def topic(self, root: str) -> str:
-        return f"{root}/{self.tenant}/{self.device_id}/usage"
+        return usage_topic(root, self.tenant, self.device_id)
+
+    def quota_topic(self, root: str) -> str:
+        return quota_topic(root, self.tenant, self.device_id)
 
     def measure(self, chance: random.Random, now: datetime, *, reset: bool, back: timedelta) -> Key:
         """Make one reading, measured `back` ago by its own clock, and keep it."""
         self.seq += 1
         at = now + self.skew - back
         meter = chance.choices([DATA, SMS, VOICE, MESSAGES], [6, 2, 2, 1])[0]
-        if self.counts and meter in {DATA, SMS}:
+        if meter is DATA and "data" in self.quota.asks:
+            if self.quota.left("data", now):
+                reading = self._granted(chance, now)
+            else:
+                reading = Reading(
+                    seq=self.seq, at=at, meter=MESSAGES, kind=ReadingKind.DELTA, quantity=1
+                )
+        elif self.counts and meter in {DATA, SMS}:
             reading = self._counted(chance, at, reset=reset)
         else:
             long = timedelta(minutes=chance.choice([0, 0, 5, 90, 60 * 30]))
@@ -85,6 +100,19 @@ class SimulatedDevice:
         self.made[key] = [reading]
         self.outbox[key] = reading
         return key
+
+    def _granted(self, chance: random.Random, now: datetime) -> Reading:
+        """Use some of the grant that it has, all of it now and then, and tell so."""
+        grant = self.quota.current["data"]
+        left = grant.left(now)
+        used = left if chance.random() < 0.3 else chance.randint(0, min(left, 3000))
+        grant.used += used
+        self.under[self.boot, self.seq] = grant.request
+        uplink = chance.randint(0, used)
+        return Reading(
+            seq=self.seq, at=now, meter=DATA, kind=ReadingKind.DELTA, uplink=uplink,
+            downlink=used - uplink,
+        )  # fmt: skip
 
     def _counted(self, chance: random.Random, at: datetime, *, reset: bool) -> Reading:
         """Read the modem's counter of data, which may have been reset without a word."""

@@ -6,36 +6,34 @@ every command of the product is. What it changed is noted once it is done.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+from psycopg.pq import TransactionStatus
 
 from metering.charging import balances, change_terms
 from metering.charging.open_cycle import open_due_cycles
+from metering.charging.reserve import QuotaRequest, Refused, release, reserve, rule_of, settle
 from metering.charging.subscribe import subscribe
 from metering.errors import InvalidValue
 from metering.plan_document import read_plan
 from metering.rating.plan import DeviceState
+from metering.settings import Settings
 from metering.store.connection import Connection
 from metering.store.registry import ensure_devices, ensure_plan
+from metering.store.reservations import Reservation
+from metering.usage import METERS
+from metering.wire.quota import QuotaRequestMessage, decode
 from tests.simulation.device import SimulatedDevice
+from tests.simulation.limits import LIMIT_OPERATIONS
+from tests.simulation.planned import Plan, Planned
 from tests.simulation.scenes import SimulatedFleet, device
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """An operation that was decided: what it is, how to run it, and what to note when it is done."""
-
-    about: str
-    run: Callable[[Connection], Awaitable[object]]
-    done: Callable[[], None] = lambda: None
-
-
-Plan = Callable[["World"], Planned | None]
-"""Decides on an operation; None when there is nothing for it to do."""
+Done = tuple[str, int, int | None, int]
+"""What was done to balances: kind, bucket, from which bucket, quantity."""
 
 
 def add_device(world: "World") -> Planned | None:
@@ -45,7 +43,9 @@ def add_device(world: "World") -> Planned | None:
     if serial >= world.devices_max:
         return None
     # Ids are the same in both tenants, and published under before they are registered.
-    made = device(world.chance, fleet.tenant_id, f"device-{serial + 1}")
+    made = device(
+        world.chance, fleet.tenant_id, f"device-{serial + 1}", asking=world.features.asking
+    )
     now = world.now
     fleet.devices.append(made)
 
@@ -93,7 +93,7 @@ def subscribe_device(world: "World") -> Planned | None:
         fleet.plan_of[found.device_id] = plan_no
         fleet.subscribed_from[found.device_id] = since
 
-    fleet.changed = True
+    fleet.changed = fleet.corrected = True
     return Planned(f"subscribe {found.name} from {since:%m-%d %H:%M}", run, done)
 
 
@@ -153,6 +153,7 @@ def _changeable(world: "World") -> tuple[SimulatedFleet, SimulatedDevice] | None
 
 
 def _terms(
+    world: "World",
     about: str,
     fleet: SimulatedFleet,
     device_id: str,
@@ -168,6 +169,9 @@ def _terms(
 
     fleet.changed = True
     fleet.redated.add(device_id)
+    # It shares pools with others, and may have been in other fleets before.
+    for each in world.fleets:
+        each.corrected |= each.tenant_id == fleet.tenant_id and not each.steady
     return Planned(about, run)
 
 
@@ -187,7 +191,7 @@ def change_plan(world: "World") -> Planned | None:
             plan_no=plan_no, at=at, now=now, key=key,
         )  # fmt: skip
 
-    return _terms(f"{each.name} to plan {plan_no} at {at}", fleet, each.device_id, change)
+    return _terms(world, f"{each.name} to plan {plan_no} at {at}", fleet, each.device_id, change)
 
 
 def change_state(world: "World") -> Planned | None:
@@ -206,7 +210,7 @@ def change_state(world: "World") -> Planned | None:
             state=state, at=at, now=now, key=key,
         )  # fmt: skip
 
-    return _terms(f"{each.name} is {state} at {at}", fleet, each.device_id, change)
+    return _terms(world, f"{each.name} is {state} at {at}", fleet, each.device_id, change)
 
 
 def end_subscriptions(world: "World") -> Planned | None:
@@ -224,7 +228,9 @@ def end_subscriptions(world: "World") -> Planned | None:
             at=at, now=now, key=key,
         )  # fmt: skip
 
-    return _terms(f"end the subscriptions of {each.name} at {at}", fleet, each.device_id, change)
+    return _terms(
+        world, f"end the subscriptions of {each.name} at {at}", fleet, each.device_id, change
+    )
 
 
 def move_device(world: "World") -> Planned | None:
@@ -248,7 +254,7 @@ def move_device(world: "World") -> Planned | None:
             plan_no=plan_no, at=at, now=now, key=key,
         )  # fmt: skip
 
-    return _terms(f"move {each.name} to {into.kind} at {at}", fleet, each.device_id, change)
+    return _terms(world, f"move {each.name} to {into.kind} at {at}", fleet, each.device_id, change)
 
 
 def swap_sim(world: "World") -> Planned | None:
@@ -279,6 +285,7 @@ def charge_parked(world: "World") -> Planned | None:
             connection, tenant_no=fleet.fleet.tenant_no, device_nos=numbers, now=now, key=key
         )
 
+    fleet.corrected |= not fleet.steady
     return Planned(f"charge what is parked of {fleet.tenant_id}/{fleet.kind}", run)
 
 
@@ -291,7 +298,7 @@ def _balance(
     """Plan a change of balances under a key, which may come twice, or be refused."""
     key = _key(world)
     times = world.chance.choice([1, 1, 2])
-    kinds: list[str] = []
+    done: list[Done] = []
 
     async def run(connection: Connection) -> None:
         for _ in range(times):
@@ -300,15 +307,20 @@ def _balance(
             except InvalidValue:
                 await connection.rollback()
                 return
-            kinds.append(outcome.operation.kind)
-            assert outcome.repeated or len(kinds) == 1, f"{key} was done twice"
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                await connection.commit()  # before it is told, as the API does
+            operation = outcome.operation
+            done.append(
+                (operation.kind, operation.bucket_no, operation.from_bucket_no, operation.quantity)
+            )
+            assert outcome.repeated or len(done) == 1, f"{key} was done twice"
 
-    def done() -> None:
-        if kinds:
-            world.keys_done[f"{fleet.tenant_id}/{key}"] = kinds[0]
+    def note() -> None:
+        if done:
+            world.keys_done[f"{fleet.tenant_id}/{key}"] = done[0]
 
     fleet.changed = True
-    return Planned(f"{about} under {key}{' twice' if times > 1 else ''}", run, done)
+    return Planned(f"{about} under {key}{' twice' if times > 1 else ''}", run, note)
 
 
 def top_up(world: "World") -> Planned | None:
@@ -338,6 +350,118 @@ def top_up(world: "World") -> Planned | None:
     return _balance(world, f"top up {whom} of {fleet.kind}: {order.meter}", fleet, change)
 
 
+def transfer(world: "World") -> Planned | None:
+    """Move some of what one of a fleet's buckets holds to another, of those that there are then."""
+    return _between(world, "transfer", world.chance.choice([1, 200, 900, 10**7]))
+
+
+def adjust(world: "World") -> Planned | None:
+    """Give a bucket units, or take some away, of those that there are then."""
+    return _between(world, "adjust", world.chance.choice([-700, -1, 2, 400]))
+
+
+def _between(world: "World", about: str, quantity: int) -> Planned | None:
+    """Plan a change of one bucket or two, which are chosen when it is first tried."""
+    fleets = [each for each in world.fleets if not each.steady]
+    if not fleets:
+        return None
+    fleet = world.chance.choice(fleets)
+    tenant_no, now = fleet.fleet.tenant_no, world.now
+    places = [world.chance.random() for _ in range(2)]
+    chosen: list[int] = []
+
+    async def change(connection: Connection, key: str) -> balances.Outcome:
+        if not chosen:
+            async with connection.transaction():
+                chosen.extend(await _buckets(connection, fleet.fleet.fleet_no, places))
+        if len(chosen) < 2:
+            raise InvalidValue("bucket_no", "there are no two of a meter", "wait until there are")
+        if about == "adjust":
+            return await balances.adjust(
+                connection, tenant_no=tenant_no, bucket_no=chosen[0], quantity=quantity,
+                reason="as agreed", key=key, now=now,
+            )  # fmt: skip
+        return await balances.transfer(
+            connection, tenant_no=tenant_no, from_bucket_no=chosen[0], to_bucket_no=chosen[1],
+            quantity=quantity, key=key, now=now,
+        )  # fmt: skip
+
+    return _balance(world, f"{about} {quantity} in {fleet.tenant_id}/{fleet.kind}", fleet, change)
+
+
+async def _buckets(
+    connection: Connection, fleet_no: int, places: Sequence[float]
+) -> tuple[int, ...]:
+    """Return two buckets of a fleet and of one meter, by where they stand among all."""
+    found = await connection.execute(
+        "SELECT bucket_no, meter_no FROM bucket WHERE fleet_no = %s ORDER BY bucket_no DESC LIMIT 12",
+        [fleet_no],
+    )
+    rows = await found.fetchall()
+    if not rows:
+        return ()
+    first, meter = rows[int(places[0] * len(rows))]
+    others = [row[0] for row in rows if row[1] == meter and row[0] != first]
+    return (first, others[int(places[1] * len(others))]) if others else ()
+
+
+def ask_for_quota(world: "World") -> Planned | None:
+    """Ask for quota in a device's name, or end what it has, as a caller of the API does."""
+    waiting = [
+        (fleet, each)
+        for fleet in world.fleets
+        for each in fleet.devices
+        if each.quota.asks and each.quota.waiting is None and each.device_id in fleet.numbers
+    ][:2]
+    if not waiting:
+        return None
+    fleet, found = world.chance.choice(waiting)
+    number, now = fleet.numbers[found.device_id], world.now
+    payload = found.quota.ask(world.chance, now)
+    asked = decode(payload)
+    assert isinstance(asked, QuotaRequestMessage), asked
+    times = world.chance.choice([1, 1, 2])
+    outcomes: list[Reservation | Refused] = []
+
+    async def run(connection: Connection) -> None:
+        outcomes.extend(
+            [
+                await _quota_done(connection, world.settings, number, asked, now=now)
+                for _ in range(times)
+            ]
+        )
+
+    def done() -> None:
+        first, last = outcomes[0], outcomes[-1]
+        if isinstance(first, Reservation) and isinstance(last, Reservation):
+            same = (last.reservation_no, last.granted, last.state)
+            assert (first.reservation_no, first.granted, first.state) == same, (
+                "asked again, granted other"
+            )
+        found.quota.answered(last, now)
+
+    return Planned(f"{found.name} asks by the operator {payload.decode()}", run, done)
+
+
+async def _quota_done(
+    connection: Connection,
+    settings: Settings,
+    number: int,
+    asked: QuotaRequestMessage,
+    *,
+    now: datetime,
+) -> Reservation | Refused:
+    if asked.action == "settle":
+        return await settle(connection, number, asked.request, used=asked.used or 0, now=now)
+    if asked.action == "release":
+        return await release(connection, number, asked.request, now=now)
+    meter = METERS[asked.meter or ""]
+    request = QuotaRequest(
+        request_id=asked.request, meter=meter, quantity=asked.quantity, used=asked.used
+    )
+    return await reserve(connection, number, request, rule_of(settings, meter), now=now)
+
+
 OPERATIONS: Sequence[tuple[float, Plan]] = (
     (2, add_device),
     (4, subscribe_device),
@@ -350,5 +474,9 @@ OPERATIONS: Sequence[tuple[float, Plan]] = (
     (0.5, swap_sim),
     (1, charge_parked),
     (3, top_up),
+    (3, transfer),
+    (2.5, adjust),
+    (9, ask_for_quota),
+    *LIMIT_OPERATIONS,
 )
 """Each with its weight."""

@@ -21,7 +21,11 @@ from metering.store.readings import reading_of
 from metering.store.registry import plan_terms
 from metering.usage import METERS_BY_NO, Reading, ReadingKind
 from tests.reference import naive
+from tests.simulation.alerts import check_alerts
+from tests.simulation.bills import check_bills
 from tests.simulation.device import Key, SimulatedDevice
+from tests.simulation.holds import check_quota
+from tests.simulation.outbox import check_outbox
 from tests.simulation.scenes import SimulatedFleet
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ class Charged:
 
     name: Name
     fleet_no: int
+    device_no: int
+    subscription_no: int
     part: int
     place: tuple[int, int]
     plan_no: int
@@ -79,6 +85,12 @@ class Found:
     plans: dict[int, PlanTerms] = field(default_factory=dict)
     bucket_names: dict[int, tuple[str, int]] = field(default_factory=dict)
     """bucket_no → (name, fleet_no)"""
+    holds: list[tuple[int, int, int, str, datetime, int, int, int | None]] = field(
+        default_factory=list
+    )
+    """(fleet_no, device_no, meter_no, bucket, its beginning, quantity, run_no, run of its end)"""
+    boots: dict[BootKey, int] = field(default_factory=dict)
+    """its boot_no"""
 
 
 async def check_durable(world: "World", device: SimulatedDevice, keys: Sequence[Key]) -> None:
@@ -115,11 +127,70 @@ async def check(world: "World") -> None:
         *await _missing_usage(world, found),
         *await _tenants(world, found),
         *await _balances(world),
+        *await check_quota(world, found),
+        *await check_alerts(world, found),
+        *await check_outbox(world),
+        *await check_bills(world, found),
+        *await charged_by_others(world.admin),
+        *await _dated(world),
     ]
     for fleet in world.fleets:
         problems += _rated_again(fleet, found)
     if problems:
         raise BrokenPromise("\n".join([*problems[:_SHOWN_MAX], f"{len(problems)} in all"]))
+
+
+async def charged_by_others(connection: Connection) -> list[str]:
+    """Return which runs a worker committed in a shard whose lease was not its own at that moment."""
+    return [
+        f"shard {shard_no} was charged by {by}, leased by {leased_by}"
+        for shard_no, by, leased_by in await _rows(
+            connection,
+            "SELECT DISTINCT shard_no, by, leased_by FROM watched.run WHERE by IS DISTINCT FROM leased_by",
+        )
+    ]
+
+
+_LEGAL = {
+    ("inventory", "active"), ("active", "suspended"), ("suspended", "active"),
+    ("inventory", "retired"), ("active", "retired"), ("suspended", "retired"),
+}  # fmt: skip
+"""Which state follows which; the same again changes nothing."""
+
+
+async def _dated(world: "World") -> list[str]:
+    """States follow in their order, a SIM is in one device at a time, and moves that are due are made."""
+    problems: list[str] = []
+    before: tuple[int, str] | None = None
+    for device_no, state in await _rows(
+        world.admin,
+        "SELECT device_no, state FROM device_state_change ORDER BY device_no, effective_from",
+    ):
+        known = before[1] if before is not None and before[0] == device_no else state
+        if known != state and (known, state) not in _LEGAL:
+            problems.append(f"device {device_no} went from {known} to {state}")
+        before = (device_no, state)
+    problems += [
+        f"SIM {row[0]} is in devices {row[1]} and {row[2]} at once"
+        for row in await _rows(
+            world.admin,
+            "SELECT one.iccid, one.device_no, other.device_no FROM device_sim AS one"
+            " JOIN device_sim AS other USING (tenant_no, iccid)"
+            " WHERE one.device_no < other.device_no AND one.valid && other.valid",
+        )
+    ]
+    problems += [
+        f"device {row[0]} is in fleet {row[1]}, its subscription now is in {row[2]}"
+        for row in await _rows(
+            world.admin,
+            "SELECT device_no, device.fleet_no, subscription.fleet_no"
+            " FROM device JOIN subscription USING (device_no)"
+            " WHERE valid @> %s::timestamptz AND device.fleet_no <> subscription.fleet_no"
+            " AND NOT EXISTS (SELECT FROM device_move WHERE device_move.device_no = device.device_no)",
+            world.now,
+        )
+    ]
+    return problems
 
 
 async def _load(world: "World") -> Found:
@@ -130,6 +201,7 @@ async def _load(world: "World") -> Found:
         " JOIN tenant USING (tenant_no)",
     )
     boots: dict[int, BootKey] = {row[0]: (row[1], row[2], row[3]) for row in names}
+    found.boots = {key: number for number, key in boots.items()}
     for row in await _rows(
         world.admin,
         "SELECT boot_no, seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch,"
@@ -148,7 +220,8 @@ async def _load(world: "World") -> Found:
         world.admin,
         "SELECT boot_no, seq, fleet_no, part, run_no, run_position, plan_no, meter_no, variant,"
         " cycle_start, usage_from, usage_to, quantity, uplink, billed, from_allowance, from_pool, overage,"
-        " priced_before, amount, connection_fee, draw_buckets, draw_quantities FROM charge"
+        " priced_before, amount, connection_fee, draw_buckets, draw_quantities, device_no,"
+        " subscription_no FROM charge"
         " ORDER BY run_no, run_position, part",
     ):
         name = (*boots[row[0]], row[1])
@@ -160,6 +233,7 @@ async def _load(world: "World") -> Found:
                 from_allowance=row[15], from_pool=row[16], overage=row[17],
                 priced_before=int(row[18]), amount=int(row[19]), connection_fee=int(row[20]),
                 draws=list(zip(row[21] or (), row[22] or (), strict=True)),
+                device_no=row[23], subscription_no=row[24],
             )
         )  # fmt: skip
     found.queued = (await _rows(world.admin, "SELECT count(*) FROM work_item"))[0][0]
@@ -169,6 +243,16 @@ async def _load(world: "World") -> Found:
         row[0]: (row[1], row[2])
         for row in await _rows(world.admin, "SELECT bucket_no, name, fleet_no FROM bucket")
     }
+    found.holds = [
+        tuple(row)
+        for row in await _rows(
+            world.admin,
+            "SELECT bucket.fleet_no, reservation.device_no, bucket.meter_no, name, begins_at,"
+            " entry.quantity::bigint, entry.run_no, ended_run_no FROM bucket_entry AS entry"
+            " JOIN bucket USING (bucket_no) JOIN reservation USING (reservation_no)"
+            " WHERE entry.kind = 'hold' AND bucket.kind = 'pool'",
+        )
+    ]
     return found
 
 
@@ -352,14 +436,17 @@ async def _balances(world: "World") -> list[str]:
     ]
     done = await _rows(
         world.admin,
-        "SELECT tenant_id || '/' || idempotency_key, balance_operation.kind, count(bucket_entry_no)"
+        "SELECT tenant_id || '/' || idempotency_key, entry.kind, entry.bucket_no,"
+        " coalesce(entry.other_bucket_no, 0), entry.quantity::bigint"
         " FROM balance_operation JOIN tenant USING (tenant_no)"
-        " LEFT JOIN bucket_entry USING (operation_no) GROUP BY tenant_id, idempotency_key, operation_no",
+        " LEFT JOIN bucket_entry AS entry USING (operation_no)",
     )
-    if sorted(done) != sorted((key, kind, 1) for key, kind in world.keys_done.items()):
-        problems.append(
-            f"done to balances was {sorted(done)}, asked {sorted(world.keys_done.items())}"
-        )
+    asked = [
+        (key, kind, bucket_no, from_no or 0, quantity)
+        for key, (kind, bucket_no, from_no, quantity) in world.keys_done.items()
+    ]
+    if sorted(done) != sorted(asked):
+        problems.append(f"done to balances was {sorted(done)}, asked {sorted(asked)}")
     return problems
 
 
@@ -376,6 +463,7 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
     )
     if not charged:
         return []
+    holds = _holds_by_line(fleet, found, [each[0].place for each in charged])
     began = fleet.began.isoformat()
     documents = list({str(each["plan"]): each for each in reversed(fleet.plans.values())}.values())
     named = {number: str(document["plan"]) for number, document in fleet.plans.items()}
@@ -387,6 +475,7 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
             device_id: {"plan": named[plan_no], "from": began, "state": "active"}
             for device_id, plan_no in fleet.plan_of.items()
         },
+        "holds": holds,
     }  # fmt: skip
     again = naive.rate(documents, [_line(found, each) for each in charged], state)
     expected: dict[tuple[int, datetime], list[tuple[object, ...]]] = defaultdict(list)
@@ -418,6 +507,26 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
         f"{fleet.tenant_id}/{fleet.kind}: the reference rejects {each}"
         for each in again["rejected"]
     ]
+
+
+def _holds_by_line(
+    fleet: SimulatedFleet, found: Found, places: Sequence[tuple[int, int]]
+) -> list[dict[str, object]]:
+    """Return what was held in a fleet's buckets while which lines of its usage were charged."""
+
+    def line_of(run_no: int) -> int:
+        return 1 + sum(place[0] < run_no for place in places)
+
+    names = {number: device_id for device_id, number in fleet.numbers.items()}
+    return [
+        {
+            "device": names[device_no], "meter": METERS_BY_NO[meter_no].meter, "name": name,
+            "begins": begins.isoformat(), "quantity": quantity, "first": line_of(run_no),
+            "end": line_of(ended) if ended is not None else len(places) + 1,
+        }
+        for fleet_no, device_no, meter_no, name, begins, quantity, run_no, ended in found.holds
+        if fleet_no == fleet.fleet.fleet_no
+    ]  # fmt: skip
 
 
 def _line(found: Found, charges: Sequence[Charged]) -> dict[str, object]:

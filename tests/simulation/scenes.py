@@ -12,8 +12,10 @@ from metering.period import Calendar
 from metering.plan_document import read_plan
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, ensure_devices, ensure_fleet, ensure_plan, ensure_tenant
+from metering.store.thresholds import NewThreshold, Terms
 from tests.integration import rich
 from tests.simulation.device import SimulatedDevice
+from tests.simulation.quota import QuotaSide
 
 TENANTS = ("acme", "rival")
 """Both have devices of the same ids, with boots of the same ids."""
@@ -63,6 +65,15 @@ PLANS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 ZONES = ("Europe/Berlin", "Europe/Berlin", "America/Sao_Paulo", "Asia/Kathmandu")
 
 
+@dataclass(slots=True)
+class AskedThreshold:
+    """A threshold as the operator wants it, and what it said before."""
+
+    new: NewThreshold
+    said: list[Terms | None]
+    """What it says since it was made; the last holds, None: it is ended."""
+
+
 @dataclass(slots=True, kw_only=True)
 class SimulatedFleet:
     """A fleet, its plans and its devices, as the operator knows them."""
@@ -84,6 +95,10 @@ class SimulatedFleet:
     """device_id → its number, of those that are registered."""
     redated: set[str] = field(default_factory=set)
     """Devices whose terms changed otherwise than by one subscription from then on."""
+    corrected: bool = False
+    """Whether what was charged may have been charged again."""
+    limits: dict[int, AskedThreshold] = field(default_factory=dict)
+    """threshold_no → what the operator asked for"""
 
     @property
     def calendar(self) -> Calendar:
@@ -91,7 +106,7 @@ class SimulatedFleet:
 
 
 async def begin(
-    connection: Connection, chance: random.Random, *, now: datetime
+    connection: Connection, chance: random.Random, *, now: datetime, asking: float
 ) -> tuple[dict[str, TenantNo], list[SimulatedFleet]]:
     """Register what a seed begins with, and commit it."""
     tenants: dict[str, TenantNo] = {}
@@ -124,6 +139,7 @@ async def begin(
                     kind=kind,
                     device_ids=device_ids,
                     now=now,
+                    asking=asking,
                 )
             )
     await connection.commit()
@@ -139,6 +155,7 @@ async def _fleet(
     kind: str,
     device_ids: Sequence[str],
     now: datetime,
+    asking: float,
 ) -> SimulatedFleet:
     fleet = await ensure_fleet(
         connection, tenant=tenant, fleet_id=kind, name=kind, currency="EUR",
@@ -166,17 +183,22 @@ async def _fleet(
             connection, fleet=fleet, device_nos=[numbers[device_id]], plan_no=plan_no,
             valid_from=began, now=now,
         )  # fmt: skip
-        found.devices.append(device(chance, tenant_id, device_id))
+        found.devices.append(device(chance, tenant_id, device_id, asking=asking))
     return found
 
 
-def device(chance: random.Random, tenant_id: str, device_id: str) -> SimulatedDevice:
-    """Return a device that has done nothing yet."""
+def device(
+    chance: random.Random, tenant_id: str, device_id: str, *, asking: float
+) -> SimulatedDevice:
+    """Return a device that has done nothing yet; the share of those that ask for quota is `asking`."""
     minutes = chance.choice([0, 0, 0, 5, -5, 180, -60 * 48])
+    asks = chance.choice([("data",), ("data", "sms")]) if chance.random() < asking else ()
     return SimulatedDevice(
         tenant=tenant_id,
         device_id=device_id,
         volatile=chance.random() < 0.25,
-        skew=timedelta(minutes=minutes),
-        counts=chance.random() < 0.5,
+        # Who keeps to a grant knows what time it is.
+        skew=timedelta() if asks else timedelta(minutes=minutes),
+        counts=not asks and chance.random() < 0.5,
+        quota=QuotaSide(asks=asks),
     )

@@ -20,6 +20,23 @@ from tests.simulation.world import simulate
 
 _CHUNKED = ("reading", "charge", "usage_hour")
 _TRACE_SHOWN_MAX = 400
+_WATCH = (
+    "CREATE SCHEMA watched",
+    "CREATE TABLE watched.run (shard_no smallint, by text, leased_by text)",
+    # At the very end of a transaction that charges: who commits, and whose lease the shard is then.
+    (
+        "CREATE FUNCTION watched.note_run() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO watched.run SELECT OLD.shard_no, current_setting('application_name'),"
+        "  (SELECT session FROM charging_shard LEFT JOIN charging_worker USING (worker_no)"
+        "   WHERE shard_no = OLD.shard_no);"
+        " RETURN NULL; END $$"
+    ),
+    (
+        "CREATE CONSTRAINT TRIGGER watched_run AFTER DELETE ON work_item DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION watched.note_run()"
+    ),
+)
+"""Has a database remember which sessions charged which shards."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +72,8 @@ def simulation_database(server_url: str) -> Iterator[str]:
             made.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
             for chunked in _CHUNKED:
                 made.execute("SELECT set_chunk_time_interval(%s, interval '2 years')", [chunked])
+            for statement in _WATCH:
+                made.execute(statement.encode())
             made.execute("CREATE SCHEMA seeded")
             for table in _tables(made):
                 filled = made.execute(sql.SQL("SELECT FROM public.{} LIMIT 1").format(table))
@@ -71,7 +90,7 @@ def emptied(url: str) -> None:
         every = sql.SQL(", ").join(sql.SQL("public.{}").format(table) for table in tables)
         # What was consistent before is filled in whatever order; what is immutable goes, too.
         connection.execute("SET LOCAL session_replication_role = replica")
-        connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(every))
+        connection.execute(sql.SQL("TRUNCATE {}, watched.run RESTART IDENTITY").format(every))
         for table in _tables(connection, "seeded"):
             connection.execute(
                 sql.SQL(

@@ -32,6 +32,8 @@ END = "end of transaction"
 _KINDS = {
     "BaseTransaction._enter_gen": "BEGIN",
     "BaseTransaction._exit_gen": END,
+    "BaseConnection._commit_gen": END,
+    "BaseConnection._rollback_gen": END,
     "BasePipeline._exit_gen": "end of pipeline",
 }
 """What exchanges are called that no statement of ours says, by psycopg's generator."""

@@ -2,18 +2,11 @@
 
 import pytest
 
-from metering.settings import Settings
 from tests.simulation.seeds import SeedRun, run_seed, run_seeds, simulation_database
 
 SEEDS = 200
 """How many seeds are simulated unless told otherwise."""
 _REPORTED_MAX = 3
-
-
-@pytest.fixture
-def server_url(stack_settings: Settings) -> str:
-    assert stack_settings.database_url is not None
-    return stack_settings.database_url.get_secret_value()
 
 
 def test_every_promise_holds_for_every_seed(

@@ -1,10 +1,12 @@
 """One simulated run: who there is, what may happen next, and what did."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from psycopg.pq import TransactionStatus
 from pydantic import SecretStr
 
 from metering.ids import TenantNo
@@ -13,10 +15,15 @@ from metering.settings import Settings
 from metering.store.audit import read_from_one_snapshot
 from metering.store.connection import UNREACHABLE, Connection, connect
 from metering.wire.ack import decode as decode_ack
+from metering.wire.topics import command_ack_topic
 from tests.simulation import promises
 from tests.simulation.broker import SimulatedBroker
+from tests.simulation.control import Receivers, SimulatedControl, simulated_control_edges
 from tests.simulation.device import READINGS_A_MESSAGE_MAX, SimulatedDevice
-from tests.simulation.operations import OPERATIONS, Planned
+from tests.simulation.holds import BoundSeen, bound_of_fleet
+from tests.simulation.limits import add_endpoint, make_threshold
+from tests.simulation.operations import OPERATIONS, Done
+from tests.simulation.planned import Planned
 from tests.simulation.processes import SimulatedIngester, SimulatedWorker, simulated_edges
 from tests.simulation.promises import BrokenPromise
 from tests.simulation.scenes import SimulatedFleet, begin
@@ -24,9 +31,11 @@ from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 300
+ACTIONS = 225
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
+ASKING_MAX = 3
+"""How many devices ask for quota by themselves."""
 STARTS = tuple(
     datetime(2026, month, day, hour, tzinfo=UTC)
     for month, day, hour in (
@@ -52,6 +61,8 @@ class Faults:
     ack_lost: float
     late: float
     reset: float
+    command_lost: float
+    webhook_fails: float
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Faults":
@@ -64,6 +75,33 @@ class Faults:
             ack_lost=chance.choice([0, 0.1, 0.5]),
             late=chance.choice([0, 0.1, 0.4]),
             reset=chance.choice([0, 0.05, 0.2]),
+            command_lost=chance.choice([0, 0.1, 0.4]),
+            webhook_fails=chance.choice([0, 0.1, 0.5]),
+        )
+
+
+@dataclass(slots=True)
+class Features:
+    """What there is in this run beside readings and charges: some seeds know none of it, some all."""
+
+    asking: float
+    """The share of devices that ask for quota."""
+    thresholds: bool
+    endpoints_max: int
+    controls: int
+    """How many control processes there are."""
+
+    @classmethod
+    def drawn(cls, chance: random.Random) -> "Features":
+        asking = chance.choice([0, 0, 0.5, 1])
+        thresholds = chance.random() < 0.6
+        endpoints_max = chance.choice([0, 0, 1, 3])
+        used = asking or thresholds or endpoints_max
+        return cls(
+            asking=asking,
+            thresholds=thresholds,
+            endpoints_max=endpoints_max,
+            controls=chance.choice([1, 1, 2]) if used else 0,
         )
 
 
@@ -80,11 +118,14 @@ class World:
     steps: Steps
     broker: SimulatedBroker
     faults: Faults
+    features: Features
+    receivers: Receivers
     trace: list[str] = field(default_factory=list)
     tenants: dict[str, TenantNo] = field(default_factory=dict)
     fleets: list[SimulatedFleet] = field(default_factory=list)
     ingesters: list[SimulatedIngester] = field(default_factory=list)
     workers: list[SimulatedWorker] = field(default_factory=list)
+    controls: list[SimulatedControl] = field(default_factory=list)
     operator: Actor = field(init=False)
     malformed: list[tuple[str, bytes, str]] = field(default_factory=list)
     """(topic, payload, reason) of bad messages that were published."""
@@ -93,8 +134,16 @@ class World:
     """How often a worker that goes on looks what is due beside charging."""
     operated: int = 0
     """How many keys the operator has used."""
-    keys_done: dict[str, str] = field(default_factory=dict)
-    """key → kind of what was done to balances under it, and not refused."""
+    keys_done: dict[str, Done] = field(default_factory=dict)
+    """key → what was done to balances under it, and not refused."""
+    endpoints: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """URL → tenant, and which kinds of event it is told; none: all."""
+    listening: dict[str, datetime] = field(default_factory=dict)
+    """URL → from when on it was there for sure"""
+    initial: frozenset[int] = frozenset()
+    """The devices that were there from the beginning."""
+    bounds: list[BoundSeen] = field(default_factory=list)
+    """What was published of the overshoot of fleets, now and then."""
 
     def note(self, what: str) -> None:
         self.trace.append(f"{len(self.trace):04} {self.now:%m-%d %H:%M} {what}")
@@ -110,53 +159,104 @@ class World:
 
 async def simulate(url: str, seed: int, trace: list[str]) -> None:
     """Run one seed on a database that is fresh, and check every promise; raises what was broken."""
+    async with simulated_world(url, seed, trace) as world:
+        await _run(world)
+
+
+@asynccontextmanager
+async def simulated_world(url: str, seed: int, trace: list[str]) -> AsyncIterator[World]:
+    """Yield a world in which nothing is yet, with simulated edges; end all that is under way in it."""
     chance = random.Random(seed)  # noqa: S311 - the seed must reproduce it
     async with await connect(url, application="simulation", autocommit=True) as admin:
+        now = chance.choice(STARTS)
+        settings = _settings(url, chance)
+        faults = Faults.drawn(chance)
         world = World(
             seed=seed,
             url=url,
             chance=chance,
-            now=chance.choice(STARTS),
-            settings=Settings(
-                database_url=SecretStr(url),
-                broker_url=SecretStr("mqtt://127.0.0.1:1"),
-                ingest_batch_age_ms=0,
-                charging_poll_seconds=1e-9,
-                charging_batch_readings_max=chance.choice([2, 8, 30, 500]),
-                charging_lease_seconds=10**6,
-                closing_grace_hours=chance.choice([0, 6, 72]),
-            ),
+            now=now,
+            settings=settings,
             admin=admin,
             steps=Steps(url, admin),
             broker=SimulatedBroker(chance),
-            faults=Faults.drawn(chance),
+            faults=faults,
+            features=Features.drawn(chance),
+            receivers=Receivers(chance, faults.webhook_fails),
             trace=trace,
         )
-        with simulated_edges(lambda: world.now, admin):
+        with (
+            simulated_edges(lambda: world.now, admin),
+            simulated_control_edges(world.receivers),
+        ):
             try:
-                await _run(world)
+                yield world
             finally:
                 for actor in world.actors:
                     await actor.abandon()
 
 
+def _settings(url: str, chance: random.Random) -> Settings:
+    return Settings(
+        database_url=SecretStr(url),
+        broker_url=SecretStr("mqtt://127.0.0.1:1"),
+        ingest_batch_age_ms=0,
+        charging_poll_seconds=1e-9,
+        charging_batch_readings_max=chance.choice([2, 8, 30, 500]),
+        charging_lease_seconds=10**6,
+        closing_grace_hours=chance.choice([0, 6, 72]),
+        quota_validity_seconds=chance.choice([1800, 86400 * 2]),
+        # Usage waits for its charge as long as a seed likes.
+        quota_report_seconds=10**8,
+        quota_octets_min=chance.choice([50, 600]),
+        quota_octets_max=10**4,
+        quota_messages_min=1,
+        quota_pool_share_percent=chance.choice([10, 100]),
+        webhook_attempts_max=chance.choice([3, 12]),
+    )
+
+
 async def _run(world: World) -> None:
     async with await connect(world.url, application="scene") as connection:
-        world.tenants, world.fleets = await begin(connection, world.chance, now=world.now)
+        world.tenants, world.fleets = await begin(
+            connection, world.chance, now=world.now, asking=world.features.asking
+        )
+    world.initial = frozenset(number for fleet in world.fleets for number in fleet.numbers.values())
     world.operator = world.steps.actor("operator")
     for number in range(1, INGESTERS + 1):
         await _start_ingester(world, world.steps.actor(f"ingester-{number}"))
     for number in range(1, WORKERS + 1):
         keeper = world.steps.actor(f"keeper-{number}")
-        await _start_worker(world, world.steps.actor(f"worker-{number}"), keeper)
+        await start_worker(world, world.steps.actor(f"worker-{number}"), keeper)
+    for number in range(1, world.features.controls + 1):
+        loops = ("hear", "commands", "webhooks")
+        hear, commands, webhooks = (world.steps.actor(f"{each}-{number}") for each in loops)
+        world.broker.control_session(hear.name)
+        await _start_control(world, (hear, commands, webhooks))
     for fleet in world.fleets:
         names = " ".join(each.device_id for each in fleet.devices)
         world.note(f"fleet {fleet.tenant_id}/{fleet.kind} {fleet.fleet.time_zone}: {names}")
     world.note(str(world.faults))
+    world.note(str(world.features))
+    await _prepare(world)
     for _ in range(ACTIONS):
         await _act(world)
     await _drain(world)
     await promises.check(world)
+
+
+async def _prepare(world: World) -> None:
+    """Let the operator do some of what a run is to have from its beginning, without any fault."""
+    plans = [make_threshold] * world.chance.choice([0, 1, 4]) * world.features.thresholds
+    plans += [add_endpoint] * world.features.endpoints_max
+    async with await connect(world.url, application="scene") as connection:
+        for plan in plans:
+            planned = plan(world)
+            if planned is not None:
+                world.note(f"at first: {planned.about}")
+                await planned.run(connection)
+                await connection.commit()
+                planned.done()
 
 
 async def _start_ingester(world: World, actor: Actor) -> None:
@@ -170,7 +270,7 @@ async def _start_ingester(world: World, actor: Actor) -> None:
     await world.steps.settle()
 
 
-async def _start_worker(world: World, actor: Actor, keeper: Actor) -> None:
+async def start_worker(world: World, actor: Actor, keeper: Actor) -> None:
     worker = SimulatedWorker(
         world.settings, actor, keeper, lambda: world.chance.random() < world.look_share
     )
@@ -181,16 +281,44 @@ async def _start_worker(world: World, actor: Actor, keeper: Actor) -> None:
     await world.steps.settle()
 
 
+async def _start_control(world: World, actors: tuple[Actor, Actor, Actor]) -> None:
+    (session,) = [each for each in world.broker.control if each.name == actors[0].name]
+    world.broker.reconnect(session)
+    control = SimulatedControl(
+        world.settings, actors, world.broker, session, chance=world.chance,
+        command_lost=lambda: world.faults.command_lost,
+    )  # fmt: skip
+    world.controls = [each for each in world.controls if each.actors != actors] + [control]
+    for actor, work in zip(actors, control.works, strict=True):
+        actor.start(work)
+        await world.steps.settle()
+
+
+async def _restart_control(world: World, control: SimulatedControl) -> None:
+    """Start a control process again of which a part was killed: all of it died."""
+    for actor in control.actors:
+        if actor.state is not State.IDLE:
+            await actor.die()
+    await world.steps.settle(freed=True)
+    await _start_control(world, control.actors)
+
+
 async def _restart_worker(world: World, worker: SimulatedWorker) -> None:
     """Start a worker again of which a part was killed; the other is the same process."""
     for actor in (worker.actor, worker.keeper.actor):
         if actor.state is not State.IDLE:
             await actor.die()
     await world.steps.settle(freed=True)
-    await _start_worker(world, worker.actor, worker.keeper.actor)
+    await start_worker(world, worker.actor, worker.keeper.actor)
 
 
 Action = Callable[[World], Awaitable[None]]
+Process = SimulatedIngester | SimulatedControl
+"""What has a session at the broker."""
+
+
+def _at_broker(world: World) -> list[Process]:
+    return [*world.ingesters, *world.controls]
 
 
 async def _act(world: World) -> None:
@@ -201,7 +329,11 @@ async def _act(world: World) -> None:
 
 
 async def _step_somebody(world: World) -> None:
-    await _step(world, world.chance.choice(_working(world)))
+    """Let somebody go on, for one exchange or several."""
+    actor = world.chance.choice(_working(world))
+    for _ in range(world.chance.choice([1, 1, 2, 6])):
+        if actor.state is State.PAUSED and not actor.rests:
+            await _step(world, actor)
 
 
 async def _wake_somebody(world: World) -> None:
@@ -224,15 +356,15 @@ async def _reboot(world: World) -> None:
 
 
 async def _lose_broker(world: World) -> None:
-    for ingester in world.ingesters:
-        ingester.lose_connection()
+    for process in _at_broker(world):
+        process.lose_connection()
     world.note(f"the broker dies with {world.broker.die()} messages")
 
 
 async def _lose_session(world: World) -> None:
-    ingester = world.chance.choice(world.ingesters)
-    ingester.lose_connection()
-    world.note(f"{ingester.actor.name} loses its session")
+    process = world.chance.choice(_at_broker(world))
+    process.lose_connection()
+    world.note(f"{process.session.name} loses its session")
 
 
 def _working(world: World) -> list[Actor]:
@@ -244,12 +376,31 @@ def _resting(world: World) -> list[Actor]:
     idle = {
         each.actor for each in world.ingesters if not each.has_work and each.actor.about != "sleeps"
     }
-    keepers = _keepers(world)
+    idle |= {
+        each.hearing
+        for each in world.controls
+        if not each.has_heard and each.hearing.about != "sleeps"
+    }
+    others = _keepers(world) | {actor for each in world.controls for actor in each.senders}
     return [
         each
         for each in world.actors
-        if each.state is State.PAUSED and each.rests and each not in idle | keepers
+        if each.state is State.PAUSED and each.rests and each not in idle | others
     ]
+
+
+def _resting_senders(world: World) -> list[Actor]:
+    return [
+        actor
+        for each in world.controls
+        for actor in each.senders
+        if actor.state is State.PAUSED and actor.rests
+    ]
+
+
+async def _look_into_outbox(world: World) -> None:
+    """Let a sender look into the outbox, which it does without a NOTIFY, too."""
+    await _step(world, world.chance.choice(_resting_senders(world)), faulty=False)
 
 
 def _keepers(world: World) -> set[Actor]:
@@ -315,12 +466,19 @@ async def _look_after(world: World) -> None:
             world.note(f"{actor.name} is blocked")
         if actor.state is not State.IDLE or actor is world.operator:
             continue
-        if actor.name.startswith("ingester"):
-            await _start_ingester(world, actor)
-            continue
-        for worker in world.workers:
-            if actor in (worker.actor, worker.keeper.actor):
-                await _restart_worker(world, worker)
+        await _restart(world, actor)
+
+
+async def _restart(world: World, actor: Actor) -> None:
+    """Start the process again of which an actor was killed."""
+    if actor.name.startswith("ingester"):
+        await _start_ingester(world, actor)
+    for worker in world.workers:
+        if actor in (worker.actor, worker.keeper.actor):
+            await _restart_worker(world, worker)
+    for control in world.controls:
+        if actor in control.actors:
+            await _restart_control(world, control)
 
 
 async def _measure(world: World) -> None:
@@ -348,13 +506,54 @@ async def _publish(world: World) -> None:
     world.note(f"{device.name} publishes {boot}/{told}{' twice' if copies > 1 else ''}")
 
 
+def _with_due(world: World) -> list[Process]:
+    return [each for each in _at_broker(world) if each.session.due]
+
+
 async def _deliver(world: World) -> None:
     chance = world.chance
-    ingester = chance.choice([each for each in world.ingesters if each.session.due])
+    process = chance.choice(_with_due(world))
     for _ in range(chance.choice([1, 1, 3, 10])):
-        if ingester.session.due:
+        if process.session.due:
             out_of_order = chance.random() < world.faults.reorder
-            ingester.receive(world.broker.deliver(ingester.session, out_of_order=out_of_order))
+            process.receive(world.broker.deliver(process.session, out_of_order=out_of_order))
+
+
+def _asking(world: World) -> list[SimulatedDevice]:
+    return [each for each in world.devices if each.quota.asks][:ASKING_MAX]
+
+
+async def _ask(world: World) -> None:
+    """Let a device ask for quota, settle or give back what it has, or ask again."""
+    chance = world.chance
+    device = chance.choice(_asking(world))
+    again = device.quota.waiting is not None
+    payload = device.quota.ask(chance, world.now)
+    copies = 1 + (chance.random() < world.faults.duplicate)
+    world.broker.publish(device.quota_topic(world.settings.topic_root), payload, copies=copies)
+    world.note(f"{device.name} asks{' again' if again else ''} {payload.decode()}")
+
+
+async def _hear_command(world: World) -> None:
+    chance = world.chance
+    topic, payload = world.broker.commands.pop(chance.randrange(len(world.broker.commands)))
+    if chance.random() < world.faults.ack_lost:
+        world.note("a command is lost")
+        return
+    _obey(world, topic, payload)
+    if chance.random() < world.faults.duplicate:
+        _obey(world, topic, payload)
+
+
+def _obey(world: World, topic: str, payload: bytes) -> None:
+    """Hand a command to its device, whose answer goes to the control processes."""
+    *_, tenant, device_id, _ = topic.split("/")
+    for device in world.devices:
+        if (device.tenant, device.device_id) == (tenant, device_id):
+            command, answer = device.quota.obey(payload)
+            root = world.settings.topic_root
+            world.broker.publish(command_ack_topic(root, tenant, device_id), answer, copies=1)
+            world.note(f"{device.name} obeys {command.number}: {command.kind}")
 
 
 async def _hear(world: World) -> None:
@@ -403,11 +602,16 @@ async def _operate(world: World) -> None:
     world.operator.start(work)
     await world.steps.settle()
     await _look_after(world)
+    for _ in range(world.chance.choice([0, 5, 60])):
+        if world.operator.state is State.PAUSED:
+            await _step(world, world.operator)
 
 
 async def _do(operator: Actor, planned: Planned) -> None:
     connection = await operator.connect()
     await planned.run(connection)
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        await connection.commit()  # as who gives a connection back to its pool
 
 
 async def _publish_malformed(world: World) -> None:
@@ -457,6 +661,10 @@ async def _audit(world: World) -> None:
     async with await connect(world.url, application="audit") as connection:
         await read_from_one_snapshot(connection)
         result = await audit_database(connection)
+        for fleet in world.fleets:
+            seen = await bound_of_fleet(connection, fleet.fleet.fleet_no)
+            if seen is not None:
+                world.bounds.append(seen)
     world.note(result.verdict)
     if result.differences:
         raise BrokenPromise("\n".join(["audit", *result.differences[:10]]))
@@ -467,16 +675,19 @@ def _whenever(condition: Callable[[World], object], weight: float) -> Callable[[
 
 
 _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
-    (lambda world: 10.0 + 4 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
+    (lambda world: 12.0 + 4 * len(_working(world)) if _working(world) else 0.0, _step_somebody),
     (_whenever(_resting, 2), _wake_somebody),
     (_whenever(_resting_keepers, 0.3), _keep_leases),
     (lambda _: 0.06, _lapse),
     (lambda _: 3, _measure),
     (_whenever(lambda world: any(each.outbox for each in world.devices), 4), _publish),
-    (_whenever(lambda world: any(each.due for each in world.broker.sessions), 6), _deliver),
+    (_whenever(_with_due, 6), _deliver),
+    (_whenever(_asking, 0.7), _ask),
+    (_whenever(lambda world: world.broker.commands, 2.5), _hear_command),
+    (_whenever(_resting_senders, 1), _look_into_outbox),
     (_whenever(lambda world: any(each.has_acks for each in world.ingesters), 2), _publish_acks),
     (_whenever(lambda world: world.broker.acks, 3), _hear),
-    (_whenever(lambda world: world.operator.state is State.IDLE, 0.6), _operate),
+    (_whenever(lambda world: world.operator.state is State.IDLE, 6), _operate),
     (lambda _: 0.7, _pass_time),
     (lambda _: 0.3, _publish_malformed),
     (lambda _: 0.25, _contradict),
@@ -491,6 +702,10 @@ _ACTIONS: Sequence[tuple[Callable[[World], float], Action]] = (
 async def _drain(world: World) -> None:
     """Let everything that is under way come to its end, without further faults."""
     world.note("the faults end")
+    # Webhooks go on to fail, and commands to be lost: both are sent again.
+    for control in world.controls:
+        if world.chance.random() < 0.5:
+            control.session.due.clear()  # as with a broker that dies
     world.look_share = 0.05
     for _ in range(DRAIN_ACTIONS_MAX):
         working = _working(world)
@@ -507,7 +722,42 @@ async def _drain_more(world: World) -> bool:
     """Move on what waits outside of the database; False when nothing does."""
     if world.broker.is_empty() and not _ingesting(world) and _publish_what_is_left(world):
         return True
-    return await _drain_ingesters(world) or await _drain_acks(world) or await _drain_queue(world)
+    return (
+        await _drain_ingesters(world)
+        or await _drain_acks(world)
+        or await _drain_queue(world)
+        or await _drain_control(world)
+    )
+
+
+async def _drain_control(world: World) -> bool:
+    """Let what is in the outbox arrive, however long that takes; False when nothing is in it."""
+    if not world.controls:
+        return False
+    for control in world.controls:
+        while control.session.due:
+            control.receive(world.broker.deliver(control.session, out_of_order=False))
+        if control.has_heard or control.hearing.about == "sleeps":
+            await _step(world, control.hearing, faulty=False)
+            return True
+    if world.broker.commands:
+        _obey(world, *world.broker.commands.pop(0))
+        return True
+    found = await world.admin.execute(
+        "SELECT min(due_at), array_agg(DISTINCT position) FROM ("
+        " SELECT due_at, 0 AS position FROM command WHERE due_at IS NOT NULL"
+        " UNION ALL SELECT due_at, 1 FROM webhook_delivery JOIN webhook_endpoint USING (endpoint_no)"
+        "   WHERE due_at IS NOT NULL AND disabled_at IS NULL) AS open"
+    )
+    row = await found.fetchone()
+    if row is None or row[0] is None:
+        return False
+    # What is due may wait for what is not: time goes on.
+    world.now = max(world.now, row[0]) + timedelta(seconds=20)
+    control = world.chance.choice(world.controls)
+    for position in sorted(row[1]):
+        await _step(world, control.senders[position], faulty=False)
+    return True
 
 
 def _publish_what_is_left(world: World) -> bool:
