@@ -74,8 +74,10 @@ class Proxy:
 
     async def _end(self) -> None:
         self._server.close()
+        self._mood = "refusing"  # what has come at this moment too
         await self._cut()
-        await asyncio.sleep(0.05)  # what was refused or half open at that moment ends too
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), timeout=5)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._mood == "refusing":

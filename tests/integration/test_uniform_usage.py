@@ -29,6 +29,7 @@ from tests.integration.test_live_rating import assert_equal
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BEGINNING = datetime(2026, 2, 1, tzinfo=UTC) - timedelta(hours=1)
 """Of February in Berlin."""
+JANUARY = datetime(2025, 12, 31, 23, tzinfo=UTC)
 NOON = datetime(2026, 2, 10, 12, tzinfo=UTC)
 LATE_BEGINS = BEGINNING + timedelta(days=9)
 OWN = {
@@ -116,11 +117,12 @@ async def begin(connection: Connection) -> None:
     operator = await Operator.of(connection, now=NOW)
     own = await operator.fleet("own")
     pool = await operator.fleet("pool")
-    first, *_ = await operator.devices(own, OWN_DEVICES, plan=await operator.plan(OWN))
+    plan = await operator.plan(OWN)
+    first, *_ = await operator.devices(own, OWN_DEVICES, plan=plan, valid_from=JANUARY)
     plan = await operator.plan(POOLED)
-    await operator.devices(pool, POOL_DEVICES[:-1], plan=plan)
+    await operator.devices(pool, POOL_DEVICES[:-1], plan=plan, valid_from=JANUARY)
     await operator.devices(pool, POOL_DEVICES[-1:], plan=plan, valid_from=LATE_BEGINS)
-    await operator.devices(pool, ["gone"], plan=plan, valid_to=LATE_BEGINS)
+    await operator.devices(pool, ["gone"], plan=plan, valid_from=JANUARY, valid_to=LATE_BEGINS)
     await operator.devices(pool, ["nobody"], plan=None)
     while await open_due_cycles(connection, now=BEGINNING + timedelta(minutes=1)):
         pass
