@@ -126,7 +126,7 @@ async def begin(connection: Connection) -> None:
     await operator.devices(pool, ["nobody"], plan=None)
     while await open_due_cycles(connection, now=BEGINNING + timedelta(minutes=1)):
         pass
-    for number, zones in enumerate((None, ["eu"])):
+    for number, zones in enumerate((None, ["elsewhere"])):
         order = TopUp(
             meter="data", quantity=9_000, zones=zones, begins_at=NOW - LONG_AGO, priority=number
         )
