@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metering.usage import QUANTITY_MAX, Reading, Rejection
@@ -210,7 +210,27 @@ def messages(draw: st.DrawFn) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def one(**fields: object) -> bytes:
+    """Return a message with one reading, by default an SMS, with some fields changed."""
+    reading = {"seq": 1, "at": "2026-01-31T12:00:00Z", "meter": "sms", "quantity": 1} | fields
+    kept = {name: value for name, value in reading.items() if value is not ...}
+    return json.dumps({"boot": "b", "readings": [kept]}).encode()
+
+
+@settings(max_examples=500)
 @given(messages())
+@example(one(meter="data", quantity=..., up=QUANTITY_MAX, down=0))
+@example(one(meter="data", quantity=..., up=QUANTITY_MAX, down=1))
+@example(one(since="2026-01-31T12:00:00Z"))
+@example(one(since="2026-01-31T12:00:00.000001Z"))
+@example(one(kind="total", since="2026-01-31T12:00:00Z"))
+@example(one(kind="total", width=8, quantity=255))
+@example(one(kind="total", width=8, quantity=256))
+@example(one(kind="delta", width=8))
+@example(one(kind="delta", epoch="e"))
+@example(one(up=0))
+@example(one(meter="data"))
+@example(one(meter="data", quantity=..., up=1))
 @example(
     b'{"boot":"b","readings":[{"seq":1.0,"at":"2026-01-31T12:00:00Z","meter":"sms","quantity":1}]}'
 )
