@@ -1,6 +1,7 @@
 """What every long-running process does: logs, metrics, and a clean end on a signal."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,19 @@ def serve(work: Callable[[], Awaitable[None]], *, metrics_port: int) -> int:
     )
     if metrics_port:
         start_http_server(metrics_port, addr="127.0.0.1")
+    _collect_garbage_seldom()
     return asyncio.run(_until_told_to_stop(work))
+
+
+def _collect_garbage_seldom() -> None:
+    """Look for cycles of garbage less often.
+
+    A batch makes tens of thousands of objects, next to none of them in a cycle; looking through them
+    every 700 took a fifth of the time of a charging run.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 async def _until_told_to_stop(work: Callable[[], Awaitable[None]]) -> int:

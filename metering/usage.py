@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 
 class ReadingKind(IntEnum):
@@ -40,15 +41,15 @@ The largest integer that every JSON implementation reads exactly (RFC 8259 §6);
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(NamedTuple):
     """What a device published, as it published it.
 
     `seq` counts from 1 within the device's boot and, like `at`, is assigned once and resent
     unchanged. `at` is when it was measured; `since`, if given, is when a delta's interval began.
     A directed meter fills `uplink` and `downlink`, any other `quantity`; all in the meter's base
     unit. `epoch` and `width` (bits) describe the counter of a TOTAL reading. `session` names what some
-    plans round or price together, `packets` says how many carried it.
+    plans round or price together, `packets` says how many carried it. (A named tuple, because one is
+    made for every reading that comes in, and again when it is charged.)
     """
 
     seq: int

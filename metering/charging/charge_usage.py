@@ -1,12 +1,14 @@
 """The charging transaction: claimed readings become charges, and everything they change, at once."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from metering.charging.open_cycle import open_cycle
 from metering.charging.thresholds import ChargedUsage, RaisedAlert, count_usage
+from metering.charging.uniform_usage import Terms, charge_uniformly, charged_usage, part
 from metering.errors import FleetmeterError
 from metering.period import BillCycle, Calendar
 from metering.rating.account import Charge, CountKey, UseKey, charge_records, count_keys
@@ -52,20 +54,29 @@ from metering.store.registry import (
     subscriptions_of_devices,
     try_lock_shard,
 )
-from metering.store.work import QueuedReading, WorkItem, claim, next_run_no, queued_readings
-from metering.usage import ReadingKind
+from metering.store.work import (
+    QueuedReading,
+    WorkItem,
+    claim,
+    next_run_no,
+    queued_reading,
+    queued_rows,
+)
+from metering.usage import Meter, ReadingKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RunOutcome:
-    """What a charging run did, once it has committed."""
+    """What a charging transaction did, once it has committed."""
 
-    readings: Sequence[QueuedReading]
-    charges: int
-    parked: int
-    late_records: int
+    readings: int
+    published_at: AbstractSet[datetime | None]
+    """When their messages were published, where they said so."""
+    charges: int = 0
+    parked: int = 0
+    late_records: int = 0
     """Usage records of cycles that were closed."""
-    alerts: Sequence[RaisedAlert] = ()
+    alerts: list[RaisedAlert] = field(default_factory=list)
 
 
 class RunFailed(FleetmeterError):
@@ -121,55 +132,86 @@ async def charge_usage(
 async def _charge_items(
     connection: Connection, items: Sequence[WorkItem], *, now: datetime
 ) -> RunOutcome:
-    readings = await queued_readings(connection, items)
+    rows = await queued_rows(connection, items)
     # A reading that came while the run was waiting for its shards was received after `now`.
-    now = max(now, *(each.received_at for each in readings))
-    devices = sorted({each.stored.device_no for each in readings})
+    now = max(now, *(row[5] for row in rows))
+    devices = sorted({row[2] for row in rows})
     fleets, members = await fleets_of_devices(connection, devices)
     subscriptions = await subscriptions_of_devices(connection, devices)
-    plans = await _plans_of(connection, subscriptions)
+    terms = Terms(
+        fleets=fleets,
+        members=members,
+        of_fleets={
+            number: FleetTerms(number, Calendar(fleet.time_zone, fleet.anchor_day))
+            for number, fleet in fleets.items()
+        },
+        subscriptions=subscriptions,
+        plans=await _plans_of(connection, subscriptions),
+    )
+    outcome = RunOutcome(readings=len(rows), published_at={row[4] for row in rows})
+    parted = await part(connection, rows, terms, {item.shard_no for item in items})
+    if parted.lines:
+        run_no, charged, late = await charge_uniformly(connection, parted, terms, now=now)
+        outcome.charges += sum(len(each.charges) for each in charged)
+        outcome.late_records += late
+        usage = (ChargedUsage(*each) for each in charged_usage(parted.lines, charged))
+        await _count_usage(connection, run_no, usage, terms, outcome, now=now)
+    if parted.rest:
+        readings = [queued_reading(row) for row in parted.rest]
+        await _charge_readings(connection, readings, items, terms, outcome, now=now)
+    return outcome
+
+
+async def _count_usage(
+    connection: Connection,
+    run_no: int,
+    charged: Iterable[ChargedUsage],
+    terms: Terms,
+    outcome: RunOutcome,
+    *,
+    now: datetime,
+) -> None:
+    outcome.alerts += await count_usage(
+        connection,
+        run_no,
+        charged,
+        fleets=terms.fleets,
+        device_nos=terms.members,
+        plans=terms.plans,
+        now=now,
+    )
+
+
+async def _charge_readings(
+    connection: Connection,
+    readings: Sequence[QueuedReading],
+    items: Sequence[WorkItem],
+    terms: Terms,
+    outcome: RunOutcome,
+    *,
+    now: datetime,
+) -> None:
+    """Charge readings one by one, as the core does, in one run or several."""
     epochs = await _load_epochs(connection, readings, items)
-    terms = {
-        number: FleetTerms(number, Calendar(fleet.time_zone, fleet.anchor_day))
-        for number, fleet in fleets.items()
-    }
-    guided = [
-        _guide(
-            each,
-            fleets[members[each.stored.device_no]],
-            terms=terms,
-            subscriptions=subscriptions,
-            plans=plans,
-            epochs=epochs,
-        )
-        for each in readings
-    ]
-    await _lock_other_shards(connection, guided, fleets, items)
-    late_records = 0
-    alerts: list[RaisedAlert] = []
-    for stretch in await _stretches(connection, guided, fleets):
+    guided = [_guide(each, terms, epochs) for each in readings]
+    touched = _touched_by(guided)
+    await _lock_other_shards(connection, touched, terms.fleets, items)
+    stretches = await _stretches(connection, guided, touched, terms.fleets)
+    for stretch in stretches:
         for fleet, cycle in stretch.opening:
             await open_cycle(connection, fleet, cycle, now=now)
-        run_no, late = await _charge_stretch(connection, stretch.guided, plans, now=now)
-        late_records += late
-        alerts += await count_usage(
-            connection,
-            run_no,
-            (ChargedUsage(each.queued, each.charges) for each in stretch.guided),
-            fleets=fleets,
-            device_nos=devices,
-            plans=plans,
-            now=now,
+        if len(stretches) > 1:
+            touched = _touched_by(stretch.guided)
+        run_no, late = await _charge_stretch(
+            connection, stretch.guided, touched, terms.plans, now=now
         )
+        outcome.late_records += late
+        usage = (ChargedUsage(each.queued, each.charges) for each in stretch.guided)
+        await _count_usage(connection, run_no, usage, terms, outcome, now=now)
     if epochs:
         await store_counters(connection, _ends(epochs))
-    return RunOutcome(
-        readings=readings,
-        charges=sum(len(each.charges) for each in guided),
-        parked=sum(isinstance(each.records, ParkReason) for each in guided),
-        late_records=late_records,
-        alerts=alerts,
-    )
+    outcome.charges += sum(len(each.charges) for each in guided)
+    outcome.parked += sum(isinstance(each.records, ParkReason) for each in guided)
 
 
 async def _plans_of(
@@ -202,41 +244,60 @@ async def _load_epochs(
     return epochs
 
 
-def _guide(
-    queued: QueuedReading,
-    fleet: Fleet,
-    *,
-    terms: dict[int, FleetTerms],
-    subscriptions: dict[int, list[Subscription]],
-    plans: dict[int, PlanTerms],
-    epochs: dict[EpochKey, CounterEpoch],
-) -> _Guided:
+def _guide(queued: QueuedReading, terms: Terms, epochs: dict[EpochKey, CounterEpoch]) -> _Guided:
     stored = queued.stored
     usage = usage_of(stored, epochs)
+    fleet = terms.fleets[terms.members[stored.device_no]]
     records = guided_records(
         usage,
         meter=stored.reading.meter.meter,
         fleet_no=fleet.fleet_no,
-        fleets=terms,
-        subscriptions=subscriptions[stored.device_no],
-        plans=plans,
+        fleets=terms.of_fleets,
+        subscriptions=terms.subscriptions[stored.device_no],
+        plans=terms.plans,
     )
     return _Guided(queued, fleet, usage, records)
 
 
+@dataclass(slots=True)
+class _Touched:
+    """Usage records that are alike: of one subscription, cycle, meter and price; how many they are."""
+
+    record: UsageRecord
+    """The first of them."""
+    meter: Meter
+    records: int = 0
+
+    @property
+    def cycle_key(self) -> CycleKey:
+        """The fleet and the cycle in which they lie."""
+        return (self.record.subscription.fleet_no, self.record.cycle.start)
+
+
+def _touched_by(guided: Iterable[_Guided]) -> list[_Touched]:
+    """Return what the records of some readings touch, each once, in the order in which it comes."""
+    found: dict[tuple[int, int, int, int], _Touched] = {}
+    for each in guided:
+        if isinstance(each.records, ParkReason):
+            continue
+        meter = each.queued.stored.reading.meter
+        for record in each.records:
+            key = (id(record.subscription), id(record.cycle), meter.meter_no, record.variant)
+            touched = found.get(key)
+            if touched is None:
+                touched = found[key] = _Touched(record, meter)
+            touched.records += 1
+    return list(found.values())
+
+
 async def _lock_other_shards(
     connection: Connection,
-    guided: Sequence[_Guided],
-    fleets: dict[int, Fleet],
+    touched: Iterable[_Touched],
+    fleets: Mapping[int, Fleet],
     items: Sequence[WorkItem],
 ) -> None:
     """Own the shards of fleets that devices of this run have left, which late usage still concerns."""
-    concerned = {
-        fleets[record.subscription.fleet_no].shard_no
-        for each in guided
-        if not isinstance(each.records, ParkReason)
-        for record in each.records
-    }
+    concerned = {fleets[each.record.subscription.fleet_no].shard_no for each in touched}
     for shard_no in sorted(concerned - {item.shard_no for item in items}):
         if not await try_lock_shard(connection, shard_no):
             raise ShardBusy(f"shard {shard_no} is being charged by another worker")
@@ -251,16 +312,19 @@ class _Stretch:
 
 
 async def _stretches(
-    connection: Connection, guided: Sequence[_Guided], by_no: dict[int, Fleet]
+    connection: Connection,
+    guided: list[_Guided],
+    touched: Iterable[_Touched],
+    by_no: Mapping[int, Fleet],
 ) -> list[_Stretch]:
     """Part readings where usage is what comes first in a cycle, so that it must be opened.
 
     What a fleet used before is charged before its cycle is opened: what rolls over depends on it.
     """
-    touched = {key for each in guided for key in _cycles_touched(each)}
-    unopened = touched - await opened_cycles(connection, touched)
+    cycles = {each.cycle_key for each in touched}
+    unopened = cycles - await opened_cycles(connection, cycles)
     if not unopened:
-        return [_Stretch(guided=list(guided))]
+        return [_Stretch(guided=guided)]
     stretches = [_Stretch()]
     fleets: set[int] = set()
     for each in guided:
@@ -276,7 +340,7 @@ async def _stretches(
     return stretches
 
 
-def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
+def _cycles_touched(guided: _Guided) -> dict[CycleKey, BillCycle]:
     if isinstance(guided.records, ParkReason):
         return {}
     return {
@@ -286,47 +350,70 @@ def _cycles_touched(guided: _Guided) -> dict[tuple[int, datetime], BillCycle]:
 
 
 async def _charge_stretch(
-    connection: Connection, guided: Sequence[_Guided], plans: dict[int, PlanTerms], *, now: datetime
+    connection: Connection,
+    guided: Sequence[_Guided],
+    touched: Sequence[_Touched],
+    plans: Mapping[int, PlanTerms],
+    *,
+    now: datetime,
 ) -> tuple[int, int]:
     """Charge readings as one run; opening a cycle was one of its own before it.
 
     Returns the run's number, and how many usage records were of cycles that are closed.
     """
     run_no = await next_run_no(connection)
-    wanted = _accounts_touched(guided, plans)
-    if wanted is not None:
+    if touched:
+        wanted = _accounts_touched(guided, touched, plans)
         loaded = await load_accounts(connection, wanted, plans)
+        _fill_lots(loaded, touched, plans)
         for each in guided:
             _charge(each, plans, loaded)
         await store_accounts(connection, loaded, wanted)
     await _store_run(connection, run_no, guided, now=now)
-    records: Counter[CycleKey] = Counter(
-        (charge.record.subscription.fleet_no, charge.record.cycle.start)
-        for each in guided
-        for charge in each.charges
-    )
+    records: Counter[CycleKey] = Counter()
+    for alike in touched:
+        records[alike.cycle_key] += alike.records
     return run_no, await add_late_records(connection, records) if records else 0
 
 
-def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) -> Wanted | None:
-    """Return what the run's records are charged to; None when there are no records."""
+def _accounts_touched(
+    guided: Iterable[_Guided], touched: Iterable[_Touched], plans: Mapping[int, PlanTerms]
+) -> Wanted:
+    """Return what the run's records are charged to."""
     uses: dict[UseKey, int] = {}
-    counts: dict[CountKey, int] = {}
     meters: dict[tuple[int, int], tuple[int, Subscription]] = {}
     owners: set[Owner] = set()
-    starts: list[datetime] = []
+    counted = False
+    for each in touched:
+        record, meter_no = each.record, each.meter.meter_no
+        subscription = record.subscription
+        number, fleet_no = subscription.subscription_no, subscription.fleet_no
+        of_meter = plans[subscription.plan_no].meters[each.meter.meter]
+        owners.add((fleet_no, subscription.device_no, meter_no))
+        uses[number, meter_no, record.cycle.start, record.variant] = fleet_no
+        if of_meter.allowances:
+            meters[number, meter_no] = (fleet_no, subscription)
+        counted = counted or not of_meter.plain
+    records = [each.records for each in guided if not isinstance(each.records, ParkReason)]
+    return Wanted(
+        uses=uses,
+        counts=_counts_touched(guided, plans) if counted else {},
+        meters=meters,
+        first=min(each[0].start for each in records),
+        last=max(each[-1].start for each in records),
+        owners=owners,
+    )
+
+
+def _counts_touched(
+    guided: Iterable[_Guided], plans: Mapping[int, PlanTerms]
+) -> dict[CountKey, int]:
+    """Return the counts beside the use itself that the run's records are charged to."""
+    counts: dict[CountKey, int] = {}
     for each in guided:
         if isinstance(each.records, ParkReason):
             continue
         meter = each.queued.stored.reading.meter
-        for record in each.records:
-            subscription = record.subscription
-            number, fleet_no = subscription.subscription_no, subscription.fleet_no
-            starts.append(record.start)
-            owners.add((fleet_no, subscription.device_no, meter.meter_no))
-            uses[number, meter.meter_no, record.cycle.start, record.variant] = fleet_no
-            if plans[subscription.plan_no].meters[meter.meter].allowances:
-                meters[number, meter.meter_no] = (fleet_no, subscription)
         for fleet_no, records in by_fleet(each.records):
             keys = count_keys(
                 records,
@@ -337,31 +424,27 @@ def _accounts_touched(guided: Sequence[_Guided], plans: dict[int, PlanTerms]) ->
                 plans=plans,
             )
             counts |= dict.fromkeys(keys, fleet_no)
-    if not starts:
-        return None
-    return Wanted(
-        uses=uses,
-        counts=counts,
-        meters=meters,
-        first=min(starts),
-        last=max(starts),
-        owners=owners,
-    )
+    return counts
 
 
-def _charge(guided: _Guided, plans: dict[int, PlanTerms], loaded: Loaded) -> None:
+def _fill_lots(loaded: Loaded, touched: Iterable[_Touched], plans: Mapping[int, PlanTerms]) -> None:
+    """Put what is drawn from into the accounts."""
+    for each in touched:
+        loaded.lots.fill(
+            loaded.accounts,
+            (each.record,),
+            meter=each.meter.meter,
+            meter_no=each.meter.meter_no,
+            fleet_no=each.record.subscription.fleet_no,
+            plans=plans,
+        )
+
+
+def _charge(guided: _Guided, plans: Mapping[int, PlanTerms], loaded: Loaded) -> None:
     if isinstance(guided.records, ParkReason):
         return
     meter = guided.queued.stored.reading.meter
     for fleet_no, records in by_fleet(guided.records):
-        loaded.lots.fill(
-            loaded.accounts,
-            records,
-            meter=meter.meter,
-            meter_no=meter.meter_no,
-            fleet_no=fleet_no,
-            plans=plans,
-        )
         guided.charges += charge_records(
             records,
             guided.usage,
@@ -379,24 +462,20 @@ async def _store_run(
     charged: list[ChargedReading] = []
     parked: list[ParkedReading] = []
     for position, each in enumerate(guided):
-        stored, fleet_no = each.queued.stored, each.fleet.fleet_no
+        stored = each.queued.stored
         if isinstance(each.records, ParkReason):
             parked.append(
                 ParkedReading(
                     run_no=run_no,
                     run_position=position,
-                    fleet_no=fleet_no,
+                    fleet_no=each.fleet.fleet_no,
                     stored=stored,
                     usage=each.usage,
                     reason=each.records,
                 )
             )
         else:
-            charged.append(
-                ChargedReading(
-                    run_no=run_no, run_position=position, stored=stored, charges=each.charges
-                )
-            )
+            charged.append(ChargedReading(run_no, position, stored, each.charges))
     if charged:
         await store_charges(connection, charged, now=now)
         await add_to_hours(connection, charged)

@@ -213,7 +213,7 @@ def _reason(error: BaseException | None) -> str:
 
 def _count(outcome: RunOutcome) -> None:
     metrics.RUNS.inc()
-    metrics.READINGS.inc(len(outcome.readings))
+    metrics.READINGS.inc(outcome.readings)
     metrics.CHARGES.inc(outcome.charges)
     metrics.PARKED.inc(outcome.parked)
     metrics.LATE_RECORDS.inc(outcome.late_records)
@@ -221,7 +221,7 @@ def _count(outcome: RunOutcome) -> None:
     for alert in outcome.alerts:
         metrics.OVERSHOOT_RATIO.observe(alert.overshoot_ratio)
     committed_at = clock.now()
-    for published_at in {each.published_at for each in outcome.readings}:
+    for published_at in outcome.published_at:
         if published_at is not None:
             seconds = (committed_at - published_at).total_seconds()
             metrics.PUBLISH_TO_CHARGED_SECONDS.observe(max(0.0, seconds))

@@ -89,6 +89,8 @@ class Bucket:
     def available(self, member: int) -> int:
         """Return how many units a member (a subscription's number) may draw; 0 at least."""
         whole = int(self.granted - self.used)
+        if not self.reserved and not self.floor and self.ceiling is None:
+            return max(0, whole)
         if self.reserved:
             whole -= self.reserved - self.held.get(member, 0)
         left = whole

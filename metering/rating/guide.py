@@ -18,7 +18,7 @@ class ParkReason(StrEnum):
     """The device's plan has no terms for this meter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Subscription:
     """A device's plan version during `[valid_from, valid_to)`; `valid_to` is None while it runs.
 

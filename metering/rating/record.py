@@ -49,8 +49,7 @@ class CounterEpoch:
         return before, following
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredReading:
+class StoredReading(NamedTuple):
     """A reading as charging finds it."""
 
     device_no: int
@@ -140,23 +139,15 @@ def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usa
         start = reading.since or reading.at
         uplink = reading.uplink
         quantity = uplink + reading.downlink if reading.meter.directed else reading.quantity
+    plain = reading.rat is None and reading.apn is None
     return Usage(
-        quantity,
-        uplink,
-        start,
-        reading.at,
-        event,
-        zone=reading.zone,
-        session=reading.session,
-        packets=reading.packets,
-        attributes=_attributes(reading),
-    )
+        quantity, uplink, start, reading.at, event, reading.zone, None, None, reading.session,
+        reading.packets, None, _NO_ATTRIBUTES if plain else _attributes(reading),
+    )  # fmt: skip
 
 
 def _attributes(reading: Reading) -> Mapping[str, str]:
     """Return what a plan may price a reading by, beside its zone."""
-    if reading.rat is None and reading.apn is None:
-        return _NO_ATTRIBUTES
     given = {"rat": reading.rat, "apn": reading.apn}
     return {name: value for name, value in given.items() if value is not None}
 

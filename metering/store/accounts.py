@@ -1,6 +1,6 @@
 """Charging's state: counters, buckets, counts and cumulative use, loaded for a batch and stored."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +15,14 @@ from metering.rating.lots import Lots, LotsKey, allowance_of, allowances_of
 from metering.rating.plan import AllowanceTerms, PlanTerms
 from metering.rating.record import EpochKey
 from metering.store.balances import Owner, TopUpRow, top_up_of_row, top_up_rows, top_ups_by_no
+from metering.store.binary import (
+    int2_array,
+    int4_array,
+    int8_array,
+    numeric_array,
+    text_array,
+    timestamptz_array,
+)
 from metering.store.connection import Connection
 from metering.store.registry import plan_terms
 from metering.usage import METERS_BY_NO
@@ -80,15 +88,27 @@ async def load_accounts(
 
 async def _load_uses(connection: Connection, wanted: Wanted, accounts: Accounts) -> None:
     found = await connection.execute(
-        "SELECT subscription_no, meter_no, cycle_start, variant, records, quantity, uplink, billed,"
-        " from_allowance, from_pool, overage, amount"
+        # As text: it is read as a whole number in a fraction of the time that a Decimal takes.
+        "SELECT subscription_no, meter_no, cycle_start, variant, records, quantity::text, uplink::text,"
+        " billed::text, from_allowance::text, from_pool::text, overage::text, amount::text"
         " FROM unnest(%s::bigint[], %s::smallint[], %s::timestamptz[], %s::smallint[])"
         " AS given (subscription_no, meter_no, cycle_start, variant)"
         " JOIN meter_use USING (subscription_no, meter_no, cycle_start, variant)",
-        _columns(wanted.uses, 4),
+        _use_keys(list(wanted.uses)),
+        binary=True,
     )
-    for row in await found.fetchall():
-        accounts.uses[row[0], row[1], row[2], row[3]] = MeterUse(*map(int, row[4:]))
+    for subscription_no, meter_no, cycle_start, variant, *sums in await found.fetchall():
+        accounts.uses[subscription_no, meter_no, cycle_start, variant] = MeterUse(*map(int, sums))
+
+
+def _use_keys(keys: Sequence[UseKey]) -> list[bytes]:
+    """Return the columns of `meter_use`'s key."""
+    return [
+        int8_array([key[0] for key in keys]),
+        int2_array([key[1] for key in keys]),
+        timestamptz_array([key[2] for key in keys]),
+        int2_array([key[3] for key in keys]),
+    ]
 
 
 async def _load_counts(connection: Connection, wanted: Wanted, accounts: Accounts) -> None:
@@ -114,7 +134,8 @@ _HOLDS = " AND bucket.begins_at <= %s AND coalesce(bucket.expires_at, 'infinity'
 async def _load_buckets(
     connection: Connection, wanted: Wanted, plans: Mapping[int, PlanTerms], loaded: Loaded
 ) -> None:
-    subscriptions, meters = _columns(wanted.meters, 2)
+    subscriptions = int8_array([key[0] for key in wanted.meters])
+    meters = int2_array([key[1] for key in wanted.meters])
     own = await connection.execute(
         f"SELECT {BUCKET_COLUMNS}"  # noqa: S608 - columns of this module
         " FROM unnest(%s::bigint[], %s::smallint[]) AS given (subscription_no, meter_no)"
@@ -133,7 +154,7 @@ async def _load_buckets(
     for fleet_no, subscription in wanted.meters.values():
         keys.update(allowances_of(fleet_no, [subscription], plans))
     rows = [row for row in [*await own.fetchall(), *await shared.fetchall()] if _key(row) in keys]
-    await _put_buckets(connection, rows, plans, loaded, subscriptions)
+    await _put_buckets(connection, rows, plans, loaded, sorted({key[0] for key in wanted.meters}))
 
 
 async def load_buckets(
@@ -252,7 +273,8 @@ async def store_accounts(connection: Connection, loaded: Loaded, wanted: Wanted)
     The caller owns the fleets' shards, so what it loaded is still what is stored.
     """
     accounts = loaded.accounts
-    uses = sorted(accounts.uses.items())
+    keys = sorted(accounts.uses)
+    uses = [accounts.uses[key] for key in keys]
     await connection.execute(
         "INSERT INTO meter_use (subscription_no, meter_no, cycle_start, variant, fleet_no, records,"
         " quantity, uplink, billed, from_allowance, from_pool, overage, amount)"
@@ -264,16 +286,16 @@ async def store_accounts(connection: Connection, loaded: Loaded, wanted: Wanted)
         " billed = excluded.billed, from_allowance = excluded.from_allowance,"
         " from_pool = excluded.from_pool, overage = excluded.overage, amount = excluded.amount",
         [
-            *_columns((key for key, _ in uses), 4),
-            [wanted.uses[key] for key, _ in uses],
-            [use.records for _, use in uses],
-            [use.quantity for _, use in uses],
-            [use.uplink for _, use in uses],
-            [use.billed for _, use in uses],
-            [use.from_allowance for _, use in uses],
-            [use.from_pool for _, use in uses],
-            [use.overage for _, use in uses],
-            [use.amount for _, use in uses],
+            *_use_keys(keys),
+            int4_array([wanted.uses[key] for key in keys]),
+            int8_array([use.records for use in uses]),
+            numeric_array([use.quantity for use in uses]),
+            numeric_array([use.uplink for use in uses]),
+            numeric_array([use.billed for use in uses]),
+            numeric_array([use.from_allowance for use in uses]),
+            numeric_array([use.from_pool for use in uses]),
+            numeric_array([use.overage for use in uses]),
+            numeric_array([use.amount for use in uses]),
         ],
     )
     if accounts.counts:
@@ -355,7 +377,12 @@ async def load_counters(
         " boot_no, seq, measured_at, uplink, downlink, quantity, width"
         " FROM unnest(%s::bigint[], %s::smallint[], %s::text[]) AS given (device_no, meter_no, epoch)"
         " JOIN counter USING (device_no, meter_no, epoch)",
-        _columns(keys),
+        [
+            int8_array([key[0] for key in keys]),
+            int2_array([key[1] for key in keys]),
+            text_array([key[2] for key in keys]),
+        ],
+        binary=True,
     )
     return dict(counter_of_row(row) for row in await found.fetchall())
 
@@ -388,8 +415,19 @@ async def store_counters(connection: Connection, counters: dict[EpochKey, Counte
         " first_width = excluded.first_width, boot_no = excluded.boot_no, seq = excluded.seq,"
         " measured_at = excluded.measured_at, uplink = excluded.uplink,"
         " downlink = excluded.downlink, quantity = excluded.quantity, width = excluded.width",
-        [list(column) for column in zip(*rows, strict=True)],
+        [
+            form(column)
+            for form, column in zip(_COUNTER_FORMS, zip(*rows, strict=True), strict=True)
+        ],
     )
+
+
+_POINT_FORMS = (
+    int8_array, int8_array, timestamptz_array, int8_array, int8_array, int8_array, int2_array,
+)  # fmt: skip
+_COUNTER_FORMS: tuple[Callable[[Any], bytes], ...] = (
+    int8_array, int2_array, text_array, *_POINT_FORMS, *_POINT_FORMS,
+)  # fmt: skip
 
 
 async def counted_neighbours(

@@ -12,6 +12,7 @@ from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.lots import TopUpsKey, top_up_lot
+from metering.store.binary import int2_array, int4_array, int8_array
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleet_of_row
 from metering.usage import METERS_BY_NO
@@ -56,9 +57,9 @@ async def top_up_rows(
         {
             "fleets": [fleet_no for fleet_no, _ in of_fleets],
             "fleet_meters": [meter_no for _, meter_no in of_fleets],
-            "device_fleets": [owner[0] for owner in of_devices],
-            "devices": [owner[1] for owner in of_devices],
-            "device_meters": [owner[2] for owner in of_devices],
+            "device_fleets": int4_array([owner[0] for owner in of_devices]),
+            "devices": int8_array([owner[1] for owner in of_devices]),
+            "device_meters": int2_array([owner[2] for owner in of_devices]),
             "first": first,
             "last": last,
         },

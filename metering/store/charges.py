@@ -1,19 +1,36 @@
 """What charging writes beside its accounts: charges, hourly rollups, anomalies, parked readings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from struct import Struct
+from typing import Any, NamedTuple
 
+from metering.period import BillCycle
 from metering.rating.account import Charge
-from metering.rating.charge import ChargeParts
-from metering.rating.guide import ParkReason
+from metering.rating.bucket import Bucket, BucketKind
+from metering.rating.charge import ChargeParts, Draw
+from metering.rating.guide import ParkReason, Subscription
 from metering.rating.record import StoredReading, Usage
+from metering.store.binary import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    NULL_FIELD,
+    int2_array,
+    int4_array,
+    int8_array,
+    int8_array_field,
+    int8_field,
+    microseconds,
+    numeric_array,
+    numeric_field,
+    text_field,
+    timestamptz_array,
+)
 from metering.store.connection import Connection
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChargedReading:
+class ChargedReading(NamedTuple):
     """A reading with its place in the history, and its charges, one for each part.
 
     `correction_no` is the change because of which it is charged again.
@@ -44,32 +61,190 @@ _CHARGE_COLUMNS = (
     " variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,"
     " connection_fee, draw_buckets, draw_quantities, correction_no"
 )
-_CHARGE_TYPES = (
-    "timestamptz timestamptz int8 int4 int8 int8 int2 int8 int4"
-    " int8 int4 int2 timestamptz timestamptz timestamptz int8 int8"
-    " int2 text text int8 int8 int8 int8 numeric numeric numeric int8[] int8[] int8"
-).split()
+_PLACE = Struct(">hiqiqiqiiiqiq")
+"""The number of columns, then measured_at … seq."""
+_ACCOUNT = Struct(">ihiqiiiqiiihiq")
+"""part … cycle_start"""
+_USAGE = Struct(">iqiqiqiq")
+"""usage_from … uplink"""
+_VARIANT = Struct(">ih")
+_BILLED = Struct(">iqiqiqiq")
+"""billed … overage"""
+_ONE_DRAW = Struct(">iiiiiiiq")
+"""An array of one bigint, with its length."""
+_COLUMNS = _CHARGE_COLUMNS.count(",") + 1
+_ROWS_A_WRITE = 500
+
+
+async def _copy(connection: Connection, rows: Iterable[bytes]) -> None:
+    """Write rows of charges while more are made."""
+    copying = f"COPY charge ({_CHARGE_COLUMNS}) FROM STDIN (FORMAT binary)"
+    async with connection.cursor().copy(copying.encode()) as copy:
+        gathered = [COPY_HEADER]
+        for row in rows:
+            gathered.append(row)
+            if len(gathered) > _ROWS_A_WRITE:
+                await copy.write(b"".join(gathered))
+                gathered.clear()
+        await copy.write(b"".join([*gathered, COPY_TRAILER]))
 
 
 async def store_charges(
-    connection: Connection, charged: Sequence[ChargedReading], *, now: datetime
+    connection: Connection, charged: Iterable[ChargedReading], *, now: datetime
 ) -> None:
     """Write charges by binary COPY."""
-    copying = f"COPY charge ({_CHARGE_COLUMNS}) FROM STDIN (FORMAT binary)"
-    async with connection.cursor().copy(copying.encode()) as copy:
-        copy.set_types(_CHARGE_TYPES)
-        for each in charged:
-            stored = each.stored
-            meter_no = stored.reading.meter.meter_no
-            for charge in each.charges:
-                part, fleet_no, *rest = charge_columns(charge, meter_no)
-                await copy.write_row(
-                    (
-                        stored.reading.at, now, each.run_no, each.run_position, stored.boot_no,
-                        stored.reading.seq, part, stored.device_no, fleet_no, *rest,
-                        each.correction_no,
-                    )
-                )  # fmt: skip
+    await _copy(connection, _charge_rows(charged, now))
+
+
+def _charge_rows(charged: Iterable[ChargedReading], now: datetime) -> Iterator[bytes]:
+    charged_at = microseconds(now)
+    cycle_starts: dict[datetime, int] = {}
+    texts: dict[str | None, bytes] = {None: NULL_FIELD}
+    draws_of: dict[str, bytes] = {}
+    for run_no, run_position, stored, charges, correction_no in charged:
+        device_no, boot_no, reading = stored
+        measured_at, meter_no = microseconds(reading.at), reading.meter.meter_no
+        for record, parts in charges:
+            (part, start, end, quantity, uplink, cycle, subscription, _, _, variant, zone, band,
+             _) = record  # fmt: skip
+            own, pooled, overage, amount, before, fee, _, draws = parts
+            cycle_start = cycle_starts.get(cycle.start)
+            if cycle_start is None:
+                cycle_start = cycle_starts[cycle.start] = microseconds(cycle.start)
+            yield b"".join((
+                _PLACE.pack(
+                    _COLUMNS, 8, measured_at, 8, charged_at, 8, run_no, 4, run_position, 8, boot_no,
+                    8, reading.seq,
+                ),
+                _ACCOUNT.pack(
+                    2, part, 8, device_no, 4, subscription.fleet_no,
+                    8, subscription.subscription_no, 4, subscription.plan_no, 2, meter_no,
+                    8, cycle_start,
+                ),
+                _USAGE.pack(
+                    8, measured_at if start is reading.at else microseconds(start),
+                    8, measured_at if end is reading.at else microseconds(end),
+                    8, quantity, 8, uplink,
+                ),
+                _VARIANT.pack(2, variant),
+                texts.get(zone) or texts.setdefault(zone, text_field(zone)),
+                texts.get(band) or texts.setdefault(band, text_field(band)),
+                _BILLED.pack(8, own + pooled + overage, 8, own, 8, pooled, 8, overage),
+                numeric_field(before),
+                numeric_field(amount),
+                numeric_field(fee),
+                _draw_fields(draws, draws_of) if draws else NULL_FIELD * 2,
+                int8_field(correction_no),
+            ))  # fmt: skip
+
+
+def _draw_fields(draws: Sequence[Draw], known: dict[str, bytes]) -> bytes:
+    """Return the two array columns of what paid; `known` remembers those of single buckets."""
+    if len(draws) > 1:
+        return int8_array_field([int(draw.bucket.bucket_id) for draw in draws]) + int8_array_field(
+            [draw.quantity for draw in draws]
+        )
+    bucket, quantity = draws[0]
+    number = known.get(bucket.bucket_id)
+    if number is None:
+        number = known[bucket.bucket_id] = int8_array_field([int(bucket.bucket_id)])
+    return number + int8_array_field((quantity,))
+
+
+UniformCharge = tuple[int, int, int, datetime, datetime, int, int, int, int, int]
+"""run_position, boot_no, seq, measured_at, usage_from, quantity, uplink, overage, priced_before, amount"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UniformCharges:
+    """Charges of a run that differ in nothing else: one a reading, each met by one bucket or by none."""
+
+    device_no: int
+    fleet_no: int
+    subscription: Subscription
+    meter_no: int
+    cycle: BillCycle
+    bucket: Bucket | None
+    charges: Sequence[UniformCharge]
+
+
+async def store_uniform_charges(
+    connection: Connection, run_no: int, charged: Iterable[UniformCharges], *, now: datetime
+) -> None:
+    """Write charges by binary COPY."""
+    await _copy(connection, _uniform_rows(run_no, charged, now))
+
+
+def _uniform_rows(run_no: int, charged: Iterable[UniformCharges], now: datetime) -> Iterator[bytes]:
+    charged_at = microseconds(now)
+    rest = _VARIANT.pack(2, 0) + NULL_FIELD * 2
+    zero = numeric_field(0)
+    for of_line in charged:
+        subscription, bucket = of_line.subscription, of_line.bucket
+        account = _ACCOUNT.pack(
+            2, 0, 8, of_line.device_no, 4, of_line.fleet_no, 8, subscription.subscription_no,
+            4, subscription.plan_no, 2, of_line.meter_no, 8, microseconds(of_line.cycle.start),
+        )  # fmt: skip
+        pooled = bucket is not None and bucket.kind is BucketKind.POOL
+        number = b"" if bucket is None else int8_array_field([int(bucket.bucket_id)])
+        unpaid = NULL_FIELD * 3
+        priced_before, priced = -1, zero
+        for (
+            position,
+            boot_no,
+            seq,
+            at,
+            start,
+            quantity,
+            uplink,
+            over,
+            before,
+            amount,
+        ) in of_line.charges:
+            measured_at = microseconds(at)
+            if before != priced_before:
+                priced_before, priced = before, numeric_field(before)
+            drawn = quantity - over
+            yield b"".join((
+                _PLACE.pack(
+                    _COLUMNS, 8, measured_at, 8, charged_at, 8, run_no, 4, position, 8, boot_no,
+                    8, seq,
+                ),
+                account,
+                _USAGE.pack(
+                    8, measured_at if start is at else microseconds(start), 8, measured_at,
+                    8, quantity, 8, uplink,
+                ),
+                rest,
+                _BILLED.pack(
+                    8, quantity, 8, 0 if pooled else drawn, 8, drawn if pooled else 0, 8, over
+                ),
+                priced,
+                numeric_field(amount) if amount else zero,
+                zero,
+                number + _ONE_DRAW.pack(32, 1, 0, 20, 1, 1, 8, drawn) + NULL_FIELD
+                if drawn else unpaid,
+            ))  # fmt: skip
+
+
+async def add_uniform_to_hours(connection: Connection, charged: Iterable[UniformCharges]) -> None:
+    """Add charges that are new to the hourly rollups."""
+    hours: dict[tuple[int, int, int, datetime, int], list[int]] = {}
+    for of_line in charged:
+        of_plan = (of_line.device_no, of_line.meter_no, of_line.subscription.plan_no)
+        begins = ends = _HOURS_SINCE
+        sums: list[int] = []
+        for _, _, _, _, start, quantity, uplink, overage, _, amount in of_line.charges:
+            if not begins <= start < ends:
+                begins = hour_of(start)
+                ends = begins + timedelta(hours=1)
+                sums = hours.setdefault((*of_plan, begins, of_line.fleet_no), [0, 0, 0, 0, 0])
+            sums[0] += 1
+            sums[1] += quantity
+            sums[2] += uplink
+            sums[3] += overage
+            sums[4] += amount
+    await store_hours(connection, hours)
 
 
 ChargeColumns = tuple[Any, ...]
@@ -106,22 +281,32 @@ def hour_of(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-async def add_to_hours(connection: Connection, charged: Sequence[ChargedReading]) -> None:
+async def add_to_hours(connection: Connection, charged: Iterable[ChargedReading]) -> None:
     """Add charges that are new to the hourly rollups."""
-    hours: dict[tuple[int, int, int, datetime, int], list[int]] = {}
-    for each in charged:
-        device_no, meter_no = each.stored.device_no, each.stored.reading.meter.meter_no
-        for record, parts in each.charges:
+    hours: dict[tuple[int, int, int, int, int], list[int]] = {}
+    for _, _, stored, charges, _ in charged:
+        device_no, meter_no = stored.device_no, stored.reading.meter.meter_no
+        for record, parts in charges:
             subscription = record.subscription
-            hour = hour_of(record.start)
+            since = record.start - _HOURS_SINCE
+            hour = since.days * 24 + since.seconds // 3600
             key = (device_no, meter_no, subscription.plan_no, hour, subscription.fleet_no)
-            sums = hours.setdefault(key, [0, 0, 0, 0, 0])
+            sums = hours.get(key)
+            if sums is None:
+                sums = hours[key] = [0, 0, 0, 0, 0]
             sums[0] += 1
             sums[1] += record.quantity
             sums[2] += record.uplink
             sums[3] += parts.overage
             sums[4] += parts.amount
-    await store_hours(connection, hours)
+    starts = {key[3]: _HOURS_SINCE + timedelta(hours=key[3]) for key in hours}
+    await store_hours(
+        connection,
+        {(key[0], key[1], key[2], starts[key[3]], key[4]): sums for key, sums in hours.items()},
+    )
+
+
+_HOURS_SINCE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def store_hours(
@@ -132,7 +317,8 @@ async def store_hours(
     Keys are (device_no, meter_no, plan_no, hour, fleet_no), sums: records, quantity, uplink, overage
     and amount.
     """
-    rows = [(*key, *sums) for key, sums in sorted(hours.items())]
+    keys = sorted(hours)
+    sums = [hours[key] for key in keys]
     await connection.execute(
         "INSERT INTO usage_hour (device_no, meter_no, plan_no, hour, fleet_no, records, quantity,"
         " uplink, overage, amount)"
@@ -144,7 +330,15 @@ async def store_hours(
         " uplink = usage_hour.uplink + excluded.uplink,"
         " overage = usage_hour.overage + excluded.overage,"
         " amount = usage_hour.amount + excluded.amount",
-        [list(column) for column in zip(*rows, strict=True)],
+        [
+            int8_array([key[0] for key in keys]),
+            int2_array([key[1] for key in keys]),
+            int4_array([key[2] for key in keys]),
+            timestamptz_array([key[3] for key in keys]),
+            int4_array([key[4] for key in keys]),
+            int8_array([each[0] for each in sums]),
+            *(numeric_array([each[column] for each in sums]) for column in range(1, 5)),
+        ],
     )
 
 

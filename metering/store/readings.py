@@ -260,18 +260,12 @@ async def stored_readings(
 
 def reading_of(row: Sequence[Any]) -> Reading:
     """Return the reading in a row of seq, measured_at, meter_no, kind … packets, as stored."""
-    seq, at, meter_no, kind, *rest = row
-    names = (
-        "uplink", "downlink", "quantity", "since", "epoch", "width", "zone", "rat", "apn",
-        "session", "packets",
-    )  # fmt: skip
-    return Reading(
-        seq=seq,
-        at=at,
-        meter=METERS_BY_NO[meter_no],
-        kind=ReadingKind(kind),
-        **dict(zip(names, rest, strict=True)),
-    )
+    # As `Reading(…)` does, which takes twice as long to sort its arguments.
+    return _new(Reading, (row[0], row[1], METERS_BY_NO[row[2]], _KINDS[row[3]], *row[4:]))
+
+
+_new = tuple.__new__
+_KINDS = {kind.value: kind for kind in ReadingKind}
 
 
 async def rejected_contents(

@@ -19,6 +19,7 @@ from metering.rating.guide import Subscription
 from metering.rating.membership import Fleet as FleetRule
 from metering.rating.membership import Member
 from metering.rating.plan import PlanTerms
+from metering.store.binary import int8_array
 from metering.store.connection import Connection
 from metering.usage import METERS
 
@@ -279,7 +280,7 @@ async def fleets_of_devices(
         "     UNION ALL SELECT device_no, fleet_no, false FROM subscription"
         "     WHERE device_no = ANY(%(nos)s)) AS homes GROUP BY device_no, fleet_no) AS home"
         " JOIN fleet USING (fleet_no) GROUP BY fleet.fleet_no",
-        {"nos": list(device_nos)},
+        {"nos": int8_array(device_nos)},
     )
     fleets: dict[int, Fleet] = {}
     members: dict[int, FleetNo] = {}
@@ -307,7 +308,8 @@ async def subscriptions_of_devices(
     found = await connection.execute(
         "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid), fleet_no"
         " FROM subscription WHERE device_no = ANY(%s) AND NOT isempty(valid) ORDER BY lower(valid)",
-        [list(device_nos)],
+        [int8_array(device_nos)],
+        binary=True,
     )
     subscriptions: dict[int, list[Subscription]] = {number: [] for number in device_nos}
     for row in await found.fetchall():
@@ -378,5 +380,4 @@ def fleet_of_row(row: Sequence[Any]) -> Fleet:
 
 def subscription_of_row(row: Sequence[Any]) -> Subscription:
     """Return the subscription in a row of its columns, in the order of `Subscription`."""
-    names = Subscription.__slots__
-    return Subscription(**dict(zip(names, row, strict=True)))
+    return Subscription(*row)

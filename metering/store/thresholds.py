@@ -23,6 +23,7 @@ from metering.rating.threshold import (
     Span,
     Tally,
 )
+from metering.store.binary import int8_array
 from metering.store.connection import Connection
 
 Action = Mapping[str, Any]
@@ -187,7 +188,7 @@ async def tallies_of(
     found = await connection.execute(
         f"{_TALLY} FROM threshold_tally WHERE fleet_no = ANY(%s)"
         " AND (device_no IS NULL OR device_no = ANY(%s)) ORDER BY tally_no",
-        [list(fleet_nos), list(device_nos)],
+        [list(fleet_nos), int8_array(device_nos)],
     )
     return [tally_of_row(row) for row in await found.fetchall()]
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from metering.rating.record import StoredReading
 from metering.store.connection import Connection
@@ -22,8 +24,7 @@ class WorkItem:
     measured_to: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedReading:
+class QueuedReading(NamedTuple):
     """A claimed reading, and when its message was published and received."""
 
     stored: StoredReading
@@ -110,8 +111,12 @@ QUEUED_READINGS = (
 )
 
 
-async def queued_readings(connection: Connection, items: Sequence[WorkItem]) -> list[QueuedReading]:
-    """Return the readings of claimed items, in the order in which they are charged.
+QueuedRow = tuple[Any, ...]
+"""A row of `QUEUED_READINGS`."""
+
+
+async def queued_rows(connection: Connection, items: Sequence[WorkItem]) -> list[QueuedRow]:
+    """Return the rows of claimed items' readings, in the order in which they are charged.
 
     That order, by measured time, then boot, then sequence, is recorded with the charges.
     """
@@ -122,19 +127,21 @@ async def queued_readings(connection: Connection, items: Sequence[WorkItem]) -> 
             min(item.measured_from for item in items),
             max(item.measured_to for item in items),
         ],
+        binary=True,
     )
     claimed = {(item.shard_no, item.batch_no) for item in items}
-    readings = [
-        QueuedReading(
-            stored=StoredReading(device_no=row[2], boot_no=row[3], reading=reading_of(row[6:])),
-            published_at=row[4],
-            received_at=row[5],
-        )
-        for row in await found.fetchall()
-        if (row[0], row[1]) in claimed
-    ]
-    readings.sort(key=lambda each: (each.stored.reading.at, each.stored.point.order))
-    return readings
+    rows = [row for row in await found.fetchall() if (row[0], row[1]) in claimed]
+    rows.sort(key=_IN_ORDER)
+    return rows
+
+
+def queued_reading(row: QueuedRow) -> QueuedReading:
+    """Return the reading in a row of `QUEUED_READINGS`."""
+    return QueuedReading(StoredReading(row[2], row[3], reading_of(row[6:])), row[4], row[5])
+
+
+_IN_ORDER = itemgetter(7, 3, 6)
+"""measured_at, boot_no, seq"""
 
 
 async def next_run_no(connection: Connection) -> int:

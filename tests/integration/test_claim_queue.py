@@ -80,7 +80,7 @@ async def charge_all(url: str, *, readings_max: int = 50) -> int:
         while (
             outcome := await charge_usage(connection, readings_max=readings_max, now=NOW)
         ) is not None:
-            charged += len(outcome.readings)
+            charged += outcome.readings
             await asyncio.sleep(0)
     return charged
 
@@ -149,7 +149,7 @@ def test_a_dying_worker_leaves_its_work_to_others(database_url: str) -> None:
         await dying.execute("SELECT 1")
         outcome = await charge_usage(dying, readings_max=100, now=NOW)
         assert outcome is not None
-        assert len(outcome.readings) == 40
+        assert outcome.readings == 40
         # It still owns the shard: nobody else may have the work.
         assert await charge_usage(connection, readings_max=100, now=NOW) is None
         await dying.close()
@@ -222,7 +222,7 @@ def test_a_late_counter_value_does_not_stand_next_to_one_that_is_still_queued(
         for _ in range(2):
             outcome = await charge_usage(connection, readings_max=1, now=NOW)
             assert outcome is not None
-            assert len(outcome.readings) == 1
+            assert outcome.readings == 1
         charged = await connection.execute("SELECT sum(quantity) FROM charge")
         # The counter began again at 50 and at 40: 100 + 50 + 40 + (500 - 40).
         assert await charged.fetchone() == (650,)
@@ -254,7 +254,7 @@ def test_a_late_counter_value_stands_next_to_those_of_a_batch_that_another_shard
         await store(connection, sent_by("device-0-0", [value(2, 200)]))
         outcome = await charge_usage(connection, readings_max=50, now=NOW)
         assert outcome is not None
-        assert len(outcome.readings) == 2
+        assert outcome.readings == 2
         charged = await connection.execute(
             "SELECT sum(charge.quantity) FROM charge JOIN reading USING (boot_no, seq) WHERE kind = 2"
         )

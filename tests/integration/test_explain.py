@@ -405,7 +405,7 @@ HOT: dict[str, Use] = {
     "rejections": _reject,
     "claim": lambda c: work.claim(c, readings_max=5000),
     "claim of leased shards": _claim_leased,
-    "queued readings": lambda c: work.queued_readings(c, [ITEM]),
+    "queued readings": lambda c: work.queued_rows(c, [ITEM]),
     "fleets of devices": lambda c: registry.fleets_of_devices(c, OWN),
     "subscriptions of devices": lambda c: registry.subscriptions_of_devices(c, OWN),
     "accounts": lambda c: accounts.load_accounts(c, wanted(CYCLE), PLANS),
