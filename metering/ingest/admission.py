@@ -1,8 +1,8 @@
 """Admission: from one message's bytes to readings that may be stored, or reasons why not. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from metering.ids import DeviceId, TenantId
 from metering.sequence import GAPS_OPEN_MAX
@@ -18,8 +18,7 @@ TOPIC_LENGTH_MAX = 500
 _SENT_APART_MAX = timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(NamedTuple):
     """One message, decoded: who sent it, when, and what of it is sound.
 
     `topic` is shortened when it is longer than any device's. `sender` is None when the topic is no
@@ -59,11 +58,10 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
             earliest = received_at - timedelta(days=settings.clock_behind_days_max)
             latest = received_at + timedelta(seconds=settings.clock_ahead_seconds_max)
             for position, reading in zip(decoded.positions, decoded.readings, strict=True):
-                problem = _clock_problem(reading, position, boot, earliest, latest)
-                if problem is None:
+                if reading.at <= latest and (reading.since or reading.at) >= earliest:
                     readings.append(reading)
                 else:
-                    rejections.append(problem)
+                    rejections.append(_clock_problem(reading, position, boot, earliest, latest))
     return Message(
         topic=_kept_topic(topic),
         octets=len(payload),
@@ -138,10 +136,8 @@ def refused_by_storage(message: Message, problem: str) -> Rejection:
 
 def _clock_problem(
     reading: Reading, position: int, boot: str, earliest: datetime, latest: datetime
-) -> Rejection | None:
+) -> Rejection:
     began = reading.since or reading.at
-    if reading.at <= latest and began >= earliest:
-        return None
     if reading.at > latest:
         reason, field = RejectReason.CLOCK_AHEAD, "at"
         detail = f"{reading.at.isoformat()} is in the future; set the device's clock"
