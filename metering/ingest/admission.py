@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import NamedTuple
 
 from metering.ids import DeviceId, TenantId
@@ -16,6 +17,8 @@ TOPIC_LENGTH_MAX = 500
 
 
 _SENT_APART_MAX = timedelta(days=1)
+_days = cache(lambda days: timedelta(days=days))
+_seconds = cache(lambda seconds: timedelta(seconds=seconds))
 
 
 class Message(NamedTuple):
@@ -55,8 +58,8 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
         else:
             boot, published_at = decoded.boot, _believable(decoded.sent, received_at)
             rejections = list(decoded.rejections)
-            earliest = received_at - timedelta(days=settings.clock_behind_days_max)
-            latest = received_at + timedelta(seconds=settings.clock_ahead_seconds_max)
+            earliest = received_at - _days(settings.clock_behind_days_max)
+            latest = received_at + _seconds(settings.clock_ahead_seconds_max)
             for position, reading in zip(decoded.positions, decoded.readings, strict=True):
                 if reading.at <= latest and (reading.since or reading.at) >= earliest:
                     readings.append(reading)

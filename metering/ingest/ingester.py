@@ -72,6 +72,7 @@ class Ingester:
             interval_seconds=settings.ingest_ack_interval_ms / 1000,
         )
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
+        metrics.IN_FLIGHT.set_function(lambda: float(self._held_messages))
 
     async def run(self) -> None:
         """Ingest until cancelled. What was not acknowledged by then, the broker keeps."""
@@ -88,7 +89,6 @@ class Ingester:
         self._pending_readings += max(1, len(message.readings))
         self._held_octets += message.octets
         self._held_messages += 1
-        metrics.IN_FLIGHT.inc()
         self._arrived.set()
         if self._pending_readings >= self._settings.ingest_batch_readings_max:
             self._full.set()
@@ -99,7 +99,6 @@ class Ingester:
         """Forget what no batch has taken yet: it comes again, and would else be held twice."""
         self._held_octets -= sum(message.octets for _, message in self._pending)
         self._held_messages -= len(self._pending)
-        metrics.IN_FLIGHT.dec(len(self._pending))
         self._pending.clear()
         self._pending_readings = 0
         self._full.clear()
@@ -126,7 +125,6 @@ class Ingester:
                 connection = await self._make_durable(connection, [message for _, message in batch])
                 self._broker.acknowledge(delivery for delivery, _ in batch)
                 self._held_messages -= len(batch)
-                metrics.IN_FLIGHT.dec(len(batch))
                 self._held_octets -= sum(message.octets for _, message in batch)
                 self._resume_if_room()
         finally:
@@ -203,6 +201,8 @@ def _refused_messages(outcome: BatchOutcome, messages: Sequence[Message]) -> lis
 
     So is every message of a device that is not registered: it may have nothing wrong but that.
     """
+    if not outcome.rejections:
+        return []
     answered = {(each.tenant_id, each.device_id, each.boot) for each in outcome.boots}
     return [
         BootArrivals(

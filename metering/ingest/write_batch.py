@@ -293,10 +293,9 @@ async def _progress(
         boot, arrived = boots[key], of_boot.arrived
         if arrived == boot.arrived:
             continue
-        measured_to, heard_at = boot.measured_to, None
-        for received_at, _, readings in of_boot.new:
-            measured_to = _latest(measured_to, [reading.at for reading in readings])
-            heard_at = received_at if heard_at is None else max(heard_at, received_at)
+        measured = [reading.at for _, _, readings in of_boot.new for reading in readings]
+        measured_to = _latest(boot.measured_to, measured)
+        heard_at = max([received_at for received_at, _, _ in of_boot.new], default=None)
         complete_to = (
             await _complete_to(connection, boot, of_boot, measured_to)
             if arrived.beyond

@@ -117,9 +117,10 @@ def publish_packet(
     body = _text(topic)
     if packet_id:
         body += pack(">H", packet_id)
-    if mqtt5:
-        expiry = b"" if expires_seconds is None else pack(">BI", _MESSAGE_EXPIRY, expires_seconds)
-        body += _properties(expiry)
+    if mqtt5 and expires_seconds is None:
+        body += b"\x00"
+    elif mqtt5:
+        body += _properties(pack(">BI", _MESSAGE_EXPIRY, expires_seconds))
     return _packet(0x32 if packet_id else 0x30, body + payload)
 
 
@@ -248,6 +249,8 @@ def _packet(first: int, body: bytes) -> bytes:
 
 
 def _length(length: int) -> bytes:
+    if length < _CONTINUES:
+        return bytes((length,))
     octets = bytearray()
     while True:
         length, digit = divmod(length, 128)

@@ -55,6 +55,9 @@ _SHAPES = frozenset(
 """The usual timestamps, with every digit a zero."""
 
 
+_DELTA, _TOTAL = ReadingKind.DELTA, ReadingKind.TOTAL
+
+
 class _Unusual(ValueError):
     """Left to the careful way."""
 
@@ -96,21 +99,21 @@ def _reading(given: _Reading) -> Reading:
     elif given.epoch is not None or given.width is not None or (since is not None and since > at):
         raise _Unusual
     return Reading(
-        seq=given.seq,
-        at=at,
-        meter=meter,
-        kind=ReadingKind.TOTAL if given.kind == "total" else ReadingKind.DELTA,
-        uplink=up or 0,
-        downlink=down or 0,
-        quantity=quantity or 0,
-        since=since,
-        epoch=given.epoch,
-        width=given.width,
-        zone=given.zone,
-        rat=given.rat,
-        apn=given.apn,
-        session=given.session,
-        packets=given.packets or 0,
+        given.seq,
+        at,
+        meter,
+        _TOTAL if given.kind == "total" else _DELTA,
+        up or 0,
+        down or 0,
+        quantity or 0,
+        since,
+        given.epoch,
+        given.width,
+        given.zone,
+        given.rat,
+        given.apn,
+        given.session,
+        given.packets or 0,
     )
 
 
