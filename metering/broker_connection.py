@@ -209,6 +209,7 @@ class BrokerConnection:
                 if self._link is not None:
                     self._link.end()
             else:
+                log.info("subscribed to %s", self._topic_filters)
                 self._subscribed = True
 
     def _send_unsent(self, link: "_Link") -> None:

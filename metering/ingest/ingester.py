@@ -34,7 +34,7 @@ from metering.store.connection import (
     reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
-from metering.wire.topics import usage_filter
+from metering.wire.topics import shared_filter, usage_filter
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,15 @@ class Ingester:
         self._session: int | None = None
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
+        alone = usage_filter(settings.topic_root)
+        group = settings.ingest_shared_group
         self._broker = BrokerConnection(
             broker_of(None, settings),
             client_id=settings.ingest_client_id,
             version=settings.mqtt_version,
-            topic_filters=[usage_filter(settings.topic_root)],
+            topic_filters=[alone if group is None else shared_filter(group, alone)],
+            # A session from before the group would hear everything a second time.
+            dropped_filters=[] if group is None else [alone],
             window=settings.ingest_window,
             received=self._received,
             lost=self._connection_lost,

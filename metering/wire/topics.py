@@ -28,6 +28,11 @@ def usage_filter(root: str) -> str:
     return f"{root}/+/+/usage"
 
 
+def shared_filter(group: str, topic_filter: str) -> str:
+    """Return the subscription by which each message goes to one member of a group (MQTT 5 §4.8.2)."""
+    return f"$share/{group}/{topic_filter}"
+
+
 def command_topic(root: str, tenant: str, device: str) -> str:
     """Return the topic on which a device is told control commands."""
     return f"{root}/{tenant}/{device}/command"
