@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         pattern=r"^[^/+#]+$",
     )
     ingest_window: int = Field(
-        4000, ge=1, le=65535, description="messages in flight between broker and commit"
+        16_000, ge=1, le=65535, description="messages in flight between broker and commit"
     )
     ingest_batch_readings_max: int = Field(5000, ge=1, description="a batch is due at this size")
     ingest_batch_age_ms: int = Field(5, ge=0, description="a batch is due at this age")

@@ -1,8 +1,8 @@
 """The ingester: gathers deliveries into batches, makes each durable, then acknowledges it.
 
 At most one window of QoS 1 messages is held: the broker sends no more until some are acknowledged.
-Reading from it pauses while what is held passes a bound in octets, or two windows, which is what bounds
-messages at QoS 0.
+Reading from it pauses while what is held passes a bound in octets, or in readings that no batch has taken
+yet, or two windows, which is what bounds messages at QoS 0.
 """
 
 import asyncio
@@ -109,9 +109,14 @@ class Ingester:
         self._resume_if_room()
 
     def _has_room(self) -> bool:
-        """Whether more may be held; QoS 0 messages are in no window, so messages are counted too."""
+        """Whether more may be held; QoS 0 messages are in no window, so messages are counted too.
+
+        What waits for the batch under way is at most twice what makes one due: no batch grows without
+        bound while it lasts, however many readings a message has.
+        """
         return (
             self._held_octets < self._settings.ingest_buffer_octets_max
+            and self._pending_readings < 2 * self._settings.ingest_batch_readings_max
             and self._held_messages < 2 * self._settings.ingest_window
         )
 
@@ -145,6 +150,7 @@ class Ingester:
             pass
         batch, self._pending = self._pending, []
         self._pending_readings = 0
+        self._resume_if_room()
         self._arrived.clear()
         self._full.clear()
         return batch
