@@ -133,11 +133,16 @@ def _line(  # noqa: PLR0911 - each return is one thing that the core has to look
         each.fleet_no != fleet_no for each in subscriptions
     ):
         return None
-    rows = [row for _, row in numbered]
-    if any(row[9] != _DELTA for row in rows):
-        return None
-    starts = [row[13] or row[7] for row in rows]
-    first, last, ends = min(starts), max(starts), max(row[7] for row in rows)
+    ends = numbered[0][1][7]
+    first = last = numbered[0][1][13] or ends
+    quantity, directed = 0, meter.directed
+    for _, row in numbered:
+        if row[9] != _DELTA:
+            return None
+        at = row[7]
+        start = row[13] or at
+        quantity += row[10] + row[11] if directed else row[12]
+        first, last, ends = min(first, start), max(last, start), max(ends, at)
     sample = whole_record(0, 0, first, first, terms.of_fleets[fleet_no].calendar, subscriptions)
     if sample is None:
         return None
@@ -149,8 +154,6 @@ def _line(  # noqa: PLR0911 - each return is one thing that the core has to look
     plan = terms.plans[sample.subscription.plan_no]
     if meter.meter not in plan.plain_meters or plan.record_quantum is not None:
         return None
-    directed = meter.directed
-    quantity = sum(row[10] + row[11] if directed else row[12] for row in rows)
     return Line(fleet_no, meter, numbered, sample, quantity, first, last)
 
 
