@@ -1,35 +1,38 @@
-"""The platform's connection to the broker: its only file that knows the MQTT client.
+"""The platform's connection to the broker: its only file that speaks MQTT.
 
 Deliveries are handed on as they come and acknowledged by hand, later. A delivery remembers the
 connection on which it came: after a reconnect the broker sends it again, and acknowledging the old
 one then would acknowledge whatever carries its packet id now.
+
+It is a client of our own, because a general one costs several times what is done with a message.
 """
 
 import asyncio
 import contextlib
 import logging
-import socket
+import ssl
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from typing import Literal, NamedTuple
 
 from metering.broker_address import BrokerAddress
+from metering.wire import mqtt
 
 log = logging.getLogger(__name__)
 
-_PACKETS_A_WAKE_UP = 64
 _KEEPALIVE_SECONDS = 30
-_NEVER_EXPIRES = 0xFFFFFFFF
+_CONNECT_SECONDS_MAX = 10
+_REST_SECONDS = 0.002
+_OCTETS_WORTH_A_READ = 16 * 1024
+"""After less than this, reading rests for a moment: many messages at once cost less than one by one."""
+_UNSENT_OCTETS_MAX = 4 * 1024 * 1024
+"""With this much waiting for the broker to take it, messages at QoS 0 are refused."""
+_UNCONFIRMED_MAX = 1000
+_PACKET_ID_MAX = 0xFFFF
+_SUBSCRIBE_ID, _UNSUBSCRIBE_ID = 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One message, not acknowledged yet; one that came at QoS 0 has packet id 0 and never is."""
 
     topic: str
@@ -43,7 +46,8 @@ class BrokerConnection:
 
     `window` is how many messages the broker may have under way without acknowledgement; over
     MQTT 3.1.1 the broker's own configuration decides instead. `lost` is called when a connection
-    has ended: the broker will deliver again whatever was not acknowledged.
+    has ended: the broker will deliver again whatever was not acknowledged. The session may have been
+    subscribed to `dropped_filters`, and is so no longer.
     """
 
     def __init__(
@@ -56,54 +60,71 @@ class BrokerConnection:
         window: int,
         received: Callable[[Delivery], None],
         lost: Callable[[], None],
+        dropped_filters: Sequence[str] = (),
     ) -> None:
         self._address = address
-        self._version = version
+        self._session = mqtt.Session(
+            client_id=client_id,
+            mqtt5=version == "5",
+            keep_alive_seconds=_KEEPALIVE_SECONDS,
+            receive_maximum=window,
+            username=address.username,
+            password=address.password,
+        )
         self._topic_filters = list(topic_filters)
-        self._window = window
+        self._dropped_filters = list(dropped_filters)
         self._received = received
         self._tell_lost = lost
         self._connection = 0
-        self._arrivals = 0
+        self._link: _Link | None = None
         self._paused = False
+        self._packet_id = _UNSUBSCRIBE_ID
         self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
-        self._socket: socket.socket | None = None
-        self._lost = asyncio.Event()
-        self._subscribed = asyncio.Event()
-        self._client = self._make_client(client_id)
+        self._unsent: deque[tuple[str, bytes, int | None, asyncio.Future[bool]]] = deque()
+        self._unconfirmed_max = _UNCONFIRMED_MAX
+        self._subscribed = False
 
     @property
     def is_subscribed(self) -> bool:
         """Whether messages are coming in, or would if any were published."""
-        return self._subscribed.is_set()
+        return self._subscribed
 
     async def run(self) -> None:
         """Stay connected until cancelled; then disconnect and keep the session at the broker."""
         pause_seconds = 0.1
         try:
             while True:
-                if await self._connect():
+                keep_alive_seconds = await self._connect()
+                if keep_alive_seconds is not None and self._link is not None:
                     pause_seconds = 0.1
-                    await self._serve()
+                    await _keep_alive(self._link, keep_alive_seconds)
                     log.warning("the broker is away; connecting again")
+                self._leave()
                 await asyncio.sleep(pause_seconds)
                 pause_seconds = min(2.0, pause_seconds * 2)
         finally:
-            self._client.disconnect()
-            self._detach()
+            if self._link is not None:
+                self._link.send(mqtt.DISCONNECT_PACKET)
+            self._leave()
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge deliveries to the broker; those of an earlier connection are left out."""
-        for delivery in deliveries:
-            current = delivery.connection == self._connection and self._client.is_connected()
-            if current and delivery.packet_id:
-                self._client.ack(delivery.packet_id, 1)
+        if self._link is not None:
+            current = self._connection
+            packet_ids = [
+                each.packet_id
+                for each in deliveries
+                if each.connection == current and each.packet_id
+            ]
+            if packet_ids:
+                self._link.send(mqtt.puback_packets(packet_ids))
 
     def publish(self, topic: str, payload: bytes) -> bool:
-        """Publish at QoS 0; False while the broker is away."""
-        if not self._client.is_connected():
+        """Publish at QoS 0; False while the broker is away, or does not take what is sent."""
+        link = self._link
+        if link is None or not link.is_accepted or link.unsent_octets > _UNSENT_OCTETS_MAX:
             return False
-        self._client.publish(topic, payload, qos=0)
+        link.send(mqtt.publish_packet(topic, payload, mqtt5=self._session.mqtt5))
         return True
 
     def publish_confirmed(
@@ -116,197 +137,300 @@ class BrokerConnection:
         `expires_seconds`.
         """
         confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if not self._client.is_connected():
+        if self._link is None or not self._link.is_accepted:
             confirmed.set_result(False)
-            return confirmed
-        properties = None
-        if self._version == "5" and expires_seconds is not None:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = expires_seconds
-        sent = self._client.publish(topic, payload, qos=1, properties=properties)
-        self._unconfirmed[sent.mid] = confirmed
+        else:
+            self._unsent.append((topic, payload, expires_seconds, confirmed))
+            self._send_unsent(self._link)
         return confirmed
 
     def pause(self) -> None:
         """Stop reading from the broker, which then stops sending."""
-        if not self._paused:
-            self._paused = True
-            if self._socket is not None:
-                asyncio.get_running_loop().remove_reader(self._socket)
+        self._paused = True
+        if self._link is not None:
+            self._link.pause()
 
     def resume(self) -> None:
         """Go on reading from the broker."""
+        self._paused = False
+        if self._link is not None:
+            self._link.resume()
+
+    async def _connect(self) -> int | None:
+        """Connect; return the keep-alive that the broker wants, None if it does not let us in."""
+        self._connection += 1
+        link = self._link = _Link(
+            self._connection, mqtt5=self._session.mqtt5, received=self._received, other=self._take
+        )
         if self._paused:
-            self._paused = False
-            if self._socket is not None:
-                asyncio.get_running_loop().add_reader(self._socket, self._read)
-
-    def _make_client(self, client_id: str) -> paho.Client:
-        mqtt5 = self._version == "5"
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=None if mqtt5 else False,
-            protocol=MQTTProtocolVersion.MQTTv5 if mqtt5 else MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-            manual_ack=True,
-        )
-        client.connect_timeout = 5
-        if self._address.tls:
-            client.tls_set()
-        if self._address.username is not None:
-            client.username_pw_set(self._address.username, self._address.password)
-        # Handlers stand before the first connection: the broker may send a session's messages
-        # before it has even answered the subscription.
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_disconnect = self._on_disconnect
-        client.on_socket_close = self._on_socket_close
-        client.on_socket_register_write = self._on_socket_register_write
-        client.on_socket_unregister_write = self._on_socket_unregister_write
-        properties = None
-        if mqtt5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = _NEVER_EXPIRES
-            properties.ReceiveMaximum = self._window
-        client.connect_async(
-            self._address.host,
-            self._address.port,
-            keepalive=_KEEPALIVE_SECONDS,
-            clean_start=False if mqtt5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
-            properties=properties,
-        )
-        return client
-
-    async def _connect(self) -> bool:
-        self._lost.clear()
-        self._connection += 1
+            link.pause()  # once the broker has answered
         try:
-            await asyncio.to_thread(self._client.reconnect)
-        except OSError as error:
-            log.warning("cannot reach the broker: %s", error)
-            return False
-        opened = self._client.socket()
-        if not isinstance(opened, socket.socket):
-            return False
-        self._socket = opened
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not self._paused:
-            asyncio.get_running_loop().add_reader(self._socket, self._read)
-        if self._client.want_write():
-            asyncio.get_running_loop().add_writer(self._socket, self._client.loop_write)
-        return True
+            async with asyncio.timeout(_CONNECT_SECONDS_MAX):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: link,
+                    self._address.host,
+                    self._address.port,
+                    ssl=ssl.create_default_context() if self._address.tls else None,
+                )
+                link.send(mqtt.connect_packet(self._session))
+                answer = await link.answered
+        except (OSError, TimeoutError) as error:
+            log.warning("cannot reach the broker: %s", str(error) or "it does not answer")
+            return None
+        if answer.reason:
+            log.error("the broker refused the connection: reason %d", answer.reason)
+            return None
+        log.info("connected to the broker; session kept: %s", answer.session_present)
+        self._unconfirmed_max = min(_UNCONFIRMED_MAX, answer.receive_maximum)
+        self._subscribe(link)
+        return answer.keep_alive_seconds or _KEEPALIVE_SECONDS
 
-    async def _serve(self) -> None:
-        """Answer keep-alives until the connection is lost."""
-        while not self._lost.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), timeout=1)
-            if self._client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self._lost.set()
-        self._detach()
+    def _subscribe(self, link: "_Link") -> None:
+        mqtt5 = self._session.mqtt5
+        if self._dropped_filters:
+            link.send(mqtt.unsubscribe_packet(_UNSUBSCRIBE_ID, self._dropped_filters, mqtt5=mqtt5))
+        link.send(mqtt.subscribe_packet(_SUBSCRIBE_ID, self._topic_filters, mqtt5=mqtt5))
+
+    def _take(self, kind: int, body: bytes) -> None:
+        """Take a packet that is neither a message nor the answer to CONNECT."""
+        if kind == mqtt.PUBACK:
+            packet_id, reason = mqtt.acknowledged(body)
+            confirmed = self._unconfirmed.pop(packet_id, None)
+            if confirmed is not None and not confirmed.done():
+                confirmed.set_result(reason < mqtt.FAILURE)
+            if self._link is not None:
+                self._send_unsent(self._link)
+        elif kind == mqtt.SUBACK:
+            reasons = mqtt.subscribed(body, mqtt5=self._session.mqtt5)
+            if any(reason >= mqtt.FAILURE for reason in reasons):
+                log.error(
+                    "the broker refused the subscription to %s: %s", self._topic_filters, reasons
+                )
+                if self._link is not None:
+                    self._link.end()
+            else:
+                log.info("subscribed to %s", self._topic_filters)
+                self._subscribed = True
+
+    def _send_unsent(self, link: "_Link") -> None:
+        """Publish what waits, up to as much at once as the broker takes without acknowledgement."""
+        while self._unsent and len(self._unconfirmed) < self._unconfirmed_max:
+            topic, payload, expires_seconds, confirmed = self._unsent.popleft()
+            self._unconfirmed[self._next_packet_id()] = confirmed
+            link.send(
+                mqtt.publish_packet(
+                    topic,
+                    payload,
+                    mqtt5=self._session.mqtt5,
+                    packet_id=self._packet_id,
+                    expires_seconds=expires_seconds,
+                )
+            )
+
+    def _next_packet_id(self) -> int:
+        while True:
+            last = self._packet_id >= _PACKET_ID_MAX
+            self._packet_id = _UNSUBSCRIBE_ID + 1 if last else self._packet_id + 1
+            if self._packet_id not in self._unconfirmed:
+                return self._packet_id
+
+    def _leave(self) -> None:
+        """End the connection, and tell everyone whom it concerns."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        link.close()
         self._connection += 1
-        self._tell_lost()
-
-    def _read(self) -> None:
-        """Take what the broker sent, up to a bound so that other work gets its turn."""
-        for _ in range(_PACKETS_A_WAKE_UP):
-            before = self._arrivals
-            if self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                self._lost.set()
-                return
-            if self._arrivals == before or self._paused:
-                return
-
-    def _detach(self) -> None:
-        if self._socket is not None:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._socket)
-            loop.remove_writer(self._socket)
-            self._socket = None
-        self._subscribed.clear()
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for confirmed in unconfirmed.values():
+        self._subscribed = False
+        waiting = [*self._unconfirmed.values(), *(each[3] for each in self._unsent)]
+        self._unconfirmed.clear()
+        self._unsent.clear()
+        for confirmed in waiting:
             if not confirmed.done():
                 confirmed.set_result(False)
+        if link.is_accepted:
+            self._tell_lost()
 
-    def _on_connect(
+
+class _Link(asyncio.Protocol):
+    """One connection to the broker: what comes is parted into packets, what goes is gathered."""
+
+    def __init__(
         self,
-        client: paho.Client,
-        _userdata: object,
-        flags: paho.ConnectFlags,
-        reason: ReasonCode,
-        _properties: Properties | None,
+        connection: int,
+        *,
+        mqtt5: bool,
+        received: Callable[[Delivery], None],
+        other: Callable[[int, bytes], None],
     ) -> None:
-        if reason.is_failure:
-            log.error("the broker refused the connection: %s", reason)
-            self._lost.set()
-            return
-        log.info("connected to the broker; session kept: %s", flags.session_present)
-        client.subscribe([(topic_filter, 1) for topic_filter in self._topic_filters])
+        self._connection = connection
+        self._mqtt5 = mqtt5
+        self._received = received
+        self._other = other
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._held: list[bytes] = []
+        self._held_octets = 0
+        self._needed_octets = 0
+        self._outgoing: list[bytes] = []
+        self._paused = False
+        self.answered: asyncio.Future[mqtt.Connected] = self._loop.create_future()
+        self.ended = asyncio.Event()
+        self.is_accepted = False
+        """Whether the broker has let us in."""
+        self.heard = False
+        """Whether anything came since this was set to False."""
 
-    def _on_subscribe(
-        self,
-        _client: paho.Client,
-        _userdata: object,
-        _packet_id: int,
-        reasons: list[ReasonCode],
-        _properties: Properties | None,
-    ) -> None:
-        if any(reason.is_failure for reason in reasons):
-            log.error("the broker refused the subscription to %s: %s", self._topic_filters, reasons)
-            self._lost.set()
-        else:
-            self._subscribed.set()
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is read, so that nothing can be heard."""
+        return self._paused and self.is_accepted
 
-    def _on_message(
-        self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage
-    ) -> None:
-        self._arrivals += 1
+    @property
+    def unsent_octets(self) -> int:
+        """How much waits for the broker to take it."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet, with all others of this turn of the loop in one write."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(packet)
+
+    def pause(self) -> None:
+        """Hand on nothing more, and read nothing more, once the broker has let us in."""
+        self._paused = True
+        if self._transport is not None and self.is_accepted:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Hand on what is held, and read on."""
+        if self._paused:
+            self._paused = False
+            self.heard = True  # until now nothing could be heard
+            self._loop.call_soon(self._go_on)
+
+    def end(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+        self.ended.set()
+
+    def close(self) -> None:
+        """Send what is still to be sent, and close the connection."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+        self.ended.set()
+        if not self.answered.done():
+            self.answered.cancel()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is a stream
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the connection is gone."""
+        self.ended.set()
+        if not self.answered.done():
+            self.answered.set_exception(exc or ConnectionError("the broker closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        """Part what came into packets; after a small piece, let some more gather."""
+        self.heard = True
+        if len(data) < _OCTETS_WORTH_A_READ and self.is_accepted and self._transport is not None:
+            self._transport.pause_reading()
+            self._loop.call_later(_REST_SECONDS, self._read_on)
+        if self._held:
+            self._held.append(data)
+            self._held_octets += len(data)
+            if self._held_octets < self._needed_octets or self.is_paused:
+                return
+            data = b"".join(self._held)
+            self._held.clear()
+        self._part(data)
+
+    def _part(self, data: bytes) -> None:
         try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""
-        packet_id = message.mid if message.qos else 0
-        self._received(Delivery(topic, bytes(message.payload), packet_id, self._connection))
+            taken, needed = self._take_packets(data)
+        except mqtt.MalformedPacket as error:
+            log.error("the broker sent %s; connecting again", error)  # noqa: TRY400 - no fault of ours
+            self.end()
+            return
+        if taken < len(data):
+            self._held.append(data[taken:] if taken else data)
+            self._held_octets = len(data) - taken
+            self._needed_octets = needed - taken
 
-    def _on_publish(
-        self,
-        _client: paho.Client,
-        _userdata: object,
-        packet_id: int,
-        reason: ReasonCode,
-        _properties: Properties | None,
-    ) -> None:
-        confirmed = self._unconfirmed.pop(packet_id, None)
-        if confirmed is not None and not confirmed.done():
-            confirmed.set_result(not reason.is_failure)
+    def _take_packets(self, data: bytes) -> tuple[int, int]:
+        """Hand on every whole packet; return up to where they go, and how far the next one would."""
+        at, size = 0, len(data)
+        connection, mqtt5, received = self._connection, self._mqtt5, self._received
+        while at + 2 <= size and not self.is_paused and not self.ended.is_set():
+            length, body = data[at + 1], at + 2
+            if length > 127:  # noqa: PLR2004 - of more than one octet
+                found = mqtt.length_at(data, at + 1)
+                if found is None:
+                    return at, size + 1
+                length, body = found
+            end = body + length
+            if end > size:
+                return at, end
+            first = data[at]
+            if first & 0xF0 == mqtt.PUBLISH:
+                topic, packet_id, payload = mqtt.published(first, data, body, end, mqtt5=mqtt5)
+                received(Delivery(topic, payload, packet_id, connection))
+            else:
+                self._take_other(first, data[body:end])
+            at = end
+        return at, at + 2
 
-    def _on_disconnect(
-        self,
-        _client: paho.Client,
-        _userdata: object,
-        _flags: paho.DisconnectFlags,
-        _reason: ReasonCode,
-        _properties: Properties | None,
-    ) -> None:
-        self._lost.set()
+    def _take_other(self, first: int, body: bytes) -> None:
+        match first & 0xF0:
+            case mqtt.CONNACK if not self.answered.done():
+                answer = mqtt.connected(body, mqtt5=self._mqtt5)
+                self.is_accepted = not answer.reason
+                self.answered.set_result(answer)
+                if self.is_paused:
+                    self.pause()
+            case mqtt.PUBACK | mqtt.SUBACK:
+                self._other(first & 0xF0, body)
+            case mqtt.PINGRESP | mqtt.UNSUBACK:
+                pass
+            case mqtt.DISCONNECT if self._mqtt5:
+                log.warning("the broker ends the connection: reason %d", body[0] if body else 0)
+                self.end()
+            case _:
+                raise mqtt.MalformedPacket(f"a packet that begins with {first:#x}")
 
-    def _on_socket_close(self, _client: paho.Client, _userdata: object, _socket: object) -> None:
-        self._detach()
-        self._lost.set()
+    def _go_on(self) -> None:
+        """Hand on what was held while nothing was to be handed on; then read on."""
+        if self._paused or self.ended.is_set():
+            return
+        if self._held:
+            data = b"".join(self._held)
+            self._held.clear()
+            self._part(data)
+        self._read_on()
 
-    def _on_socket_register_write(
-        self, client: paho.Client, _userdata: object, _socket: object
-    ) -> None:
-        # While connecting, this is called in the connecting thread; `_connect` then looks itself.
-        if self._socket is not None:
-            asyncio.get_running_loop().add_writer(self._socket, client.loop_write)
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
-    def _on_socket_unregister_write(
-        self, _client: paho.Client, _userdata: object, _socket: object
-    ) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_writer(self._socket)
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if outgoing and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(outgoing))
+
+
+async def _keep_alive(link: _Link, keep_alive_seconds: int) -> None:
+    """Send pings until the connection has ended, or until nothing is heard in answer to one."""
+    while not link.ended.is_set():
+        link.heard = False
+        link.send(mqtt.PINGREQ_PACKET)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(keep_alive_seconds / 2):
+                await link.ended.wait()
+        if not link.heard and not link.is_paused:
+            link.end()

@@ -8,9 +8,9 @@ GAPS_OPEN_MAX = 1000
 """With this many missing ranges, a boot's numbering is too scattered for more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SequenceSet:
-    """Sequence numbers that arrived, counted from 1.
+    """Sequence numbers that arrived, counted from 1. Never changed; but freezing it doubles its cost.
 
     All of 1 … `up_to` arrived, and so did every number in `beyond`: closed ranges `(first, last)`,
     ascending, apart from one another and from `up_to` by at least one missing number.

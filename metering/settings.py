@@ -45,8 +45,13 @@ class Settings(BaseSettings):
     ingest_client_id: str = Field(
         "fleetmeter-ingest", description="names the persistent session; one a process"
     )
+    ingest_shared_group: str | None = Field(
+        None,
+        description="ingesters with one group, and each its own client id, share what comes; unset: alone",
+        pattern=r"^[^/+#]+$",
+    )
     ingest_window: int = Field(
-        4000, ge=1, le=65535, description="messages in flight between broker and commit"
+        16_000, ge=1, le=65535, description="messages in flight between broker and commit"
     )
     ingest_batch_readings_max: int = Field(5000, ge=1, description="a batch is due at this size")
     ingest_batch_age_ms: int = Field(5, ge=0, description="a batch is due at this age")

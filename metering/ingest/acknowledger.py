@@ -1,7 +1,7 @@
 """End-to-end acknowledgements, gathered for a moment so that they cost little."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from metering.ingest.write_batch import BootArrivals
 from metering.sequence import SequenceSet
@@ -22,7 +22,7 @@ class Acknowledger:
         self._publish = publish
         self._topic_root = topic_root
         self._interval_seconds = interval_seconds
-        self._due: dict[tuple[str, str, str], tuple[BootArrivals, list[Rejection]]] = {}
+        self._due: dict[tuple[str, str, str], tuple[BootArrivals, Sequence[Rejection]]] = {}
         self._wake = asyncio.Event()
 
     def add(self, boots: Iterable[BootArrivals]) -> None:
@@ -30,9 +30,11 @@ class Acknowledger:
         for each in boots:
             key = (each.tenant_id, each.device_id, each.boot)
             before = self._due.get(key)
-            rejections = [*(before[1] if before else ()), *each.rejections][:_REJECTIONS_MAX]
+            rejections = each.rejections
+            if before is not None and before[1]:
+                rejections = [*before[1], *rejections][:_REJECTIONS_MAX]
             # A message that was refused as a whole knows nothing of what arrived of its boot.
-            newest = before[0] if before and each.arrived == SequenceSet() else each
+            newest = before[0] if before is not None and each.arrived == SequenceSet() else each
             self._due[key] = (newest, rejections)
         self._wake.set()
 
@@ -41,16 +43,12 @@ class Acknowledger:
         due, self._due = self._due, {}
         self._wake.clear()
         for key, (each, rejections) in due.items():
-            message = ack.ack_of(
-                each.boot,
-                each.arrived,
-                tuple(
-                    ack.RejectedReading(seq=one.seq, reason=one.reason.value, detail=one.detail)
-                    for one in rejections
-                ),
+            rejected = tuple(
+                ack.RejectedReading(seq=one.seq, reason=one.reason.value, detail=one.detail)
+                for one in rejections[:_REJECTIONS_MAX]
             )
             topic = ack_topic(self._topic_root, each.tenant_id, each.device_id)
-            if not self._publish(topic, ack.encode(message)):
+            if not self._publish(topic, ack.encode_arrived(each.boot, each.arrived, rejected)):
                 self._due[key] = (each, rejections)
                 self._wake.set()
 

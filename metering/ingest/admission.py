@@ -1,8 +1,9 @@
 """Admission: from one message's bytes to readings that may be stored, or reasons why not. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
+from typing import NamedTuple
 
 from metering.ids import DeviceId, TenantId
 from metering.period import instant_text
@@ -17,10 +18,11 @@ TOPIC_LENGTH_MAX = 500
 
 
 _SENT_APART_MAX = timedelta(days=1)
+_days = cache(lambda days: timedelta(days=days))
+_seconds = cache(lambda seconds: timedelta(seconds=seconds))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(NamedTuple):
     """One message, decoded: who sent it, when, and what of it is sound.
 
     `topic` is shortened when it is longer than any device's. `sender` is None when the topic is no
@@ -57,14 +59,13 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
         else:
             boot, published_at = decoded.boot, _believable(decoded.sent, received_at)
             rejections = list(decoded.rejections)
-            earliest = received_at - timedelta(days=settings.clock_behind_days_max)
-            latest = received_at + timedelta(seconds=settings.clock_ahead_seconds_max)
+            earliest = received_at - _days(settings.clock_behind_days_max)
+            latest = received_at + _seconds(settings.clock_ahead_seconds_max)
             for position, reading in zip(decoded.positions, decoded.readings, strict=True):
-                problem = _clock_problem(reading, position, boot, earliest, latest)
-                if problem is None:
+                if reading.at <= latest and (reading.since or reading.at) >= earliest:
                     readings.append(reading)
                 else:
-                    rejections.append(problem)
+                    rejections.append(_clock_problem(reading, position, boot, earliest, latest))
     return Message(
         topic=_kept_topic(topic),
         octets=len(payload),
@@ -139,10 +140,8 @@ def refused_by_storage(message: Message, problem: str) -> Rejection:
 
 def _clock_problem(
     reading: Reading, position: int, boot: str, earliest: datetime, latest: datetime
-) -> Rejection | None:
+) -> Rejection:
     began = reading.since or reading.at
-    if reading.at <= latest and began >= earliest:
-        return None
     if reading.at > latest:
         reason, field = RejectReason.CLOCK_AHEAD, "at"
         detail = f"{instant_text(reading.at)} is in the future; set the device's clock"

@@ -1,9 +1,9 @@
 """Which devices are registered, remembered between batches for as long as it is true."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from metering.store.connection import Connection
-from metering.store.registry import RegisteredDevice, devices_by_topic, registry_version
+from metering.store.registry import RegisteredDevice, devices_by_topic
 
 
 class DeviceCache:
@@ -19,19 +19,21 @@ class DeviceCache:
         self._known: dict[tuple[str, str], RegisteredDevice] = {}
 
     async def find(
-        self, connection: Connection, names: Iterable[tuple[str, str]]
-    ) -> dict[tuple[str, str], RegisteredDevice]:
-        """Return the registered ones among some devices."""
-        wanted = set(names)
-        version = await registry_version(connection)
+        self, connection: Connection, names: Iterable[tuple[str, str]], *, version: int
+    ) -> Mapping[tuple[str, str], RegisteredDevice]:
+        """Return registered devices, among them all those of some names that are registered.
+
+        `version` is the registry's, as the transaction that uses the answer sees it.
+        """
         if version != self._version:
             self._known.clear()
             self._version = version
-        missing = [name for name in wanted if name not in self._known]
+        wanted = set(names)
+        missing = wanted.difference(self._known)
         if missing:
-            found = await devices_by_topic(connection, missing)
+            found = await devices_by_topic(connection, sorted(missing))
             if len(self._known) + len(found) > self._size_max:
                 self._known.clear()
                 found = await devices_by_topic(connection, sorted(wanted))
             self._known |= found
-        return {name: self._known[name] for name in wanted if name in self._known}
+        return self._known

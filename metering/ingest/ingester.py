@@ -1,8 +1,8 @@
 """The ingester: gathers deliveries into batches, makes each durable, then acknowledges it.
 
 At most one window of QoS 1 messages is held: the broker sends no more until some are acknowledged.
-Reading from it pauses while what is held passes a bound in octets, or two windows, which is what bounds
-messages at QoS 0.
+Reading from it pauses while what is held passes a bound in octets, or in readings that no batch has taken
+yet, or two windows, which is what bounds messages at QoS 0.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from metering.store.connection import (
     reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
-from metering.wire.topics import usage_filter
+from metering.wire.topics import shared_filter, usage_filter
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,15 @@ class Ingester:
         self._session: int | None = None
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
+        alone = usage_filter(settings.topic_root)
+        group = settings.ingest_shared_group
         self._broker = BrokerConnection(
             broker_of(None, settings),
             client_id=settings.ingest_client_id,
             version=settings.mqtt_version,
-            topic_filters=[usage_filter(settings.topic_root)],
+            topic_filters=[alone if group is None else shared_filter(group, alone)],
+            # A session from before the group would hear everything a second time.
+            dropped_filters=[] if group is None else [alone],
             window=settings.ingest_window,
             received=self._received,
             lost=self._connection_lost,
@@ -72,6 +76,7 @@ class Ingester:
             interval_seconds=settings.ingest_ack_interval_ms / 1000,
         )
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
+        metrics.IN_FLIGHT.set_function(lambda: float(self._held_messages))
 
     async def run(self) -> None:
         """Ingest until cancelled. What was not acknowledged by then, the broker keeps."""
@@ -88,7 +93,6 @@ class Ingester:
         self._pending_readings += max(1, len(message.readings))
         self._held_octets += message.octets
         self._held_messages += 1
-        metrics.IN_FLIGHT.inc()
         self._arrived.set()
         if self._pending_readings >= self._settings.ingest_batch_readings_max:
             self._full.set()
@@ -99,16 +103,20 @@ class Ingester:
         """Forget what no batch has taken yet: it comes again, and would else be held twice."""
         self._held_octets -= sum(message.octets for _, message in self._pending)
         self._held_messages -= len(self._pending)
-        metrics.IN_FLIGHT.dec(len(self._pending))
         self._pending.clear()
         self._pending_readings = 0
         self._full.clear()
         self._resume_if_room()
 
     def _has_room(self) -> bool:
-        """Whether more may be held; QoS 0 messages are in no window, so messages are counted too."""
+        """Whether more may be held; QoS 0 messages are in no window, so messages are counted too.
+
+        What waits for the batch under way is at most twice what makes one due: no batch grows without
+        bound while it lasts, however many readings a message has.
+        """
         return (
             self._held_octets < self._settings.ingest_buffer_octets_max
+            and self._pending_readings < 2 * self._settings.ingest_batch_readings_max
             and self._held_messages < 2 * self._settings.ingest_window
         )
 
@@ -126,7 +134,6 @@ class Ingester:
                 connection = await self._make_durable(connection, [message for _, message in batch])
                 self._broker.acknowledge(delivery for delivery, _ in batch)
                 self._held_messages -= len(batch)
-                metrics.IN_FLIGHT.dec(len(batch))
                 self._held_octets -= sum(message.octets for _, message in batch)
                 self._resume_if_room()
         finally:
@@ -143,6 +150,7 @@ class Ingester:
             pass
         batch, self._pending = self._pending, []
         self._pending_readings = 0
+        self._resume_if_room()
         self._arrived.clear()
         self._full.clear()
         return batch
@@ -203,6 +211,8 @@ def _refused_messages(outcome: BatchOutcome, messages: Sequence[Message]) -> lis
 
     So is every message of a device that is not registered: it may have nothing wrong but that.
     """
+    if not outcome.rejections:
+        return []
     answered = {(each.tenant_id, each.device_id, each.boot) for each in outcome.boots}
     return [
         BootArrivals(

@@ -1,7 +1,6 @@
 """Narrowing: when the database refuses a batch, halving it until the culprit stands alone. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from metering.ingest.admission import Message, refused_by_storage
 
@@ -20,9 +19,9 @@ def narrowed(messages: Sequence[Message], problem: str) -> list[list[Message]] |
         return None
     if len(message.readings) == 1:
         refused = refused_by_storage(message, problem)
-        return [[replace(message, readings=[], rejections=[*message.rejections, refused])]]
+        return [[message._replace(readings=[], rejections=[*message.rejections, refused])]]
     middle = len(message.readings) // 2
     return [
-        [replace(message, readings=message.readings[:middle])],
-        [replace(message, readings=message.readings[middle:], rejections=[])],
+        [message._replace(readings=message.readings[:middle])],
+        [message._replace(readings=message.readings[middle:], rejections=[])],
     ]

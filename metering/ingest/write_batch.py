@@ -1,8 +1,9 @@
 """The ingest transaction: a batch of messages becomes durable, each reading once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from metering.ids import DeviceNo, TenantNo
 from metering.ingest.admission import (
@@ -16,13 +17,14 @@ from metering.ingest.device_cache import DeviceCache
 from metering.sequence import SequenceSet
 from metering.store.connection import Connection
 from metering.store.readings import (
-    AdmittedReading,
     Boot,
     BootProgress,
+    BootReadings,
+    ReadingsOfMessage,
     RejectedInput,
+    begin_batch,
     lock_boots,
     measured_between,
-    next_batch_no,
     rejected_contents,
     store_arrivals,
     store_readings,
@@ -36,8 +38,7 @@ from metering.usage import Reading, Rejection
 BootKey = tuple[DeviceNo, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootArrivals:
+class BootArrivals(NamedTuple):
     """What a batch tells one boot of a device: what has arrived in all, and what was rejected."""
 
     tenant_id: str
@@ -60,14 +61,22 @@ class BatchOutcome:
 
 @dataclass(slots=True)
 class _BootWork:
-    """The part of a batch that belongs to one boot, while it is put together."""
+    """The part of a batch that belongs to one boot, and what becomes of it."""
 
     tenant_id: str
     device_id: str
     device: RegisteredDevice
     topic: str
-    given: list[tuple[Message, Reading]] = field(default_factory=list)
-    rejections: list[tuple[datetime, Rejection]] = field(default_factory=list)
+    messages: list[Message]
+    rejections: list[tuple[datetime, Rejection]]
+    new: list[ReadingsOfMessage]
+    """The readings that never arrived before."""
+    arrived: SequenceSet
+    """What has arrived with this batch: stored readings and rejected ones."""
+
+
+_Repeated = tuple[BootKey, Message, Reading]
+"""A reading whose number came before this batch."""
 
 
 async def write_batch(
@@ -79,35 +88,36 @@ async def write_batch(
     whatever is bad is kept in `rejected`. Raises psycopg's errors, after which nothing was stored.
     """
     async with connection.transaction():
-        batch_no = await next_batch_no(connection)
+        batch_no, version = await begin_batch(connection)
+        outcome = BatchOutcome(batch_no=batch_no)
         senders = {message.sender for message in messages if message.sender}
-        known = await devices.find(connection, senders)
-        strangers = {
-            tenant_id for tenant_id, device_id in senders if (tenant_id, device_id) not in known
-        }
+        known = await devices.find(connection, senders, version=version)
+        strangers = {sender[0] for sender in senders if sender not in known}
         tenants = await tenants_by_id(connection, strangers) if strangers else {}
         work, rejected = _sorted_by_boot(messages, known, tenants)
-        outcome = BatchOutcome(batch_no=batch_no)
-        boots = await lock_boots(connection, sorted(work), now=now) if work else {}
-        admitted = await _admit_new(connection, work, boots, outcome)
+        boots = await lock_boots(connection, list(work), now=now) if work else {}
+        await _admit_new(connection, work, boots, outcome)
+        admitted = [
+            BootReadings(each.device.device_no, each.device.shard_no, boots[key].boot_no, each.new)
+            for key, each in work.items()
+            if each.new
+        ]
         if admitted:
             await store_readings(connection, batch_no, admitted)
-        arrivals = _arrivals(work, boots, admitted)
-        changed = await _progress(connection, boots, arrivals, admitted)
+        changed = await _progress(connection, work, boots)
         if changed:
             await store_arrivals(connection, changed, now=now)
         rejected += _rejected_inputs(work.values())
         if rejected:
             await store_rejections(connection, rejected)
-        outcome.stored = len(admitted)
         outcome.rejections = [each.rejection for each in rejected]
         outcome.boots = [
             BootArrivals(
-                tenant_id=each.tenant_id,
-                device_id=each.device_id,
-                boot=key[1],
-                arrived=arrivals.get(key, SequenceSet()),
-                rejections=[rejection for _, rejection in each.rejections],
+                each.tenant_id,
+                each.device_id,
+                key[1],
+                each.arrived,
+                [rejection for _, rejection in each.rejections] if each.rejections else (),
             )
             for key, each in work.items()
         ]
@@ -116,7 +126,7 @@ async def write_batch(
 
 def _sorted_by_boot(
     messages: Sequence[Message],
-    known: dict[tuple[str, str], RegisteredDevice],
+    known: Mapping[tuple[str, str], RegisteredDevice],
     tenants: dict[str, TenantNo],
 ) -> tuple[dict[BootKey, _BootWork], list[RejectedInput]]:
     """Gather a batch by boot; what belongs to no boot of a known device is rejected here."""
@@ -127,13 +137,19 @@ def _sorted_by_boot(
         if device is None or message.sender is None or message.boot is None:
             rejected += _refused_as_a_whole(message, device, tenants)
             continue
-        tenant_id, device_id = message.sender
-        of_boot = work.setdefault(
-            (device.device_no, message.boot), _BootWork(tenant_id, device_id, device, message.topic)
-        )
-        of_boot.given += [(message, reading) for reading in message.readings]
-        of_boot.rejections += [(message.received_at, each) for each in message.rejections]
+        key = (device.device_no, message.boot)
+        of_boot = work.get(key)
+        if of_boot is None:
+            of_boot = work[key] = _BootWork(
+                *message.sender, device, message.topic, [], [], [], _NOTHING
+            )
+        of_boot.messages.append(message)
+        if message.rejections:
+            of_boot.rejections += [(message.received_at, each) for each in message.rejections]
     return work, rejected
+
+
+_NOTHING = SequenceSet()
 
 
 def _refused_as_a_whole(
@@ -165,54 +181,86 @@ async def _admit_new(
     work: dict[BootKey, _BootWork],
     boots: dict[BootKey, Boot],
     outcome: BatchOutcome,
-) -> list[AdmittedReading]:
-    """Return the readings that never arrived before; count duplicates, reject conflicts."""
-    admitted: list[AdmittedReading] = []
-    repeated: list[tuple[BootKey, Message, Reading]] = []
+) -> None:
+    """Find the readings that never arrived before; count duplicates, reject conflicts."""
+    repeated: list[_Repeated] = []
     for key, of_boot in work.items():
-        boot = boots[key]
-        first: dict[int, Reading] = {}
-        room = boot.arrived.room
-        for message, reading in of_boot.given:
-            if reading.seq in boot.arrived:
-                repeated.append((key, message, reading))
-            elif reading.seq not in first:
-                opens = boot.arrived.opens_range(reading.seq) and reading.seq - 1 not in first
-                if opens and not room:
-                    refused = too_many_gaps(key[1], reading)
-                    of_boot.rejections.append((message.received_at, refused))
-                    continue
-                room -= opens
-                first[reading.seq] = reading
-                admitted.append(
-                    AdmittedReading(
-                        device_no=of_boot.device.device_no,
-                        shard_no=of_boot.device.shard_no,
-                        boot_no=boot.boot_no,
-                        received_at=message.received_at,
-                        published_at=message.published_at,
-                        reading=reading,
-                    )
-                )
-            elif first[reading.seq] == reading:
-                outcome.duplicates += 1
-            else:
-                conflict = sequence_conflict(key[1], reading)
-                of_boot.rejections.append((message.received_at, conflict))
+        arrived = boots[key].arrived
+        if not _admit_in_order(of_boot, arrived, outcome):
+            _admit_in_any_order(key, of_boot, arrived, outcome, repeated)
     if repeated:
         conflicts = await _conflicts(connection, repeated, boots)
         outcome.duplicates += len(repeated) - len(conflicts)
         for key, message, reading in conflicts:
             conflict = sequence_conflict(key[1], reading)
             work[key].rejections.append((message.received_at, conflict))
-    return admitted
+    for of_boot in work.values():
+        if of_boot.rejections:
+            used_up = _seqs_used_up(of_boot, of_boot.arrived)
+            of_boot.arrived = of_boot.arrived.with_added(used_up)
+
+
+def _admit_in_order(of_boot: _BootWork, arrived: SequenceSet, outcome: BatchOutcome) -> bool:
+    """Admit readings each of which is the next one, as nearly all are; False if not all are so."""
+    if arrived.beyond:
+        return False
+    seq = arrived.up_to
+    for message in of_boot.messages:
+        for reading in message.readings:
+            seq += 1
+            if reading.seq != seq:
+                return False
+    of_boot.new = [
+        (message.received_at, message.published_at, message.readings)
+        for message in of_boot.messages
+        if message.readings
+    ]
+    of_boot.arrived = SequenceSet(up_to=seq)
+    outcome.stored += seq - arrived.up_to
+    return True
+
+
+def _admit_in_any_order(
+    key: BootKey,
+    of_boot: _BootWork,
+    arrived: SequenceSet,
+    outcome: BatchOutcome,
+    repeated: list[_Repeated],
+) -> None:
+    """Admit the readings whose numbers are new, while they leave the numbering room."""
+    first: dict[int, Reading] = {}
+    room = arrived.room
+    for message in of_boot.messages:
+        new: list[Reading] = []
+        for reading in message.readings:
+            seq = reading.seq
+            if seq in arrived:
+                repeated.append((key, message, reading))
+            elif seq not in first:
+                opens = seq - 1 not in first and arrived.opens_range(seq)
+                if opens and not room:
+                    refused = too_many_gaps(key[1], reading)
+                    of_boot.rejections.append((message.received_at, refused))
+                    continue
+                room -= opens
+                first[seq] = reading
+                new.append(reading)
+            elif first[seq] == reading:
+                outcome.duplicates += 1
+            else:
+                conflict = sequence_conflict(key[1], reading)
+                of_boot.rejections.append((message.received_at, conflict))
+        if new:
+            of_boot.new.append((message.received_at, message.published_at, new))
+    of_boot.arrived = arrived.with_added(first)
+    outcome.stored += len(first)
 
 
 async def _conflicts(
     connection: Connection,
-    repeated: Sequence[tuple[BootKey, Message, Reading]],
+    repeated: Sequence[_Repeated],
     boots: dict[BootKey, Boot],
-) -> list[tuple[BootKey, Message, Reading]]:
+) -> list[_Repeated]:
     """Return those repeated readings whose content differs from what came first.
 
     A reading that was rejected at first stays rejected: sent again unchanged, it is a duplicate.
@@ -236,74 +284,50 @@ async def _conflicts(
     ]
 
 
-def _arrivals(
-    work: dict[BootKey, _BootWork],
-    boots: dict[BootKey, Boot],
-    admitted: Iterable[AdmittedReading],
-) -> dict[BootKey, SequenceSet]:
-    """Return what has arrived of each boot, with this batch: stored readings and rejected ones."""
-    arriving: dict[int, list[int]] = {}
-    for each in admitted:
-        arriving.setdefault(each.boot_no, []).append(each.reading.seq)
-    arrivals: dict[BootKey, SequenceSet] = {}
-    for key, of_boot in work.items():
-        boot = boots[key]
-        seqs = arriving.get(boot.boot_no, [])
-        arrived = boot.arrived.with_added(seqs)
-        arrivals[key] = arrived.with_added(_seqs_used_up(of_boot, arrived))
-    return arrivals
-
-
 async def _progress(
-    connection: Connection,
-    boots: dict[BootKey, Boot],
-    arrivals: dict[BootKey, SequenceSet],
-    admitted: Iterable[AdmittedReading],
+    connection: Connection, work: dict[BootKey, _BootWork], boots: dict[BootKey, Boot]
 ) -> list[BootProgress]:
     """Return the boots of which something arrived, and up to when their usage has."""
-    stored: dict[int, list[AdmittedReading]] = {}
-    for each in admitted:
-        stored.setdefault(each.boot_no, []).append(each)
     changed: list[BootProgress] = []
-    for key, arrived in arrivals.items():
-        boot = boots[key]
+    for key, of_boot in work.items():
+        boot, arrived = boots[key], of_boot.arrived
         if arrived == boot.arrived:
             continue
-        new = stored.get(boot.boot_no, [])
-        measured_to = _latest(boot.measured_to, (each.reading.at for each in new))
+        measured = [reading.at for _, _, readings in of_boot.new for reading in readings]
+        measured_to = _latest(boot.measured_to, measured)
+        heard_at = max([received_at for received_at, _, _ in of_boot.new], default=None)
+        complete_to = (
+            await _complete_to(connection, boot, of_boot, measured_to)
+            if arrived.beyond
+            else measured_to
+        )
+        moved = arrived.up_to > boot.arrived.up_to
         changed.append(
-            BootProgress(
-                boot_no=boot.boot_no,
-                arrived=arrived,
-                measured_to=measured_to,
-                complete_to=await _complete_to(connection, boot, arrived, new, measured_to),
-                heard_at=_latest(None, (each.received_at for each in new)),
-                moved=arrived.up_to > boot.arrived.up_to,
-            )
+            BootProgress(boot.boot_no, arrived, measured_to, complete_to, heard_at, moved)
         )
     return changed
 
 
 async def _complete_to(
-    connection: Connection,
-    boot: Boot,
-    arrived: SequenceSet,
-    new: Iterable[AdmittedReading],
-    measured_to: datetime | None,
+    connection: Connection, boot: Boot, of_boot: _BootWork, measured_to: datetime | None
 ) -> datetime | None:
-    """Return up to which measured time a boot's readings have come without a gap."""
-    if not arrived.beyond:
-        return measured_to
+    """Return up to which measured time the readings of a boot with a gap have come without one."""
+    arrived = of_boot.arrived
     joined = boot.arrived.beyond and arrived.up_to >= boot.arrived.beyond[0][0]
     if joined:
         # What lay beyond a gap was stored before this batch: only the table knows when it was measured.
         joining = await measured_between(connection, boot, arrived, measured_to=measured_to)
         return _latest(boot.complete_to, [joining] if joining else [])
-    reached = (each.reading.at for each in new if each.reading.seq <= arrived.up_to)
+    reached = [
+        reading.at
+        for _, _, readings in of_boot.new
+        for reading in readings
+        if reading.seq <= arrived.up_to
+    ]
     return _latest(boot.complete_to, reached)
 
 
-def _latest(known: datetime | None, times: Iterable[datetime]) -> datetime | None:
+def _latest(known: datetime | None, times: Sequence[datetime]) -> datetime | None:
     found = max(times, default=known)
     return found if known is None or found is None else max(known, found)
 

@@ -1,13 +1,27 @@
 """What devices published: boots, readings, rejections, and the queue towards charging."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from struct import Struct
+from typing import Any, NamedTuple
 
 from metering.ids import BootNo, DeviceNo, ShardNo, TenantNo
 from metering.sequence import SequenceSet
+from metering.store.binary import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    NULL_FIELD,
+    int2_array,
+    int4_array,
+    int8_array,
+    microseconds,
+    text_array,
+    text_field,
+    timestamptz_array,
+    timestamptz_field,
+)
 from metering.store.connection import Connection
 from metering.usage import METERS_BY_NO, Reading, ReadingKind, Rejection
 
@@ -15,8 +29,7 @@ WORK_CHANNEL = "fleetmeter_work"
 """NOTIFY channel that wakes the charging workers; its messages carry nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boot:
+class Boot(NamedTuple):
     """One boot of a device and what arrived of it, up to which measured time and up to its first gap."""
 
     boot_no: BootNo
@@ -25,8 +38,7 @@ class Boot:
     complete_to: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootProgress:
+class BootProgress(NamedTuple):
     """What has arrived of a boot, with the readings that were just stored.
 
     `measured_to` is the latest measured time of all that is stored, `complete_to` of what came before
@@ -42,16 +54,17 @@ class BootProgress:
     moved: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmittedReading:
-    """A reading that is about to be stored: by whom, of which boot, and its three times."""
+ReadingsOfMessage = tuple[datetime, datetime | None, Sequence[Reading]]
+"""What is to be stored of one message: when it was received, when it was published, its readings."""
+
+
+class BootReadings(NamedTuple):
+    """Readings of one boot that are about to be stored."""
 
     device_no: DeviceNo
     shard_no: ShardNo
     boot_no: BootNo
-    received_at: datetime
-    published_at: datetime | None
-    reading: Reading
+    messages: Sequence[ReadingsOfMessage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +78,16 @@ class RejectedInput:
     rejection: Rejection
 
 
-async def next_batch_no(connection: Connection) -> int:
-    """Return a number for a batch; a number whose transaction fails is never used again."""
-    found = await connection.execute("SELECT nextval('batch_no')")
+async def begin_batch(connection: Connection) -> tuple[int, int]:
+    """Return a number for a batch, and the registry's version.
+
+    A number whose transaction fails is never used again. The version changes whenever a device or a
+    fleet does.
+    """
+    found = await connection.execute("SELECT nextval('batch_no'), version FROM registry_version")
     row = await found.fetchone()
-    assert row is not None  # noqa: S101 - a SELECT without FROM returns one row
-    return int(row[0])
+    assert row is not None  # noqa: S101 - the migration puts the one row there
+    return int(row[0]), int(row[1])
 
 
 async def lock_boots(
@@ -82,15 +99,16 @@ async def lock_boots(
     a circle: to create a row that somebody else is creating waits for them as a lock does.
     """
     ordered = sorted(keys)
-    arrays = [[key[0] for key in ordered], [key[1] for key in ordered]]
+    arrays = [int8_array([key[0] for key in ordered]), text_array([key[1] for key in ordered])]
     found = await connection.execute(
         "WITH given AS MATERIALIZED (SELECT * FROM unnest(%s::bigint[], %s::text[])"
         "   WITH ORDINALITY AS given (device_no, boot_id, position))"
-        " SELECT boot.device_no, boot.boot_id, boot_no, up_to, beyond, measured_to, complete_to"
+        " SELECT position, boot_no, up_to, nullif(beyond, '{}'), measured_to, complete_to"
         " FROM given JOIN boot USING (device_no, boot_id)"
         " WHERE (SELECT count(*) FROM given JOIN boot USING (device_no, boot_id)) = %s"
         " ORDER BY position FOR UPDATE OF boot",
         [*arrays, len(ordered)],
+        binary=True,
     )
     rows = await found.fetchall()
     if len(rows) < len(ordered):  # none is locked then
@@ -99,19 +117,25 @@ async def lock_boots(
             " SELECT device_no, boot_id, %s FROM unnest(%s::bigint[], %s::text[])"
             " WITH ORDINALITY AS given (device_no, boot_id, position) ORDER BY position"
             " ON CONFLICT (device_no, boot_id) DO UPDATE SET first_seen_at = boot.first_seen_at"
-            " RETURNING device_no, boot_id, boot_no, up_to, beyond, measured_to, complete_to",
+            " RETURNING device_no, boot_id, boot_no, up_to, nullif(beyond, '{}'), measured_to, complete_to",
             [now, *arrays],
+            binary=True,
         )
-        rows = await found.fetchall()
-    return {
-        (row[0], row[1]): Boot(
-            boot_no=row[2],
-            arrived=SequenceSet.from_flattened(row[3], row[4]),
-            measured_to=row[5],
-            complete_to=row[6],
-        )
-        for row in rows
-    }
+        created = {(row[0], row[1]): row[2:] for row in await found.fetchall()}
+        return {key: _boot(*created[key]) for key in ordered}
+    return {ordered[position - 1]: _boot(*row) for position, *row in rows}
+
+
+def _boot(
+    boot_no: BootNo,
+    up_to: int,
+    beyond: list[int] | None,
+    measured_to: datetime | None,
+    complete_to: datetime | None,
+) -> Boot:
+    """Return a boot as it is stored; nothing beyond a gap is None."""
+    arrived = SequenceSet.from_flattened(up_to, beyond) if beyond else SequenceSet(up_to=up_to)
+    return Boot(boot_no, arrived, measured_to, complete_to)
 
 
 async def store_arrivals(
@@ -128,10 +152,10 @@ async def store_arrivals(
             " FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::timestamptz[])"
             " AS given (boot_no, up_to, measured_to, heard_at) WHERE boot.boot_no = given.boot_no",
             [
-                [each.boot_no for each in plain],
-                [each.arrived.up_to for each in plain],
-                [each.measured_to for each in plain],
-                [each.heard_at for each in plain],
+                int8_array([each.boot_no for each in plain]),
+                int8_array([each.arrived.up_to for each in plain]),
+                timestamptz_array([each.measured_to for each in plain]),
+                timestamptz_array([each.heard_at for each in plain]),
             ],
         )
     gapped = [each for each in arrivals if each.arrived.beyond]
@@ -172,73 +196,91 @@ async def measured_between(
 
 
 _READING_COLUMNS = (
-    "measured_at, received_at, published_at, batch_no, boot_no, seq, device_no, shard_no, meter_no,"
-    " kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn,"
-    " session, packets"
+    "batch_no, boot_no, device_no, shard_no, received_at, published_at,"
+    " measured_at, seq, meter_no, kind, uplink, downlink, quantity, packets,"
+    " since, epoch, width, zone, rat, apn, session"
 )
-_READING_TYPES = (
-    "timestamptz timestamptz timestamptz int8 int8 int8 int8 int2 int2"
-    " int2 int8 int8 int8 timestamptz text int2 text text text text int8"
-).split()
+_BOOT_FIELDS = Struct(">h iq iq iq ih".replace(" ", ""))
+"""The beginning of a row: how many columns it has, and the first four."""
+_READING_FIELDS = Struct(">iq iq ih ih iq iq iq iq".replace(" ", ""))
+"""measured_at to packets."""
+_COLUMNS = _READING_COLUMNS.count(",") + 1
+_NO_DETAILS = (None,) * 7
+_NO_DETAIL_FIELDS = NULL_FIELD * 7
+"""since to session of most readings."""
+_ROWS_A_WRITE = 1000
 
 
 async def store_readings(
-    connection: Connection, batch_no: int, admitted: Sequence[AdmittedReading]
+    connection: Connection, batch_no: int, admitted: Iterable[BootReadings]
 ) -> None:
     """Write readings that are known to be new, by binary COPY, and queue them for charging."""
     copying = f"COPY reading ({_READING_COLUMNS}) FROM STDIN (FORMAT binary)"
+    measured: dict[int, list[datetime]] = {}
     async with connection.cursor().copy(copying.encode()) as copy:
-        copy.set_types(_READING_TYPES)
+        rows = [COPY_HEADER]
         for each in admitted:
-            reading = each.reading
-            await copy.write_row(
-                (
-                    reading.at,
-                    each.received_at,
-                    each.published_at,
-                    batch_no,
-                    each.boot_no,
-                    reading.seq,
-                    each.device_no,
-                    each.shard_no,
-                    reading.meter.meter_no,
-                    int(reading.kind),
-                    reading.uplink,
-                    reading.downlink,
-                    reading.quantity,
-                    reading.since,
-                    reading.epoch,
-                    reading.width,
-                    reading.zone,
-                    reading.rat,
-                    reading.apn,
-                    reading.session,
-                    reading.packets,
-                )
+            begin = _BOOT_FIELDS.pack(
+                _COLUMNS, 8, batch_no, 8, each.boot_no, 8, each.device_no, 2, each.shard_no
             )
-    await _queue_work(connection, batch_no, admitted)
+            times = measured.setdefault(each.shard_no, [])
+            for received_at, published_at, readings in each.messages:
+                head = begin + timestamptz_field(received_at) + timestamptz_field(published_at)
+                rows += [head + _reading_fields(reading) for reading in readings]
+                times += [reading.at for reading in readings]
+            if len(rows) > _ROWS_A_WRITE:
+                await copy.write(b"".join(rows))
+                rows.clear()
+        await copy.write(b"".join([*rows, COPY_TRAILER]))
+    await _queue_work(connection, batch_no, measured)
+
+
+def _reading_fields(reading: Reading) -> bytes:
+    """Return the columns measured_at to session of a row."""
+    (
+        seq, at, meter, kind, uplink, downlink, quantity,
+        since, epoch, width, zone, rat, apn, session, packets,
+    ) = reading  # fmt: skip
+    fields = _READING_FIELDS.pack(
+        8, microseconds(at), 8, seq, 2, meter.meter_no, 2, kind, 8, uplink, 8, downlink, 8, quantity,
+        8, packets,
+    )  # fmt: skip
+    if reading[7:14] == _NO_DETAILS:
+        return fields + _NO_DETAIL_FIELDS
+    return b"".join(
+        (
+            fields,
+            timestamptz_field(since),
+            text_field(epoch),
+            NULL_FIELD if width is None else _INT2_FIELD.pack(2, width),
+            *map(text_field, (zone, rat, apn, session)),
+        )
+    )
+
+
+_INT2_FIELD = Struct(">ih")
 
 
 async def _queue_work(
-    connection: Connection, batch_no: int, admitted: Sequence[AdmittedReading]
+    connection: Connection, batch_no: int, measured: Mapping[int, Sequence[datetime]]
 ) -> None:
-    shards: dict[int, list[datetime]] = {}
-    for each in admitted:
-        shards.setdefault(each.shard_no, []).append(each.reading.at)
+    """Queue a batch's readings, whose measured times are given by shard, and wake the workers."""
     await connection.execute(
-        "INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)"
+        "WITH queued AS ("
+        " INSERT INTO work_item (shard_no, batch_no, readings, measured_from, measured_to)"
         " SELECT shard_no, %s, readings, measured_from, measured_to"
         " FROM unnest(%s::smallint[], %s::int[], %s::timestamptz[], %s::timestamptz[])"
-        " AS given (shard_no, readings, measured_from, measured_to)",
+        " AS given (shard_no, readings, measured_from, measured_to))"
+        " SELECT pg_notify(%s, '')",
         [
             batch_no,
-            list(shards),
-            [len(times) for times in shards.values()],
-            [min(times) for times in shards.values()],
-            [max(times) for times in shards.values()],
+            int2_array(measured),
+            int4_array([len(times) for times in measured.values()]),
+            timestamptz_array([min(times) for times in measured.values()]),
+            timestamptz_array([max(times) for times in measured.values()]),
+            WORK_CHANNEL,
         ],
     )
-    await connection.execute(f"NOTIFY {WORK_CHANNEL}".encode())
 
 
 async def stored_readings(

@@ -263,14 +263,6 @@ async def devices_by_topic(
     }
 
 
-async def registry_version(connection: Connection) -> int:
-    """Return the number that changes whenever a device or fleet does."""
-    found = await connection.execute("SELECT version FROM registry_version")
-    row = await found.fetchone()
-    assert row is not None  # noqa: S101 - the migration puts the one row there
-    return int(row[0])
-
-
 async def fleets_of_devices(
     connection: Connection, device_nos: Sequence[int]
 ) -> tuple[dict[int, Fleet], dict[int, FleetNo]]:

@@ -7,7 +7,10 @@
 {root}/{tenant}/{device}/quota        device → platform: requests for quota
 """
 
-from metering.ids import DeviceId, TenantId, is_id
+import re
+from functools import cache
+
+from metering.ids import ID_PATTERN, DeviceId, TenantId
 
 
 def usage_topic(root: str, tenant: str, device: str) -> str:
@@ -23,6 +26,11 @@ def ack_topic(root: str, tenant: str, device: str) -> str:
 def usage_filter(root: str) -> str:
     """Return the subscription that matches every device's usage topic."""
     return f"{root}/+/+/usage"
+
+
+def shared_filter(group: str, topic_filter: str) -> str:
+    """Return the subscription by which each message goes to one member of a group (MQTT 5 §4.8.2)."""
+    return f"$share/{group}/{topic_filter}"
 
 
 def command_topic(root: str, tenant: str, device: str) -> str:
@@ -57,9 +65,11 @@ def device_of_usage_topic(root: str, topic: str) -> tuple[TenantId, DeviceId] | 
 
 def device_of_topic(root: str, topic: str, last: str) -> tuple[TenantId, DeviceId] | None:
     """Return whose topic with this last level it is; None when it is no such topic of a good id."""
-    if not topic.startswith(root + "/") or not topic.endswith("/" + last):
-        return None
-    levels = topic[len(root) + 1 : -len(last) - 1].split("/")
-    if len(levels) != 2 or not all(map(is_id, levels)):  # noqa: PLR2004 - tenant and device
-        return None
-    return TenantId(levels[0]), DeviceId(levels[1])
+    found = _topics_of_devices(root, last).match(topic)
+    return None if found is None else (TenantId(found[1]), DeviceId(found[2]))
+
+
+@cache
+def _topics_of_devices(root: str, last: str) -> re.Pattern[str]:
+    one_id = ID_PATTERN.removeprefix("^").removesuffix("$")
+    return re.compile(rf"{re.escape(root)}/({one_id})/({one_id})/{re.escape(last)}\Z")

@@ -222,7 +222,7 @@ class Pipeline:
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a subcommand; `charge` and `charge#2` are two processes of one."""
-        command = name.partition("#")[0]
+        command, _, number = name.partition("#")
         ports = {"ingest": self.metrics_port, "control": self.control_metrics_port}
         metrics_port = str(ports.get(name, 0))
         environment = {
@@ -232,7 +232,7 @@ class Pipeline:
             "FLEETMETER_DATABASE_URL": self.database_url,
             "FLEETMETER_BROKER_URL": self.broker_url,
             "FLEETMETER_TOPIC_ROOT": self.topic_root,
-            "FLEETMETER_INGEST_CLIENT_ID": self.name,
+            "FLEETMETER_INGEST_CLIENT_ID": self.name + number,
             "FLEETMETER_CONTROL_CLIENT_ID": f"{self.name}-{name}",
             "FLEETMETER_METRICS_PORT": metrics_port,
             "FLEETMETER_DATA_DIR": str(self.folder / "var"),

@@ -250,6 +250,9 @@ def test_an_acknowledgement_is_read_as_it_was_written(
 ) -> None:
     given_ack = ack.ack_of(boot, SequenceSet().with_added(seqs), tuple(rejected))
     assert ack.decode(ack.encode(given_ack)) == given_ack
+    arrived = SequenceSet().with_added(seqs)
+    assert ack.encode_arrived(boot, arrived, tuple(rejected)) == ack.encode(given_ack)
+    assert ack.encode_arrived(boot, arrived) == ack.encode(ack.ack_of(boot, arrived))
     assert len(given_ack.gaps) <= ack.GAPS_MAX
 
 
