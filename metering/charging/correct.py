@@ -18,7 +18,6 @@ from metering.rating.guide import ParkReason
 from metering.rating.plan import PlanTerms, SharedBy
 from metering.replay.replay import Outcome
 from metering.replay.unwind import Unwound, unwind, unwind_all
-from metering.store.audit import Place, RunStep, device_homes, run_steps
 from metering.store.balances import fleets_with_operations
 from metering.store.charges import (
     ChargeColumns,
@@ -37,6 +36,7 @@ from metering.store.corrections import (
     replace_uses,
     store_rolled_otherwise,
 )
+from metering.store.history import Place, RunStep, device_homes, run_steps
 from metering.store.registry import (
     Fleet,
     ever_subscribed,

@@ -9,7 +9,6 @@ from metering.rating.bucket import BucketKind
 from metering.rating.grants import Grant, cycle_grants
 from metering.rating.membership import Member
 from metering.rating.plan import PlanTerms
-from metering.store.audit import Place
 from metering.store.connection import Connection
 from metering.store.corrections import MadeKey, TouchedUsage, grants_made, store_regrants
 from metering.store.cycles import (
@@ -20,6 +19,7 @@ from metering.store.cycles import (
     opened_cycles,
     store_grants,
 )
+from metering.store.history import Place
 from metering.store.registry import Fleet, fleet_rule
 from metering.usage import METERS
 

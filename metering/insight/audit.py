@@ -19,24 +19,13 @@ from metering.replay.load import load_replay
 from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
-    EntryKind,
-    RunStep,
-    StoredBucket,
-    StoredEntry,
     StoredReservation,
     all_fleets,
     missing_states,
-    run_steps,
-    stored_counters,
-    stored_counts,
     stored_cycles,
-    stored_hours,
     stored_operations,
     stored_reservations,
-    stored_uses,
-    tally,
     unbalanced_transactions,
-    unequal_arrivals,
     unequal_folds,
     unequal_states,
 )
@@ -45,7 +34,10 @@ from metering.store.closing_audit import unequal_watermarks
 from metering.store.connection import Connection
 from metering.store.corrections import unequal_corrections
 from metering.store.cycles import fleet_members
+from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry, run_steps
+from metering.store.kept_sums import stored_counters, stored_counts, stored_hours, stored_uses
 from metering.store.registry import Fleet, fleet_rule
+from metering.store.tally import tally, unequal_arrivals
 from metering.usage import METERS_BY_NO
 
 Key = TypeVar("Key")

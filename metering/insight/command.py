@@ -12,8 +12,9 @@ from metering.insight.ledger import compare_ledger
 from metering.insight.watch import Watch
 from metering.process import serve
 from metering.settings import Settings
-from metering.store.audit import queued_count, read_from_one_snapshot
+from metering.store.audit import read_from_one_snapshot
 from metering.store.connection import connect, database_url
+from metering.store.tally import queued_count
 from metering.wire.ledger import LedgerLine, read_ledger
 
 _SHOWN_MAX = 100

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from itertools import islice
 
-from metering.store.audit import arrived_counts, readings_by_name
 from metering.store.connection import Connection
+from metering.store.tally import arrived_counts, readings_by_name
 from metering.usage import METERS, Reading, ReadingKind
 from metering.wire.ledger import LedgerLine
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from metering.rating.plan import DEVICE_TOP_UP_PRIORITY, FLEET_TOP_UP_PRIORITY
-from metering.store.audit import StoredEntry
 from metering.store.balances import Operation, TopUpRow
+from metering.store.history import StoredEntry
 from metering.usage import METERS
 
 

@@ -25,9 +25,9 @@ from metering.rating.threshold import (
     limit_of,
     value_of,
 )
-from metering.store.audit import StoredAlert, counted_charges, most_granted, stored_alerts
 from metering.store.connection import Connection
 from metering.store.registry import Fleet
+from metering.store.threshold_audit import StoredAlert, counted_charges, most_granted, stored_alerts
 from metering.store.thresholds import (
     Lots,
     Subject,

@@ -8,7 +8,8 @@ from metering.rating.guide import Subscription
 from metering.rating.plan import PlanTerms
 from metering.rating.record import FleetTerms
 from metering.replay.replay import Replay
-from metering.store.audit import (
+from metering.store.connection import Connection
+from metering.store.history import (
     Place,
     device_homes,
     fleet_subscriptions,
@@ -18,7 +19,6 @@ from metering.store.audit import (
     stored_openings,
     stored_top_ups,
 )
-from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleets_by_no, plan_terms
 
 

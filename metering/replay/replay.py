@@ -20,9 +20,10 @@ from metering.rating.record import (
     usage_of_quantity,
 )
 from metering.store.accounts import bucket_of_row
-from metering.store.audit import EntryKind, HourKey, Place, RunStep, StoredBucket, StoredEntry
 from metering.store.balances import TopUpRow, top_up_of_row
 from metering.store.charges import QUANTITY, UPLINK, USAGE_FROM, hour_of
+from metering.store.history import EntryKind, Place, RunStep, StoredBucket, StoredEntry
+from metering.store.kept_sums import HourKey
 from metering.usage import ReadingKind
 
 

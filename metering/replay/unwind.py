@@ -30,20 +30,17 @@ from metering.rating.price import CountedPer
 from metering.replay.load import load_replay, load_terms
 from metering.replay.replay import Replay
 from metering.store.accounts import bucket_of_row
-from metering.store.audit import (
+from metering.store.balances import top_up_of_row
+from metering.store.connection import Connection
+from metering.store.history import (
     EntryKind,
-    HourKey,
     Place,
     StoredBucket,
     StoredEntry,
     device_homes,
-    stored_counts,
-    stored_hours,
     stored_top_ups,
-    stored_uses,
 )
-from metering.store.balances import top_up_of_row
-from metering.store.connection import Connection
+from metering.store.kept_sums import HourKey, stored_counts, stored_hours, stored_uses
 from metering.store.registry import Fleet, ever_subscribed, plan_terms
 from metering.store.unwinding import (
     HeldThen,

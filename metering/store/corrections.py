@@ -14,7 +14,6 @@ from metering.rating.account import Accounts, CountKey, MeterUse, UseKey
 from metering.rating.bucket import Bucket
 from metering.rating.lots import Lots
 from metering.store.accounts import Loaded, Wanted, store_accounts
-from metering.store.audit import HourKey, Place, StoredBucket
 from metering.store.charges import (
     ChargedReading,
     ParkedReading,
@@ -23,6 +22,8 @@ from metering.store.charges import (
     store_parked,
 )
 from metering.store.connection import Connection
+from metering.store.history import Place, StoredBucket
+from metering.store.kept_sums import HourKey
 
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
 ReadingName = tuple[int, int, datetime]

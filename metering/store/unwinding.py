@@ -8,16 +8,16 @@ from typing import LiteralString
 
 from metering.rating.account import MeterUse, UseKey
 from metering.store.accounts import BUCKET_COLUMNS
-from metering.store.audit import (
+from metering.store.connection import Connection
+from metering.store.history import (
     ENTRY_COLUMNS,
-    HourKey,
     Place,
     StoredBucket,
     StoredEntry,
     entry_of_row,
     with_members,
 )
-from metering.store.connection import Connection
+from metering.store.kept_sums import HourKey
 
 _FROM: LiteralString = " (run_no, run_position) >= (%(run_no)s, %(run_position)s)"
 _CHARGED: LiteralString = (

@@ -14,8 +14,8 @@ from metering.charging.worker import Worker
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
 from metering.settings import Settings
-from metering.store.audit import tally
 from metering.store.connection import Connection, connect
+from metering.store.tally import tally
 from tests.integration.test_ingest_beside_charging import NOW, message, with_device
 
 

@@ -1,0 +1,196 @@
+"""Readings and their fates, counted: what arrived, and what became of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from metering.store.connection import Connection
+from metering.store.readings import reading_of
+from metering.usage import Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How many readings there are, and what has become of them."""
+
+    readings: int
+    stored_twice: int
+    charges: int
+    parked: int
+    queued: int
+    unaccounted: Sequence[tuple[int, int]]
+    """(boot_no, seq) of readings that are neither charged nor parked nor queued; at most 20."""
+    charged_and_parked: Sequence[tuple[int, int]]
+    """(boot_no, seq); at most 20."""
+    charged_and_queued: Sequence[tuple[int, int]]
+    """(boot_no, seq); at most 20."""
+
+
+async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
+    """Count readings and their fates: of the whole database, or of the devices that a fleet has now."""
+    given = {"fleet_no": fleet_no}
+    of_reading = _of_fleet("reading.device_no", fleet_no)
+    of_parked = _of_fleet("parked.device_no", fleet_no)
+    unaccounted = await _names(
+        connection,
+        "SELECT boot_no, seq FROM reading WHERE"  # noqa: S608
+        " NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
+        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
+        " AND NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
+        "   AND parked.seq = reading.seq)"
+        " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
+        f"   AND work_item.batch_no = reading.batch_no){of_reading} LIMIT 20",
+        given,
+    )
+    charged_and_parked = await _names(
+        connection,
+        "SELECT DISTINCT boot_no, seq FROM parked JOIN charge USING (boot_no, seq)"  # noqa: S608
+        f" WHERE true{of_parked} LIMIT 20",
+        given,
+    )
+    charged_and_queued = await _names(
+        connection,
+        "SELECT DISTINCT boot_no, reading.seq FROM work_item"  # noqa: S608
+        " JOIN reading USING (shard_no, batch_no)"
+        f" JOIN charge USING (boot_no, seq, measured_at) WHERE true{of_reading} LIMIT 20",
+        given,
+    )
+    of_charge = _of_fleet("charge.device_no", fleet_no)
+    counted = await connection.execute(
+        f"SELECT (SELECT count(*) FROM reading WHERE true{of_reading}),"  # noqa: S608 - own text
+        " (SELECT count(*) FROM (SELECT FROM reading"
+        f"   WHERE true{of_reading} GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
+        f" (SELECT count(*) FROM charge WHERE true{of_charge}),"
+        f" (SELECT count(*) FROM parked WHERE true{of_parked}),"
+        " (SELECT coalesce(sum(readings), 0)::bigint FROM work_item WHERE %(fleet_no)s::int IS NULL)",
+        given,
+    )
+    row = await counted.fetchone()
+    assert row is not None  # noqa: S101 - a SELECT without FROM returns one row
+    return Tally(
+        readings=row[0],
+        stored_twice=row[1],
+        charges=row[2],
+        parked=row[3],
+        queued=row[4],
+        unaccounted=unaccounted,
+        charged_and_parked=charged_and_parked,
+        charged_and_queued=charged_and_queued,
+    )
+
+
+def _of_fleet(column: str, fleet_no: int | None) -> str:
+    """Return what narrows a query to devices that a fleet has now; nothing for all fleets."""
+    if fleet_no is None:
+        return ""
+    return f" AND {column} IN (SELECT device_no FROM device WHERE fleet_no = %(fleet_no)s)"  # noqa: S608
+
+
+async def _names(
+    connection: Connection, query: str, given: Mapping[str, object]
+) -> list[tuple[int, int]]:
+    found = await connection.execute(query.encode(), given)
+    return sorted((row[0], row[1]) for row in await found.fetchall())
+
+
+async def unequal_arrivals(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[int, int, int]]:
+    """Return `(boot_no, arrived, kept)` of boots that count more or fewer arrivals than are kept.
+
+    Kept is a sequence number that is stored or rejected. At most 20 boots are returned; of all fleets,
+    or of the devices that one has now.
+    """
+    query = _UNEQUAL_ARRIVALS.format(
+        of_boot=_of_fleet("boot.device_no", fleet_no),
+        of_reading=_of_fleet("reading.device_no", fleet_no),
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    return [(row[0], int(row[1]), row[2]) for row in await found.fetchall()]
+
+
+# The kept bytes of some rejections do not tell their boot, so the same reading of a later boot only
+# raises `times`: there, a number that arrived counts as kept if the device has it in any boot.
+_UNEQUAL_ARRIVALS = (
+    "WITH arrivals AS (SELECT boot_no, up_to + coalesce((SELECT sum(beyond[at + 1] - beyond[at] + 1)"
+    "   FROM generate_series(1, cardinality(beyond), 2) AS at), 0) AS arrived FROM boot"
+    "   WHERE true{of_boot}),"
+    " keeping AS (SELECT boot_no, count(*) AS kept FROM ("
+    "   SELECT boot_no, seq FROM reading WHERE true{of_reading}"
+    "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no, boot_id)"
+    "   WHERE seq IS NOT NULL{of_boot}"
+    "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no)"
+    "   WHERE seq IS NOT NULL{of_boot} AND times > 1 AND reason IN ('invalid_reading', 'unknown_meter')"
+    "   AND (seq <= up_to OR EXISTS (SELECT FROM generate_series(1, cardinality(beyond), 2) AS at"
+    "     WHERE seq BETWEEN beyond[at] AND beyond[at + 1]))) AS numbers GROUP BY boot_no)"
+    " SELECT boot_no, coalesce(arrived, 0), coalesce(kept, 0)"
+    " FROM arrivals FULL JOIN keeping USING (boot_no)"
+    " WHERE coalesce(arrived, 0) <> coalesce(kept, 0) ORDER BY boot_no LIMIT 20"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingFate:
+    """A stored reading and what became of it; `charged` is None when it has no charge."""
+
+    reading: Reading
+    charged: int | None
+    parked: bool
+
+
+async def readings_by_name(
+    connection: Connection, names: Sequence[tuple[str, str, str, int]]
+) -> dict[tuple[str, str, str, int], list[ReadingFate]]:
+    """Return what is stored of `(tenant_id, device_id, boot_id, seq)`, and what became of it."""
+    found = await connection.execute(
+        "SELECT given.tenant_id, given.device_id, given.boot_id, reading.seq, reading.measured_at,"
+        " reading.meter_no, reading.kind, reading.uplink, reading.downlink, reading.quantity,"
+        " reading.since, reading.epoch, reading.width, reading.zone, reading.rat, reading.apn,"
+        " reading.session, reading.packets,"
+        " (SELECT sum(charge.quantity) FROM charge WHERE charge.boot_no = reading.boot_no"
+        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at),"
+        " EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
+        "   AND parked.seq = reading.seq)"
+        " FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])"
+        " AS given (tenant_id, device_id, boot_id, seq)"
+        " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
+        " JOIN boot USING (device_no, boot_id)"
+        " JOIN reading ON reading.boot_no = boot.boot_no AND reading.seq = given.seq"
+        " ORDER BY 1, 2, 3, 4",
+        [[name[column] for name in names] for column in range(4)],
+    )
+    rows = await found.fetchall()
+    return {
+        key: [
+            ReadingFate(
+                reading=reading_of(row[3:18]),
+                charged=None if row[18] is None else int(row[18]),
+                parked=row[19],
+            )
+            for row in same
+        ]
+        for key, same in groupby(rows, key=lambda row: (row[0], row[1], row[2], row[3]))
+    }
+
+
+async def arrived_counts(
+    connection: Connection, boots: Sequence[tuple[str, str, str]]
+) -> dict[tuple[str, str, str], int]:
+    """Return how many readings of `(tenant_id, device_id, boot_id)` are stored."""
+    found = await connection.execute(
+        "SELECT tenant_id, device_id, boot_id, (SELECT count(*) FROM reading"
+        "   WHERE reading.boot_no = boot.boot_no)"
+        " FROM unnest(%s::text[], %s::text[], %s::text[]) AS given (tenant_id, device_id, boot_id)"
+        " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
+        " JOIN boot USING (device_no, boot_id)",
+        [[boot[column] for boot in boots] for column in range(3)],
+    )
+    return {(row[0], row[1], row[2]): row[3] for row in await found.fetchall()}
+
+
+async def queued_count(connection: Connection) -> int:
+    """Return how many readings are queued for charging."""
+    found = await connection.execute("SELECT coalesce(sum(readings), 0)::bigint FROM work_item")
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    return int(row[0])
