@@ -129,10 +129,11 @@ def _line(  # noqa: PLR0911 - each return is one thing that the core has to look
     """Return a device's usage of a meter as a line; None when the core has to look at it."""
     fleet_no = terms.members[device_no]
     subscriptions = terms.subscriptions[device_no]
-    if terms.fleets[fleet_no].shard_no not in shards or any(
-        each.fleet_no != fleet_no for each in subscriptions
-    ):
+    if terms.fleets[fleet_no].shard_no not in shards:
         return None
+    for each in subscriptions:
+        if each.fleet_no != fleet_no:
+            return None
     ends = numbered[0][1][7]
     first = last = numbered[0][1][13] or ends
     quantity, directed = 0, meter.directed

@@ -41,14 +41,18 @@ class Lots:
 
     buckets: dict[LotsKey, dict[datetime, Bucket]] = field(default_factory=dict)
     top_ups: dict[TopUpsKey, list[Bucket]] = field(default_factory=dict)
+    _common: dict[tuple[int, int, str, datetime], list[Bucket]] = field(default_factory=dict)
+    """What all subscriptions of a plan draw from alike: (fleet_no, plan_no, meter, cycle's start)."""
 
     def put(self, key: LotsKey, begins_at: datetime, bucket: Bucket) -> None:
         """Add a lot."""
         self.buckets.setdefault(key, {})[begins_at] = bucket
+        self._common.clear()
 
     def put_top_up(self, key: TopUpsKey, bucket: Bucket) -> None:
         """Add a lot that was bought."""
         self.top_ups.setdefault(key, []).append(bucket)
+        self._common.clear()
 
     def get(self, key: LotsKey, begins_at: datetime) -> Bucket | None:
         """Return the lot of an allowance that begins at an instant."""
@@ -88,8 +92,16 @@ class Lots:
             key = (subscription.subscription_no, meter_no, record.cycle.start)
             if key not in accounts.buckets:
                 of_meter = plans[subscription.plan_no].meters[meter]
-                buckets = self.drawn_by(fleet_no, subscription, of_meter, record.cycle)
-                accounts.buckets[key] = burn_order(buckets)
+                if self.top_ups or of_meter.has_own_allowance:
+                    buckets = self.drawn_by(fleet_no, subscription, of_meter, record.cycle)
+                    accounts.buckets[key] = burn_order(buckets)
+                    continue
+                common = (fleet_no, subscription.plan_no, meter, record.cycle.start)
+                ordered = self._common.get(common)
+                if ordered is None:
+                    buckets = self.drawn_by(fleet_no, subscription, of_meter, record.cycle)
+                    ordered = self._common[common] = burn_order(buckets)
+                accounts.buckets[key] = ordered
 
 
 def allowance_of(terms: PlanTerms, meter: str, name: str) -> AllowanceTerms:

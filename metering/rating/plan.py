@@ -227,6 +227,8 @@ class MeterTerms:
     aggregate: Aggregate = Aggregate.SUM
     directed: bool = field(init=False)
     """Whether a price depends on the direction, so that uplink and downlink are priced apart."""
+    has_own_allowance: bool = field(init=False)
+    """Whether any allowance is each device's alone."""
     plain: bool = field(init=False)
     """Whether a record is charged as it stands: one price, counted by device, and nothing beside it."""
 
@@ -245,6 +247,8 @@ class MeterTerms:
         object.__setattr__(self, "plain", plain)
         directed = any(DIRECTION in each.where for each in self.variants)
         object.__setattr__(self, "directed", directed)
+        own = any(each.shared_by is SharedBy.DEVICE for each in self.allowances)
+        object.__setattr__(self, "has_own_allowance", own)
 
     def variant_of(
         self,

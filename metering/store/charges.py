@@ -230,15 +230,18 @@ def _uniform_rows(run_no: int, charged: Iterable[UniformCharges], now: datetime)
 async def add_uniform_to_hours(connection: Connection, charged: Iterable[UniformCharges]) -> None:
     """Add charges that are new to the hourly rollups."""
     hours: dict[tuple[int, int, int, datetime, int], list[int]] = {}
+    begins = ends = _HOURS_SINCE
     for of_line in charged:
-        of_plan = (of_line.device_no, of_line.meter_no, of_line.subscription.plan_no)
-        begins = ends = _HOURS_SINCE
-        sums: list[int] = []
+        device_no, meter_no, fleet_no = of_line.device_no, of_line.meter_no, of_line.fleet_no
+        plan_no = of_line.subscription.plan_no
+        sums: list[int] | None = None
         for _, _, _, _, start, quantity, uplink, overage, _, amount in of_line.charges:
             if not begins <= start < ends:
-                begins = hour_of(start)
+                begins, sums = hour_of(start), None
                 ends = begins + timedelta(hours=1)
-                sums = hours.setdefault((*of_plan, begins, of_line.fleet_no), [0, 0, 0, 0, 0])
+            if sums is None:
+                key = (device_no, meter_no, plan_no, begins, fleet_no)
+                sums = hours.setdefault(key, [0, 0, 0, 0, 0])
             sums[0] += 1
             sums[1] += quantity
             sums[2] += uplink
