@@ -127,7 +127,7 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
     ]
     result.differences += [
         f"boot {boot_no}: kept as measured and complete up to {kept}, its readings say {stored}"
-        for boot_no, kept, stored in await unequal_watermarks(connection)
+        for boot_no, kept, stored in await unequal_watermarks(connection, fleet_no)
     ]
     result.differences += [
         f"device {device_id}: from {at.isoformat()} on it is kept as {kept}, it was said to be {said}"

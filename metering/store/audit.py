@@ -12,7 +12,7 @@ from metering.store.balances import (
 )
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleet_of_row
-from metering.store.tally import _of_fleet
+from metering.store.tally import of_fleet
 
 
 async def read_from_one_snapshot(connection: Connection) -> None:
@@ -140,13 +140,17 @@ async def unequal_states(
     connection: Connection, fleet_no: int | None = None
 ) -> list[tuple[str, datetime, str | None, str | None]]:
     """Return where a device's dated state is not what was said of it last: device, instant, both."""
+    of_device = of_fleet("device_no", fleet_no)
     query = (
-        "WITH said AS (SELECT DISTINCT ON (device_no, effective_from) device_no, effective_from, state,"  # noqa: S608 - a clause of this module
-        "   recorded_at FROM device_state_entry ORDER BY device_no, effective_from, entry_no DESC)"
-        " SELECT device_id, effective_from, kept.state, said.state FROM device_state_change AS kept"
+        "WITH said AS (SELECT DISTINCT ON (device_no, effective_from) device_no, effective_from, state,"  # noqa: S608 - a clause of the store
+        f"   recorded_at FROM device_state_entry WHERE true{of_device}"
+        "   ORDER BY device_no, effective_from, entry_no DESC),"
+        " kept AS (SELECT device_no, effective_from, state, recorded_at FROM device_state_change"
+        f"   WHERE true{of_device})"
+        " SELECT device_id, effective_from, kept.state, said.state FROM kept"
         " FULL JOIN said USING (device_no, effective_from) JOIN device USING (device_no)"
         " WHERE (kept.state, kept.recorded_at) IS DISTINCT FROM (said.state, said.recorded_at)"
-        f"{_of_fleet('device.device_no', fleet_no)} ORDER BY device_id, effective_from LIMIT 100"
+        " ORDER BY device_id, effective_from LIMIT 100"
     )
     found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
     return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]
@@ -157,9 +161,9 @@ async def missing_states(
 ) -> list[tuple[str, int, int]]:
     """Return where what was said of a device's states has gaps: device, last number, how many."""
     query = (
-        "SELECT device_id, coalesce(max(entry_no), 0), count(entry_no) FROM device"  # noqa: S608 - a clause of this module
+        "SELECT device_id, coalesce(max(entry_no), 0), count(entry_no) FROM device"  # noqa: S608 - a clause of the store
         " LEFT JOIN device_state_entry USING (device_no)"
-        f" WHERE true{_of_fleet('device.device_no', fleet_no)}"
+        f" WHERE true{of_fleet('device.device_no', fleet_no)}"
         " GROUP BY device_no HAVING count(entry_no) <> max(entry_no) ORDER BY device_id LIMIT 100"
     )
     found = await connection.execute(query.encode(), {"fleet_no": fleet_no})

@@ -10,6 +10,7 @@ from typing import Any
 from metering.period import BillCycle
 from metering.store.bill_views import UseRow
 from metering.store.connection import Connection
+from metering.store.tally import of_fleet, of_fleets_boots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,18 +129,23 @@ async def uses_between(connection: Connection, fleet_no: int, runs: Sequence[int
     return uses
 
 
-async def unequal_watermarks(connection: Connection) -> list[tuple[int, str, str]]:
+async def unequal_watermarks(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[int, str, str]]:
     """Return `(boot_no, kept, stored)` of boots whose readings reach elsewhere than is kept; at most 20.
 
     What is kept and what the stored readings say are told as text: the latest measured time of all, and
-    of those before the first gap.
+    of those before the first gap. Of all fleets, or of the devices that one has now.
     """
-    found = await connection.execute(
-        "SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"
+    query = (
+        "SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"  # noqa: S608 - clauses of the store
         " FROM boot LEFT JOIN (SELECT boot_no, max(measured_at) AS reached,"
         "     max(measured_at) FILTER (WHERE seq <= up_to) AS complete"
-        "   FROM reading JOIN boot USING (boot_no) GROUP BY boot_no) AS stored USING (boot_no)"
+        "   FROM reading JOIN boot USING (boot_no)"
+        f"   WHERE true{of_fleets_boots('reading.boot_no', fleet_no)}"
+        "   GROUP BY boot_no) AS stored USING (boot_no)"
         " WHERE (measured_to, complete_to) IS DISTINCT FROM (reached, complete)"
-        " ORDER BY boot_no LIMIT 20"
+        f"{of_fleet('boot.device_no', fleet_no)} ORDER BY boot_no LIMIT 20"
     )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
     return [(row[0], row[1], row[2]) for row in await found.fetchall()]

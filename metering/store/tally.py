@@ -29,8 +29,8 @@ class Tally:
 async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
     """Count readings and their fates: of the whole database, or of the devices that a fleet has now."""
     given = {"fleet_no": fleet_no}
-    of_reading = _of_fleet("reading.device_no", fleet_no)
-    of_parked = _of_fleet("parked.device_no", fleet_no)
+    of_reading = of_fleets_boots("reading.boot_no", fleet_no)
+    of_parked = of_fleet("parked.device_no", fleet_no)
     unaccounted = await _names(
         connection,
         "SELECT boot_no, seq FROM reading WHERE"  # noqa: S608
@@ -55,7 +55,7 @@ async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
         f" JOIN charge USING (boot_no, seq, measured_at) WHERE true{of_reading} LIMIT 20",
         given,
     )
-    of_charge = _of_fleet("charge.device_no", fleet_no)
+    of_charge = of_fleets_boots("charge.boot_no", fleet_no)
     counted = await connection.execute(
         f"SELECT (SELECT count(*) FROM reading WHERE true{of_reading}),"  # noqa: S608 - own text
         " (SELECT count(*) FROM (SELECT FROM reading"
@@ -79,11 +79,24 @@ async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
     )
 
 
-def _of_fleet(column: str, fleet_no: int | None) -> str:
+def of_fleet(column: str, fleet_no: int | None) -> str:
     """Return what narrows a query to devices that a fleet has now; nothing for all fleets."""
     if fleet_no is None:
         return ""
     return f" AND {column} IN (SELECT device_no FROM device WHERE fleet_no = %(fleet_no)s)"  # noqa: S608
+
+
+def of_fleets_boots(column: str, fleet_no: int | None) -> str:
+    """Return what narrows a query to boots of devices that a fleet has now; nothing for all fleets.
+
+    Readings and charges are found by their boot, not by their device.
+    """
+    if fleet_no is None:
+        return ""
+    return (
+        f" AND {column} IN (SELECT boot.boot_no FROM boot JOIN device USING (device_no)"  # noqa: S608
+        " WHERE device.fleet_no = %(fleet_no)s)"
+    )
 
 
 async def _names(
@@ -102,8 +115,8 @@ async def unequal_arrivals(
     or of the devices that one has now.
     """
     query = _UNEQUAL_ARRIVALS.format(
-        of_boot=_of_fleet("boot.device_no", fleet_no),
-        of_reading=_of_fleet("reading.device_no", fleet_no),
+        of_boot=of_fleet("boot.device_no", fleet_no),
+        of_reading=of_fleets_boots("reading.boot_no", fleet_no),
     )
     found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
     return [(row[0], int(row[1]), row[2]) for row in await found.fetchall()]

@@ -50,6 +50,20 @@ def test_a_reading_without_a_fate_is_its_fleets(database_url: str) -> None:
     assert damaged > 0
 
 
+def test_a_damaged_boot_is_its_fleets_and_counts_once(database_url: str) -> None:
+    async def looks() -> list[int]:
+        await _story(database_url)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            await connection.execute(
+                "UPDATE boot SET complete_to = NULL WHERE device_no IN"
+                " (SELECT device_no FROM device WHERE fleet_no = 2)"
+            )
+            watch = Watch(database_url, every_seconds=60, share=0.5)
+            return [await watch.look(connection), await watch.look(connection)]
+
+    assert asyncio.run(looks()) == [0, 1]
+
+
 def test_it_tells_its_drift_and_outlives_the_database(
     database_url: str, broker_url: str, tmp_path: Path
 ) -> None:
