@@ -83,11 +83,6 @@ async def audit_database(connection: Connection) -> AuditResult:
     `connection`'s transaction must read from one snapshot, as for one fleet.
     """
     result = await _fates(connection, None)
-    result.differences += [
-        f"reading boot {boot_no} seq {seq}: its corrections in fleet {fleet_no} are not what it is"
-        " charged now less what it was charged first"
-        for boot_no, seq, fleet_no in await unequal_corrections(connection)
-    ]
     replayed = 0
     for fleet in await all_fleets(connection):
         charges, differences = await _audit_fleet(connection, fleet)
@@ -101,7 +96,7 @@ async def audit_database(connection: Connection) -> AuditResult:
 
 
 async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
-    """Hold each reading to one fate, and arrivals to what is kept."""
+    """Hold each reading to one fate, its charge to its corrections, and arrivals to what is kept."""
     counted = await tally(connection, fleet_no)
     result = AuditResult(
         readings=counted.readings,
@@ -128,6 +123,11 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
     result.differences += [
         f"boot {boot_no}: kept as measured and complete up to {kept}, its readings say {stored}"
         for boot_no, kept, stored in await unequal_watermarks(connection, fleet_no)
+    ]
+    result.differences += [
+        f"reading boot {boot_no} seq {seq}: its corrections in fleet {fleet_no} are not what it is"
+        " charged now less what it was charged first"
+        for boot_no, seq, fleet_no in await unequal_corrections(connection, fleet_no)
     ]
     result.differences += [
         f"device {device_id}: from {at.isoformat()} on it is kept as {kept}, it was said to be {said}"

@@ -22,7 +22,7 @@ from metering.store.charges import (
     store_parked,
 )
 from metering.store.connection import Connection
-from metering.store.history import Place, StoredBucket
+from metering.store.history import DEVICES_EVER, Place, StoredBucket
 from metering.store.kept_sums import HourKey
 
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
@@ -539,39 +539,48 @@ def _columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
 # What the audit looks at
 
 
-async def unequal_corrections(connection: Connection) -> list[tuple[int, int, int]]:
+async def unequal_corrections(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[int, int, int]]:
     """Return `(boot_no, seq, fleet_no)` where a reading's corrections do not explain its charges.
 
     Of each fleet, what a reading was charged first and all differences since make what it is charged,
-    and its charges name the last of them.
+    and its charges name the last of them. Of charges in all fleets, or in one.
     """
+    given = {"fleet_no": fleet_no}
+    of_fleet = "" if fleet_no is None else " AND charge.fleet_no = %(fleet_no)s"
+    of_boot = "" if fleet_no is None else f" AND charge.boot_no IN ({_BOOTS_EVER})"
     sums: dict[tuple[int, int, int], Fraction] = {}
-    found = await connection.execute(
-        "SELECT boot_no, seq, fleet_no, amount, subunits_per_unit FROM charge_correction"
-    )
-    for boot_no, seq, fleet_no, amount, subunits in await found.fetchall():
-        key = (boot_no, seq, fleet_no)
-        sums[key] = sums.get(key, Fraction(0)) + Fraction(int(amount), int(subunits))
-    for query, sign in ((_CHARGED_FIRST, 1), (_CHARGED_NOW, -1)):
-        found = await connection.execute(query)
-        for boot_no, seq, fleet_no, amount, subunits in await found.fetchall():
-            key = (boot_no, seq, fleet_no)
+    for query, sign in (
+        (_CORRECTED + of_fleet, 1),
+        (_CHARGED_FIRST + of_fleet + of_boot, 1),
+        (_CHARGED_NOW + of_fleet, -1),
+    ):
+        found = await connection.execute(query.encode(), given)
+        for boot_no, seq, number, amount, subunits in await found.fetchall():
+            key = (boot_no, seq, number)
             sums[key] = sums.get(key, Fraction(0)) + sign * Fraction(int(amount), int(subunits))
-    found = await connection.execute(_NAMES_ANOTHER)
+    query = _NAMES_ANOTHER.format(of_boot=of_boot) + of_fleet
+    found = await connection.execute(query.encode(), given)
     return sorted({*(key for key, rest in sums.items() if rest), *await found.fetchall()})
 
 
-_NAMES_ANOTHER = (
-    "SELECT charge.boot_no, charge.seq, charge.fleet_no FROM charge JOIN"
-    " (SELECT boot_no, seq, max(correction_no) AS correction_no FROM charge_correction"
-    "   GROUP BY boot_no, seq) AS last USING (boot_no, seq)"
-    " WHERE charge.correction_no IS DISTINCT FROM last.correction_no"
+_BOOTS_EVER = f"SELECT boot_no FROM boot WHERE device_no IN ({DEVICES_EVER})"  # noqa: S608
+_CORRECTED = (
+    "SELECT boot_no, seq, fleet_no, amount, subunits_per_unit FROM charge_correction AS charge"
+    " WHERE true"
 )
 _CHARGED_FIRST = (
-    "SELECT first.boot_no, first.seq, first.fleet_no, first.amount, plan.subunits_per_unit"
-    " FROM superseded_charge AS first JOIN plan USING (plan_no) WHERE first.correction_no IS NULL"
+    "SELECT charge.boot_no, charge.seq, charge.fleet_no, charge.amount, plan.subunits_per_unit"
+    " FROM superseded_charge AS charge JOIN plan USING (plan_no) WHERE charge.correction_no IS NULL"
 )
 _CHARGED_NOW = (
     "SELECT charge.boot_no, charge.seq, charge.fleet_no, charge.amount, plan.subunits_per_unit"
     " FROM charge JOIN plan USING (plan_no) WHERE charge.correction_no IS NOT NULL"
+)
+_NAMES_ANOTHER = (
+    "SELECT charge.boot_no, charge.seq, charge.fleet_no FROM charge JOIN"
+    " (SELECT boot_no, seq, max(correction_no) AS correction_no FROM charge_correction AS charge"
+    "   WHERE true{of_boot} GROUP BY boot_no, seq) AS last USING (boot_no, seq)"
+    " WHERE charge.correction_no IS DISTINCT FROM last.correction_no"
 )

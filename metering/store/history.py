@@ -24,7 +24,7 @@ from metering.store.registry import subscription_of_row
 Place = tuple[int, int]
 """(run_no, run_position): what counts from there on counts before the reading there; -1: before all."""
 
-_DEVICES = (
+DEVICES_EVER = (
     "SELECT device_no FROM subscription WHERE fleet_no = %(fleet_no)s"
     " UNION SELECT device_no FROM device WHERE fleet_no = %(fleet_no)s"
 )
@@ -32,7 +32,7 @@ _DEVICES = (
 
 
 def _narrowed(devices: Sequence[int] | None) -> str:
-    return _DEVICES if devices is None else "SELECT unnest(%(devices)s::bigint[])"
+    return DEVICES_EVER if devices is None else "SELECT unnest(%(devices)s::bigint[])"
 
 
 class EntryKind(StrEnum):

@@ -7,7 +7,7 @@ from metering.rating.account import CountKey, MeterUse, UseKey
 from metering.rating.record import EpochKey
 from metering.store.accounts import CounterEnds, counter_of_row
 from metering.store.connection import Connection
-from metering.store.history import _DEVICES
+from metering.store.history import DEVICES_EVER
 
 
 async def stored_uses(
@@ -67,7 +67,7 @@ async def stored_counters(connection: Connection, fleet_no: int) -> dict[EpochKe
         "SELECT device_no, meter_no, epoch, first_boot_no, first_seq, first_measured_at,"  # noqa: S608
         " first_uplink, first_downlink, first_quantity, first_width, counter.boot_no, seq,"
         " measured_at, uplink, downlink, quantity, width"
-        f" FROM counter WHERE device_no IN ({_DEVICES})",
+        f" FROM counter WHERE device_no IN ({DEVICES_EVER})",
         {"fleet_no": fleet_no},
     )
     return dict(counter_of_row(row) for row in await found.fetchall())

@@ -50,9 +50,10 @@ async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
     )
     charged_and_queued = await _names(
         connection,
-        "SELECT DISTINCT boot_no, reading.seq FROM work_item"  # noqa: S608
-        " JOIN reading USING (shard_no, batch_no)"
-        f" JOIN charge USING (boot_no, seq, measured_at) WHERE true{of_reading} LIMIT 20",
+        "SELECT DISTINCT reading.boot_no, reading.seq FROM reading"  # noqa: S608
+        " JOIN charge USING (boot_no, seq, measured_at)"
+        " WHERE EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
+        f"   AND work_item.batch_no = reading.batch_no){of_reading} LIMIT 20",
         given,
     )
     of_charge = of_fleets_boots("charge.boot_no", fleet_no)

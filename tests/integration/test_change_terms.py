@@ -24,7 +24,7 @@ from metering.ids import DeviceId, PlanNo, TenantId
 from metering.ingest.admission import Message
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
-from metering.insight.audit import audit_database
+from metering.insight.audit import audit_database, audit_fleet
 from metering.rating.plan import DeviceState
 from metering.store.connection import Connection, connect
 from metering.store.registry import Fleet
@@ -556,7 +556,7 @@ def test_an_allowance_that_rolls_over_is_settled_again(database_url: str) -> Non
 
 def test_every_damage_to_a_correction_is_named(database_url: str) -> None:
     async def tell(story: Story) -> None:
-        fleet = await story.fleet("north")
+        fleet, other = await story.fleet("north"), await story.fleet("south")
         small, large = await story.operator.plan(SMALL), await story.operator.plan(LARGE)
         (device,) = await story.devices(fleet, "d1", plan_no=small)
         await story.publish("d1", data(1, 12, day(5)), data(2, 30, day(10)))
@@ -580,8 +580,14 @@ def test_every_damage_to_a_correction_is_named(database_url: str) -> None:
             async with story.connection.transaction(force_rollback=True):
                 await story.connection.execute(unlocked.encode())
                 await story.connection.execute(damage.encode())
-                result = await audit_database(story.connection)
-            assert any(named in each for each in result.differences), (damage, result.differences)
+                results = [
+                    await audit_database(story.connection),
+                    await audit_fleet(story.connection, fleet),
+                ]
+                other_fleet = await audit_fleet(story.connection, other)
+            for result in results:
+                assert any(named in each for each in result.differences), (damage, result)
+            assert other_fleet.differences == []
         await story.cost()
 
     told(database_url, tell)

@@ -32,11 +32,13 @@ from metering.sequence import SequenceSet
 from metering.settings import Settings
 from metering.store import (
     accounts,
+    audit,
     balances,
     bill_views,
     bucket_views,
     charges,
     closing,
+    closing_audit,
     commands,
     control_views,
     corrections,
@@ -48,6 +50,7 @@ from metering.store import (
     outbox,
     readings,
     registry,
+    tally,
     unwinding,
     usage_views,
     webhooks,
@@ -530,6 +533,12 @@ HOT: dict[str, Use] = {
         c, TENANT, fleet_no=None, device_no=200, kind=None, before=None, limit=50
     ),
     "deliveries": lambda c: control_views.list_deliveries(c, 3, state=None, before=None, limit=50),
+    "audit of a fleet: fates": lambda c: tally.tally(c, FLEET),
+    "audit of a fleet: arrivals": lambda c: tally.unequal_arrivals(c, FLEET),
+    "audit of a fleet: watermarks": lambda c: closing_audit.unequal_watermarks(c, FLEET),
+    "audit of a fleet: corrections": lambda c: corrections.unequal_corrections(c, FLEET),
+    "audit of a fleet: states": lambda c: audit.unequal_states(c, FLEET),
+    "audit of a fleet: entries of states": lambda c: audit.missing_states(c, FLEET),
     "anomalies of a device": lambda c: fault_views.list_anomalies(
         c, TENANT, device_no=200, before=None, limit=50
     ),
