@@ -32,7 +32,7 @@ from metering.store.audit import (
 from metering.store.charges import ChargeColumns, charge_columns
 from metering.store.closing_audit import unequal_watermarks
 from metering.store.connection import Connection
-from metering.store.corrections import unequal_corrections
+from metering.store.corrections import last_corrected, unequal_corrections
 from metering.store.cycles import fleet_members
 from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry, run_steps
 from metering.store.kept_sums import stored_counters, stored_counts, stored_hours, stored_uses
@@ -147,10 +147,16 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     replay = await load_replay(connection, fleet)
     differences = replay.differences
     charges = 0
+    corrected = await last_corrected(connection, fleet.fleet_no)
     async for step in run_steps(connection, fleet.fleet_no):
         here = [each for each in step.charges if each[1] == fleet.fleet_no]
         charges += len(here)
-        difference = _step_difference(step, here, replay.step(step))
+        outcome = replay.step(step)
+        difference = _step_difference(step, here, outcome)
+        if difference is None and outcome is not None and step.parked is not None:
+            at_home = replay.homes.get(outcome.device_no) == fleet.fleet_no
+            if at_home and corrected.get(outcome.device_no, 0) <= step.run_no:
+                difference = _parking_difference(step.parked[0], outcome)
         if difference:
             differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
     replay.finish()
@@ -203,6 +209,15 @@ def _step_difference(
     meter_no = step.stored.reading.meter.meter_no
     again = [charge_columns(each, meter_no) for each in outcome.charges]
     return None if here == again else f"is charged as {here}, replay says {again}"
+
+
+def _parking_difference(reason: str, outcome: Outcome) -> str | None:
+    """Say how the terms, which are as they were when a reading was parked, say something else."""
+    if outcome.stays_parked:
+        return f"is parked as {reason}, replay says that it is charged"
+    if outcome.charges != reason:
+        return f"is parked as {reason}, replay says {outcome.charges}"
+    return None
 
 
 async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Replay) -> None:

@@ -29,11 +29,15 @@ from metering.usage import ReadingKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a reading comes to: its usage, and its charges in this fleet or why it has none."""
+    """What a reading comes to: its usage, and its charges in this fleet or why it has none.
+
+    `stays_parked`: by the terms as they are known now it could be charged, but the history parked it.
+    """
 
     device_no: int
     usage: Usage
     charges: list[Charge] | ParkReason
+    stays_parked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,9 @@ class Replay:
             return Outcome(device_no=stored.device_no, usage=usage, charges=records)
         if step.parked is not None and not self._is_anew((step.run_no, step.run_position)):
             reason = ParkReason(step.parked[0])
-            return Outcome(device_no=stored.device_no, usage=usage, charges=reason)
+            return Outcome(
+                device_no=stored.device_no, usage=usage, charges=reason, stays_parked=True
+            )
         records = [each for each in records if each.subscription.fleet_no == fleet_no]
         self.lots.fill(
             self.accounts,

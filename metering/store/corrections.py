@@ -539,6 +539,16 @@ def _columns(rows: Iterable[Sequence[Any]], count: int) -> list[list[Any]]:
 # What the audit looks at
 
 
+async def last_corrected(connection: Connection, fleet_no: int) -> dict[int, int]:
+    """Return the run of the last change of terms of each device that a fleet has now, if there is one."""
+    found = await connection.execute(
+        "SELECT device_no, max(run_no) FROM correction_device JOIN correction USING (correction_no)"
+        " JOIN device USING (device_no) WHERE device.fleet_no = %s GROUP BY device_no",
+        [fleet_no],
+    )
+    return dict(await found.fetchall())
+
+
 async def unequal_corrections(
     connection: Connection, fleet_no: int | None = None
 ) -> list[tuple[int, int, int]]:

@@ -274,6 +274,45 @@ def test_parked_usage_is_charged_by_one_call_and_holds_nobody_up(database_url: s
     told(database_url, tell)
 
 
+def test_a_reading_that_is_parked_for_no_reason_is_named(database_url: str) -> None:
+    async def tell(story: Story) -> None:
+        fleet, other = await story.fleet("north"), await story.fleet("south")
+        small = await story.operator.plan(SMALL)
+        await story.devices(fleet, "d1", plan_no=small)
+        (device,) = await story.devices(fleet, "d2", plan_no=None)
+        await story.publish("d1", data(1, 4, day(5)))
+        await story.publish("d2", data(1, 4, day(5)))
+        await story.cost()
+        subscribed = (
+            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+            f" VALUES ({device}, {fleet.fleet_no}, {small}, tstzrange('2026-04-01', NULL))"
+        )
+        corrected = (
+            "INSERT INTO correction (tenant_no, cause, detail, effective_from, place_run_no,"
+            " place_position, run_no, recorded_at) VALUES"
+            f" ({story.operator.tenant}, 'subscription', '{{}}', '2026-04-01', 1000, -1, 1000, now());"
+            f"INSERT INTO correction_device SELECT max(correction_no), {device} FROM correction"
+        )
+        reason = "UPDATE parked SET reason = 'no_price'"
+        for damage, named in (
+            (reason, "is parked as no_price, replay says no_subscription"),
+            (subscribed, "is parked as no_subscription, replay says that it is charged"),
+            # What changed since the reading was parked may leave its reason as it was.
+            (f"{reason};{corrected}", None),
+            (f"{subscribed};{corrected}", None),
+        ):
+            async with story.connection.transaction(force_rollback=True):
+                await story.connection.execute(damage.encode())
+                of_fleet = await audit_fleet(story.connection, fleet)
+                of_other = await audit_fleet(story.connection, other)
+            about_parking = [each for each in of_fleet.differences if "is parked as" in each]
+            assert len(about_parking) == (1 if named else 0), (damage, of_fleet)
+            assert named is None or named in about_parking[0]
+            assert of_other.differences == []
+
+    told(database_url, tell)
+
+
 def test_a_subscription_that_was_entered_otherwise_lets_parked_usage_be_charged(
     database_url: str,
 ) -> None:
