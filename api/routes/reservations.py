@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from api import reservations_schemas as schemas
 from api.auth import AsCaller, AsWriter
-from api.errors import ProblemError
+from api.errors import FieldProblem, ProblemError
 from api.parameters import ALREADY_DONE, Cursor, DeviceId, FleetId, Limit, cursor_of, read_cursor
 from api.state import state_of
 from metering.charging.reserve import QuotaRequest, Refused, release, reserve, rule_of, settle
@@ -36,6 +36,9 @@ RequestKey = Annotated[
         examples=["boot7-12"],
     ),
 ]
+
+_FIELDS = {"request": "Idempotency-Key", "used": "used"}
+"""Where the API takes what contradicts a request that was made before."""
 
 
 @router.post(
@@ -85,7 +88,10 @@ async def post_reservation(
 async def post_settlement(
     caller: AsWriter, device_id: DeviceId, request_id: RequestId, given: schemas.Settlement
 ) -> schemas.Reservation:
-    """End a grant with what was used of it. One that has ended is shown as it ended."""
+    """End a grant with what was used of it. One that has ended is shown as it ended.
+
+    One that was settled with another quantity stays as it is, and the answer is 409.
+    """
     device = await device_view(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
     )
@@ -185,7 +191,10 @@ def _shown(device_id: str, outcome: store.Reservation | Refused) -> schemas.Rese
     if isinstance(outcome, Refused):
         unknown = outcome.reason is QuotaRefusal.UNKNOWN_REQUEST
         status = HTTPStatus.NOT_FOUND if unknown else HTTPStatus.CONFLICT
-        raise ProblemError(status, f"{outcome.reason.value}: {outcome.detail}")
+        problem, _, fix = outcome.detail.partition("; ")
+        field = _FIELDS.get(outcome.field)
+        errors = [FieldProblem(field=field, problem=problem, fix=fix)] if field else []
+        raise ProblemError(status, f"{outcome.reason.value}: {outcome.detail}", errors=errors)
     meter = METERS_BY_NO[outcome.meter_no]
     return schemas.Reservation.model_validate(
         {

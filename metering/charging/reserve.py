@@ -57,10 +57,14 @@ _RATE_SECONDS_MIN = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Why a request for quota was not met; nothing was changed."""
+    """Why a request for quota was not met; nothing was changed.
+
+    `field` is what of the request contradicts what was done before, "" where that is not the reason.
+    """
 
     reason: QuotaRefusal
     detail: str
+    field: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +142,7 @@ def _same(known: Reservation, request: QuotaRequest) -> Reservation | Refused:
         return Refused(
             reason=QuotaRefusal.REQUEST_CONFLICT,
             detail=f"request {request.request_id!r} asked for something else before; take a new id",
+            field="request",
         )
     return known
 
@@ -262,7 +267,7 @@ async def settle(
     """End a grant with what the device used of it; what is still held of it is everybody's again.
 
     What was used is charged when its readings come, whether that was before or is after this. A grant
-    that has ended is returned as it ended.
+    that has ended is returned as it ended, unless it was settled with another quantity.
     """
     return await _end(connection, device_no, request_id, used=used, now=now)
 
@@ -283,6 +288,13 @@ async def _end(
             return Refused(
                 reason=QuotaRefusal.UNKNOWN_REQUEST,
                 detail=f"the device was granted nothing as {request_id!r}; use a request's own id",
+            )
+        if known.state == core.ReservationState.SETTLED and used not in {None, known.used}:
+            return Refused(
+                reason=QuotaRefusal.REQUEST_CONFLICT,
+                detail=f"{request_id!r} was settled with {known.used} used, which stays so;"
+                f" send {known.used} again",
+                field="used",
             )
         if known.state != core.ReservationState.ACTIVE:
             return known

@@ -109,6 +109,35 @@ def test_another_request_under_the_same_key_is_a_conflict(api: "ApiUnderTest") -
     asked(api.acme, "r-1", {"meter": "sms"})
     refused = asked(api.acme, "r-1", {"meter": "data"}, status=409)
     assert "request_conflict" in refused["detail"]
+    assert refused["errors"] == [
+        {
+            "field": "Idempotency-Key",
+            "problem": "request 'r-1' asked for something else before",
+            "fix": "take a new id",
+        }
+    ]
+
+
+def test_a_settlement_with_another_quantity_is_a_conflict(api: "ApiUnderTest") -> None:
+    asked(api.acme, "r-1", {"meter": "sms"})
+    settled = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 3})
+    assert settled.status_code == 200
+    again = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 3})
+    assert (again.status_code, again.json()) == (200, settled.json())
+    refused = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 4})
+    assert refused.status_code == 409
+    assert refused.json()["errors"] == [
+        {
+            "field": "used",
+            "problem": "'r-1' was settled with 3 used, which stays so",
+            "fix": "send 3 again",
+        }
+    ]
+    assert api.acme.get(f"{GRANTS}/r-1").json() == settled.json()
+    asked(api.acme, "r-2", {"meter": "sms"})
+    released = api.acme.post(f"{GRANTS}/r-2/release")
+    late = api.acme.post(f"{GRANTS}/r-2/settle", json={"used": 4})
+    assert (late.status_code, late.json()) == (200, released.json())
 
 
 def test_nobody_elses_grants_are_seen_or_ended(api: "ApiUnderTest") -> None:

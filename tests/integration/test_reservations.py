@@ -111,7 +111,7 @@ def test_the_same_request_again_is_granted_nothing_more(database_url: str) -> No
         first = await field.ask("a", "r1", 100)
         assert await field.ask("a", "r1", 100, now=seconds(5)) == first
         ended = await field.settle("a", "r1", 10, now=seconds(10))
-        assert await field.settle("a", "r1", 99, now=seconds(20)) == ended
+        assert await field.settle("a", "r1", 10, now=seconds(20)) == ended
         assert await field.release("a", "r1", now=seconds(30)) == ended
         assert await field.ask("a", "r1", 100, now=seconds(40)) == ended
         assert await field.pool() == (2000, 0, 0)
@@ -128,8 +128,14 @@ def test_the_same_request_again_is_granted_nothing_more(database_url: str) -> No
             refused = await reserve(field.connection, device_no, asked, RULE, now=NOW)
             assert isinstance(refused, Refused)
             assert refused.reason == reason
-        unknown = await settle(field.connection, numbers[1], "r1", used=1, now=NOW)
-        assert isinstance(unknown, Refused)
+        for device_no, request_id, used, reason in (
+            (numbers[0], "r1", 99, "request_conflict"),
+            (numbers[1], "r1", 1, "unknown_request"),
+        ):
+            refused = await settle(field.connection, device_no, request_id, used=used, now=NOW)
+            assert isinstance(refused, Refused)
+            assert refused.reason == reason
+        assert await field.release("a", "r1", now=seconds(50)) == ended
 
     told(database_url, story)
 
