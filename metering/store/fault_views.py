@@ -109,6 +109,7 @@ async def list_parked(
 ) -> list[ParkedView]:
     """Return at most `limit` parked usages, the last parked first.
 
+    Each stands in the fleet in which its device is now.
     `before` is the `(parked_at, boot_no, seq)` that the page before ended at.
     """
     return await fetch_all(
@@ -117,13 +118,13 @@ async def list_parked(
         "SELECT parked.boot_no, parked.seq, boot.boot_id, device.device_id, fleet.fleet_id,"
         " reading.meter_no, parked.reason, parked.quantity, parked.uplink, parked.usage_from,"
         " parked.usage_to, parked.measured_at, parked.parked_at"
-        " FROM parked JOIN fleet ON fleet.fleet_no = parked.fleet_no"
-        " JOIN device ON device.device_no = parked.device_no"
+        " FROM parked JOIN device ON device.device_no = parked.device_no"
+        " JOIN fleet ON fleet.fleet_no = device.fleet_no"
         " JOIN boot ON boot.boot_no = parked.boot_no"
         " LEFT JOIN reading ON reading.boot_no = parked.boot_no AND reading.seq = parked.seq"
         "   AND reading.measured_at = parked.measured_at"
         " WHERE fleet.tenant_no = %(tenant_no)s AND device.tenant_no = %(tenant_no)s"
-        " AND (%(fleet_no)s::integer IS NULL OR parked.fleet_no = %(fleet_no)s)"
+        " AND (%(fleet_no)s::integer IS NULL OR device.fleet_no = %(fleet_no)s)"
         " AND (%(device_no)s::bigint IS NULL OR parked.device_no = %(device_no)s)"
         " AND (%(time)s::timestamptz IS NULL"
         "   OR (parked.parked_at, parked.boot_no, parked.seq) < (%(time)s, %(boot_no)s, %(seq)s))"

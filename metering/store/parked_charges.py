@@ -16,7 +16,10 @@ Reached = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedUsage:
-    """Whose parked usage is meant: some devices', a fleet's, or all of a tenant; each may be None."""
+    """Whose parked usage is meant: some devices', a fleet's, or all of a tenant; each may be None.
+
+    A fleet's is that of the devices that are in it now, wherever they were when it was parked.
+    """
 
     tenant_no: TenantNo
     fleet_no: int | None = None
@@ -146,11 +149,11 @@ async def chargeable_devices(
 
 
 _CHARGEABLE = (
-    "SELECT DISTINCT parked.fleet_no, parked.device_no FROM parked JOIN fleet USING (fleet_no)"
-    " WHERE fleet.tenant_no = %(tenant)s"
-    " AND (%(fleet)s::int IS NULL OR parked.fleet_no = %(fleet)s)"
+    "SELECT DISTINCT device.fleet_no, parked.device_no FROM parked JOIN device USING (device_no)"
+    " WHERE device.tenant_no = %(tenant)s"
+    " AND (%(fleet)s::int IS NULL OR device.fleet_no = %(fleet)s)"
     " AND (%(devices)s::bigint[] IS NULL OR parked.device_no = ANY(%(devices)s))"
-    " AND (parked.fleet_no, parked.device_no) > (%(after_fleet)s, %(after_device)s)"
+    " AND (device.fleet_no, parked.device_no) > (%(after_fleet)s, %(after_device)s)"
     " AND EXISTS (SELECT FROM subscription JOIN plan USING (plan_no)"
     "   WHERE subscription.device_no = parked.device_no"
     "   AND subscription.valid && tstzrange(parked.usage_from, parked.usage_to, '[]')"
@@ -158,16 +161,16 @@ _CHARGEABLE = (
     "     ->> (SELECT reading.meter_no::text FROM reading WHERE reading.boot_no = parked.boot_no"
     "       AND reading.seq = parked.seq AND reading.measured_at = parked.measured_at))"
     "     IS NOT NULL))"
-    " ORDER BY parked.fleet_no, parked.device_no LIMIT %(limit)s"
+    " ORDER BY device.fleet_no, parked.device_no LIMIT %(limit)s"
 )
 
 
 async def parked_by_reason(connection: Connection, usage: ParkedUsage) -> dict[str, int]:
     """Return how many readings are parked, by reason."""
     found = await connection.execute(
-        "SELECT parked.reason, count(*) FROM parked JOIN fleet USING (fleet_no)"
-        " WHERE fleet.tenant_no = %(tenant)s"
-        " AND (%(fleet)s::int IS NULL OR parked.fleet_no = %(fleet)s)"
+        "SELECT parked.reason, count(*) FROM parked JOIN device USING (device_no)"
+        " WHERE device.tenant_no = %(tenant)s"
+        " AND (%(fleet)s::int IS NULL OR device.fleet_no = %(fleet)s)"
         " AND (%(devices)s::bigint[] IS NULL OR parked.device_no = ANY(%(devices)s))"
         " GROUP BY parked.reason ORDER BY parked.reason",
         {

@@ -252,6 +252,30 @@ def test_what_is_parked_is_charged_once_by_a_key_that_is_repeated(
     assert terms.audit() == []
 
 
+def test_what_a_device_parked_before_it_moved_is_its_new_fleets(terms: Terms) -> None:
+    moved = terms.post(
+        "/fleet-moves", "k1", device_ids=["d2"], fleet_id="south", plan_id="small",
+        at="2026-04-08T00:00:00Z",
+    )  # fmt: skip
+    assert moved.status_code == 201, moved.text
+    assert terms.get("/parked?fleet=north")["items"] == []
+    (parked,) = terms.get("/parked?fleet=south")["items"]
+    assert (parked["device_id"], parked["fleet_id"]) == ("d2", "south")
+    with psycopg.connect(terms.database_url) as connection:
+        connection.execute(
+            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+            " SELECT device_no, fleet.fleet_no, plan_no, tstzrange('2026-04-01', '2026-04-08')"
+            " FROM device, plan, fleet"
+            " WHERE device_id = 'd2' AND plan_id = 'small' AND fleet.fleet_id = 'north'"
+        )
+    left = terms.post("/parked/charge", "k2", fleet_id="north").json()
+    assert (left["charged"], left["remaining"], left["reasons"]) == (0, 0, [])
+    entered = terms.post("/parked/charge", "k3", fleet_id="south").json()
+    assert (entered["charged"], entered["remaining"]) == (1, 0)
+    assert terms.get("/parked")["items"] == []
+    assert terms.audit() == []
+
+
 def _park(terms: Terms, devices: Sequence[str]) -> None:
     """Have devices without a subscription use something."""
 
