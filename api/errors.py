@@ -1,6 +1,7 @@
 """Every failure leaves as a problem document (RFC 9457), never as a stack trace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -37,6 +38,15 @@ _FIXES = {
 }
 
 
+_LISTED = {
+    "device": "/v1/devices",
+    "fleet": "/v1/fleets",
+    "plan": "/v1/plans",
+    "bucket": "a device's or a fleet's balance",
+}
+"""Where what a request may name is listed."""
+
+
 class FieldProblem(BaseModel):
     """One input that cannot be taken: which, what is wrong with it, and what would be right."""
 
@@ -54,7 +64,9 @@ class ProblemDocument(BaseModel):
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=["no device 'meter-7'"])
-    errors: list[FieldProblem] | None = Field(None, description="for bad input: each field")
+    errors: list[FieldProblem] | None = Field(
+        None, description="for bad input, and what a body names that is not there: each field"
+    )
 
 
 class ProblemError(FleetmeterError):
@@ -79,6 +91,18 @@ def bad_input(field: str, problem: str, fix: str) -> ProblemError:
     """Return the failure of one bad input."""
     errors = [FieldProblem(field=field, problem=problem, fix=fix)]
     return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors)
+
+
+@contextmanager
+def given_as(field: str) -> Iterator[None]:
+    """Let the failure of what is not found name the field of the request's body that asked for it."""
+    try:
+        yield
+    except NotFound as error:
+        problem = str(error)
+        fix = f"use one of {_LISTED[error.kind]}"
+        errors = [FieldProblem(field=field, problem=problem, fix=fix)]
+        raise ProblemError(HTTPStatus.NOT_FOUND, _detail(errors), errors=errors) from error
 
 
 def unavailable(reason: str) -> ProblemError:

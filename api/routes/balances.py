@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 
 from api import balances_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
+from api.errors import given_as
 from api.parameters import (
     ALREADY_DONE,
     BucketNo,
@@ -19,7 +20,7 @@ from api.parameters import (
     read_cursor,
 )
 from metering.charging.balances import Outcome, TopUp, adjust, top_up, transfer
-from metering.store.balances import device_of_id, fleet_of_id
+from metering.store.balances import bucket_states, device_of_id, fleet_of_id
 from metering.store.bucket_views import (
     BucketView,
     PostingKey,
@@ -70,16 +71,18 @@ async def transfer_balance(
     response: Response,
 ) -> schemas.Operation:
     """Move units to another bucket of the same fleet and meter, never more than is left."""
-    outcome = await transfer(
-        caller.connection,
-        tenant_no=caller.tenant_no,
-        from_bucket_no=bucket_no,
-        to_bucket_no=order.to_bucket_no,
-        quantity=order.quantity,
-        reason=order.reason,
-        key=key,
-        now=caller.now,
-    )
+    await bucket_states(caller.connection, caller.tenant_no, [bucket_no])
+    with given_as("to_bucket_no"):
+        outcome = await transfer(
+            caller.connection,
+            tenant_no=caller.tenant_no,
+            from_bucket_no=bucket_no,
+            to_bucket_no=order.to_bucket_no,
+            quantity=order.quantity,
+            reason=order.reason,
+            key=key,
+            now=caller.now,
+        )
     return _operation(outcome, response)
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Response
 
 from api import terms_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
-from api.errors import bad_input
+from api.errors import bad_input, given_as
 from api.parameters import (
     ALREADY_DONE,
     Cursor,
@@ -137,7 +137,7 @@ async def post_fleet_move(
         await move_devices(
             caller.connection,
             device_nos=await _numbers(caller, order.device_ids),
-            fleet=await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id),
+            fleet=await _fleet(caller, order.fleet_id),
             plan_no=await _plan_no(caller, order.plan_id, order.version),
             **_when(caller, order, key),
         ),
@@ -154,7 +154,7 @@ async def post_sim_swap(
     response: Response,
 ) -> schemas.TermsChanged:
     """Put another SIM into a device, out of any other that had it."""
-    (number,) = await _numbers(caller, [device_id])
+    (number,) = await device_nos_of_ids(caller.connection, caller.tenant_no, [device_id])
     return _changed(
         await swap_sim(
             caller.connection,
@@ -181,7 +181,7 @@ async def post_parked_charge(
     if order.device_ids is not None:
         numbers = await _numbers(caller, order.device_ids)
     if order.fleet_id is not None:
-        fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+        fleet = await _fleet(caller, order.fleet_id)
     await caller.connection.commit()  # each step is a transaction of its own
     charged = await charge_all_parked(
         caller.connection,
@@ -302,11 +302,20 @@ async def get_differences(
 
 
 async def _numbers(caller: Caller, device_ids: Sequence[str]) -> list[int]:
-    return await device_nos_of_ids(caller.connection, caller.tenant_no, device_ids)
+    with given_as("device_ids"):
+        return await device_nos_of_ids(caller.connection, caller.tenant_no, device_ids)
 
 
 async def _plan_no(caller: Caller, plan_id: str, version: int | None) -> int:
-    return await plan_no_of(caller.connection, caller.tenant_no, plan_id=plan_id, version=version)
+    with given_as("plan_id"):
+        return await plan_no_of(
+            caller.connection, caller.tenant_no, plan_id=plan_id, version=version
+        )
+
+
+async def _fleet(caller: Caller, fleet_id: str) -> Fleet:
+    with given_as("fleet_id"):
+        return await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
 
 
 async def _one_fleet(caller: Caller, device_nos: Sequence[int]) -> Fleet:

@@ -258,7 +258,9 @@ def test_another_tenants_balances_are_not_there(api: "ApiUnderTest") -> None:
         (f"/v1/buckets/{foreign}/transfers", move),
         (f"/v1/buckets/{own}/adjustments", {"quantity": 1, "reason": "x"}),
     ):
-        problem(post(api.rival, address, order, key="new"), 404)
+        told = problem(post(api.rival, address, order, key="new"), 404)
+        named = [each["field"] for each in told.get("errors", [])]
+        assert named == (["to_bucket_no"] if f"/{foreign}/" in address else [])
     problem(api.rival.get(f"/v1/buckets/{own}"), 404)
     problem(api.rival.get(f"/v1/buckets/{own}/entries"), 404)
 

@@ -440,6 +440,46 @@ def test_what_cannot_be_taken_is_named(
     assert [each["field"] for each in refused.json()["errors"]] == [field]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "errors"),
+    [
+        (
+            "/subscription-ends",
+            {"device_ids": ["d1", "nope"]},
+            ("device_ids", "no device 'nope'", "use one of /v1/devices"),
+        ),
+        (
+            "/plan-changes",
+            {"device_ids": ["d1"], "plan_id": "small", "version": 9},
+            ("plan_id", "no plan 'small version 9'", "use one of /v1/plans"),
+        ),
+        (
+            "/fleet-moves",
+            {"device_ids": ["d1"], "fleet_id": "nope", "plan_id": "small"},
+            ("fleet_id", "no fleet 'nope'", "use one of /v1/fleets"),
+        ),
+        (
+            "/parked/charge",
+            {"fleet_id": "nope"},
+            ("fleet_id", "no fleet 'nope'", "use one of /v1/fleets"),
+        ),
+        (
+            "/parked/charge",
+            {"device_ids": ["nope"]},
+            ("device_ids", "no device 'nope'", "use one of /v1/devices"),
+        ),
+    ],
+)
+def test_what_a_body_names_that_is_not_there_is_named(
+    terms: Terms, path: str, body: dict[str, Any], errors: tuple[str, str, str]
+) -> None:
+    refused = terms.post(path, "k1", **body)
+    assert refused.status_code == 404, refused.text
+    assert refused.json()["errors"] == [dict(zip(("field", "problem", "fix"), errors, strict=True))]
+    in_path = terms.post("/devices/nope/sim", "k1", iccid=ICCID)
+    assert (in_path.status_code, in_path.json().get("errors")) == (404, None)
+
+
 def test_a_stranger_finds_nothing(terms: Terms) -> None:
     made = terms.post("/subscription-ends", "k1", device_ids=["d1"]).json()["correction_no"]
     assert terms.rival.get("/v1/corrections").json()["items"] == []

@@ -284,11 +284,11 @@ def test_a_reading_that_is_parked_for_no_reason_is_named(database_url: str) -> N
         await story.publish("d2", data(1, 4, day(5)))
         await story.cost()
         subscribed = (
-            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"
+            "INSERT INTO subscription (device_no, fleet_no, plan_no, valid)"  # noqa: S608 - own numbers
             f" VALUES ({device}, {fleet.fleet_no}, {small}, tstzrange('2026-04-01', NULL))"
         )
         corrected = (
-            "INSERT INTO correction (tenant_no, cause, detail, effective_from, place_run_no,"
+            "INSERT INTO correction (tenant_no, cause, detail, effective_from, place_run_no,"  # noqa: S608 - own numbers
             " place_position, run_no, recorded_at) VALUES"
             f" ({story.operator.tenant}, 'subscription', '{{}}', '2026-04-01', 1000, -1, 1000, now());"
             f"INSERT INTO correction_device SELECT max(correction_no), {device} FROM correction"
