@@ -14,6 +14,7 @@ from datetime import UTC
 from pathlib import Path
 from time import monotonic, sleep
 
+import httpx
 import psutil
 
 from metering import clock, stack
@@ -185,7 +186,7 @@ class _Demo:
             self._processes.check()
             if elapsed - shown >= _SHOW_EVERY_SECONDS:
                 shown = elapsed
-                for line in watch.lines(elapsed):
+                for line in self._lines(watch):
                     print(line, flush=True)
             sleep(0.1)
 
@@ -198,10 +199,12 @@ class _Demo:
             for device in self._devices
             if self._processes.finish(device, seconds=_DRAIN_SECONDS + 15)
         ]
-        for line in watch.lines(monotonic() - self._began):
+        for line in self._lines(watch):
             print(line)
+        ended = self._processes.ended()
         _say("auditing: ledger, readings, charges, balances")
-        audit = ["audit", "--settle", str(_DRAIN_SECONDS)]
+        # Where a process is gone, what it left undone stays so: waiting is of no use.
+        audit = ["audit", "--settle", str(0 if ended else _DRAIN_SECONDS)]
         for ledger in self._ledgers:
             audit += ["--ledger", str(ledger)] if ledger.exists() else []
         audited = subprocess.run(
@@ -213,11 +216,20 @@ class _Demo:
             check=False,
         )
         self._processes.end()
+        for told in ended:
+            print(told)
         for name in unacknowledged:
             print(f"{name} has readings left that were not acknowledged; see its log")
         print(audited.stderr, end="", file=sys.stderr)
         print(audited.stdout, end="", flush=True)
-        return 1 if audited.returncode or unacknowledged else 0
+        return 1 if audited.returncode or unacknowledged or ended else 0
+
+    def _lines(self, watch: Watch) -> list[str]:
+        """Return how things stand, or that this cannot be told."""
+        try:
+            return watch.lines(monotonic() - self._began)
+        except httpx.HTTPError as error:
+            return [f"how things stand is not known ({error}); see {_short(self._folder / 'logs')}"]
 
     def _say_where(self, key_file: Path) -> None:
         print(f"\n  API docs   {self._api_url}/docs")

@@ -55,9 +55,16 @@ class Processes:
 
     def check(self) -> None:
         """Raise `ProcessEnded` if one that should be running is not."""
-        for started in self._started:
-            if started.process.poll() is not None:
-                raise ProcessEnded(f"{started.name} ended by itself; see {started.log}")
+        for told in self.ended():
+            raise ProcessEnded(told)
+
+    def ended(self) -> list[str]:
+        """Return a sentence for each that should be running and is not."""
+        return [
+            f"{started.name} ended by itself; see {started.log}"
+            for started in self._started
+            if started.process.poll() is not None
+        ]
 
     def finish(self, started: Started, *, seconds: float) -> int:
         """Ask one process to end, wait for it, and return its exit code; kill it after `seconds`."""

@@ -133,3 +133,22 @@ with psycopg.connect(sys.argv[1]) as connection:
         " WHERE (boot_no, seq) = (SELECT boot_no, seq FROM charge LIMIT 1)"
     )
 """
+
+
+def test_a_process_that_died_as_it_ends_is_named(demo_environment: dict[str, str]) -> None:
+    lines: list[str] = []
+    with demo(demo_environment) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("00:05"):
+                run.send_signal(signal.SIGINT)
+            if "stopping the devices" in line:
+                (worker,) = [each for each in descendants(run.pid) if "charge" in each.cmdline()]
+                worker.kill()
+    output = "".join(lines)
+    assert run.returncode == 1, output
+    assert "Traceback" not in output
+    assert "how things stand is not known" in output
+    assert "charge ended by itself; see" in output
+    assert "audit: " in output
