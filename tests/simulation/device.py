@@ -103,11 +103,18 @@ class SimulatedDevice:
 
     def use(self, chance: random.Random, now: datetime, *, back: timedelta) -> Key:
         """Use all that is left of a grant, or else more than plans allow, `back` ago; keep its reading."""
-        if self.counts or (self.quota.asks and not self.quota.left("data", now)):
-            return self.measure(chance, now, reset=False, back=back)
         self.seq += 1
-        if self.quota.asks:
+        meter = chance.choice([DATA, DATA, SMS, VOICE, MESSAGES])
+        if self.counts and meter in {DATA, SMS}:
+            meter = VOICE
+        if self.quota.asks and self.quota.left("data", now):
             reading = self._granted(chance, now, wholly=True)
+        elif self.quota.asks or meter is not DATA:
+            meter = MESSAGES if self.quota.asks else meter
+            reading = Reading(
+                seq=self.seq, at=now + self.skew - back, meter=meter, kind=ReadingKind.DELTA,
+                quantity=chance.choice([5, 700]),
+            )  # fmt: skip
         else:
             reading = Reading(
                 seq=self.seq, at=now + self.skew - back, meter=DATA, kind=ReadingKind.DELTA,

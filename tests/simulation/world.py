@@ -747,6 +747,8 @@ async def _press(world: World) -> None:
     use more than is left. Then the operator raises or ends limits that were crossed, and more is used.
     """
     chance = world.chance
+    devices = chance.sample(world.devices, min(4, len(world.devices)))
+    await _plainly(world, [make_threshold, make_threshold])
     if world.features.asking:
         for _ in range(2):
             for _ in range(ASKING_PRESSED):
@@ -754,12 +756,13 @@ async def _press(world: World) -> None:
             for device in _asking(world):
                 _use(world, device)
         await _note_bounds(world, world.admin)
-    for device in chance.sample(world.devices, min(4, len(world.devices))):
+    for device in devices * 2:
         _use(world, device)
     await _drain(world)
     changes: list[Plan] = [alter_threshold, alter_threshold, end_threshold]
-    await _plainly(world, [*chance.sample(changes, 2), top_up, transfer, transfer])
-    _use(world, chance.choice(world.devices))
+    await _plainly(world, [*changes, top_up, *changes, transfer, transfer])
+    for device in devices[:2]:
+        _use(world, device)
     await _drain(world)
 
 
@@ -770,14 +773,17 @@ def _use(world: World, device: SimulatedDevice, back: timedelta = timedelta()) -
 
 
 async def _close(world: World) -> None:
-    """Let cycles close twice; each time usage of the first of them comes later."""
+    """Let cycles close twice; each time usage of the first of them comes later, of the same devices."""
+    plain = [each for each in world.devices if not (each.counts or each.quota.asks)]
+    late = plain or world.devices
+    late = world.chance.sample(late, min(2, len(late)))
     back = timedelta()
     for _ in range(2):
         ahead = timedelta(days=33, hours=world.settings.closing_grace_hours)
         world.now += ahead
         back += ahead
         await _look_what_is_due(world)
-        for device in world.chance.sample(world.devices, min(2, len(world.devices))):
+        for device in late:
             _use(world, device, back)
         await _drain(world)
 
@@ -827,6 +833,10 @@ async def _drain_control(world: World) -> bool:
     row = await found.fetchone()
     if row is None or row[0] is None:
         return False
+    settings = world.settings
+    longest = max(settings.control_resend_seconds_max, settings.webhook_retry_seconds_max)
+    if row[0] > world.now + timedelta(seconds=longest):
+        raise BrokenPromise(f"what was sent is sent again at {row[0]} only, it is {world.now}")
     # What is due may wait for what is not: time goes on.
     world.now = max(world.now, row[0]) + timedelta(seconds=20)
     control = world.chance.choice(world.controls)
