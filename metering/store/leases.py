@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from metering.store.connection import Connection
 
@@ -79,10 +80,15 @@ async def seen_workers(connection: Connection) -> list[SeenWorker]:
     ]
 
 
+# The shards by their numbers' bits, the last first: 0, 32, 16, 48, 8, … Fleets get shards one after the
+# other, so those that came together, which may have much to charge, are shared out evenly.
+_SPREAD: LiteralString = "reverse(shard_no::int::bit(6)::text)"
+
+
 async def all_shards(connection: Connection) -> list[LeasedShard]:
-    """Return every shard and who leases it."""
+    """Return every shard and who leases it, in the order in which they are kept and taken."""
     found = await connection.execute(
-        "SELECT shard_no, fence, worker_no FROM charging_shard ORDER BY shard_no"
+        f"SELECT shard_no, fence, worker_no FROM charging_shard ORDER BY {_SPREAD}"  # noqa: S608
     )
     return [
         LeasedShard(shard_no=row[0], fence=row[1], worker_no=row[2])
@@ -98,11 +104,11 @@ async def take_shards(
     A shard whose row somebody has locked is passed over: its charging is not over yet.
     """
     taken = await connection.execute(
-        "UPDATE charging_shard SET worker_no = %s, fence = charging_shard.fence + 1,"
+        "UPDATE charging_shard SET worker_no = %s, fence = charging_shard.fence + 1,"  # noqa: S608
         "   leased_at = clock_timestamp()"
         " FROM (SELECT shard_no, worker_no FROM charging_shard"
         "   WHERE worker_no IS NULL OR worker_no = ANY(%s)"
-        "   ORDER BY shard_no LIMIT %s FOR NO KEY UPDATE SKIP LOCKED) AS free"
+        f"   ORDER BY {_SPREAD} LIMIT %s FOR NO KEY UPDATE SKIP LOCKED) AS free"
         " WHERE charging_shard.shard_no = free.shard_no"
         " RETURNING charging_shard.shard_no, charging_shard.fence, free.worker_no",
         [worker_no, list(dead), most],

@@ -115,7 +115,7 @@ def _stints(changes: list[tuple[datetime, str]]) -> list[tuple[str, Span]]:
     return [("inventory", Span(FAR_PAST, first)), *stints]
 
 
-async def _billed(
+async def _billed(  # noqa: C901 - one look at all its cycles
     world: "World", fleet: SimulatedFleet, found: "Found", reference: _Reference
 ) -> list[str]:
     """See that closed bills and open ones sum to all cycles' statements, each of them to its lines."""
@@ -141,6 +141,7 @@ async def _billed(
         for start in charges.keys() - set(starts)
     ]
     billed, owed = Decimal(0), Decimal(0)
+    exact, exact_owed = Fraction(0), Fraction(0)
     for start in starts:
         bill = await bill_so_far(
             world.admin, world.tenants[fleet.tenant_id], fleet=fleet.fleet, at=start
@@ -149,12 +150,16 @@ async def _billed(
         statement = reference.statement(start, charges[start], found)
         billed += bill.total
         owed += statement["total"]
+        exact += bill.exact
+        exact_owed += sum((line.amount for line in statement["lines"]), Fraction(0))
         if bill.closed_at is None:
             problems += (
                 f"{name} from {start:%m-%d}: {each}" for each in _differences(bill, statement)
             )
     if billed != owed:
         problems.append(f"{name} is billed {billed} in all its cycles, the reference says {owed}")
+    if exact != exact_owed:
+        problems.append(f"{name} is billed {exact} before rounding, the reference: {exact_owed}")
     cursor = await world.admin.execute(
         "SELECT cycle_start, total, coalesce((SELECT sum(amount) FROM period_adjustment AS carried"
         "   WHERE carried.fleet_no = closed_cycle.fleet_no AND billed_in = closed_cycle.cycle_start), 0),"

@@ -101,11 +101,35 @@ class SimulatedDevice:
         self.outbox[key] = reading
         return key
 
-    def _granted(self, chance: random.Random, now: datetime) -> Reading:
+    def use(self, chance: random.Random, now: datetime, *, back: timedelta) -> Key:
+        """Use all that is left of a grant, or else more than plans allow, `back` ago; keep its reading."""
+        self.seq += 1
+        meter = chance.choice([DATA, DATA, SMS, VOICE, MESSAGES])
+        if self.counts and meter in {DATA, SMS}:
+            meter = VOICE
+        if self.quota.asks and self.quota.left("data", now):
+            reading = self._granted(chance, now, wholly=True)
+        elif self.quota.asks or meter is not DATA:
+            meter = MESSAGES if self.quota.asks else meter
+            reading = Reading(
+                seq=self.seq, at=now + self.skew - back, meter=meter, kind=ReadingKind.DELTA,
+                quantity=chance.choice([5, 700]),
+            )  # fmt: skip
+        else:
+            reading = Reading(
+                seq=self.seq, at=now + self.skew - back, meter=DATA, kind=ReadingKind.DELTA,
+                uplink=chance.randrange(9000), downlink=chance.randrange(3000),
+            )  # fmt: skip
+        key = (self.boot, self.seq)
+        self.made[key] = [reading]
+        self.outbox[key] = reading
+        return key
+
+    def _granted(self, chance: random.Random, now: datetime, *, wholly: bool = False) -> Reading:
         """Use some of the grant that it has, all of it now and then, and tell so."""
         grant = self.quota.current["data"]
         left = grant.left(now)
-        used = left if chance.random() < 0.3 else chance.randint(0, min(left, 3000))
+        used = left if wholly or chance.random() < 0.3 else chance.randint(0, min(left, 3000))
         grant.used += used
         self.under[self.boot, self.seq] = grant.request
         uplink = chance.randint(0, used)

@@ -377,16 +377,31 @@ def _between(world: "World", about: str, quantity: int) -> Planned | None:
         if len(chosen) < 2:
             raise InvalidValue("bucket_no", "there are no two of a meter", "wait until there are")
         if about == "adjust":
-            return await balances.adjust(
+            outcome = await balances.adjust(
                 connection, tenant_no=tenant_no, bucket_no=chosen[0], quantity=quantity,
                 reason="as agreed", key=key, now=now,
             )  # fmt: skip
-        return await balances.transfer(
-            connection, tenant_no=tenant_no, from_bucket_no=chosen[0], to_bucket_no=chosen[1],
-            quantity=quantity, key=key, now=now,
-        )  # fmt: skip
+        else:
+            outcome = await balances.transfer(
+                connection, tenant_no=tenant_no, from_bucket_no=chosen[0], to_bucket_no=chosen[1],
+                quantity=quantity, key=key, now=now,
+            )  # fmt: skip
+        if not outcome.repeated and (about == "transfer" or quantity < 0):
+            await _left_enough(connection, chosen[0], about)
+        return outcome
 
     return _balance(world, f"{about} {quantity} in {fleet.tenant_id}/{fleet.kind}", fleet, change)
+
+
+async def _left_enough(connection: Connection, bucket_no: int, about: str) -> None:
+    """See, before others do, that no more was taken out of a bucket than was left and not held."""
+    in_transaction = connection.info.transaction_status is not TransactionStatus.IDLE
+    assert in_transaction, "it was committed before it could be looked at"
+    found = await connection.execute(
+        "SELECT granted - used, reserved FROM bucket WHERE bucket_no = %s", [bucket_no]
+    )
+    ((left, held),) = await found.fetchall()
+    assert left >= held, f"{about} left {left} in bucket {bucket_no}, of which {held} are held"
 
 
 async def _buckets(

@@ -192,7 +192,8 @@ def device(
 ) -> SimulatedDevice:
     """Return a device that has done nothing yet; the share of those that ask for quota is `asking`."""
     minutes = chance.choice([0, 0, 0, 5, -5, 180, -60 * 48])
-    asks = chance.choice([("data",), ("data", "sms")]) if chance.random() < asking else ()
+    several = [("data",), ("data", "sms"), ("data", "messages")]
+    asks = chance.choice(several) if chance.random() < asking else ()
     return SimulatedDevice(
         tenant=tenant_id,
         device_id=device_id,

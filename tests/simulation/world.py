@@ -21,9 +21,9 @@ from tests.simulation.broker import SimulatedBroker
 from tests.simulation.control import Receivers, SimulatedControl, simulated_control_edges
 from tests.simulation.device import READINGS_A_MESSAGE_MAX, SimulatedDevice
 from tests.simulation.holds import BoundSeen, bound_of_fleet
-from tests.simulation.limits import add_endpoint, make_threshold
-from tests.simulation.operations import OPERATIONS, Done
-from tests.simulation.planned import Planned
+from tests.simulation.limits import add_endpoint, alter_threshold, end_threshold, make_threshold
+from tests.simulation.operations import OPERATIONS, Done, ask_for_quota, top_up, transfer
+from tests.simulation.planned import Plan, Planned
 from tests.simulation.processes import SimulatedIngester, SimulatedWorker, simulated_edges
 from tests.simulation.promises import BrokenPromise
 from tests.simulation.scenes import SimulatedFleet, begin
@@ -31,11 +31,13 @@ from tests.simulation.stepping import END, Actor, Killed, Order, State, Steps
 
 INGESTERS = 2
 WORKERS = 2
-ACTIONS = 225
+ACTIONS = 200
 """How many things happen in a run before it is drained."""
 DRAIN_ACTIONS_MAX = 6000
 ASKING_MAX = 3
 """How many devices ask for quota by themselves."""
+ASKING_PRESSED = 2
+"""How often somebody asks for quota in the end before what is granted is used."""
 STARTS = tuple(
     datetime(2026, month, day, hour, tzinfo=UTC)
     for month, day, hour in (
@@ -76,7 +78,7 @@ class Faults:
             late=chance.choice([0, 0.1, 0.4]),
             reset=chance.choice([0, 0.05, 0.2]),
             command_lost=chance.choice([0, 0.1, 0.4]),
-            webhook_fails=chance.choice([0, 0.1, 0.5]),
+            webhook_fails=chance.choice([0, 0.3, 0.6]),
         )
 
 
@@ -90,18 +92,24 @@ class Features:
     endpoints_max: int
     controls: int
     """How many control processes there are."""
+    presses: bool
+    """Whether devices use all they may in the end, and the operator changes their limits then."""
+    closes: bool
+    """Whether cycles close in the end, with usage that comes after that."""
 
     @classmethod
     def drawn(cls, chance: random.Random) -> "Features":
         asking = chance.choice([0, 0, 0.5, 1])
         thresholds = chance.random() < 0.6
-        endpoints_max = chance.choice([0, 0, 1, 3])
+        endpoints_max = chance.choice([0, 0, 1, 2])
         used = asking or thresholds or endpoints_max
         return cls(
             asking=asking,
             thresholds=thresholds,
             endpoints_max=endpoints_max,
             controls=chance.choice([1, 1, 2]) if used else 0,
+            presses=chance.random() < 0.6,
+            closes=chance.random() < 0.3,
         )
 
 
@@ -242,6 +250,10 @@ async def _run(world: World) -> None:
     for _ in range(ACTIONS):
         await _act(world)
     await _drain(world)
+    if world.features.presses:
+        await _press(world)
+    if world.features.closes:
+        await _close(world)
     await promises.check(world)
 
 
@@ -249,11 +261,16 @@ async def _prepare(world: World) -> None:
     """Let the operator do some of what a run is to have from its beginning, without any fault."""
     plans = [make_threshold] * world.chance.choice([0, 1, 4]) * world.features.thresholds
     plans += [add_endpoint] * world.features.endpoints_max
+    await _plainly(world, plans)
+
+
+async def _plainly(world: World, plans: Sequence[Plan]) -> None:
+    """Let the operator do something while nobody else is at anything, and nothing fails."""
     async with await connect(world.url, application="scene") as connection:
         for plan in plans:
             planned = plan(world)
             if planned is not None:
-                world.note(f"at first: {planned.about}")
+                world.note(f"operator at once: {planned.about}")
                 await planned.run(connection)
                 await connection.commit()
                 planned.done()
@@ -661,13 +678,18 @@ async def _audit(world: World) -> None:
     async with await connect(world.url, application="audit") as connection:
         await read_from_one_snapshot(connection)
         result = await audit_database(connection)
-        for fleet in world.fleets:
-            seen = await bound_of_fleet(connection, fleet.fleet.fleet_no)
-            if seen is not None:
-                world.bounds.append(seen)
+        await _note_bounds(world, connection)
     world.note(result.verdict)
     if result.differences:
         raise BrokenPromise("\n".join(["audit", *result.differences[:10]]))
+
+
+async def _note_bounds(world: World, connection: Connection) -> None:
+    """Note what is published of the overshoot of each fleet."""
+    for fleet in world.fleets:
+        seen = await bound_of_fleet(connection, fleet.fleet.fleet_no)
+        if seen is not None:
+            world.bounds.append(seen)
 
 
 def _whenever(condition: Callable[[World], object], weight: float) -> Callable[[World], float]:
@@ -718,6 +740,63 @@ async def _drain(world: World) -> None:
     world.note("all is drained")
 
 
+async def _press(world: World) -> None:
+    """Bring together at the end what chance alone seldom does: grants, limits and pools that are used up.
+
+    Devices are granted quota twice before anything of it is charged, and use all of it, while others
+    use more than is left. Then the operator raises or ends limits that were crossed, and more is used.
+    """
+    chance = world.chance
+    devices = chance.sample(world.devices, min(4, len(world.devices)))
+    await _plainly(world, [make_threshold, make_threshold])
+    if world.features.asking:
+        for _ in range(2):
+            for _ in range(ASKING_PRESSED):
+                await _plainly(world, [ask_for_quota])
+            for device in _asking(world):
+                _use(world, device)
+        await _note_bounds(world, world.admin)
+    for device in devices * 2:
+        _use(world, device)
+    await _drain(world)
+    changes: list[Plan] = [alter_threshold, alter_threshold, end_threshold]
+    await _plainly(world, [*changes, top_up, *changes, transfer, transfer])
+    for device in devices[:2]:
+        _use(world, device)
+    await _drain(world)
+
+
+def _use(world: World, device: SimulatedDevice, back: timedelta = timedelta()) -> None:
+    """Let a device use much at once, if it may."""
+    boot, seq = device.use(world.chance, world.now, back=back)
+    world.note(f"{device.name} uses much: {boot}/{seq}")
+
+
+async def _close(world: World) -> None:
+    """Let cycles close twice; each time usage of the first of them comes later, of the same devices."""
+    plain = [each for each in world.devices if not (each.counts or each.quota.asks)]
+    late = plain or world.devices
+    late = world.chance.sample(late, min(2, len(late)))
+    back = timedelta()
+    for _ in range(2):
+        ahead = timedelta(days=33, hours=world.settings.closing_grace_hours)
+        world.now += ahead
+        back += ahead
+        await _look_what_is_due(world)
+        for device in late:
+            _use(world, device, back)
+        await _drain(world)
+
+
+async def _look_what_is_due(world: World) -> None:
+    """Let a worker look what is due, and all come to rest again."""
+    before, world.look_share = world.look_share, 1
+    await _step(world, world.chance.choice(world.workers).actor, faulty=False)
+    while working := _working(world):
+        await _step(world, world.chance.choice(working), faulty=False)
+    world.look_share = before
+
+
 async def _drain_more(world: World) -> bool:
     """Move on what waits outside of the database; False when nothing does."""
     if world.broker.is_empty() and not _ingesting(world) and _publish_what_is_left(world):
@@ -741,7 +820,9 @@ async def _drain_control(world: World) -> bool:
             await _step(world, control.hearing, faulty=False)
             return True
     if world.broker.commands:
-        _obey(world, *world.broker.commands.pop(0))
+        told = world.broker.commands.pop(0)
+        if world.chance.random() >= world.faults.ack_lost:
+            _obey(world, *told)
         return True
     found = await world.admin.execute(
         "SELECT min(due_at), array_agg(DISTINCT position) FROM ("
@@ -752,6 +833,10 @@ async def _drain_control(world: World) -> bool:
     row = await found.fetchone()
     if row is None or row[0] is None:
         return False
+    settings = world.settings
+    longest = max(settings.control_resend_seconds_max, settings.webhook_retry_seconds_max)
+    if row[0] > world.now + timedelta(seconds=longest):
+        raise BrokenPromise(f"what was sent is sent again at {row[0]} only, it is {world.now}")
     # What is due may wait for what is not: time goes on.
     world.now = max(world.now, row[0]) + timedelta(seconds=20)
     control = world.chance.choice(world.controls)
