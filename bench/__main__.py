@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
         "--only", action="append", choices=PARTS, help="this part alone; repeatable"
     )
     parser.add_argument("--ingesters", type=int, default=1, help="processes (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
         help="a setting of the product's processes, as FLEETMETER_INGEST_BATCH_AGE_MS=5; repeatable",
