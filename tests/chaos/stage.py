@@ -19,7 +19,6 @@ from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.registry import tenant_no
 from tests.chaos.onlooker import Onlooker
-from tests.chaos.proxy import Proxy
 from tests.chaos.servers import OwnServers, left_behind
 from tests.integration.pipeline import (
     TENANT,
@@ -30,6 +29,7 @@ from tests.integration.pipeline import (
     pipeline_of,
     wait_until,
 )
+from tests.proxy import Proxy
 
 AGENT = "tracker-agent"
 WORKERS = ("charge", "charge#2")

@@ -1,9 +1,6 @@
 """The API while its database is away, and once it is back."""
 
-import asyncio
-import contextlib
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ import psycopg
 
 from api.app import create_app
 from metering.settings import Settings
+from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -75,64 +73,8 @@ def listening_on_nothing() -> Iterator[int]:
 def forwarding(port: int, database_url: str) -> Iterator[None]:
     """Forward a loopback port to the database; at the end, cut every connection."""
     parts = psycopg.conninfo.conninfo_to_dict(database_url)
-    target = (str(parts["host"]), int(str(parts.get("port", 5432))))
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def forward() -> None:
-        relays: set[asyncio.Task[None]] = set()
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            relays.add(task)
-            with contextlib.suppress(asyncio.CancelledError):
-                await relay(reader, writer, target)
-
-        server = await asyncio.start_server(accept, "127.0.0.1", port, reuse_address=True)
-        started.set()
-        await stop.wait()
-        server.close()
-        for task in relays:
-            task.cancel()
-        await asyncio.gather(*relays)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(forward()))
-    thread.start()
+    proxy = Proxy(str(parts["host"]), int(str(parts.get("port", 5432))), listen=port)
     try:
-        assert started.wait(10)
         yield
     finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
-
-
-async def relay(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: tuple[str, int]
-) -> None:
-    """Carry bytes both ways until one side ends."""
-    onward_reader, onward_writer = await asyncio.open_connection(*target)
-    ways = [
-        asyncio.create_task(pump(reader, onward_writer)),
-        asyncio.create_task(pump(onward_reader, writer)),
-    ]
-    try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
-        for each in (writer, onward_writer):
-            each.close()
-            with contextlib.suppress(OSError):
-                await each.wait_closed()
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes one way until they end."""
-    with contextlib.suppress(OSError):
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
-            await writer.drain()
+        proxy.close()

@@ -18,7 +18,8 @@ class Proxy:
     True)` ends the silence for new connections only: the old ones stay open and silent for ever.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, listen: int = 0) -> None:
+        """Listen on a loopback port (0: any free one) for connections to a host's port."""
         self._target = (host, port)
         self._loop = asyncio.new_event_loop()
         self._mood: Mood = "carrying"
@@ -26,7 +27,7 @@ class Proxy:
         self._relays: dict[asyncio.Task[None], asyncio.Event] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self._server = self._do(self._listen())
+        self._server = self._do(self._listen(listen))
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def refuse(self) -> None:
@@ -51,9 +52,9 @@ class Proxy:
     def _do(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _listen(self) -> asyncio.Server:
+    async def _listen(self, port: int) -> asyncio.Server:
         self._flows.set()
-        return await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return await asyncio.start_server(self._accept, "127.0.0.1", port, reuse_address=True)
 
     async def _set(self, mood: Mood, *, forgetful: bool = False) -> None:
         self._mood = mood
@@ -105,10 +106,10 @@ class Proxy:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            onward_writer.transport.abort()  # before any wait, in which this may be cancelled
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            await _abort(onward_writer)
 
 
 async def _abort(writer: asyncio.StreamWriter) -> None:
