@@ -78,8 +78,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         webhook_private_addresses=settings.webhook_private_addresses,
         settings=settings,
     )
-    app.add_middleware(RequestMetrics, metrics=metrics)
     handle_errors(app)
+    app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
     app.include_router(
         operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})

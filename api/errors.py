@@ -1,5 +1,6 @@
 """Every failure leaves as a problem document (RFC 9457), never as a stack trace."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -11,10 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metering.errors import FleetmeterError, InvalidValue, NotFound
 from metering.ids import ID_PATTERN
 from metering.store.connection import UNREACHABLE
+
+_LOG = logging.getLogger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
@@ -122,7 +126,7 @@ def handle_errors(app: FastAPI) -> None:
     for unreachable in UNREACHABLE:
         app.add_exception_handler(unreachable, _on_unreachable)
     app.add_exception_handler(psycopg.errors.UndefinedTable, _on_no_schema)
-    app.add_exception_handler(Exception, _on_fault)
+    app.add_middleware(_AnswerFaults)
 
 
 async def _on_problem(_request: Request, error: Exception) -> Response:
@@ -166,11 +170,37 @@ async def _on_no_schema(_request: Request, _error: Exception) -> Response:
     return _response(unavailable("the database's schema is not that of this release; see /ready"))
 
 
-async def _on_fault(_request: Request, _error: Exception) -> Response:
-    return _response(
-        ProblemError(
-            HTTPStatus.INTERNAL_SERVER_ERROR, "a fault on the server's side; its log tells more"
-        )
+class _AnswerFaults:
+    """ASGI middleware: a fault ends its request alone, not the connection with the next ones.
+
+    An exception that reaches the server closes the connection behind the answer, while the client
+    may already send its next request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request; answer its fault, unless an answer has begun."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if scope["type"] != "http" or begun:
+                raise
+            _LOG.exception("%s %s", scope["method"], scope["path"])
+            await _response(_fault())(scope, receive, send)
+
+
+def _fault() -> ProblemError:
+    return ProblemError(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "a fault on the server's side; its log tells more"
     )
 
 

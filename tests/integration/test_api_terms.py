@@ -1,6 +1,10 @@
 """Terms change over HTTP: once by the key, in the past too, and what they changed can be read."""
 
 import asyncio
+import contextlib
+import http.client
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -352,6 +356,37 @@ def test_charging_of_what_is_parked_goes_on_where_it_ended(
     assert len(told["correction_nos"]) == 5
     assert terms.post("/parked/charge", "k1").json() == told
     assert terms.audit() == []
+
+
+def test_a_fault_leaves_its_connection_to_the_next_request(
+    terms: Terms, caplog: pytest.LogCaptureFixture
+) -> None:
+    _park(terms, ["x0"])
+    _subscribe_unseen(terms, ["x0"])
+    with psycopg.connect(terms.database_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'fault'; END $$;"
+            " CREATE TRIGGER fault BEFORE INSERT ON correction_device FOR EACH ROW"
+            " EXECUTE FUNCTION fail()"
+        )
+    address = terms.client.base_url
+    same = http.client.HTTPConnection(address.host, address.port, timeout=10)
+    key = {"Authorization": terms.client.headers["Authorization"]}
+    with contextlib.closing(same):
+        asked = {"Content-Type": "application/json", "Idempotency-Key": "k1"}
+        same.request("POST", "/v1/parked/charge", "{}", key | asked)
+        answer = same.getresponse()
+        assert answer.status == 500
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "its log tells more" in json.loads(answer.read())["detail"]
+        opened = same.sock
+        time.sleep(0.2)  # the server's end, if it closed, has arrived
+        same.request("GET", "/v1/parked", headers=key)
+        assert same.getresponse().status == 200
+        assert same.sock is opened
+    assert "POST /v1/parked/charge" in caplog.text
+    assert "fault" in caplog.text
 
 
 def _number(connection: psycopg.Connection, device_id: str) -> int:
