@@ -172,15 +172,16 @@ async def get_fleet_quota(
     meters = []
     for number in sorted({*bound, *ended}):
         view = bound.get(number)
-        held = view.held if view else 0
         meters.append(
             schemas.MeterQuota(
                 meter=METERS_BY_NO[number].meter,
                 unit=METERS_BY_NO[number].unit,
                 active=view.active if view else 0,
                 granted=view.granted if view else 0,
-                held=held,
-                overshoot_bound=overshoot_bound(held, ended.get(number, ())),
+                held=view.held if view else 0,
+                overshoot_bound=overshoot_bound(
+                    view.outstanding if view else 0, ended.get(number, ())
+                ),
             )
         )
     return schemas.FleetQuota(fleet_id=fleet_id, report_seconds=report_seconds, meters=meters)

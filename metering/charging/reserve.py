@@ -246,6 +246,7 @@ async def _grant(
             zone=request.zone,
             requested=request.quantity,
             overshoot_bound=overshoot_bound(grant.quantity, ended),
+            rounded_up=of_meter.rounds_up,
             replaces_no=None if replaced is None else replaced.reservation_no,
         ),
         grant,

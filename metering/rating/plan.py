@@ -229,6 +229,8 @@ class MeterTerms:
     """Whether a price depends on the direction, so that uplink and downlink are priced apart."""
     has_own_allowance: bool = field(init=False)
     """Whether any allowance is each device's alone."""
+    rounds_up: bool = field(init=False)
+    """Whether more may be charged than is used: by an increment, or by an overhead of each record."""
     plain: bool = field(init=False)
     """Whether a record is charged as it stands: one price, counted by device, and nothing beside it."""
 
@@ -247,6 +249,8 @@ class MeterTerms:
         object.__setattr__(self, "plain", plain)
         directed = any(DIRECTION in each.where for each in self.variants)
         object.__setattr__(self, "directed", directed)
+        rounds_up = any(each.increment or each.overhead for each in self.variants)
+        object.__setattr__(self, "rounds_up", rounds_up)
         own = any(each.shared_by is SharedBy.DEVICE for each in self.allowances)
         object.__setattr__(self, "has_own_allowance", own)
 

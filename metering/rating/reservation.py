@@ -154,10 +154,14 @@ def ended_as(
 
 
 class Ended(NamedTuple):
-    """A reservation that ended: what of it was charged, what was released, what the device said."""
+    """A reservation that ended: what of it was charged, what may not be yet, what the device said.
 
-    drawn: int
-    released: int
+    Where more is charged than is used, what was drawn does not tell what was used: then nothing
+    counts as charged, and all that was granted as what may not be yet.
+    """
+
+    charged: int
+    unreported: int
     used: int | None
 
 
@@ -166,13 +170,14 @@ def overshoot_bound(outstanding: int, ended: Iterable[Ended] = ()) -> int:
 
     What is granted and not yet charged may have been used already. While it is held, nobody else can
     take it; once its time is over, others can, and its use may be reported after that. So what counts
-    is what is `outstanding` in grants that hold, and what was released of those that `ended` less
-    than the longest time from a use to its charge ago: of a settled one, no more than the device said.
+    is what is `outstanding` in grants that hold, and what may not be charged yet of those that `ended`
+    less than the longest time from a use to its charge ago: of a settled one, no more than the device
+    said. Both in units used, as an increment rounds up what is charged for them.
     """
     late = 0
     for each in ended:
-        unreported = each.released
+        unreported = each.unreported
         if each.used is not None:
-            unreported = min(unreported, max(0, each.used - each.drawn))
+            unreported = min(unreported, max(0, each.used - each.charged))
         late += unreported
     return outstanding + late

@@ -38,12 +38,16 @@ async def list_reservations(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaView:
-    """What a fleet's grants of a meter bind: how many are active, what they granted, what is held."""
+    """What a fleet's grants of a meter bind: how many are active, what they granted, what is held.
+
+    `outstanding` is what of them may have been used and not been charged yet.
+    """
 
     meter_no: int
     active: int
     granted: int
     held: int
+    outstanding: int
 
 
 async def quota_of_fleet(connection: Connection, fleet_no: int) -> list[QuotaView]:
@@ -51,7 +55,8 @@ async def quota_of_fleet(connection: Connection, fleet_no: int) -> list[QuotaVie
     return await fetch_all(
         connection,
         QuotaView,
-        "SELECT meter_no, count(*) AS active, sum(granted) AS granted, sum(holds.held) AS held"
+        "SELECT meter_no, count(*) AS active, sum(granted) AS granted, sum(holds.held) AS held,"
+        " sum(CASE WHEN rounded_up THEN granted ELSE holds.held END) AS outstanding"
         " FROM reservation, LATERAL (SELECT coalesce(sum(quantity), 0) AS held FROM bucket_hold"
         "   WHERE bucket_hold.reservation_no = reservation.reservation_no) AS holds"
         " WHERE fleet_no = %(fleet_no)s AND state = 'active' GROUP BY meter_no ORDER BY meter_no",
@@ -64,11 +69,12 @@ async def ended_in_fleet(
 ) -> dict[int, list[Ended]]:
     """Return a fleet's reservations that ended since an instant, by meter."""
     found = await connection.execute(
-        "SELECT meter_no, drawn, granted - drawn, used FROM reservation"
+        "SELECT meter_no, CASE WHEN rounded_up THEN 0 ELSE drawn END,"
+        " CASE WHEN rounded_up THEN granted ELSE granted - drawn END, used FROM reservation"
         " WHERE fleet_no = %s AND ended_at > %s",
         [fleet_no, since],
     )
     ended: dict[int, list[Ended]] = {}
-    for meter_no, drawn, released, used in await found.fetchall():
-        ended.setdefault(meter_no, []).append(Ended(drawn, released, used))
+    for meter_no, charged, unreported, used in await found.fetchall():
+        ended.setdefault(meter_no, []).append(Ended(charged, unreported, used))
     return ended

@@ -60,6 +60,8 @@ class NewReservation:
     zone: str | None
     requested: int | None
     overshoot_bound: int
+    rounded_up: bool
+    """Whether its price may charge more than is used."""
     replaces_no: int | None
 
 
@@ -157,7 +159,9 @@ async def recently_ended(
     return await fetch_all(
         connection,
         Ended,
-        "SELECT drawn, granted - drawn AS released, used FROM reservation"
+        "SELECT CASE WHEN rounded_up THEN 0 ELSE drawn END AS charged,"
+        " CASE WHEN rounded_up THEN granted ELSE granted - drawn END AS unreported, used"
+        " FROM reservation"
         " WHERE device_no = %(device_no)s AND meter_no = %(meter_no)s AND ended_at > %(since)s",
         {"device_no": device_no, "meter_no": meter_no, "since": since},
     )
@@ -173,9 +177,11 @@ async def insert_reservation(
         connection,
         Reservation,
         "INSERT INTO reservation (request_id, device_no, fleet_no, subscription_no, meter_no, zone,"  # noqa: S608 - columns of this module
-        " requested, granted, held, overshoot_bound, final_action, granted_at, expires_at, run_no,"
+        " requested, granted, held, overshoot_bound, rounded_up, final_action, granted_at, expires_at,"
+        " run_no,"
         " replaces_no) VALUES (%(request_id)s, %(device_no)s, %(fleet_no)s, %(subscription_no)s,"
         " %(meter_no)s, %(zone)s, %(requested)s, %(granted)s, %(granted)s, %(overshoot_bound)s,"
+        " %(rounded_up)s,"
         " %(final_action)s, %(granted_at)s, %(expires_at)s, %(run_no)s, %(replaces_no)s)"
         f" RETURNING {_COLUMNS}",
         parameters

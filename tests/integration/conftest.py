@@ -334,8 +334,9 @@ async def _asked(
     """Write a grant of messages that was given back long ago."""
     await connection.execute(
         "INSERT INTO reservation (request_id, device_no, fleet_no, subscription_no, meter_no, granted,"
-        " held, overshoot_bound, state, granted_at, expires_at, run_no, ended_at, ended_run_no, drawn)"
-        " SELECT %s, device_no, %s, subscription_no, 2, 0, 0, 0, 'released', %s, %s, 1, %s, 1, 0"
+        " held, overshoot_bound, rounded_up, state, granted_at, expires_at, run_no, ended_at,"
+        " ended_run_no, drawn)"
+        " SELECT %s, device_no, %s, subscription_no, 2, 0, 0, 0, false, 'released', %s, %s, 1, %s, 1, 0"
         " FROM subscription WHERE subscription_no = %s",
         [request_id, fleet.fleet_no, BEGAN, CYCLE.start, BEGAN, subscription_no],
     )

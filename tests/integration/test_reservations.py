@@ -14,8 +14,9 @@ from metering.charging.charge_usage import charge_usage
 from metering.charging.open_cycle import open_due_cycles
 from metering.charging.reserve import QuotaRequest, Refused, expire_due, reserve, settle
 from metering.rating.plan import DeviceState
-from metering.rating.reservation import FinalAction
+from metering.rating.reservation import FinalAction, overshoot_bound
 from metering.store.connection import connect
+from metering.store.reservation_views import ended_in_fleet, quota_of_fleet
 from metering.usage import DATA, SMS, VOICE
 from tests.integration.pipeline import Operator, migrated
 from tests.integration.quota import NOW, POOL_PLAN, RULE, Field, octets, seconds
@@ -88,6 +89,31 @@ def test_use_that_is_reported_after_the_settlement_is_charged_once(database_url:
         assert (await field.ask("a", "r3", 100, now=seconds(301))).overshoot_bound == 200
 
     told(database_url, story)
+
+
+def test_the_bound_holds_where_more_is_charged_than_was_used(database_url: str) -> None:
+    """An increment draws what the device may still use under its grant: so all granted counts."""
+    data = {"allowance": 1000, "pooled": True, "price": {"amount": "0.1", "per": "1 kB"}}
+    plan = POOL_PLAN | {"meters": {"data": data | {"increment": {"step": 90}}}}
+
+    async def story(field: Field) -> None:
+        await field.ask("a", "r1", 100)
+        await field.use("a", octets(1, 10))
+        assert await field.pool() == (2000, 90, 10)
+        found = await field.connection.execute("SELECT fleet_no FROM reservation")
+        ((number,),) = await found.fetchall()
+        (view,) = await quota_of_fleet(field.connection, number)
+        assert (view.held, view.outstanding) == (10, 100)
+        await field.settle("a", "r1", 70)
+        assert await field.pool() == (2000, 90, 0)
+        ended = await ended_in_fleet(field.connection, number, seconds(-1))
+        assert overshoot_bound(0, ended[DATA.meter_no]) == 70
+        assert (await field.ask("a", "r2", 100, now=seconds(10))).overshoot_bound == 170
+        await field.release("a", "r2", now=seconds(20))
+        ended = await ended_in_fleet(field.connection, number, seconds(-1))
+        assert overshoot_bound(0, ended[DATA.meter_no]) == 170
+
+    told(database_url, story, plan=plan)
 
 
 def test_a_new_request_replaces_the_grant(database_url: str) -> None:

@@ -213,12 +213,12 @@ def test_the_bound_counts_what_may_be_reported_after_it_was_released(
     outstanding: int, ended: list[Ended]
 ) -> None:
     bound = overshoot_bound(outstanding, ended)
-    assert outstanding <= bound <= outstanding + sum(each.released for each in ended)
+    assert outstanding <= bound <= outstanding + sum(each.unreported for each in ended)
     for each in ended:
         # Whatever a device did that kept to its grant: what it used is drawn, said or released.
-        most = each.drawn + each.released
+        most = each.charged + each.unreported
         used = most if each.used is None else min(each.used, most)
-        assert used - each.drawn <= bound
+        assert used - each.charged <= bound
 
 
 def test_what_is_held_counts_towards_the_floor() -> None:

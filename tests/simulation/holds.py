@@ -55,7 +55,9 @@ async def bound_of_fleet(connection: Connection, fleet_no: int) -> BoundSeen | N
     view = views.get(DATA.meter_no)
     return BoundSeen(
         fleet_no=fleet_no,
-        bound=overshoot_bound(0 if view is None else view.held, ended.get(DATA.meter_no, ())),
+        bound=overshoot_bound(
+            0 if view is None else view.outstanding, ended.get(DATA.meter_no, ())
+        ),
         granted=granted,
         charged=frozenset((row[0], row[1]) for row in await found.fetchall()),
     )
