@@ -94,7 +94,7 @@ def test_use_that_is_reported_after_the_settlement_is_charged_once(database_url:
 def test_the_bound_holds_where_more_is_charged_than_was_used(database_url: str) -> None:
     """An increment draws what the device may still use under its grant: so all granted counts."""
     data = {"allowance": 1000, "pooled": True, "price": {"amount": "0.1", "per": "1 kB"}}
-    plan = POOL_PLAN | {"meters": {"data": data | {"increment": {"step": 90}}}}
+    plan = {**POOL_PLAN, "meters": {"data": {**data, "increment": {"step": 90}}}}
 
     async def story(field: Field) -> None:
         await field.ask("a", "r1", 100)
