@@ -1,10 +1,13 @@
 """Publish → control command at the device: each device passes its limit once, and is told so.
 
 A time runs from the moment before a device's client writes the message to the moment at which it has the
-`throttle` that the reading caused. The client answers it, as a device does.
+`throttle` that the reading caused. The client answers it, as a device does. Its
+socket sends each packet at once: else the kernel keeps one back until the broker's has acknowledged the one
+before, which takes it up to 40 ms and says nothing of the product.
 """
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -30,6 +33,11 @@ from metering.store.thresholds import NewThreshold, Terms
 from metering.usage import DATA
 
 _LIMIT_OCTETS = 1000
+
+
+def _send_at_once(_client: paho.Client, _data: object, opened: object) -> None:
+    assert isinstance(opened, socket.socket)  # noqa: S101 - neither TLS nor WebSockets here
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 async def limit_each_device(made: Product, population: Population) -> None:
@@ -68,6 +76,7 @@ class CommandProbe:
         subscribed = Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"{made.name}-commanded")
         self._client.on_message = self._on_message
+        self._client.on_socket_open = _send_at_once
         self._client.on_subscribe = lambda *_: subscribed.set()
         broker = made.servers.broker
         self._client.connect(broker.host, broker.port)

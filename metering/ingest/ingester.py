@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import datetime
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import psycopg
 
@@ -52,6 +52,7 @@ class Ingester:
         self._devices = DeviceCache(_DEVICES_REMEMBERED_MAX)
         self._pending: list[tuple[Delivery, Message]] = []
         self._pending_readings = 0
+        self._pending_since = 0.0
         self._held_octets = 0
         self._held_messages = 0
         self._session: int | None = None
@@ -89,6 +90,8 @@ class Ingester:
         message = admit(
             delivery.topic, delivery.payload, received_at=clock.now(), settings=self._settings
         )
+        if not self._pending:
+            self._pending_since = monotonic()
         self._pending.append((delivery, message))
         self._pending_readings += max(1, len(message.readings))
         self._held_octets += message.octets
@@ -141,13 +144,18 @@ class Ingester:
                 await connection.close()
 
     async def _next_batch(self) -> list[tuple[Delivery, Message]]:
-        """Wait until a batch is due by size or by age, and take it."""
+        """Wait until a batch is due by size or by the age of its first message, and take it.
+
+        After a batch that took longer than that, the next one is due at once.
+        """
         await self._arrived.wait()
-        try:
-            async with asyncio.timeout(self._settings.ingest_batch_age_ms / 1000):
-                await self._full.wait()
-        except TimeoutError:
-            pass
+        left = self._pending_since + self._settings.ingest_batch_age_ms / 1000 - monotonic()
+        if left > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
         batch, self._pending = self._pending, []
         self._pending_readings = 0
         self._resume_if_room()
