@@ -90,11 +90,12 @@ Cursor = Annotated[
 CursorKey = Sequence[str | int | datetime]
 
 
-def refuse_unknown_parameters(request: Request) -> None:
+async def refuse_unknown_parameters(request: Request) -> None:
     """Refuse a misspelt query parameter: left out silently, it would widen the answer.
 
     The route itself says which it takes. The OpenAPI document does, too, but takes most of a second to
-    draw up, for which the first request would wait.
+    draw up, for which the first request would wait. It is `async`, though it waits for nothing, because
+    each request would else take a turn in a thread for it.
     """
     if not request.query_params:
         return

@@ -17,6 +17,7 @@ from metering.errors import InvalidValue
 from metering.money import decimal_text
 from metering.period import cycle_at
 from metering.rating.statement import Line, LineKind
+from metering.store.balances import fleet_of_id
 from metering.store.bucket_views import LotView, pool_lots
 from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view, list_fleets
 from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
@@ -58,7 +59,7 @@ async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> closing_schemas.Flee
 @router.get("/fleets/{fleet_id}/balance")
 async def get_fleet_balance(caller: AsCaller, fleet_id: FleetId) -> schemas.FleetBalance:
     """Show what is left now of each pool of the fleet."""
-    fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+    fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
     cycle = cycle_at(caller.now, fleet.time_zone, fleet.anchor_day)
     opened_at = await cycle_opened_at(
         caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
