@@ -54,7 +54,9 @@ class Settings(BaseSettings):
         16_000, ge=1, le=65535, description="messages in flight between broker and commit"
     )
     ingest_batch_readings_max: int = Field(5000, ge=1, description="a batch is due at this size")
-    ingest_batch_age_ms: int = Field(5, ge=0, description="a batch is due at this age")
+    ingest_batch_age_ms: int = Field(
+        5, ge=0, description="a batch is due when its first message is so old"
+    )
     ingest_buffer_octets_max: int = Field(
         64 * 1024 * 1024, ge=1024, description="payloads held before reading from the broker pauses"
     )
