@@ -16,6 +16,7 @@ from metering.rating.guide import ParkReason
 from metering.rating.membership import Member
 from metering.rating.reservation import ended_as
 from metering.replay.load import load_replay
+from metering.replay.plain import PlainReplay
 from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
@@ -34,7 +35,7 @@ from metering.store.closing_audit import unequal_watermarks
 from metering.store.connection import Connection
 from metering.store.corrections import last_corrected, unequal_corrections
 from metering.store.cycles import fleet_members
-from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry, run_steps
+from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry
 from metering.store.kept_sums import stored_counters, stored_counts, stored_hours, stored_uses
 from metering.store.registry import Fleet, fleet_rule
 from metering.store.tally import tally, unequal_arrivals
@@ -148,7 +149,8 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     differences = replay.differences
     charges = 0
     corrected = await last_corrected(connection, fleet.fleet_no)
-    async for step in run_steps(connection, fleet.fleet_no):
+    plain = PlainReplay(replay)
+    async for step in plain.steps_beside(connection):
         here = [each for each in step.charges if each[1] == fleet.fleet_no]
         charges += len(here)
         outcome = replay.step(step)
@@ -159,6 +161,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
                 difference = _parking_difference(step.parked[0], outcome)
         if difference:
             differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
+    charges += plain.charges
     replay.finish()
     differences += [
         f"run {each.place[0]}: {each.kind} of bucket {each.bucket_no} as {each.cycle_start} begins"
