@@ -35,8 +35,17 @@ _HOUR = 3_600_000_000
 _NEVER: Place = (2**63, 0)
 _ALWAYS = 2**63
 
-_Lot = tuple[int, int, Bucket, int, int]
-"""From when until when it may be drawn from, the bucket, its number, and `OWN` or `POOL`."""
+
+@dataclass(slots=True)
+class _Lot:
+    """A bucket, when it may be drawn from, its number, whether `OWN` or `POOL`, and what was drawn here."""
+
+    begins: int
+    ends: int
+    bucket: Bucket
+    number: int
+    kind: int
+    drawn: int = 0
 
 
 @dataclass(slots=True)
@@ -70,8 +79,14 @@ class PlainReplay:
         self._lines: dict[tuple[int, int], _Line] = {}
         self._due = _NEVER
         """Where the next entry counts from, of those that `_lines` know nothing of."""
+        self._lots: dict[int, _Lot] = {}
         self.charges = 0
         """How many were replayed here."""
+
+    @property
+    def drawn(self) -> dict[int, int]:
+        """What the charges that were replayed here drew from each bucket."""
+        return {number: lot.drawn for number, lot in self._lots.items()}
 
     async def steps_beside(self, connection: Connection) -> AsyncIterator[RunStep]:
         """Replay the plain readings of the fleet; return the other steps, for the core, in their order.
@@ -127,14 +142,14 @@ class PlainReplay:
                 lines[device_no, meter_no] = line
             use = line.use
             before = use.overage
-            paying: Bucket | None = None
+            paying: _Lot | None = None
             due_of, due_by, cost = None, NOTHING, 0
             if quantity:
-                for lot_begins, lot_ends, bucket, number, kind in line.lots:
-                    if lot_begins <= start < lot_ends:
-                        left = bucket.granted - bucket.used
+                for lot in line.lots:
+                    if lot.begins <= start < lot.ends:
+                        left = lot.bucket.granted - lot.bucket.used
                         if left >= quantity:
-                            paying, due_of, due_by = bucket, number, kind
+                            paying, due_of, due_by = lot, lot.number, lot.kind
                             break
                         if left > 0:
                             return index
@@ -166,7 +181,8 @@ class PlainReplay:
                 sums[3] += quantity
                 sums[4] += cost
             else:
-                paying.used += quantity
+                paying.bucket.used += quantity
+                paying.drawn += quantity
                 if due_by == POOL:
                     use.from_pool += quantity
                 else:
@@ -216,8 +232,22 @@ class PlainReplay:
             cycle_start=microseconds(cycle.start),
             increment=plan.rates[meter.meter][0].increment,
             use=replay.accounts.uses.setdefault((*key, 0), MeterUse()),
-            lots=[_lot(bucket) for bucket in buckets],
+            lots=[self._lot_of(bucket) for bucket in buckets],
         )
+
+    def _lot_of(self, bucket: Bucket) -> _Lot:
+        number = int(bucket.bucket_id)
+        lot = self._lots.get(number)
+        if lot is None:
+            begins, ends = bucket.created_at, bucket.expires_at
+            lot = self._lots[number] = _Lot(
+                -_ALWAYS if begins is None else microseconds(begins),
+                _ALWAYS if ends is None else microseconds(ends),
+                bucket,
+                number,
+                POOL if bucket.kind is BucketKind.POOL else OWN,
+            )
+        return lot
 
     def _begin_hour(self, line: _Line, device_no: int, meter_no: int, start: int) -> None:
         hour = hour_of(instant_of(start))
@@ -245,15 +275,4 @@ def _is_plain(bucket: Bucket) -> bool:
         or bucket.ceiling is not None
         or bucket.floor
         or bucket.reserved
-    )
-
-
-def _lot(bucket: Bucket) -> _Lot:
-    begins, ends = bucket.created_at, bucket.expires_at
-    return (
-        -_ALWAYS if begins is None else microseconds(begins),
-        _ALWAYS if ends is None else microseconds(ends),
-        bucket,
-        int(bucket.bucket_id),
-        POOL if bucket.kind is BucketKind.POOL else OWN,
     )

@@ -255,6 +255,7 @@ ChargeColumns = tuple[Any, ...]
 uplink, variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,
 connection_fee, draw_buckets, draw_quantities"""
 PART, USAGE_FROM, QUANTITY, UPLINK = 0, 6, 8, 9
+FROM_ALLOWANCE, FROM_POOL, DRAW_BUCKETS, DRAW_QUANTITIES = 14, 15, 20, 21
 """Where they stand in those."""
 
 
