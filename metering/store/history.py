@@ -335,11 +335,12 @@ async def charged_rows(connection: Connection, fleet_no: int) -> AsyncIterator[P
         cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
         await cursor.execute(_PLAIN_ROWS.encode(), {"fleet_no": fleet_no})
         held: PlainRows = []
-        while rows := await cursor.fetchmany(_ROWS_AT_ONCE):
+        while fetched := await cursor.fetchmany(_ROWS_AT_ONCE):
+            rows = held + fetched
             end = len(rows) - 1
             while end and rows[end][:2] == rows[end - 1][:2]:
                 end -= 1
-            yield held + rows[:end]
+            yield rows[:end]
             held = rows[end:]
         if held:
             yield held
