@@ -180,7 +180,9 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     drawn.update(plain.drawn)
     kept = await charge_count(connection, fleet.fleet_no)
     if kept != charges:
-        differences.append(f"{kept} charges, of which {charges} are of devices that are or were in it")
+        differences.append(
+            f"{kept} charges, of which {charges} are of devices that are or were in it"
+        )
     replay.finish()
     differences += [
         f"run {each.place[0]}: {each.kind} of bucket {each.bucket_no} as {each.cycle_start} begins"

@@ -105,7 +105,7 @@ class PlainReplay:
                 yield await _step(rows[stopped:first], others, fleet_no)
             self.charges += len(rows) - first
 
-    def replay(self, rows: PlainRows, first: int) -> int:  # noqa: C901, PLR0912, PLR0914, PLR0915 - one loop: a call a reading costs as much as all else
+    def replay(self, rows: PlainRows, first: int) -> int:  # noqa: C901, PLR0912, PLR0915 - one loop: a call a reading costs as much as all else
         """Replay rows from one on; return at which it stops: that one is the core's.
 
         A place of which there are several rows is the core's, too. All rows of a place are in `rows`.
@@ -221,8 +221,12 @@ class PlainReplay:
         buckets = replay.accounts.buckets[key]
         if not all(map(_is_plain, buckets)):
             return None
-        ends_by = cycle.end if subscription.valid_to is None else min(cycle.end, subscription.valid_to)
-        later = [each.valid_from for each in subscriptions if each.valid_from > subscription.valid_from]
+        ends_by = (
+            cycle.end if subscription.valid_to is None else min(cycle.end, subscription.valid_to)
+        )
+        later = [
+            each.valid_from for each in subscriptions if each.valid_from > subscription.valid_from
+        ]
         return _Line(
             begins=microseconds(max(cycle.start, subscription.valid_from)),
             ends=microseconds(min(ends_by, *later)) if later else microseconds(ends_by),
@@ -251,7 +255,9 @@ class PlainReplay:
 
     def _begin_hour(self, line: _Line, device_no: int, meter_no: int, start: int) -> None:
         hour = hour_of(instant_of(start))
-        line.sums = self._replay.hours.setdefault((device_no, meter_no, line.plan_no, hour), [0] * 5)
+        line.sums = self._replay.hours.setdefault(
+            (device_no, meter_no, line.plan_no, hour), [0] * 5
+        )
         line.hour_begins = microseconds(hour)
         line.hour_ends = line.hour_begins + _HOUR
 

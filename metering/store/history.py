@@ -218,7 +218,8 @@ _CHARGE_FIELDS = (
     " draw_buckets, draw_quantities"
 )
 _BY_READING = (
-    f"SELECT {_CHARGE_FIELDS} FROM charge LEFT JOIN reading ON reading.boot_no = charge.boot_no"
+    f"SELECT {_CHARGE_FIELDS} FROM charge"  # noqa: S608 - columns of this module
+    " LEFT JOIN reading ON reading.boot_no = charge.boot_no"
     " AND reading.seq = charge.seq AND reading.measured_at = charge.measured_at"
     " WHERE charge.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
     " AND charge.fleet_no = ANY(%(fleets)s)"
@@ -312,11 +313,13 @@ _PLAIN_FIELDS = (
     f" CASE WHEN amount BETWEEN -{_WHOLE_MAX} AND {_WHOLE_MAX} THEN amount::bigint END AS amount"
 )
 _PARKED_PLACES = (
-    f"SELECT run_no, run_position{', NULL' * len(PlainRow._fields[2:])} FROM parked"
+    f"SELECT run_no, run_position{', NULL' * len(PlainRow._fields[2:])} FROM parked"  # noqa: S608 - own text
     " WHERE boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
 )
 _PLAIN_ROWS = (
-    f"{_BY_BOOT} UNION ALL {_PARKED_PLACES} ORDER BY run_no, run_position".replace("{fields}", _PLAIN_FIELDS)
+    f"{_BY_BOOT} UNION ALL {_PARKED_PLACES} ORDER BY run_no, run_position".replace(
+        "{fields}", _PLAIN_FIELDS
+    )
     .replace("{but}", "")
     .replace("{devices}", DEVICES_EVER)
 )

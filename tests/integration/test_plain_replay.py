@@ -52,7 +52,9 @@ async def _replayed(connection: Connection, ways: Counter[str] | None = None) ->
     for fleet in await all_fleets(connection):
         replay = await load_replay(connection, fleet)
         many = PlainReplay(replay)
-        steps = run_steps(connection, fleet.fleet_no) if ways is None else many.steps_beside(connection)
+        steps = (
+            run_steps(connection, fleet.fleet_no) if ways is None else many.steps_beside(connection)
+        )
         places: list[tuple[int, int]] = []
         async for step in steps:
             replay.step(step)
@@ -141,7 +143,9 @@ CHANGES = {
 }
 
 
-_ALIKE = re.compile(r"Decimal\('(-?[\dE+]+)'\)|, tzinfo=(?:datetime\.timezone\.utc|zoneinfo\.\S+?\))")
+_ALIKE = re.compile(
+    r"Decimal\('(-?[\dE+]+)'\)|, tzinfo=(?:datetime\.timezone\.utc|zoneinfo\.\S+?\))"
+)
 """How one value may be told: as another type of the same number, by another name of UTC."""
 
 
@@ -151,7 +155,7 @@ def test_damage_to_any_column_is_named_as_the_core_names_it(
     worlds: dict[str, str], table: str, paid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def steps(self: PlainReplay, connection: Connection) -> object:
-        async for step in run_steps(connection, self._replay.fleet.fleet_no):  # noqa: SLF001 - as it does
+        async for step in run_steps(connection, self._replay.fleet.fleet_no):
             yield step
 
     async def audited(connection: Connection) -> set[str]:
@@ -161,7 +165,7 @@ def test_damage_to_any_column_is_named_as_the_core_names_it(
     async def damaged(connection: Connection, column: str) -> tuple[set[str], set[str]]:
         async with connection.transaction(force_rollback=True):
             changed = await connection.execute(
-                f"UPDATE {table} SET {column.split(',')[0]} = {CHANGES[table][column]} WHERE "  # noqa: S608
+                f"UPDATE {table} SET {column.split(',', maxsplit=1)[0]} = {CHANGES[table][column]} WHERE "  # noqa: S608
                 + _PLAIN_CHARGE.format(paid=PAID[paid]).replace("%%", "%")
             )
             assert changed.rowcount == 1
