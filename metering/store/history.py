@@ -316,13 +316,14 @@ _PARKED_PLACES = (
     f"SELECT run_no, run_position{', NULL' * len(PlainRow._fields[2:])} FROM parked"  # noqa: S608 - own text
     " WHERE boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
 )
-_PLAIN_ROWS = (
+CHARGED_ROWS = (
     f"{_BY_BOOT} UNION ALL {_PARKED_PLACES} ORDER BY run_no, run_position".replace(
         "{fields}", _PLAIN_FIELDS
     )
     .replace("{but}", "")
     .replace("{devices}", DEVICES_EVER)
 )
+"""What `charged_rows` runs; takes `fleet_no`."""
 
 
 PlainRows = list[tuple[Any, ...]]
@@ -336,7 +337,7 @@ async def charged_rows(connection: Connection, fleet_no: int) -> AsyncIterator[P
     """
     async with connection.cursor(name="charged_rows", binary=True) as cursor:
         cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-        await cursor.execute(_PLAIN_ROWS.encode(), {"fleet_no": fleet_no})
+        await cursor.execute(CHARGED_ROWS.encode(), {"fleet_no": fleet_no})
         held: PlainRows = []
         while fetched := await cursor.fetchmany(_ROWS_AT_ONCE):
             rows = held + fetched
