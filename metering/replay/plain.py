@@ -97,13 +97,14 @@ class PlainReplay:
         others = run_steps(connection, fleet_no, but_plain=True)
         async for rows in charged_rows(connection, fleet_no):
             first = 0
-            while (stopped := self.replay(rows, first)) < len(rows):
+            while first < len(rows):
+                stopped = first if rows[first][2] is None else self.replay(rows, first)
                 self.charges += stopped - first
                 first = stopped + 1
                 while first < len(rows) and rows[first][:2] == rows[stopped][:2]:
                     first += 1
-                yield await _step(rows[stopped:first], others, fleet_no)
-            self.charges += len(rows) - first
+                if stopped < len(rows):
+                    yield await _step(rows[stopped:first], others, fleet_no)
 
     def replay(self, rows: PlainRows, first: int) -> int:  # noqa: C901, PLR0912, PLR0915 - one loop: a call a reading costs as much as all else
         """Replay rows from one on; return at which it stops: that one is the core's.
@@ -265,7 +266,9 @@ class PlainReplay:
 async def _step(rows: PlainRows, others: AsyncIterator[RunStep], fleet_no: int) -> RunStep:
     """Return all that is charged at one place, or parked; `others` tells what is not in its rows."""
     plain = [step_of(PlainRow(*row), fleet_no) for row in rows if row[2] is not None]
-    if len(plain) == len(rows) == 1:
+    if not plain:
+        return await anext(others)
+    if len(rows) == 1:
         return plain[0]
     steps = plain if len(plain) == len(rows) else [*plain, await anext(others)]
     charges = [charge for each in steps for charge in each.charges]

@@ -173,8 +173,10 @@ class Replay:
     @property
     def next_place(self) -> Place | None:
         """Where the next cycle is opened or the next entry counts from; None when nothing is left."""
-        due = [place for place in (self._next_opening(), self._next_entry()) if place is not None]
-        return min(due, default=None)
+        opening, entry = self._next_opening(), self._next_entry()
+        if opening is None or entry is None:
+            return opening or entry
+        return min(opening, entry)
 
     def enter_until(self, place: Place | None) -> None:
         """Open cycles and enter what counts up to a place in the history, place by place."""
