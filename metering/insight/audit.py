@@ -1,9 +1,11 @@
 """The audit: readings, charges, balances and rollups replayed from nothing and compared."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import zip_longest
 from typing import TypeVar
 
 from metering.insight.closing_audit import closed_cycle_differences
@@ -16,30 +18,41 @@ from metering.rating.guide import ParkReason
 from metering.rating.membership import Member
 from metering.rating.reservation import ended_as
 from metering.replay.load import load_replay
+from metering.replay.plain import PlainReplay
 from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
     StoredReservation,
     all_fleets,
+    charge_count,
+    entered_sums,
     missing_states,
     stored_cycles,
     stored_operations,
     stored_reservations,
-    unbalanced_transactions,
-    unequal_folds,
+    unbalanced_entries,
     unequal_states,
 )
-from metering.store.charges import ChargeColumns, charge_columns
+from metering.store.charges import (
+    DRAW_BUCKETS,
+    DRAW_QUANTITIES,
+    FROM_ALLOWANCE,
+    FROM_POOL,
+    PART,
+    ChargeColumns,
+    charge_columns,
+)
 from metering.store.closing_audit import unequal_watermarks
 from metering.store.connection import Connection
 from metering.store.corrections import last_corrected, unequal_corrections
 from metering.store.cycles import fleet_members
-from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry, run_steps
+from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry
 from metering.store.kept_sums import stored_counters, stored_counts, stored_hours, stored_uses
 from metering.store.registry import Fleet, fleet_rule
 from metering.store.tally import tally, unequal_arrivals
 from metering.usage import METERS_BY_NO
 
+_UNBALANCED_MAX = 20
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -148,9 +161,13 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     differences = replay.differences
     charges = 0
     corrected = await last_corrected(connection, fleet.fleet_no)
-    async for step in run_steps(connection, fleet.fleet_no):
+    drawn: Counter[int] = Counter()
+    unbalanced: list[str] = []
+    plain = PlainReplay(replay)
+    async for step in plain.steps_beside(connection):
         here = [each for each in step.charges if each[1] == fleet.fleet_no]
         charges += len(here)
+        unbalanced += _fold(step, here, drawn)
         outcome = replay.step(step)
         difference = _step_difference(step, here, outcome)
         if difference is None and outcome is not None and step.parked is not None:
@@ -159,19 +176,31 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
                 difference = _parking_difference(step.parked[0], outcome)
         if difference:
             differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
+    charges += plain.charges
+    drawn.update(plain.drawn)
+    kept = await charge_count(connection, fleet.fleet_no)
+    if kept != charges:
+        differences.append(
+            f"{kept} charges, of which {charges} are of devices that are or were in it"
+        )
     replay.finish()
     differences += [
         f"run {each.place[0]}: {each.kind} of bucket {each.bucket_no} as {each.cycle_start} begins"
         f" is {each.entered}, replay says {each.due}"
         for each in replay.rolled_otherwise
     ]
+    differences += _unequal_folds(
+        replay.stored_buckets, await entered_sums(connection, fleet.fleet_no), drawn
+    )
     differences += [
-        f"bucket {number}: granted {granted}, used {used}; its postings sum to {entered}, {drawn}"
-        for number, granted, used, entered, drawn in await unequal_folds(connection, fleet.fleet_no)
-    ]
-    differences += [
-        f"{transaction} sums to {quantity} over its accounts, not to zero"
-        for transaction, quantity in await unbalanced_transactions(connection, fleet.fleet_no)
+        f"{transaction} over its accounts, not to zero"
+        for transaction in (
+            *(
+                f"entry {number} sums to {quantity}"
+                for number, quantity in await unbalanced_entries(connection, fleet.fleet_no)
+            ),
+            *unbalanced[:_UNBALANCED_MAX],
+        )
     ]
     differences += operation_differences(
         await stored_operations(connection, fleet.fleet_no), replay.entries, replay.top_ups
@@ -189,6 +218,38 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     reservations = await stored_reservations(connection, fleet.fleet_no)
     differences += _compare_reservations(reservations, replay)
     return charges, differences
+
+
+def _fold(step: RunStep, here: Sequence[ChargeColumns], drawn: Counter[int]) -> list[str]:
+    """Add up what charges drew from buckets; return those that drew something else than they say."""
+    unbalanced: list[str] = []
+    for charge in here:
+        buckets, quantities = charge[DRAW_BUCKETS] or (), charge[DRAW_QUANTITIES] or ()
+        for number, quantity in zip_longest(buckets, quantities):
+            drawn[number] += quantity or 0
+        consumed = max(0, charge[FROM_ALLOWANCE] + charge[FROM_POOL])
+        if consumed != sum(quantities) * bool(buckets):
+            unbalanced.append(
+                f"charge boot {step.boot_no} seq {step.seq} part {charge[PART]}"
+                f" sums to {consumed - sum(quantities) * bool(buckets)}"
+            )
+    return unbalanced
+
+
+def _unequal_folds(
+    buckets: Mapping[int, StoredBucket], entered: Mapping[int, int], drawn: Mapping[int, int]
+) -> list[str]:
+    """Say which buckets' cached sums differ from the fold over their postings: entries and draws."""
+    found: list[str] = []
+    for number, bucket in buckets.items():
+        *_, granted, used, _, _ = bucket.row
+        fold = (entered.get(number, 0), drawn.get(number, 0))
+        if (granted, used) != fold:
+            found.append(
+                f"bucket {number}: granted {granted}, used {used};"
+                f" its postings sum to {fold[0]}, {fold[1]}"
+            )
+    return found
 
 
 def _step_difference(

@@ -115,7 +115,7 @@ class Replay:
 
     def step(self, step: RunStep) -> Outcome | None:
         """Charge one reading again; None if it is not there any more."""
-        self._enter_until((step.run_no, step.run_position))
+        self.enter_until((step.run_no, step.run_position))
         stored = step.stored
         if stored is None:
             return None
@@ -168,19 +168,20 @@ class Replay:
 
     def finish(self) -> None:
         """Count the entries that no charge came after."""
-        self._enter_until(None)
+        self.enter_until(None)
 
-    def _enter_until(self, place: Place | None) -> None:
+    @property
+    def next_place(self) -> Place | None:
+        """Where the next cycle is opened or the next entry counts from; None when nothing is left."""
+        opening, entry = self._next_opening(), self._next_entry()
+        if opening is None or entry is None:
+            return opening or entry
+        return min(opening, entry)
+
+    def enter_until(self, place: Place | None) -> None:
         """Open cycles and enter what counts up to a place in the history, place by place."""
-        while True:
-            due = [
-                number
-                for number in (self._next_opening(), self._next_entry())
-                if number is not None and (place is None or number <= place)
-            ]
-            if not due:
-                return
-            self._enter_at(min(due))
+        while (due := self.next_place) is not None and (place is None or due <= place):
+            self._enter_at(due)
 
     def _next_opening(self) -> Place | None:
         return self.openings[self._opened][0] if self._opened < len(self.openings) else None

@@ -39,51 +39,36 @@ async def stored_operations(connection: Connection, fleet_no: int) -> list[Opera
     return [operation_of_row(row) for row in await found.fetchall()]
 
 
-async def unequal_folds(
-    connection: Connection, fleet_no: int
-) -> list[tuple[int, int, int, int, int]]:
-    """Return a fleet's buckets whose cached sums differ from the fold over their postings.
-
-    Each is `(bucket_no, granted, used, entered, drawn)`. At most 20 are returned.
-    """
+async def entered_sums(connection: Connection, fleet_no: int) -> dict[int, int]:
+    """Return what the entries into and out of each of a fleet's buckets sum to; not what charges drew."""
     found = await connection.execute(
-        "SELECT bucket_no, granted, used, coalesce(entered, 0), coalesce(drawn, 0)"
-        " FROM bucket LEFT JOIN (SELECT bucket_no,"
-        "   sum(quantity) FILTER (WHERE kind <> 'consumption') AS entered,"
-        "   -sum(quantity) FILTER (WHERE kind = 'consumption') AS drawn"
-        "   FROM posting WHERE fleet_no = %(fleet_no)s AND account = 'bucket'"
-        "   GROUP BY bucket_no) AS fold USING (bucket_no)"
-        " WHERE fleet_no = %(fleet_no)s"
-        " AND (granted <> coalesce(entered, 0) OR used <> coalesce(drawn, 0))"
-        " ORDER BY bucket_no LIMIT 20",
-        {"fleet_no": fleet_no},
+        "SELECT bucket_no, sum(quantity) FROM posting"
+        " WHERE fleet_no = %s AND account = 'bucket' AND kind <> 'consumption' GROUP BY bucket_no",
+        [fleet_no],
     )
-    return [
-        (row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4]))
-        for row in await found.fetchall()
-    ]
+    return {row[0]: int(row[1]) for row in await found.fetchall()}
 
 
-async def unbalanced_transactions(connection: Connection, fleet_no: int) -> list[tuple[str, int]]:
-    """Return a fleet's transactions that do not sum to zero over their accounts, and what they sum to.
+async def unbalanced_entries(connection: Connection, fleet_no: int) -> list[tuple[int, int]]:
+    """Return a fleet's entries that do not sum to zero over their accounts, and what they sum to.
 
     At most 20 are returned.
     """
     found = await connection.execute(
-        "SELECT bucket_entry_no, boot_no, seq, part, sum(quantity) FROM posting WHERE fleet_no = %s"
-        " GROUP BY bucket_entry_no, boot_no, seq, part HAVING sum(quantity) <> 0"
-        " ORDER BY bucket_entry_no, boot_no, seq, part LIMIT 20",
+        "SELECT bucket_entry_no, sum(quantity) FROM posting"
+        " WHERE fleet_no = %s AND kind <> 'consumption'"
+        " GROUP BY bucket_entry_no HAVING sum(quantity) <> 0 ORDER BY bucket_entry_no LIMIT 20",
         [fleet_no],
     )
-    return [
-        (
-            f"charge boot {row[1]} seq {row[2]} part {row[3]}"
-            if row[0] is None
-            else f"entry {row[0]}",
-            int(row[4]),
-        )
-        for row in await found.fetchall()
-    ]
+    return [(row[0], int(row[1])) for row in await found.fetchall()]
+
+
+async def charge_count(connection: Connection, fleet_no: int) -> int:
+    """Return how many charges say that they are a fleet's."""
+    found = await connection.execute("SELECT count(*) FROM charge WHERE fleet_no = %s", [fleet_no])
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    return int(row[0])
 
 
 async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle]:

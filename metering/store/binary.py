@@ -7,7 +7,7 @@ of a batch that costs more than everything else that is done with them. What sta
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from struct import Struct, pack
 
@@ -132,6 +132,11 @@ def microseconds(instant: datetime) -> int:
     """Return a timestamptz: microseconds since the year 2000 in UTC."""
     since = instant - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def instant_of(count: int) -> datetime:
+    """Return the instant of so many microseconds since the year 2000 in UTC."""
+    return _EPOCH + timedelta(microseconds=count)
 
 
 _INT8_FIELD = Struct(">iq")

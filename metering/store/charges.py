@@ -254,7 +254,8 @@ ChargeColumns = tuple[Any, ...]
 """part, fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity,
 uplink, variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,
 connection_fee, draw_buckets, draw_quantities"""
-USAGE_FROM, QUANTITY, UPLINK = 6, 8, 9
+PART, USAGE_FROM, QUANTITY, UPLINK = 0, 6, 8, 9
+FROM_ALLOWANCE, FROM_POOL, DRAW_BUCKETS, DRAW_QUANTITIES = 14, 15, 20, 21
 """Where they stand in those."""
 
 

@@ -5,9 +5,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg.rows import TupleRow
+from psycopg.types.numeric import Int8BinaryLoader
 
 from metering.rating.guide import Subscription
 from metering.rating.record import StoredReading
@@ -16,10 +17,12 @@ from metering.store.balances import (
     TOP_UP_COLUMNS,
     TopUpRow,
 )
+from metering.store.binary import instant_of
 from metering.store.charges import ChargeColumns
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.store.registry import subscription_of_row
+from metering.usage import METERS, METERS_BY_NO, Reading, ReadingKind
 
 Place = tuple[int, int]
 """(run_no, run_position): what counts from there on counts before the reading there; -1: before all."""
@@ -163,22 +166,24 @@ async def run_steps(
     *,
     since: Place | None = None,
     fleets: Sequence[int] = (),
+    but_plain: bool = False,
 ) -> AsyncIterator[RunStep]:
     """Return the readings of a fleet's devices in the order in which they were charged or parked.
 
     `devices` narrows them to some, `since` to those from a place on: then `fleets` must be all in which
-    the devices are or were. Rows come through a server-side cursor, so memory does not grow with the
-    fleet's history.
+    the devices are or were. `but_plain` leaves out the charges that `charged_rows` tells in full. Rows come
+    through a server-side cursor, so memory does not grow with the fleet's history.
     """
     narrowed = "" if since is None else _SINCE_PLACE
-    async with connection.cursor(name="run_steps") as cursor:
-        cursor.itersize = 5000
+    charged = _BY_BOOT if since is None else f"{_BY_READING}{narrowed}"
+    query = f"{charged} UNION ALL {_PARKED}{narrowed}{_IN_ORDER}".format(
+        devices=_narrowed(devices),
+        fields=_CHARGE_FIELDS,
+        but=f" AND ({_PAID_BY}) IS NULL" if but_plain else "",
+    )
+    async with connection.cursor(name="run_steps", binary=True) as cursor:
         await cursor.execute(
-            _RUN_STEPS.format(
-                devices=_narrowed(devices),
-                charged=narrowed and f" AND charge.fleet_no = ANY(%(fleets)s){narrowed}",
-                parked=narrowed,
-            ).encode(),
+            query.encode(),
             {
                 "fleet_no": fleet_no,
                 "devices": devices,
@@ -188,31 +193,48 @@ async def run_steps(
             },
         )
         group: list[TupleRow] = []
-        async for row in cursor:
-            if group and row[:2] != group[0][:2]:
-                yield _step(group)
-                group = []
-            group.append(row)
+        while rows := await cursor.fetchmany(_ROWS_AT_ONCE):
+            for row in rows:
+                if group and row[:2] != group[0][:2]:
+                    yield _step(group)
+                    group = []
+                group.append(row)
         if group:
             yield _step(group)
 
 
+_ROWS_AT_ONCE = 5000
 _SINCE_PLACE = " AND (run_no, run_position) >= (%(run_no)s, %(run_position)s)"
-_RUN_STEPS = (
-    "SELECT run_no, run_position, charge.boot_no, charge.seq,"
+_CHARGE_FIELDS = (
+    "run_no, run_position, charge.boot_no, charge.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
     " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
     " reading.zone, reading.rat, reading.apn, reading.session, reading.packets,"
     " NULL::text AS reason,"
     " part, charge.fleet_no, subscription_no, plan_no, charge.meter_no, cycle_start,"
-    " usage_from, usage_to, charge.quantity, charge.uplink, variant, charge.zone, band,"
+    " usage_from, usage_to, charge.quantity AS used, charge.uplink AS used_up, variant,"
+    " charge.zone AS charged_zone, band,"
     " billed, from_allowance, from_pool, overage, priced_before, amount, connection_fee,"
     " draw_buckets, draw_quantities"
-    " FROM charge LEFT JOIN reading ON reading.boot_no = charge.boot_no"
+)
+_BY_READING = (
+    f"SELECT {_CHARGE_FIELDS} FROM charge"  # noqa: S608 - columns of this module
+    " LEFT JOIN reading ON reading.boot_no = charge.boot_no"
     " AND reading.seq = charge.seq AND reading.measured_at = charge.measured_at"
-    " WHERE charge.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices})){charged}"
-    " UNION ALL"
-    " SELECT run_no, run_position, parked.boot_no, parked.seq,"
+    " WHERE charge.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
+    " AND charge.fleet_no = ANY(%(fleets)s)"
+)
+"""Finds the reading of each charge: for some of many."""
+_BY_BOOT = (
+    "SELECT charged.* FROM (SELECT boot_no FROM boot WHERE device_no IN ({devices})) AS boots"
+    " CROSS JOIN LATERAL (SELECT {fields} FROM charge LEFT JOIN reading"
+    "   ON reading.boot_no = boots.boot_no AND reading.seq = charge.seq"
+    "   AND reading.measured_at = charge.measured_at WHERE charge.boot_no = boots.boot_no{but}"
+    "   OFFSET 0) AS charged"
+)
+"""Goes through the charges and the readings of each boot side by side: for all of them."""
+_PARKED = (
+    "SELECT run_no, run_position, parked.boot_no, parked.seq,"
     " reading.device_no, reading.measured_at, reading.meter_no, reading.kind, reading.uplink,"
     " reading.downlink, reading.quantity, reading.since, reading.epoch, reading.width,"
     " reading.zone, reading.rat, reading.apn, reading.session, reading.packets, parked.reason,"
@@ -221,9 +243,140 @@ _RUN_STEPS = (
     " NULL, NULL, NULL, NULL, NULL, NULL"
     " FROM parked LEFT JOIN reading ON reading.boot_no = parked.boot_no"
     " AND reading.seq = parked.seq AND reading.measured_at = parked.measured_at"
-    " WHERE parked.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices})){parked}"
-    " ORDER BY run_no, run_position, part"
+    " WHERE parked.boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
 )
+_IN_ORDER = " ORDER BY run_no, run_position, part"
+
+
+class PlainRow(NamedTuple):
+    """A reading and its charge, where few columns tell all of both; or a place with anything else.
+
+    Times are in microseconds since the year 2000. Such a charge is the reading's usage as it stands, met
+    wholly by one bucket or by none. `paid_by` is `NOTHING`, `OWN` or `POOL`; where it is None, only the
+    place means anything. `quantity` is all of the usage, in both directions.
+    """
+
+    run_no: int
+    run_position: int
+    paid_by: int | None
+    boot_no: int
+    seq: int
+    device_no: int
+    meter_no: int
+    at: int
+    since: int | None
+    quantity: int
+    uplink: int
+    subscription_no: int
+    plan_no: int
+    cycle_start: int
+    bucket_no: int | None
+    priced_before: int
+    amount: int
+
+
+NOTHING, OWN, POOL = 0, 1, 2
+"""What paid for a charge: no bucket, a device's own, or one that is shared."""
+_WHOLE_MAX = 10**18
+_DIRECTED = ", ".join(str(meter.meter_no) for meter in METERS.values() if meter.directed)
+# What a plain row leaves out is said here: of the reading, of the charge, and of what the charge has of
+# the reading. An unknown, as of a charge without its reading, makes it no plain row.
+_PLAIN = (
+    "part = 0 AND charge.fleet_no = %(fleet_no)s AND variant = 0 AND charge.zone IS NULL"
+    " AND band IS NULL AND billed = charge.quantity AND connection_fee = 0"
+    f" AND priced_before < {_WHOLE_MAX} AND amount BETWEEN -{_WHOLE_MAX} AND {_WHOLE_MAX}"
+    f" AND reading.kind = {ReadingKind.DELTA.value} AND reading.epoch IS NULL"
+    " AND reading.width IS NULL AND reading.zone IS NULL AND reading.rat IS NULL"
+    " AND reading.apn IS NULL AND reading.session IS NULL AND reading.packets = 0"
+    f" AND CASE WHEN reading.meter_no IN ({_DIRECTED}) THEN reading.quantity = 0"
+    "   ELSE reading.uplink = 0 AND reading.downlink = 0 END"
+    " AND charge.meter_no = reading.meter_no AND usage_to = reading.measured_at"
+    " AND usage_from = coalesce(reading.since, reading.measured_at)"
+    " AND charge.uplink = reading.uplink"
+    " AND charge.quantity = reading.uplink + reading.downlink + reading.quantity"
+)
+_PAID_BY = (
+    f"CASE WHEN NOT coalesce({_PLAIN}, false) THEN NULL"
+    " WHEN draw_buckets IS NULL THEN"
+    "   CASE WHEN draw_quantities IS NULL AND overage = charge.quantity AND from_allowance = 0"
+    f"    AND from_pool = 0 THEN {NOTHING} END"
+    " WHEN overage = 0 AND amount = 0 AND array_length(draw_buckets, 1) = 1"
+    "   AND array_length(draw_quantities, 1) = 1 AND draw_quantities[1] = charge.quantity THEN"
+    f"   CASE WHEN from_allowance = charge.quantity AND from_pool = 0 THEN {OWN}"
+    f"     WHEN from_pool = charge.quantity AND from_allowance = 0 THEN {POOL} END END"
+)
+_PLAIN_FIELDS = (
+    f"run_no, run_position, ({_PAID_BY})::int AS paid_by, charge.boot_no, charge.seq,"
+    " reading.device_no, charge.meter_no, charge.measured_at, reading.since, charge.quantity,"
+    " charge.uplink, subscription_no, plan_no, cycle_start, draw_buckets[1] AS bucket_no,"
+    f" CASE WHEN priced_before < {_WHOLE_MAX} THEN priced_before::bigint END AS priced_before,"
+    f" CASE WHEN amount BETWEEN -{_WHOLE_MAX} AND {_WHOLE_MAX} THEN amount::bigint END AS amount"
+)
+_PARKED_PLACES = (
+    f"SELECT run_no, run_position{', NULL' * len(PlainRow._fields[2:])} FROM parked"  # noqa: S608 - own text
+    " WHERE boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
+)
+CHARGED_ROWS = (
+    f"{_BY_BOOT} UNION ALL {_PARKED_PLACES} ORDER BY run_no, run_position".replace(
+        "{fields}", _PLAIN_FIELDS
+    )
+    .replace("{but}", "")
+    .replace("{devices}", DEVICES_EVER)
+)
+"""What `charged_rows` runs; takes `fleet_no`."""
+
+
+PlainRows = list[tuple[Any, ...]]
+"""Rows with the columns of `PlainRow`."""
+
+
+async def charged_rows(connection: Connection, fleet_no: int) -> AsyncIterator[PlainRows]:
+    """Return what `run_steps` does, in the same order, as rows of `PlainRow`, many at a time.
+
+    Those of one place come together.
+    """
+    async with connection.cursor(name="charged_rows", binary=True) as cursor:
+        cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
+        await cursor.execute(CHARGED_ROWS.encode(), {"fleet_no": fleet_no})
+        held: PlainRows = []
+        while fetched := await cursor.fetchmany(_ROWS_AT_ONCE):
+            rows = held + fetched
+            end = len(rows) - 1
+            while end and rows[end][:2] == rows[end - 1][:2]:
+                end -= 1
+            yield rows[:end]
+            held = rows[end:]
+        if held:
+            yield held
+
+
+def step_of(row: PlainRow, fleet_no: int) -> RunStep:
+    """Return a plain row as the step that it tells of."""
+    meter = METERS_BY_NO[row.meter_no]
+    at = instant_of(row.at)
+    since = None if row.since is None else instant_of(row.since)
+    down = row.quantity - row.uplink
+    reading = Reading(
+        seq=row.seq, at=at, meter=meter, kind=ReadingKind.DELTA, uplink=row.uplink,
+        downlink=down if meter.directed else 0, quantity=0 if meter.directed else down, since=since,
+    )  # fmt: skip
+    paid = row.quantity if row.paid_by else 0
+    charge: ChargeColumns = (
+        0, fleet_no, row.subscription_no, row.plan_no, row.meter_no, instant_of(row.cycle_start),
+        since or at, at, row.quantity, row.uplink, 0, None, None, row.quantity,
+        paid if row.paid_by == OWN else 0, paid if row.paid_by == POOL else 0, row.quantity - paid,
+        row.priced_before, row.amount, 0,
+        *(([row.bucket_no], [row.quantity]) if row.paid_by else (None, None)),
+    )  # fmt: skip
+    return RunStep(
+        run_no=row.run_no,
+        run_position=row.run_position,
+        boot_no=row.boot_no,
+        seq=row.seq,
+        stored=StoredReading(row.device_no, row.boot_no, reading),
+        charges=[charge],
+        parked=None,
+    )
 
 
 def _step(rows: Sequence[TupleRow]) -> RunStep:

@@ -33,13 +33,15 @@ async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
     of_parked = of_fleet("parked.device_no", fleet_no)
     unaccounted = await _names(
         connection,
-        "SELECT boot_no, seq FROM reading WHERE"  # noqa: S608
-        " NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
-        "   AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
-        " AND NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
+        # The two indices are walked side by side; the rest is asked only of what has no charge.
+        "SELECT boot_no, seq FROM (SELECT boot_no, seq, measured_at FROM reading WHERE"  # noqa: S608
+        "   NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
+        "     AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
+        f"   {of_reading} OFFSET 0) AS uncharged JOIN reading USING (boot_no, seq, measured_at) WHERE"
+        " NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"
         "   AND parked.seq = reading.seq)"
         " AND NOT EXISTS (SELECT FROM work_item WHERE work_item.shard_no = reading.shard_no"
-        f"   AND work_item.batch_no = reading.batch_no){of_reading} LIMIT 20",
+        "   AND work_item.batch_no = reading.batch_no) LIMIT 20",
         given,
     )
     charged_and_parked = await _names(
@@ -59,8 +61,9 @@ async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
     of_charge = of_fleets_boots("charge.boot_no", fleet_no)
     counted = await connection.execute(
         f"SELECT (SELECT count(*) FROM reading WHERE true{of_reading}),"  # noqa: S608 - own text
-        " (SELECT count(*) FROM (SELECT FROM reading"
-        f"   WHERE true{of_reading} GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
+        " (SELECT count(*) FROM (SELECT FROM reading WHERE boot_no IN (SELECT boot_no FROM reading"
+        f"   WHERE true{of_reading} GROUP BY boot_no HAVING count(*) <> count(DISTINCT seq))"
+        "   GROUP BY boot_no, seq HAVING count(*) > 1) AS two),"
         f" (SELECT count(*) FROM charge WHERE true{of_charge}),"
         f" (SELECT count(*) FROM parked WHERE true{of_parked}),"
         " (SELECT coalesce(sum(readings), 0)::bigint FROM work_item WHERE %(fleet_no)s::int IS NULL)",
@@ -129,14 +132,19 @@ _UNEQUAL_ARRIVALS = (
     "WITH arrivals AS (SELECT boot_no, up_to + coalesce((SELECT sum(beyond[at + 1] - beyond[at] + 1)"
     "   FROM generate_series(1, cardinality(beyond), 2) AS at), 0) AS arrived FROM boot"
     "   WHERE true{of_boot}),"
-    " keeping AS (SELECT boot_no, count(*) AS kept FROM ("
-    "   SELECT boot_no, seq FROM reading WHERE true{of_reading}"
-    "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no, boot_id)"
+    " stored AS (SELECT boot_no, count(DISTINCT seq) AS kept FROM reading WHERE true{of_reading}"
+    "   GROUP BY boot_no),"
+    " refused AS (SELECT boot_no, count(*) AS kept FROM ("
+    "   SELECT boot_no, seq FROM rejected JOIN boot USING (device_no, boot_id)"
     "   WHERE seq IS NOT NULL{of_boot}"
     "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no)"
     "   WHERE seq IS NOT NULL{of_boot} AND times > 1 AND reason IN ('invalid_reading', 'unknown_meter')"
     "   AND (seq <= up_to OR EXISTS (SELECT FROM generate_series(1, cardinality(beyond), 2) AS at"
-    "     WHERE seq BETWEEN beyond[at] AND beyond[at + 1]))) AS numbers GROUP BY boot_no)"
+    "     WHERE seq BETWEEN beyond[at] AND beyond[at + 1]))) AS numbers"
+    "   WHERE NOT EXISTS (SELECT FROM reading WHERE reading.boot_no = numbers.boot_no"
+    "     AND reading.seq = numbers.seq) GROUP BY boot_no),"
+    " keeping AS (SELECT boot_no, coalesce(stored.kept, 0) + coalesce(refused.kept, 0) AS kept"
+    "   FROM stored FULL JOIN refused USING (boot_no))"
     " SELECT boot_no, coalesce(arrived, 0), coalesce(kept, 0)"
     " FROM arrivals FULL JOIN keeping USING (boot_no)"
     " WHERE coalesce(arrived, 0) <> coalesce(kept, 0) ORDER BY boot_no LIMIT 20"

@@ -46,6 +46,7 @@ from metering.store import (
     device_views,
     fault_views,
     fleet_views,
+    history,
     leases,
     outbox,
     readings,
@@ -537,6 +538,12 @@ HOT: dict[str, Use] = {
     "audit of a fleet: arrivals": lambda c: tally.unequal_arrivals(c, FLEET),
     "audit of a fleet: watermarks": lambda c: closing_audit.unequal_watermarks(c, FLEET),
     "audit of a fleet: corrections": lambda c: corrections.unequal_corrections(c, FLEET),
+    "audit of a fleet: charges": lambda c: c.execute(
+        history.CHARGED_ROWS.encode(), {"fleet_no": FLEET}
+    ),
+    "audit of a fleet: number of charges": lambda c: audit.charge_count(c, FLEET),
+    "audit of a fleet: entries": lambda c: audit.entered_sums(c, FLEET),
+    "audit of a fleet: transactions": lambda c: audit.unbalanced_entries(c, FLEET),
     "audit of a fleet: states": lambda c: audit.unequal_states(c, FLEET),
     "audit of a fleet: entries of states": lambda c: audit.missing_states(c, FLEET),
     "anomalies of a device": lambda c: fault_views.list_anomalies(

@@ -1,0 +1,197 @@
+"""What the audit replays many readings at a time is what the core makes of each, and no damage passes."""
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from metering.insight.audit import audit_database
+from metering.replay import plain
+from metering.replay.load import load_replay
+from metering.replay.plain import PlainReplay
+from metering.settings import Settings
+from metering.store import history
+from metering.store.audit import all_fleets
+from metering.store.connection import Connection, connect
+from metering.store.history import run_steps
+from tests.integration import rich, test_uniform_usage
+from tests.integration.pipeline import fresh_database
+from tests.integration.rich import publish
+
+WORLDS = ("alike", "rich")
+
+
+@pytest.fixture(scope="module")
+def worlds(stack_settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield a database in which most readings are alike, and one of rich plans."""
+    assert stack_settings.database_url is not None
+    server_url = stack_settings.database_url.get_secret_value()
+    with fresh_database(server_url) as alike, fresh_database(server_url) as of_rich:
+        asyncio.run(_charge(alike, of_rich))
+        yield {"alike": alike, "rich": of_rich}
+
+
+async def _charge(alike: str, of_rich: str) -> None:
+    async with await connect(alike, application="test", autocommit=True) as connection:
+        await test_uniform_usage.begin(connection)
+        every = list(test_uniform_usage.sent(random.Random(5)))  # noqa: S311 - no secret
+        for first in range(0, len(every), 7):
+            await publish(connection, every[first : first + 7], readings_max=60)
+    async with await connect(of_rich, application="test", autocommit=True) as connection:
+        await rich.begin(connection)
+        for batch in rich.batched(list(rich.messages(seed=4)), size=20):
+            await publish(connection, batch, readings_max=10)
+
+
+async def _replayed(connection: Connection, ways: Counter[str] | None = None) -> list[object]:
+    """Return all accounts of all fleets, replayed many readings at a time, or (None) one by one."""
+    found: list[object] = []
+    for fleet in await all_fleets(connection):
+        replay = await load_replay(connection, fleet)
+        many = PlainReplay(replay)
+        steps = (
+            run_steps(connection, fleet.fleet_no) if ways is None else many.steps_beside(connection)
+        )
+        places: list[tuple[int, int]] = []
+        async for step in steps:
+            replay.step(step)
+            places.append((step.run_no, step.run_position))
+        replay.finish()
+        if ways is not None:
+            ways["many at a time"] += many.charges
+            ways["one by one"] += len(places)
+        drawn = Counter(many.drawn)
+        found += [
+            replay.accounts.uses,
+            replay.accounts.counts,
+            replay.hours,
+            {key: epoch.points for key, epoch in replay.epochs.items()},
+            replay.buckets,
+            replay.rolled_otherwise,
+            replay.differences,
+        ]
+        assert places == sorted(set(places))
+        assert all(drawn[number] <= replay.buckets[number].used for number in drawn)
+    return found
+
+
+@pytest.mark.parametrize("rows_at_once", [5000, 3])
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_is_replayed_many_at_a_time_comes_to_the_same_accounts(
+    worlds: dict[str, str], world: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_ROWS_AT_ONCE", rows_at_once)
+    ways: Counter[str] = Counter()
+
+    async def both() -> tuple[list[object], list[object]]:
+        async with await connect(worlds[world], application="test") as connection:
+            return await _replayed(connection, ways), await _replayed(connection)
+
+    many, one_by_one = asyncio.run(both())
+    assert many == one_by_one
+    assert min(ways.values()) > (20 if world == "alike" else 0), ways
+
+
+_PLAIN_CHARGE = (
+    "(boot_no, seq) IN (SELECT charge.boot_no, charge.seq FROM charge JOIN reading"
+    " USING (boot_no, seq, measured_at) JOIN device ON device.device_no = reading.device_no"
+    " WHERE kind = 1 AND since IS NULL AND charge.meter_no = 1 AND {paid} AND charge.quantity > 2"
+    " AND reading.downlink > 0 ORDER BY run_no DESC, run_position DESC LIMIT 1)"
+)
+PAID = {
+    "by a pool": "from_pool = charge.quantity",
+    "by an allowance": "from_allowance = charge.quantity AND device_id LIKE 'own-%%'",
+    "by nobody": "overage = charge.quantity",
+}
+CHANGES = {
+    "charge": {
+        "part": "part + 1",
+        "fleet_no": "3 - fleet_no",
+        "subscription_no": "subscription_no + 1",
+        "plan_no": "3 - plan_no",
+        "meter_no": "meter_no + 1",
+        "cycle_start": "cycle_start + interval '1 microsecond'",
+        "usage_from": "usage_from - interval '1 microsecond'",
+        "usage_to": "usage_to + interval '1 microsecond'",
+        "quantity": "quantity + 1",
+        "uplink": "uplink + 1",
+        "variant": "variant + 1",
+        "zone": "'eu'",
+        "band": "'night'",
+        "billed": "billed + 1",
+        "from_allowance": "from_allowance + 1",
+        "from_pool": "from_pool + 1",
+        "overage": "overage + 1",
+        "priced_before": "priced_before + 1",
+        "amount": "amount + 1",
+        "connection_fee": "connection_fee + 1",
+        "draw_buckets": "ARRAY[coalesce(draw_buckets[1], 1) + 1]",
+        "draw_quantities": "ARRAY[coalesce(draw_quantities[1], 1) + 1]",
+        "from_allowance, as if something else had paid": (
+            "from_pool + overage, from_pool = from_allowance, overage = 0, amount = 0,"
+            " draw_buckets = coalesce(draw_buckets, ARRAY[1::bigint]), draw_quantities = ARRAY[quantity]"
+        ),
+        "amount, beyond what eight octets hold": "10::numeric ^ 25",
+        "priced_before, beyond what eight octets hold": "10::numeric ^ 25",
+    },
+    "reading": {
+        "meter_no": "2",
+        "kind": "2",
+        "uplink": "uplink + 1",
+        "downlink": "downlink - 1",
+        "since": "measured_at - interval '1 second'",
+    },
+}
+
+
+_ALIKE = re.compile(
+    r"Decimal\('(-?[\dE+]+)'\)|, tzinfo=(?:datetime\.timezone\.utc|zoneinfo\.\S+?\))"
+)
+"""How one value may be told: as another type of the same number, by another name of UTC."""
+
+
+@pytest.mark.parametrize(
+    ("table", "paid"), [*(("charge", paid) for paid in PAID), ("reading", "by nobody")]
+)
+def test_damage_to_any_column_is_named_as_the_core_names_it(
+    worlds: dict[str, str], table: str, paid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps(self: PlainReplay, connection: Connection) -> object:
+        async for step in run_steps(connection, self._replay.fleet.fleet_no):
+            yield step
+
+    async def audited(connection: Connection) -> set[str]:
+        differences = (await audit_database(connection)).differences
+        return {_ALIKE.sub(r"\1", each) for each in differences}
+
+    async def damaged(connection: Connection, column: str) -> tuple[set[str], set[str]]:
+        async with connection.transaction(force_rollback=True):
+            changed = await connection.execute(
+                f"UPDATE {table} SET {column.split(',', maxsplit=1)[0]} = {CHANGES[table][column]} WHERE "  # noqa: S608
+                + _PLAIN_CHARGE.format(paid=PAID[paid]).replace("%%", "%")
+            )
+            assert changed.rowcount == 1
+            many = await audited(connection)
+            with monkeypatch.context() as patched:
+                patched.setattr(plain.PlainReplay, "steps_beside", steps)
+                return many, await audited(connection)
+
+    async def every() -> None:
+        async with await connect(worlds["alike"], application="test") as connection:
+            found = await connection.execute(
+                "SELECT conrelid::regclass, conname FROM pg_constraint WHERE contype = 'c'"
+                " AND conrelid IN ('charge'::regclass, 'reading'::regclass)"
+            )
+            for of_table, name in await found.fetchall():
+                await connection.execute(f"ALTER TABLE {of_table} DROP CONSTRAINT {name}")
+            assert await audited(connection) == set()
+            for column in CHANGES[table]:
+                many, one_by_one = await damaged(connection, column)
+                assert many, column
+                assert many == one_by_one, column
+            await connection.rollback()
+
+    asyncio.run(every())
