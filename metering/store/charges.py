@@ -72,6 +72,8 @@ _USAGE = Struct(">iqiqiqiq")
 _VARIANT = Struct(">ih")
 _BILLED = Struct(">iqiqiqiq")
 """billed … overage"""
+_PRICED = Struct(">qiqiqiq")
+"""billed … overage, but for the first length"""
 _MEASURED = Struct(">hiq")
 _PLACE_IN_RUN = Struct(">iiqiq")
 """run_position … seq"""
@@ -158,11 +160,11 @@ UniformCharge = tuple[int, int, int, datetime, datetime, int, int, int, int, int
 """run_position, boot_no, seq, measured_at, usage_from, quantity, uplink, overage, priced_before, amount"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UniformCharges:
+class UniformCharges(NamedTuple):
     """Charges of a run that differ in nothing else: one a reading, each met by one bucket or by none.
 
     `first` and `last` are when the first and the last usage began; the sums are those of all of them.
+    (A named tuple, because a run may have as many of them as readings.)
     """
 
     device_no: int
@@ -197,58 +199,60 @@ _ONE_DRAW_BEGINS = pack(">iiiiiii", 32, 1, 0, 20, 1, 1, 8)
 """An array of one bigint, up to its value."""
 
 
-@lru_cache(maxsize=64)
-def _drawn_row(account_octets: int, priced_octets: int) -> Struct:
-    """Return the form of a row that a bucket pays for: values, and between them what is always alike."""
-    return Struct(
-        f">6sq28si4sq4sq{account_octets}sq4sq4sq4sq{len(_VARIANT_AND_NAMES)}sq4sq4sq{priced_octets}sq4s"
-    )
-
-
+_BEGINS = pack(">hi", _COLUMNS, 8)
+"""The number of columns, and the length of measured_at."""
 _VARIANT_AND_NAMES = _VARIANT.pack(2, 0) + NULL_FIELD * 2 + _LENGTH
 """variant, zone and band, and the length of what follows."""
+_ZERO = numeric_field(0)
+_NO_OVERAGE = int8_field(0)
+
+
+@lru_cache(maxsize=256)
+def _drawn_row(priced_octets: int) -> Struct:
+    """Return the form of a row that a bucket pays for: values, and between them what is always alike."""
+    return Struct(
+        f">6sq28si4sq4sq{_ACCOUNT.size}siqiqiqiq{len(_VARIANT_AND_NAMES)}sqiqiq{priced_octets}sq4s"
+    )
 
 
 def _uniform_rows(run_no: int, charged: Iterable[UniformCharges], now: datetime) -> Iterator[bytes]:
     of_run = _OF_RUN.pack(8, microseconds(now), 8, run_no, 4)
+    cycle_starts: dict[datetime, int] = {}
+    draws_of: dict[str, bytes] = {}
     for of_line in charged:
-        subscription = of_line.subscription
+        subscription, bucket, cycle = of_line.subscription, of_line.bucket, of_line.cycle
+        cycle_start = cycle_starts.get(cycle.start)
+        if cycle_start is None:
+            cycle_start = cycle_starts[cycle.start] = microseconds(cycle.start)
         account = _ACCOUNT.pack(
             2, 0, 8, of_line.device_no, 4, of_line.fleet_no, 8, subscription.subscription_no,
-            4, subscription.plan_no, 2, of_line.meter_no, 8, microseconds(of_line.cycle.start),
+            4, subscription.plan_no, 2, of_line.meter_no, 8, cycle_start,
         )  # fmt: skip
-        if of_line.bucket is None:
+        if bucket is None:
             yield from _priced_rows(of_run, account, of_line.charges)
-        else:
-            yield from _drawn_rows(of_run, account, of_line.bucket, of_line.charges)
-
-
-def _drawn_rows(
-    of_run: bytes, account: bytes, bucket: Bucket, charges: Sequence[UniformCharge]
-) -> Iterator[bytes]:
-    begins, size = pack(">hi", _COLUMNS, 8), _LENGTH
-    account += size
-    pooled = bucket.kind is BucketKind.POOL
-    zero = numeric_field(0)
-    priced = int8_field(0) + numeric_field(charges[0][8]) + zero * 2
-    unpaid = priced + _NO_DRAW
-    priced += int8_array_field([int(bucket.bucket_id)]) + _ONE_DRAW_BEGINS
-    form = _drawn_row(len(account), len(priced)).pack
-    for position, boot_no, seq, at, start, quantity, uplink, _, _, _ in charges:
-        measured_at = microseconds(at)
-        row = form(
-            begins, measured_at, of_run, position, size, boot_no, size, seq,
-            account, measured_at if start is at else microseconds(start), size, measured_at,
-            size, quantity, size, uplink, _VARIANT_AND_NAMES, quantity,
-            size, 0 if pooled else quantity, size, quantity if pooled else 0, priced, quantity, NULL_FIELD,
-        )  # fmt: skip
-        yield row if quantity else row[: -len(priced) - 12] + unpaid
+            continue
+        draws = draws_of.get(bucket.bucket_id)
+        if draws is None:
+            number = int8_array_field([int(bucket.bucket_id)])
+            draws = draws_of[bucket.bucket_id] = _ZERO * 2 + number + _ONE_DRAW_BEGINS
+        pooled = bucket.kind is BucketKind.POOL
+        before = _NO_OVERAGE + numeric_field(of_line.charges[0][8])
+        priced = before + draws
+        form = _drawn_row(len(priced)).pack
+        for position, boot_no, seq, at, start, quantity, uplink, _, _, _ in of_line.charges:
+            measured_at = microseconds(at)
+            row = form(
+                _BEGINS, measured_at, of_run, position, _LENGTH, boot_no, _LENGTH, seq,
+                account, 8, measured_at if start is at else microseconds(start), 8, measured_at,
+                8, quantity, 8, uplink, _VARIANT_AND_NAMES, quantity,
+                8, 0 if pooled else quantity, 8, quantity if pooled else 0, priced, quantity, NULL_FIELD,
+            )  # fmt: skip
+            yield row if quantity else row[: -len(priced) - 12] + before + _ZERO * 2 + _NO_DRAW
 
 
 def _priced_rows(
     of_run: bytes, account: bytes, charges: Sequence[UniformCharge]
 ) -> Iterator[bytes]:
-    zero = numeric_field(0)
     for position, boot_no, seq, at, start, quantity, uplink, _, before, amount in charges:
         measured_at = microseconds(at)
         yield b"".join((
@@ -261,38 +265,34 @@ def _priced_rows(
                 8, quantity, 8, uplink,
             ),
             _VARIANT_AND_NAMES,
-            _BILLED.pack(8, quantity, 8, 0, 8, 0, 8, quantity)[4:],
+            _PRICED.pack(quantity, 8, 0, 8, 0, 8, quantity),
             numeric_field(before),
             numeric_field(amount),
-            zero,
+            _ZERO,
             _NO_DRAW,
         ))  # fmt: skip
 
 
 async def add_uniform_to_hours(connection: Connection, charged: Iterable[UniformCharges]) -> None:
-    """Add charges that are new to the hourly rollups."""
+    """Add charges that are new to the hourly rollups; each device's of a meter stand together."""
     hours: dict[tuple[int, int, int, datetime, int], list[int]] = {}
     begins = ends = _HOURS_SINCE
     for each in charged:
+        device_no, meter_no, fleet_no = each.device_no, each.meter_no, each.fleet_no
+        plan_no = each.subscription.plan_no
         if not begins <= each.first < ends:
             begins = hour_of(each.first)
             ends = begins + timedelta(hours=1)
-        hour = begins
-        device_no, meter_no, fleet_no = each.device_no, each.meter_no, each.fleet_no
-        plan_no = each.subscription.plan_no
         if each.last < ends:
-            parts = [
-                (hour, len(each.charges), each.quantity, each.uplink, each.overage, each.amount)
-            ]
-        else:
-            parts = [
-                (hour_of(start), 1, quantity, uplink, overage, amount)
-                for _, _, _, _, start, quantity, uplink, overage, _, amount in each.charges
-            ]
-        for hour, *added in parts:
-            key = (device_no, meter_no, plan_no, hour, fleet_no)
-            sums = hours.get(key)
-            hours[key] = added if sums is None else list(map(add, sums, added))
+            hours[device_no, meter_no, plan_no, begins, fleet_no] = [
+                len(each.charges), each.quantity, each.uplink, each.overage, each.amount
+            ]  # fmt: skip
+            continue
+        for _, _, _, _, start, quantity, uplink, overage, _, amount in each.charges:
+            key = (device_no, meter_no, plan_no, hour_of(start), fleet_no)
+            sums = hours.setdefault(key, [0, 0, 0, 0, 0])
+            added = (1, quantity, uplink, overage, amount)
+            sums[:] = map(add, sums, added)
     await store_hours(connection, hours)
 
 
