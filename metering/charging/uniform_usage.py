@@ -48,6 +48,7 @@ class Line:
     numbered: Sequence[tuple[int, QueuedRow]]
     sample: UsageRecord
     quantity: int
+    uplink: int
     first: datetime
     last: datetime
     use: MeterUse = field(default_factory=MeterUse)
@@ -134,16 +135,11 @@ def _line(  # noqa: PLR0911 - each return is one thing that the core has to look
     for each in subscriptions:
         if each.fleet_no != fleet_no:
             return None
-    ends = numbered[0][1][7]
-    first = last = numbered[0][1][13] or ends
-    quantity, directed = 0, meter.directed
-    for _, row in numbered:
-        if row[9] != _DELTA:
-            return None
-        at = row[7]
-        start = row[13] or at
-        quantity += row[10] + row[11] if directed else row[12]
-        first, last, ends = min(first, start), max(last, start), max(ends, at)
+    sums = _sums(numbered, directed=meter.directed)
+    if sums is None:
+        return None
+    quantity, uplink, first, last = sums
+    ends = numbered[-1][1][7]
     sample = whole_record(0, 0, first, first, terms.of_fleets[fleet_no].calendar, subscriptions)
     if sample is None:
         return None
@@ -155,7 +151,32 @@ def _line(  # noqa: PLR0911 - each return is one thing that the core has to look
     plan = terms.plans[sample.subscription.plan_no]
     if meter.meter not in plan.plain_meters or plan.record_quantum is not None:
         return None
-    return Line(fleet_no, meter, numbered, sample, quantity, first, last)
+    return Line(fleet_no, meter, numbered, sample, quantity, uplink, first, last)
+
+
+def _sums(
+    numbered: Sequence[tuple[int, QueuedRow]], *, directed: bool
+) -> tuple[int, int, datetime, datetime] | None:
+    """Return the quantity and the uplink of deltas, and when the first and the last of them began.
+
+    They are in the order in which they were measured. None when there is a counter's value among them.
+    """
+    quantity = uplink = 0
+    dated = False
+    for _, row in numbered:
+        if row[9] != _DELTA:
+            return None
+        if directed:
+            uplink += row[10]
+            quantity += row[11]
+        else:
+            quantity += row[12]
+        if row[13] is not None:
+            dated = True
+    if not dated:
+        return quantity + uplink, uplink, numbered[0][1][7], numbered[-1][1][7]
+    starts = [row[13] or row[7] for _, row in numbered]
+    return quantity + uplink, uplink, min(starts), max(starts)
 
 
 async def _in_open_cycles(
@@ -291,42 +312,32 @@ def _charged(line: Line, terms: Terms) -> UniformCharges:
     subscription, use, bucket = line.subscription, line.use, line.bucket
     plan, directed = terms.plans[subscription.plan_no], line.meter.directed
     increment = plan.rates[line.meter.meter][0].increment
-    before = use.overage
+    before = overage = use.overage
+    amounts = 0
     charges: list[UniformCharge] = []
-    uplinks = amounts = 0
     for position, row in line.numbered:
-        uplink = row[10] if directed else 0
-        quantity = uplink + row[11] if directed else row[12]
-        uplinks += uplink
-        start = row[13] or row[7]
+        at = row[7]
+        start = row[13] or at
+        if directed:
+            uplink = row[10]
+            quantity = uplink + row[11]
+        else:
+            uplink, quantity = 0, row[12]
         if bucket is None:
-            amount = increment(before, quantity)
+            amount = increment(overage, quantity)
             amounts += amount
             charges.append(
-                (
-                    position,
-                    row[3],
-                    row[6],
-                    row[7],
-                    start,
-                    quantity,
-                    uplink,
-                    quantity,
-                    before,
-                    amount,
-                )
+                (position, row[3], row[6], at, start, quantity, uplink, quantity, overage, amount)
             )
-            before += quantity
+            overage += quantity
         else:
-            charges.append(
-                (position, row[3], row[6], row[7], start, quantity, uplink, 0, before, 0)
-            )
+            charges.append((position, row[3], row[6], at, start, quantity, uplink, 0, overage, 0))
     use.records += len(charges)
     use.quantity += line.quantity
-    use.uplink += uplinks
+    use.uplink += line.uplink
     use.billed += line.quantity
     use.amount += amounts
-    use.overage = before
+    use.overage = overage
     if bucket is not None:
         bucket.draw(subscription.subscription_no, line.quantity)
         if bucket.kind is BucketKind.POOL:
@@ -341,6 +352,12 @@ def _charged(line: Line, terms: Terms) -> UniformCharges:
         cycle=line.sample.cycle,
         bucket=bucket,
         charges=charges,
+        first=line.first,
+        last=line.last,
+        quantity=line.quantity,
+        uplink=line.uplink,
+        overage=overage - before,
+        amount=amounts,
     )
 
 

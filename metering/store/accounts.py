@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from psycopg.rows import TupleRow
+
 from metering.rating.account import Accounts, CountKey, MeterUse, UseKey
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.counter import CounterPoint
@@ -134,26 +136,43 @@ _HOLDS = " AND bucket.begins_at <= %s AND coalesce(bucket.expires_at, 'infinity'
 async def _load_buckets(
     connection: Connection, wanted: Wanted, plans: Mapping[int, PlanTerms], loaded: Loaded
 ) -> None:
-    subscriptions = int8_array([key[0] for key in wanted.meters])
-    meters = int2_array([key[1] for key in wanted.meters])
-    own = await connection.execute(
-        f"SELECT {BUCKET_COLUMNS}"  # noqa: S608 - columns of this module
-        " FROM unnest(%s::bigint[], %s::smallint[]) AS given (subscription_no, meter_no)"
-        " JOIN bucket USING (subscription_no, meter_no) WHERE bucket.kind = 'allowance'" + _HOLDS,
-        [subscriptions, meters, wanted.last, wanted.first],
-    )
-    fleets = sorted({(fleet, key[1]) for key, (fleet, _) in wanted.meters.items()})
-    shared = await connection.execute(
+    own: list[tuple[int, int]] = []
+    shared: set[tuple[int, int]] = set()
+    keys: set[LotsKey] = set()
+    alike: set[tuple[int, int, int]] = set()
+    for (number, meter_no), (fleet_no, subscription) in wanted.meters.items():
+        plan = plans[subscription.plan_no]
+        if plan.meters[METERS_BY_NO[meter_no].meter].has_own_allowance:
+            own.append((number, meter_no))
+        elif (fleet_no, subscription.plan_no, meter_no) in alike:
+            continue  # who has nothing of their own has what their plan's others have
+        alike.add((fleet_no, subscription.plan_no, meter_no))
+        shared.add((fleet_no, meter_no))
+        keys.update(allowances_of(fleet_no, [subscription], plans))
+    rows: list[TupleRow] = []
+    if own:
+        found = await connection.execute(
+            f"SELECT {BUCKET_COLUMNS}"  # noqa: S608 - columns of this module
+            " FROM unnest(%s::bigint[], %s::smallint[]) AS given (subscription_no, meter_no)"
+            " JOIN bucket USING (subscription_no, meter_no) WHERE bucket.kind = 'allowance'"
+            + _HOLDS,
+            [
+                int8_array([key[0] for key in own]),
+                int2_array([key[1] for key in own]),
+                wanted.last,
+                wanted.first,
+            ],
+        )
+        rows += await found.fetchall()
+    found = await connection.execute(
         f"SELECT {BUCKET_COLUMNS}"  # noqa: S608 - columns of this module
         " FROM unnest(%s::int[], %s::smallint[]) AS given (fleet_no, meter_no)"
         " JOIN bucket USING (fleet_no, meter_no)"
         " WHERE bucket.kind = 'pool' AND bucket.source = 'plan'" + _HOLDS,
-        [*_columns(fleets, 2), wanted.last, wanted.first],
+        [*_columns(sorted(shared), 2), wanted.last, wanted.first],
     )
-    keys: set[LotsKey] = set()
-    for fleet_no, subscription in wanted.meters.values():
-        keys.update(allowances_of(fleet_no, [subscription], plans))
-    rows = [row for row in [*await own.fetchall(), *await shared.fetchall()] if _key(row) in keys]
+    rows += await found.fetchall()
+    rows = [row for row in rows if _key(row) in keys]
     await _put_buckets(connection, rows, plans, loaded, sorted({key[0] for key in wanted.meters}))
 
 

@@ -93,7 +93,9 @@ def int8_array(values: Iterable[int | None]) -> bytes:
 
 def timestamptz_array(values: Iterable[datetime | None]) -> bytes:
     """Return a timestamptz[]."""
-    ticks = [None if value is None else microseconds(value) for value in values]
+    instants = list(values)
+    known = {each: None if each is None else microseconds(each) for each in set(instants)}
+    ticks = [known[each] for each in instants]
     return _TimestamptzArray(_fixed(ticks, _TIMESTAMPTZ, 8, "q"))
 
 
