@@ -174,25 +174,23 @@ class StateFile:
 
     def _opened(self, path: Path, tenant: str, device: str) -> sqlite3.Connection:
         """Return the open file; raises `_Damaged` where it cannot be read."""
-        self._database = sqlite3.connect(path, timeout=0.5, isolation_level=None)
         try:
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
-                self._check_whole()
-                self._create_or_check(path, tenant, device)
-        except BaseException as error:
-            self._database.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise InvalidValue(
-                    "state",
-                    f"{path} cannot be used: {error}",
-                    "stop the other agent, or use a folder of its own",
-                ) from None
-            if isinstance(error, sqlite3.DatabaseError):
-                raise _Damaged from None
-            raise
+            self._database = sqlite3.connect(path, timeout=0.5, isolation_level=None)
+            with _closed_on_fault(self._database):
+                self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                with self._transaction():
+                    self._check_whole()
+                    self._create_or_check(path, tenant, device)
+        except sqlite3.OperationalError as error:
+            raise InvalidValue(
+                "state",
+                f"{path} cannot be used: {error}",
+                "stop the other agent, or use a folder of its own",
+            ) from None
+        except sqlite3.DatabaseError:
+            raise _Damaged from None
         return self._database
 
     def _check_whole(self) -> None:
@@ -344,6 +342,15 @@ def _decoded(message: bytes) -> Reading:
     decoded = native.decode(message, payload_octets_max=len(message), readings_max=1)
     assert isinstance(decoded, native.DecodedMessage)  # noqa: S101 - written by this module
     return decoded.readings[0]
+
+
+@contextmanager
+def _closed_on_fault(database: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        database.close()
+        raise
 
 
 def _set_aside(path: Path) -> Path:

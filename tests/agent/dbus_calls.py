@@ -21,7 +21,7 @@ async def on_bus(address: str, work: Callable[[Call], Awaitable[Any]]) -> Any:  
     """Do some work with a connection of its own."""
     bus = await MessageBus(bus_address=address).connect()
 
-    async def call(  # noqa: PLR0917
+    async def call(
         path: str, interface: str, member: str, signature: str = "", *body: object
     ) -> Any:  # noqa: ANN401
         answer = await bus.call(
@@ -43,7 +43,7 @@ async def on_bus(address: str, work: Callable[[Call], Awaitable[Any]]) -> Any:  
         return await work(call)
     finally:
         bus.disconnect()
-        await bus.wait_for_disconnect()
+        await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
 
 
 async def appears(call: Call) -> None:

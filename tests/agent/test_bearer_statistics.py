@@ -181,7 +181,8 @@ def test_what_the_bearer_counts_is_not_metered_again_by_its_interface(manager: M
 
 @pytest.mark.parametrize("reloads", [False, None])
 def test_a_bearer_without_byte_source_is_metered_by_its_interface(
-    manager: Manager, reloads: bool | None
+    manager: Manager,
+    reloads: bool | None,  # noqa: FBT001
 ) -> None:
     manager.carry(100, 100)
     manager.show(0, 0, reloads=reloads)

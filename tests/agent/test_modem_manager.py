@@ -101,7 +101,7 @@ async def _connected(call: Call, folder: Path) -> str:
     ports = [str(folder / "port")]
     await call(ROOT, f"{SERVICE}.Test", "SetProfile", "ssas", "virtual", "generic", ports)
     await _reaches(call, 3)
-    await call(MODEM, f"{SERVICE}.Modem", "Enable", "b", True)
+    await call(MODEM, f"{SERVICE}.Modem", "Enable", "b", True)  # noqa: FBT003
     await _reaches(call, _REGISTERED)
     wanted = {"apn": Variant("s", "internet")}
     bearer = await call(MODEM, f"{SERVICE}.Modem", "CreateBearer", "a{sv}", wanted)

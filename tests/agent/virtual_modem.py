@@ -14,7 +14,8 @@ class VirtualModem:
     """Answers each command with what `answers` holds, in another thread; ERROR to any other.
 
     An answer is the lines between command and OK; None is no answer at all, and one that begins with `!`
-    is sent as it is. One under two commands answers the second after the first. `asked` are the commands in their order.
+    is sent as it is. One under two commands answers the second after the first.
+    `asked` are the commands in their order.
     """
 
     def __init__(self, answers: dict[str, str | None]) -> None:

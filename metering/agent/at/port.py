@@ -14,18 +14,22 @@ class NoAnswer(Exception):
     """The modem did not answer in time, or the port is gone."""
 
 
+def check_library() -> None:
+    """Raise `InvalidValue` where pyserial, which is of the extra `agent`, is missing."""
+    try:
+        import serial  # noqa: F401, PLC0415
+    except ImportError:
+        raise InvalidValue("serial", "pyserial is missing", "install fleetmeter[agent]") from None
+
+
 class AtPort:
-    """One serial port, alone ours while it is open. Raises `NoAnswer`; `InvalidValue` without pyserial."""
+    """One serial port, alone ours while it is open. Raises `NoAnswer`."""
 
     def __init__(
         self, path: str, baud: int, answer_seconds_max: float = ANSWER_SECONDS_MAX
     ) -> None:
-        try:
-            import serial  # noqa: PLC0415 - of the extra `agent`
-        except ImportError:
-            raise InvalidValue(
-                "serial", "pyserial is missing", "install fleetmeter[agent]"
-            ) from None
+        import serial  # noqa: PLC0415
+
         self._answer_seconds_max = answer_seconds_max
         self._faults = (serial.SerialException, OSError)
         try:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from metering.agent.at.huawei import HUAWEI
-from metering.agent.at.port import ANSWER_SECONDS_MAX, AtPort, NoAnswer
+from metering.agent.at.port import ANSWER_SECONDS_MAX, AtPort, NoAnswer, check_library
 from metering.agent.at.quectel import QUECTEL
 from metering.agent.at.table import CounterTable
 from metering.agent.at.telit import TELIT
@@ -55,6 +55,7 @@ class AtSource:
     ) -> None:
         if vendor is not None and vendor not in TABLES:
             raise InvalidValue("at", f"{vendor!r} has no table", f"use one of: {', '.join(TABLES)}")
+        check_library()
         self.name = path
         self._vendor = vendor
         self._baud = baud
