@@ -46,8 +46,12 @@ class Control:
         if self._actor is None or command.kind is CommandKind.GRANT:
             return f"this agent only meters; it cannot {command.kind.value} anything"
         async with self._applying:
-            limits = self._state.limits.after(command)
-            refused = await self._actor.apply(limits)
+            before = self._state.limits
+            limits = before.after(command)
+            refused = None
+            # What was never limited is left alone: a connection that is down may be meant to be.
+            if (before.octets_per_second_max, limits.octets_per_second_max) != (None, None):
+                refused = await self._actor.apply(limits)
             if refused is None:
                 self._state.limits = limits
         self._say(f"{command.kind.value}: {'done' if refused is None else refused}")
