@@ -53,8 +53,11 @@ def ask(modem: VirtualModem, **options: object) -> Samples:
         ),
         (
             QUECTEL,
-            {"AT+QGDCNT?": "+QGDCNT: 1,2", "AT+QGDNRCNT?": "+QGDNRCNT: 3,4"},
-            [Octets("all", 1, 2), Octets("nr", 3, 4)],
+            {
+                "AT+QGDCNT?": "+QGDCNT: 1979589,17236170",
+                "AT+QGDNRCNT?": "+QGDNRCNT: 1961485,17217894",
+            },
+            [Octets("all", 1_979_589, 17_236_170)],  # the same octets, never their sum
         ),
         (
             HUAWEI,
@@ -66,7 +69,7 @@ def ask(modem: VirtualModem, **options: object) -> Samples:
         ),
         (
             HUAWEI,
-            {"AT^DSFLOWQRY": "^DSFLOWQRY: 0x2D,0x1,0x2,0x2D,0x19A01,0x736A52"},
+            {"AT^DSFLOWQRY": "^DSFLOWQRY: 0x2D,0x1, 0x2,0x2D,0x19A01, 0x736A52"},
             [Octets("all", 0x19A01, 0x736A52)],
         ),
     ],
@@ -117,6 +120,14 @@ def test_without_a_count_there_is_no_reading_rather_than_one_of_zero(
 ) -> None:
     modem.answers |= {"AT+CGMI": "u-blox"} | answers
     assert not ask(modem).metered
+
+
+def test_a_counter_that_is_not_told_for_once_did_not_begin_anew(modem: VirtualModem) -> None:
+    modem.answers |= {"AT+QGDCNT?": "+QGDCNT: 1,2", "AT+QGDNRCNT?": "+QGDNRCNT: 30,40"}
+    source = AtSource(modem.on_terminal(), vendor="quectel")
+    assert len(asyncio.run(source.samples()).metered) == 1
+    del modem.answers["AT+QGDNRCNT?"]
+    assert not asyncio.run(source.samples()).metered
 
 
 def test_a_port_that_is_not_there_gives_no_reading_and_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from metering.agent.at.huawei import HUAWEI
 from metering.agent.at.port import ANSWER_SECONDS_MAX, AtPort, NoAnswer, check_library
 from metering.agent.at.quectel import QUECTEL
-from metering.agent.at.table import CounterTable
+from metering.agent.at.table import CounterTable, Octets
 from metering.agent.at.telit import TELIT
 from metering.agent.at.ublox import UBLOX
 from metering.agent.sample import Sample, Samples
@@ -60,6 +60,7 @@ class AtSource:
         self._vendor = vendor
         self._baud = baud
         self._answer_seconds_max = answer_seconds_max
+        self._told: set[str] = set()
 
     async def samples(self) -> Samples:
         """Ask the modem; nothing where it does not answer, or has no counter."""
@@ -86,11 +87,7 @@ class AtSource:
             return Samples(notes=(f"{self.name}: the modem does not tell its IMEI",))
         port.ask("AT+COPS=3,2")
         network, rat = _network(port.ask("AT+COPS?"))
-        octets = [
-            octets
-            for query in table.queries
-            for octets in query.read(port.ask(query.command) or [])
-        ]
+        octets = self._octets(port, table)
         return Samples(
             metered=tuple(
                 Sample(
@@ -113,6 +110,18 @@ class AtSource:
                 f"signal {_signal(port.ask('AT+CSQ'))}",
             ),
         )
+
+    def _octets(self, port: AtPort, table: CounterTable) -> list[Octets]:
+        """Return the counters; none where one is missing that was there before: it did not begin anew."""
+        found: list[Octets] = []
+        for query in table.queries:
+            told = query.read(port.ask(query.command) or [])
+            if not told and query.command in self._told:
+                return []
+            if told:
+                self._told.add(query.command)
+            found += told
+        return table.merged(found)
 
 
 def _table_of(maker: str) -> CounterTable | None:

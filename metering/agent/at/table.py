@@ -18,7 +18,7 @@ class CounterQuery:
     """One command and the lines that answer it.
 
     `line` has the groups `up` and `down`, and perhaps `cid`, the packet data context that a line is
-    about. `name` tells the counters of two commands apart.
+    about; `name` is the counter's where there is none.
     """
 
     command: str
@@ -42,10 +42,21 @@ class CounterQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterTable:
-    """A vendor's counters. `width` is what is known of them, in bits; `makers` answer `AT+CGMI`."""
+    """A vendor's counters. `width` is what is known of them, in bits; `makers` answer `AT+CGMI`.
+
+    `overlapping`: the queries tell of the same octets, and the one that tells of more is right.
+    """
 
     vendor: str
     makers: tuple[str, ...]
     queries: tuple[CounterQuery, ...]
     sim: str
     width: int = 32
+    overlapping: bool = False
+
+    def merged(self, octets: list[Octets]) -> list[Octets]:
+        """Return each counter once."""
+        if not self.overlapping or not octets:
+            return octets
+        up, down = max(one.up for one in octets), max(one.down for one in octets)
+        return [Octets(octets[0].part, up, down)]
