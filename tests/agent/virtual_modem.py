@@ -21,8 +21,8 @@ class VirtualModem:
     def __init__(self, answers: dict[str, str | None]) -> None:
         self.answers = answers
         self.asked: list[str] = []
-        self._stopped = False
-        self._descriptors: list[int] = []
+        self._threads: list[threading.Thread] = []
+        self._terminals: list[tuple[int, int]] = []
         self._listener: socket.socket | None = None
 
     def on_socket(self, path: Path) -> Self:
@@ -30,37 +30,47 @@ class VirtualModem:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
         return self
 
     def on_terminal(self) -> str:
         """Answer on a pseudo-terminal; return its path."""
         master, slave = pty.openpty()
         tty.setraw(slave)
-        self._descriptors += [master, slave]
-        threading.Thread(
-            target=self._serve,
-            args=(lambda: os.read(master, 1024), lambda octets: os.write(master, octets)),
-            daemon=True,
-        ).start()
+        self._terminals.append((master, slave))
+        self._start(
+            lambda: self._serve(
+                lambda: os.read(master, 1024), lambda octets: os.write(master, octets)
+            )
+        )
         return os.ttyname(slave)
 
     def close(self) -> None:
-        """Be gone."""
-        self._stopped = True
+        """Be gone; what was opened is closed only once no thread reads it, as its number is used again."""
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for _, slave in self._terminals:
+            os.close(slave)
+        for thread in self._threads:
+            thread.join()
         if self._listener is not None:
             self._listener.close()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        for master, _ in self._terminals:
+            os.close(master)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         assert self._listener is not None
-        while not self._stopped:
+        while True:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+            self._start(lambda connection=connection: self._talk(connection))  # type: ignore[misc]
 
     def _talk(self, connection: socket.socket) -> None:
         with connection:
