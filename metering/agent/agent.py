@@ -61,7 +61,10 @@ class Meterer:
             self._say(f"{self._source.name} is back")
         self._was_missing = False
         for sample in samples.metered:
-            self._state.measure(sample, self._clock())
+            if sample.is_sane:
+                self._state.measure(sample, self._clock())
+            else:
+                self._say(f"{sample.counter} tells {sample.up} + {sample.down} octets: ignored")
         self.release_held()
         return True
 

@@ -7,6 +7,7 @@ watched then.
 """
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ _RATS = (
     *("1xrtt", "evdo", "evdo", "evdo", "lte", "5gnr", "lte-m", "nb-iot"),
 )
 """Access technologies by their bit in `MMModemAccessTechnology`."""
+
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.:-]")
+"""What cannot stand in a counter's name."""
 
 Properties = Mapping[str, Any]
 
@@ -200,7 +204,8 @@ class ModemManager:
         for path in sorted(answer.body[0]):
             interfaces = answer.body[0][path]
             properties = _plain(interfaces.get(_MODEM, {}))
-            imei = str(properties.get("EquipmentIdentifier") or path.rpartition("/")[2])
+            told = str(properties.get("EquipmentIdentifier") or path.rpartition("/")[2])
+            imei = _UNNAMEABLE.sub("_", told)[:32]
             if not properties or self._imei not in {None, imei}:
                 continue
             of_network = _plain(interfaces.get(_MODEM_3GPP, {}))

@@ -1,7 +1,10 @@
 """What a source of counters says at one moment, and what it is worth."""
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
+
+from metering.usage import QUANTITY_MAX
 
 WHOLE_BITS = 64
 """The width of a counter that does not live to wrap."""
@@ -38,6 +41,19 @@ class Sample:
     def label(self) -> str:
         """Source and precision, as an epoch's name begins with them."""
         return f"{self.source},{self.precision}"
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether a reading can carry its octets; a modem that tells more is out of its mind."""
+        return self.up + self.down <= QUANTITY_MAX
+
+
+_LABEL = re.compile(r"[\x21-\x7e]{1,64}")
+
+
+def label_of(text: str | None) -> str | None:
+    """Return a text that a reading can carry, or None: a network may call itself anything."""
+    return text if text is not None and _LABEL.fullmatch(text) else None
 
 
 class Source(Protocol):

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from metering.agent.epoch import CounterState, observed, used_since, watched
-from metering.agent.sample import WHOLE_BITS, Sample
+from metering.agent.sample import WHOLE_BITS, Sample, label_of
 from metering.errors import InvalidValue
 from metering.uplink.outbox import REJECTIONS_KEPT, Pending, Settled, held_or_rejected
 from metering.usage import DATA, Reading, ReadingKind
@@ -331,10 +331,10 @@ def _reading(seq: int, at: datetime, state: CounterState, sample: Sample) -> Rea
         downlink=downlink,
         epoch=state.epoch,
         width=WHOLE_BITS,
-        zone=sample.zone,
-        rat=sample.rat,
-        apn=sample.apn,
-        session=sample.session,
+        zone=label_of(sample.zone),
+        rat=label_of(sample.rat),
+        apn=label_of(sample.apn),
+        session=label_of(sample.session),
     )
 
 

@@ -218,6 +218,20 @@ def test_what_is_only_watched_is_never_metered(machine: Machine) -> None:
     assert [(one.reading.uplink, one.used) for one in held] == [(10, (10, 20))]
 
 
+def test_what_no_reading_can_carry_is_left_out(machine: Machine) -> None:
+    sample = replace(octets(1, 2), apn="my internet", rat="x" * 65, zone="26201", session="a b")
+    machine.state.measure(sample, START)
+    (held,) = machine.state.held()
+    reading = held.reading
+    assert (reading.apn, reading.rat, reading.zone, reading.session) == (None, None, "26201", None)
+    machine.carry(2**53, 0)
+    machine.measure()
+    machine.carry(5, 0)
+    machine.measure()
+    assert "ignored" in machine.said[0]
+    assert [up for _, _, up, _ in machine.pending()] == [0, 4]
+
+
 def test_the_first_of_a_family_has_a_baseline_and_the_next_counts_from_zero(
     machine: Machine,
 ) -> None:
