@@ -54,11 +54,12 @@ format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff check --fix
 
 lock: development ## bring the lock in line with pyproject.toml; ARGS=--upgrade: newest versions
-	.venv/bin/$(LOCK) -o requirements/run.txt
-	.venv/bin/$(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra build -o requirements/run.txt
+	$(LOCK) pyproject.toml --extra build --extra dev -c requirements/run.txt -o requirements/dev.txt
+	$(LOCK) requirements/agent.in -c requirements/dev.txt -o requirements/agent.txt
 
-LOCK = uv pip compile pyproject.toml --extra build --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --no-emit-find-links \
+LOCK = .venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock" -q $(ARGS)
 
 stack-up: environment ## start TimescaleDB and Mosquitto and leave them running

@@ -1,34 +1,57 @@
-"""`fleetmeter agent`: publish this machine's interface counters."""
+"""`fleetmeter agent`: publish what this machine's modem or interface counts."""
 
 import argparse
 import asyncio
-import json
+import contextlib
 import signal
 from pathlib import Path
 from random import SystemRandom
 
 from metering import clock
 from metering.agent.agent import Meterer, run_agent
+from metering.agent.at.source import TABLES, AtSource
+from metering.agent.control import Actor, Control, Hook
 from metering.agent.counters import (
     BOOT_ID_FILE,
     NET_FOLDER,
+    InterfaceSource,
     checked_interface,
     kernel_boot_id,
 )
+from metering.agent.modem_manager import ModemManager
+from metering.agent.sample import Source
 from metering.agent.state import StateFile
-from metering.broker_address import BrokerAddress, broker_of
+from metering.broker_address import broker_of
 from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.uplink import Uplink
-from metering.wire.command import Command, CommandKind
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `fleetmeter agent`."""
     add = parser.add_argument
-    add("--interface", required=True, metavar="IFACE", help="network interface to meter")
+    add(
+        "--interface",
+        metavar="IFACE",
+        help="network interface to meter; with --modem: that of a bearer which nobody else counts",
+    )
+    add("--width", type=int, choices=(32, 64), default=64, help="bits of its counters (64)")
+    add(
+        "--modem",
+        metavar="IMEI",
+        help="meter ModemManager's modem with this IMEI, or `any` for all of them",
+    )
+    add("--serial", metavar="PORT", help="meter the modem that answers AT commands on this port")
+    add("--at", choices=sorted(TABLES), help="whose counters it has; default: ask it")
+    add("--baud", type=int, default=115_200, help="of the serial port (115200)")
+    add(
+        "--disconnect",
+        action="store_true",
+        help="with --modem: obey `suspend` by taking its bearers down, and `resume`",
+    )
+    add("--hook", type=Path, metavar="PROGRAM", help="obey limits by this program")
     add("--tenant", required=True, help="tenant of the device")
     add("--device", required=True, help="id of the device that this machine is")
     add("--broker", metavar="URL", help="mqtt://[user:password@]host:port; default: the setting")
@@ -52,7 +75,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             raise InvalidValue(name.removesuffix("_seconds"), "too small", f"use {least} or more")
     tenant = checked_id(arguments.tenant, "tenant")
     device = checked_id(arguments.device, "device")
-    checked_interface(NET_FOLDER, arguments.interface)
+    source, actor = _source_and_actor(arguments)
     broker = broker_of(arguments.broker, settings)
     folder = arguments.state or settings.data_dir / "agent" / tenant / device
     state = StateFile(
@@ -61,63 +84,85 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         device=device,
         kernel_boot=kernel_boot_id(BOOT_ID_FILE),
     )
-    try:
-        with LedgerFile(arguments.ledger) as ledger:
-            return asyncio.run(_run(arguments, settings, broker, state, ledger))
-    finally:
-        state.close()
+    if state.set_aside is not None:
+        _say(
+            f"what the agent remembered is damaged and set aside as {state.set_aside}: readings that"
+            " were not sent are in it, and metering begins anew"
+        )
+    control = Control(state=state, actor=actor, say=_say)
+    with LedgerFile(arguments.ledger) as ledger, contextlib.closing(state):
+        uplink = Uplink(
+            broker=broker,
+            settings=settings,
+            tenant=tenant,
+            device=device,
+            outbox=state,
+            clock=clock.now,
+            random=SystemRandom(),
+            obey=control.obey,
+        )
+        meterer = Meterer(
+            tenant=tenant,
+            device=device,
+            source=source,
+            state=state,
+            ledger=ledger,
+            clock=clock.now,
+            say=_say,
+        )
+        _say(f"metering {source.name} as {tenant}/{device}")
+        drained = asyncio.run(_run(arguments, uplink, meterer, control, source))
+        traffic = uplink.traffic
+        _say(
+            f"done: readings {traffic.readings}  resent {traffic.resent}  pending {len(state)}"
+            f"  acknowledged {traffic.acknowledged}  rejected {traffic.rejected.total()}"
+            f"  commands {traffic.obeyed.total()} obeyed, {traffic.disobeyed.total()} refused"
+        )
+    return 0 if drained and not traffic.rejected else 1
+
+
+def _source_and_actor(arguments: argparse.Namespace) -> tuple[Source, Actor | None]:
+    """Return what is metered, and what obeys; raises `InvalidValue` for what does not fit together."""
+    if arguments.interface is None and arguments.modem is None and arguments.serial is None:
+        raise InvalidValue(
+            "interface", "nothing to meter is named", "give --interface, --modem or --serial"
+        )
+    if arguments.serial is not None and (arguments.modem or arguments.interface):
+        raise InvalidValue("serial", "meters the same octets again", "give one of them")
+    if arguments.hook is not None and arguments.disconnect:
+        raise InvalidValue("hook", "obeys the same commands as --disconnect", "give one of them")
+    if arguments.disconnect and arguments.modem is None:
+        raise InvalidValue("disconnect", "needs ModemManager", "give --modem, or use --hook")
+    actor: Actor | None = None if arguments.hook is None else Hook(arguments.hook)
+    if arguments.serial is not None:
+        return AtSource(arguments.serial, vendor=arguments.at, baud=arguments.baud), actor
+    if arguments.modem is None:
+        interface = checked_interface(NET_FOLDER, arguments.interface)
+        return InterfaceSource(interface, width=arguments.width), actor
+    modem = ModemManager(
+        imei=None if arguments.modem == "any" else arguments.modem, interface=arguments.interface
+    )
+    return modem, modem if arguments.disconnect else actor
 
 
 async def _run(
     arguments: argparse.Namespace,
-    settings: Settings,
-    broker: BrokerAddress,
-    state: StateFile,
-    ledger: LedgerFile,
-) -> int:
-    uplink = Uplink(
-        broker=broker,
-        settings=settings,
-        tenant=arguments.tenant,
-        device=arguments.device,
-        outbox=state,
-        clock=clock.now,
-        random=SystemRandom(),
-        obey=_obey,
-    )
-    meterer = Meterer(
-        tenant=arguments.tenant,
-        device=arguments.device,
-        interface=arguments.interface,
-        folder=NET_FOLDER,
-        state=state,
-        ledger=ledger,
-        clock=clock.now,
-        say=_say,
-    )
-    _say(f"metering {arguments.interface} as {arguments.tenant}/{arguments.device}")
-    drained = await run_agent(
-        meterer,
-        uplink,
-        stopping=_stopping(arguments.for_seconds),
-        interval_seconds=arguments.interval,
-        drain_seconds=arguments.drain,
-    )
-    traffic = uplink.traffic
-    _say(
-        f"done: readings {traffic.readings}  resent {traffic.resent}  pending {len(state)}"
-        f"  acknowledged {traffic.acknowledged}  rejected {traffic.rejected.total()}"
-        f"  commands {traffic.obeyed.total()} obeyed, {traffic.disobeyed.total()} refused"
-    )
-    return 0 if drained and not traffic.rejected else 1
-
-
-def _obey(command: Command) -> str | None:
-    """Note a balance; refuse the rest: an agent meters an interface, and has no say over its use."""
-    if command.kind is CommandKind.BALANCE:
-        _say(f"balance: {json.dumps(command.payload)}")
-        return None
-    return f"an agent only meters its interface; it cannot {command.kind.value} it"
+    uplink: Uplink,
+    meterer: Meterer,
+    control: Control,
+    source: Source,
+) -> bool:
+    try:
+        return await run_agent(
+            meterer,
+            uplink,
+            control,
+            stopping=_stopping(arguments.for_seconds),
+            interval_seconds=arguments.interval,
+            drain_seconds=arguments.drain,
+        )
+    finally:
+        await source.close()
 
 
 def _stopping(for_seconds: float) -> asyncio.Event:

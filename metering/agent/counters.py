@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from metering.agent.sample import WHOLE_BITS, Sample, Samples
 from metering.errors import InvalidValue, NotFound
 
 NET_FOLDER = Path("/sys/class/net")
@@ -46,6 +47,41 @@ def read_counters(folder: Path, interface: str) -> InterfaceCounters | None:
         )
     except (OSError, ValueError):
         return None
+
+
+def interface_sample(
+    interface: str, counters: InterfaceCounters, width: int = WHOLE_BITS
+) -> Sample:
+    """Return what an interface's counters say; its life lasts from its making to its end."""
+    return Sample(
+        counter=interface,
+        life=str(counters.ifindex),
+        up=counters.up,
+        down=counters.down,
+        source="interface",
+        width=width,
+    )
+
+
+class InterfaceSource:
+    """Meters one interface, whatever it is; `width` is what its driver's counters have, in bits."""
+
+    def __init__(
+        self, interface: str, *, folder: Path = NET_FOLDER, width: int = WHOLE_BITS
+    ) -> None:
+        self.name = interface
+        self._folder = folder
+        self._width = width
+
+    async def samples(self) -> Samples:
+        """Return the interface's counters; nothing while it has none."""
+        counters = read_counters(self._folder, self.name)
+        if counters is None:
+            return Samples()
+        return Samples(metered=(interface_sample(self.name, counters, self._width),))
+
+    async def close(self) -> None:
+        """Hold nothing."""
 
 
 def kernel_boot_id(path: Path) -> str:

@@ -8,9 +8,11 @@ CREATE TABLE install (
 ) STRICT;
 
 CREATE TABLE counter (
-    interface     TEXT PRIMARY KEY,
+    counter       TEXT PRIMARY KEY,
+    family        TEXT NOT NULL,
+    label         TEXT NOT NULL,
     kernel_boot   TEXT NOT NULL,
-    ifindex       INTEGER NOT NULL,
+    life          TEXT NOT NULL,
     falls         INTEGER NOT NULL,
     baseline_up   INTEGER NOT NULL,
     baseline_down INTEGER NOT NULL,
@@ -39,4 +41,14 @@ CREATE TABLE rejected (
     detail      TEXT NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 1;
+-- One row: what may be used by the commands that were obeyed.
+CREATE TABLE limits (
+    throttled_by      INTEGER NOT NULL,
+    octets_per_second INTEGER,
+    suspended_by      INTEGER NOT NULL,
+    resumed_by        INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO limits VALUES (0, NULL, 0, 0);
+
+PRAGMA user_version = 2;

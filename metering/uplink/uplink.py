@@ -5,11 +5,12 @@ Commands are handed to whoever obeys them, each once, and answered.
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
@@ -36,8 +37,8 @@ BROKER_SECONDS_MAX = 10.0
 Disturbance = Callable[[Batch], Iterable[Batch]]
 """Takes what is about to be published as a message and returns what to publish in its place."""
 
-Obey = Callable[[Command], str | None]
-"""Does what a command says; returns None, or why it was refused."""
+Obey = Callable[[Command], str | Awaitable[str | None] | None]
+"""Does what a command says; returns None, or why it was refused. One command at a time."""
 
 _COMMANDS_REMEMBERED_MAX = 1000
 _log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class Uplink:
         self._disturb = disturb
         self._obey = obey
         self._answers: dict[str, bytes] = {}
+        self._obeying: set[asyncio.Future[bytes | None]] = set()
+        self._one_at_a_time = asyncio.Lock()
         self._schedule = Schedule(outbox, self.pace)
         self._wakened = asyncio.Event()
         self._settled = asyncio.Event()
@@ -180,12 +183,19 @@ class Uplink:
             if message.topic.value != self._command_topic:
                 self._hear(message.payload)
                 continue
-            answer = self._answer_to(message.payload)
-            if answer is not None:
-                # Not here: the PUBACK that it waits for is read while messages are taken.
-                tasks.create_task(client.publish(self._command_ack_topic, answer, qos=1))
+            # Not here: obeying takes its time, and the PUBACK of the answer is read in this loop.
+            tasks.create_task(self._answer(client, message.payload))
 
-    def _answer_to(self, payload: object) -> bytes | None:
+    async def _answer(self, client: aiomqtt.Client, payload: object) -> None:
+        # What was begun is brought to its end, though obeying may cut this very connection.
+        obeying = asyncio.ensure_future(self._answer_to(payload))
+        self._obeying.add(obeying)
+        obeying.add_done_callback(self._obeying.discard)
+        answer = await asyncio.shield(obeying)
+        if answer is not None:
+            await client.publish(self._command_ack_topic, answer, qos=1)
+
+    async def _answer_to(self, payload: object) -> bytes | None:
         """Obey a command and return the answer; one that came before is only answered again."""
         octets = payload if isinstance(payload, bytes) else b""
         try:
@@ -196,11 +206,16 @@ class Uplink:
             command_id = command_id_of(octets)
             refusal = "this device cannot read the command"
             return None if command_id is None else encode_ack(command_id, "refused", refusal)
+        async with self._one_at_a_time:
+            return await self._obeyed(command)
+
+    async def _obeyed(self, command: Command) -> bytes:
         if command.id in self._answers:
             self.traffic.repeated_commands += 1
             return self._answers[command.id]
         try:
-            refused = self._obey(command)
+            done = self._obey(command)
+            refused = await done if inspect.isawaitable(done) else done
         except InvalidValue as error:
             refused = str(error)
         counted = self.traffic.obeyed if refused is None else self.traffic.disobeyed

@@ -30,12 +30,14 @@ from metering.stack.model import Program
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Pace
-from metering.uplink.uplink import Uplink
+from metering.uplink.uplink import Obey, Uplink, refuse_all
 from metering.usage import DATA, Reading, ReadingKind
 from metering.wire import native
 from metering.wire.ack import Ack, RejectedReading, ack_of, encode
+from metering.wire.command import Command, CommandKind, encode_command
+from metering.wire.command import encode_ack as encode_command_ack
 from metering.wire.ledger import LedgerLine, read_ledger
-from metering.wire.topics import ack_topic, device_of_usage_topic, usage_filter
+from metering.wire.topics import ack_topic, command_topic, device_of_usage_topic, usage_filter
 
 SETTINGS = Settings(_env_file=None)
 SOON = Pace(readings_per_message=7, resend_seconds=0.3, resend_seconds_max=1.0)
@@ -214,7 +216,12 @@ def readings(count: int, first: int = 1) -> list[Reading]:
 
 
 def uplink_of(
-    url: str, outbox: MemoryOutbox, *, version: Literal["5", "3.1.1"] = "5", pace: Pace = SOON
+    url: str,
+    outbox: MemoryOutbox,
+    *,
+    version: Literal["5", "3.1.1"] = "5",
+    pace: Pace = SOON,
+    obey: Obey = refuse_all,
 ) -> Uplink:
     return Uplink(
         broker=parse_broker_url(url),
@@ -225,6 +232,7 @@ def uplink_of(
         clock=clock.now,
         random=Random(1),  # noqa: S311 - a test
         pace=pace,
+        obey=obey,
     )
 
 
@@ -373,3 +381,37 @@ def values(reading: Reading) -> tuple[object, ...]:
 
 def told(line: LedgerLine) -> tuple[object, ...]:
     return (line.at, line.up or 0, line.down or 0, line.quantity or 0, line.epoch)
+
+
+def test_a_command_whose_obeying_cuts_the_connection_is_obeyed_once_and_answered(
+    broker: Broker,
+) -> None:
+    topics = (command_topic(SETTINGS.topic_root, "demo", "truck-1"), "#")
+    told = encode_command("c-1", 1, CommandKind.SUSPEND, {})
+    obeyed: list[str] = []
+
+    async def obey(command: Command) -> None:
+        obeyed.append(command.id)
+        broker.kill()
+        broker.start()
+        await asyncio.sleep(0.2)  # while the uplink connects again
+
+    async def tell_until_answered() -> bytes:
+        while True:
+            with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+                async with asyncio.timeout(1), aiomqtt.Client("127.0.0.1", broker.port) as operator:
+                    await operator.subscribe(topics[1])
+                    await operator.publish(topics[0], told, qos=1)
+                    async for message in operator.messages:
+                        if str(message.topic).endswith("command-ack"):
+                            return bytes(message.payload)
+
+    async def scene() -> None:
+        uplink = uplink_of(broker.url, MemoryOutbox(), obey=obey)
+        async with running(uplink.run):
+            answer = await asyncio.wait_for(tell_until_answered(), 20)
+        assert answer == encode_command_ack("c-1", "done")
+        assert obeyed == ["c-1"]
+        assert uplink.traffic.obeyed.total() == 1
+
+    asyncio.run(scene())
