@@ -18,9 +18,16 @@ from metering.broker_address import broker_of
 from metering.broker_connection import BrokerConnection, Delivery
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
-from metering.ingest.admission import Message, admit, refused_by_storage, unknown_device
+from metering.ingest.admission import (
+    Message,
+    admit,
+    admit_of_format,
+    refused_by_storage,
+    unknown_device,
+)
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.narrowing import narrowed
+from metering.ingest.translating import Translator
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
 from metering.sequence import SequenceSet
 from metering.settings import Settings
@@ -34,11 +41,14 @@ from metering.store.connection import (
     reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
+from metering.wire.formats import formats_filter
 from metering.wire.topics import shared_filter, usage_filter
 
 log = logging.getLogger(__name__)
 
 _DEVICES_REMEMBERED_MAX = 200_000
+_NATIVE = "/usage"
+"""How the topics of native JSON end, as nearly all do."""
 _REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """Errors that trying again does not mend: the data itself is refused."""
 
@@ -57,15 +67,18 @@ class Ingester:
         self._session: int | None = None
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
-        alone = usage_filter(settings.topic_root)
+        self._translator = Translator(settings)
+        alone = [usage_filter(settings.topic_root), formats_filter(settings.topic_root)]
         group = settings.ingest_shared_group
         self._broker = BrokerConnection(
             broker_of(None, settings),
             client_id=settings.ingest_client_id,
             version=settings.mqtt_version,
-            topic_filters=[alone if group is None else shared_filter(group, alone)],
+            topic_filters=alone
+            if group is None
+            else [shared_filter(group, each) for each in alone],
             # A session from before the group would hear everything a second time.
-            dropped_filters=[] if group is None else [alone],
+            dropped_filters=[] if group is None else alone,
             window=settings.ingest_window,
             received=self._received,
             lost=self._connection_lost,
@@ -86,9 +99,18 @@ class Ingester:
             tasks.create_task(self._broker.run())
 
     def _received(self, delivery: Delivery) -> None:
-        message = admit(
-            delivery.topic, delivery.payload, received_at=clock.now(), settings=self._settings
-        )
+        if delivery.properties or not delivery.topic.endswith(_NATIVE):
+            message = admit_of_format(
+                delivery.topic,
+                delivery.payload,
+                delivery.properties,
+                received_at=clock.now(),
+                settings=self._settings,
+            )
+        else:
+            message = admit(
+                delivery.topic, delivery.payload, received_at=clock.now(), settings=self._settings
+            )
         self._pending.append((delivery, message))
         self._pending_readings += max(1, len(message.readings))
         self._held_octets += message.octets
@@ -170,7 +192,9 @@ class Ingester:
                         self._database_url, application="ingest", waiting=_away
                     )
                     await self._begin_session(connection)
-                await self._write(connection, messages)
+                await self._write(
+                    connection, await self._translator.translated(connection, messages)
+                )
             except UNREACHABLE as error:
                 _away(error)
                 metrics.RETRIES.inc()

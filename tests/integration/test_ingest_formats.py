@@ -1,0 +1,256 @@
+"""Payloads of other formats through the real broker: charged once, at what they say was used."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from metering import clock
+from metering.cli import main
+from metering.settings import Settings
+from metering.store.connection import connect
+from metering.store.mappings import set_mapping
+from metering.store.registry import tenant_no
+from metering.wire import cbor
+from metering.wire.mapping import read_mapping
+from tests.integration.pipeline import (
+    TENANT,
+    DeviceClient,
+    Pipeline,
+    fresh_database,
+    pipeline_of,
+    wait_until,
+)
+
+PROBES = [f"probe-{number}" for number in range(40)]
+START = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+SECONDS = int(START.timestamp())
+OBJECT_7 = "/7/0/"
+TX, RX = "by time: senml/lwm2m-tx", "by time: senml/lwm2m-rx"
+
+
+class Probe:
+    """A device that speaks another format, and what the platform makes of it."""
+
+    def __init__(self, pipeline: Pipeline, client: DeviceClient, device: str) -> None:
+        self.pipeline = pipeline
+        self.client = client
+        self.device = device
+
+    def topic(self, level: str = "") -> str:
+        return f"{self.pipeline.topic_root}/{TENANT}/{self.device}/usage{level}"
+
+    def send(
+        self,
+        payload: object,
+        *,
+        level: str = "",
+        content_type: str | None = None,
+        user: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        octets = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self.client.publish_to(self.topic(level), octets, content_type=content_type, user=user)
+
+    def charged(self) -> dict[str, int]:
+        """Return how much is charged of each boot."""
+        rows = self.pipeline.query(
+            "SELECT boot_id, sum(quantity) FROM charge JOIN boot USING (boot_no)"
+            " JOIN device ON device.device_no = boot.device_no"
+            " WHERE device_id = %s GROUP BY boot_id",
+            self.device,
+        )
+        return {row[0]: int(row[1]) for row in rows}
+
+    def expect_charged(self, **expected: int) -> None:
+        """Wait until so much is charged of each boot, and see that nothing more is under way."""
+        wait_until(
+            lambda: self.charged() == expected,
+            f"{expected} for {self.device}; there is {self.charged()} and {self.rejected()}",
+        )
+        wait_until(lambda: self.pipeline.count("work_item") == 0, "the end of charging")
+        assert self.charged() == expected
+
+    def rejected(self) -> list[Mapping[str, object]]:
+        names = "reason, field, detail, boot_id, seq, times"
+        rows = self.pipeline.query(
+            f"SELECT {names} FROM rejected WHERE topic LIKE %s ORDER BY rejected_no",  # noqa: S608
+            f"%/{self.device}/usage%",
+        )
+        return [dict(zip(names.split(", "), row, strict=True)) for row in rows]
+
+    def wait_for_rejection(self) -> Mapping[str, object]:
+        wait_until(self.rejected, "a row in rejected")
+        (row,) = self.rejected()
+        return row
+
+
+@pytest.fixture(scope="module")
+def pipeline(
+    stack_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
+    assert stack_settings.database_url is not None
+    assert stack_settings.broker_url is not None
+    folder: Path = tmp_path_factory.mktemp("formats")
+    with (
+        fresh_database(stack_settings.database_url.get_secret_value()) as database_url,
+        pipeline_of(
+            database_url,
+            stack_settings.broker_url.get_secret_value(),
+            folder,
+            more_trackers=PROBES,
+        ) as prepared,
+    ):
+        prepared.start_ingest()
+        prepared.start("charge")
+        yield prepared
+        prepared.assert_running()
+
+
+@pytest.fixture(scope="module")
+def client(pipeline: Pipeline) -> Iterator[DeviceClient]:
+    connected = DeviceClient(pipeline, "5")
+    yield connected
+    connected.close()
+
+
+@pytest.fixture(scope="module")
+def devices(pipeline: Pipeline) -> Iterator[str]:
+    del pipeline
+    return iter(PROBES)
+
+
+@pytest.fixture
+def probe(pipeline: Pipeline, client: DeviceClient, devices: Iterator[str]) -> Probe:
+    return Probe(pipeline, client, next(devices))
+
+
+def native(boot: str, quantity: int) -> dict[str, object]:
+    reading = {"seq": 1, "at": START.isoformat(), "meter": "sms", "quantity": quantity}
+    return {"boot": boot, "readings": [reading]}
+
+
+def test_native_cbor_is_known_by_its_content_type_or_its_topic(probe: Probe) -> None:
+    first, second = sorted(secrets.token_hex(8) for _ in range(2))
+    probe.send(cbor.dump(native(first, 2)), content_type="application/cbor")
+    probe.send(cbor.dump(native(second, 3)), level="/cbor")
+    probe.client.wait_for_ack(probe.device, second, up_to=1)
+    probe.expect_charged(**{first: 2, second: 3})
+    assert probe.rejected() == []
+
+
+def test_a_content_type_that_says_nothing_leaves_it_to_the_topic(probe: Probe) -> None:
+    boot = secrets.token_hex(8)
+    probe.send(native(boot, 2), content_type="text/plain; charset=utf-8", user=[("a", "b")])
+    probe.expect_charged(**{boot: 2})
+
+
+@pytest.mark.parametrize("encoding", ["json", "cbor"])
+def test_connectivity_statistics_grow_whatever_is_lost_repeated_or_late(
+    probe: Probe, encoding: str
+) -> None:
+    def pack(second: int, sent: int, received: int) -> bytes:
+        if encoding == "json":
+            records = [
+                {"bn": OBJECT_7, "bt": SECONDS + second, "n": "2", "v": sent},
+                {"n": "3", "v": received},
+            ]
+            return json.dumps(records).encode()
+        return cbor.dump(
+            [{-2: OBJECT_7, -3: SECONDS + second, 0: "2", 2: sent}, {0: "3", 2: received}]
+        )
+
+    content_type = f"application/senml+{encoding}"
+    for second, sent, received in ((0, 1, 10), (20, 3, 30), (10, 2, 20), (20, 3, 30)):
+        probe.send(pack(second, sent, received), content_type=content_type)
+    probe.expect_charged(**{TX: 3000, RX: 30_000})
+    assert probe.rejected() == []
+
+
+def test_another_value_of_an_instant_is_a_conflict_and_costs_no_other_record(probe: Probe) -> None:
+    first = [{"n": "/7/0/2", "t": SECONDS, "v": 5}]
+    probe.send(first, level="/senml")
+    probe.expect_charged(**{TX: 5000})
+    probe.send(
+        [{"n": "/7/0/2", "t": SECONDS, "v": 6}, {"n": "/7/0/3", "t": SECONDS, "v": 1}],
+        level="/senml",
+    )
+    rejected = probe.wait_for_rejection()
+    assert (rejected["reason"], rejected["seq"]) == ("sequence_conflict", SECONDS * 10**6)
+    probe.expect_charged(**{TX: 5000, RX: 1000})
+
+
+def test_the_device_is_told_which_instants_are_durable_and_no_others(probe: Probe) -> None:
+    probe.send([{"n": "/7/0/2", "t": SECONDS + at, "v": at} for at in (1, 3)], level="/senml")
+    wait_until(lambda: probe.client.acks_of(probe.device, TX), "an acknowledgement")
+    (ack,) = probe.client.acks_of(probe.device, TX)
+    held = [at for at in range(5) if ack.holds((SECONDS + at) * 10**6)]
+    assert held == [1, 3]
+
+
+def test_a_time_from_now_needs_to_know_when_now_was(probe: Probe) -> None:
+    pack = [{"n": "/7/0/2", "t": -5, "v": 7}]
+    probe.send(pack, level="/senml")
+    assert "counts from now" in str(probe.wait_for_rejection()["detail"])
+    for _ in range(2):
+        probe.send(pack, level="/senml", user=[("sent", START.isoformat())])
+    probe.expect_charged(**{TX: 7000})
+
+
+def test_what_no_mapping_knows_is_told(probe: Probe) -> None:
+    probe.send([{"n": "temperature", "t": SECONDS, "v": 21.5}], level="/senml")
+    rejected = probe.wait_for_rejection()
+    assert rejected["reason"] == "unmapped"
+    assert "temperature" in str(rejected["detail"])
+
+
+def test_an_unknown_level_of_the_topic_is_no_format(probe: Probe) -> None:
+    probe.send(b"{}", level="/gibberish")
+    rejected = probe.wait_for_rejection()
+    assert rejected["reason"] == "bad_topic"
+    assert "senml-cbor" in str(rejected["detail"])
+
+
+def use_mapping(pipeline: Pipeline, document: Mapping[str, object]) -> None:
+    async def store() -> None:
+        async with await connect(pipeline.database_url, application="test") as connection:
+            tenant = await tenant_no(connection, TENANT)
+            mapping = read_mapping(document)
+            await set_mapping(connection, tenant=tenant, mapping=mapping, now=clock.now())
+
+    asyncio.run(store())
+
+
+def test_a_tenant_s_mapping_holds_from_the_next_message_on(
+    pipeline: Pipeline, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = {"meter": "messages", "quantity": "*published", "zone": {"metric": "*place"}}
+    file = tmp_path / "mapping.yaml"
+    file.write_text(json.dumps({"formats": {"senml": {"sent": series}}}))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    try:
+        assert main(["mapping", "set", "--tenant", TENANT, str(file)]) == 0
+        pack = [
+            {"bn": "urn:dev:1:", "bt": SECONDS, "n": "published", "v": 4},
+            {"n": "place", "vs": "DE"},
+        ]
+        probe.send(pack, level="/senml")
+        probe.expect_charged(**{"by time: senml/sent@urn:dev:1:": 4})
+        rows = pipeline.query(
+            "SELECT reading.zone FROM reading JOIN device USING (device_no) WHERE device_id = %s",
+            probe.device,
+        )
+        assert rows == [("DE",)]
+    finally:
+        pipeline.execute("DELETE FROM payload_mapping")
+
+
+def test_the_audit_finds_all_of_it_equal(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_until(lambda: pipeline.count("work_item") == 0, "the end of charging")
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    assert main(["audit"]) == 0, capsys.readouterr()
