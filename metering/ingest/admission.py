@@ -15,6 +15,7 @@ from metering.wire import native, native_cbor
 from metering.wire.formats import Format, format_of, usage_topic_of
 from metering.wire.mqtt import MalformedPacket, MessageProperties, message_properties
 from metering.wire.sample import SeriesReadings, refused
+from metering.wire.sparkplug import NAMESPACE, SparkplugTopic, parse_topic
 from metering.wire.topics import device_of_usage_topic, usage_topic
 
 TOPIC_LENGTH_MAX = 500
@@ -50,7 +51,7 @@ class Message(NamedTuple):
 class Undecoded(NamedTuple):
     """A message of a format whose mapping to readings its tenant has in the database."""
 
-    format: Format
+    format: Format | SparkplugTopic
     payload: bytes
     properties: MessageProperties
 
@@ -94,6 +95,8 @@ def admit_of_format(
 
     One that needs its tenant's mapping is left to be decoded where the database is.
     """
+    if topic.startswith(f"{NAMESPACE}/"):
+        return _admit_sparkplug(topic, payload, received_at=received_at, settings=settings)
     rejection: Rejection | None = None
     told = MessageProperties()
     found = usage_topic_of(settings.topic_root, topic)
@@ -123,11 +126,7 @@ def admit_of_format(
         rejections=() if rejection is None else (rejection,),
     )
     if rejection is None and len(payload) > settings.ingest_payload_octets_max:
-        rejection = refused(
-            payload,
-            f"{len(payload)} octets; send at most {settings.ingest_payload_octets_max}",
-            reason=RejectReason.PAYLOAD_TOO_LARGE,
-        )
+        rejection = _too_large(payload, settings)
         message = message._replace(rejections=(rejection,))
     if rejection is not None:
         return message
@@ -146,6 +145,43 @@ def admit_of_format(
         published_at=_believable(decoded.sent, received_at),
         readings=readings,
         rejections=rejections,
+    )
+
+
+def _admit_sparkplug(
+    topic: str, payload: bytes, *, received_at: datetime, settings: Settings
+) -> Message:
+    """Admit what an edge node publishes; what it means depends on its births."""
+    found = parse_topic(topic)
+    rejection: Rejection | None = None
+    if found is None:
+        rejection = refused(
+            payload,
+            "no Sparkplug topic whose group, edge node and device are ids",
+            reason=RejectReason.BAD_TOPIC,
+        )
+    elif len(payload) > settings.ingest_payload_octets_max:
+        rejection = _too_large(payload, settings)
+    return Message(
+        topic=_kept_topic(topic),
+        octets=len(payload),
+        sender=None if found is None else (TenantId(found.group), DeviceId(found.edge_node)),
+        received_at=received_at,
+        published_at=None,
+        boot=None,
+        readings=(),
+        rejections=() if rejection is None else (rejection,),
+        undecoded=Undecoded(found, payload, MessageProperties())
+        if found is not None and rejection is None
+        else None,
+    )
+
+
+def _too_large(payload: bytes, settings: Settings) -> Rejection:
+    return refused(
+        payload,
+        f"{len(payload)} octets; send at most {settings.ingest_payload_octets_max}",
+        reason=RejectReason.PAYLOAD_TOO_LARGE,
     )
 
 
@@ -174,7 +210,7 @@ def series_message(
     latest = message.received_at + _seconds(settings.clock_ahead_seconds_max)
     readings: list[Reading] = []
     identities: list[str] = []
-    rejections: list[Rejection] = []
+    rejections = list(series.rejections)
     for position, reading in enumerate(series.readings):
         if reading.at <= latest and (reading.since or reading.at) >= earliest:
             readings.append(reading)

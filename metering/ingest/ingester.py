@@ -41,6 +41,7 @@ from metering.store.connection import (
     reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
+from metering.wire import sparkplug
 from metering.wire.formats import formats_filter
 from metering.wire.topics import shared_filter, usage_filter
 
@@ -69,6 +70,8 @@ class Ingester:
         self._full = asyncio.Event()
         self._translator = Translator(settings)
         alone = [usage_filter(settings.topic_root), formats_filter(settings.topic_root)]
+        if settings.ingest_sparkplug:
+            alone += sparkplug.topic_filters()
         group = settings.ingest_shared_group
         self._broker = BrokerConnection(
             broker_of(None, settings),
@@ -195,6 +198,7 @@ class Ingester:
                 await self._write(
                     connection, await self._translator.translated(connection, messages)
                 )
+                self._ask_for_rebirths()
             except UNREACHABLE as error:
                 _away(error)
                 metrics.RETRIES.inc()
@@ -204,6 +208,12 @@ class Ingester:
                 await asyncio.sleep(0.1)
             else:
                 return connection
+
+    def _ask_for_rebirths(self) -> None:
+        now = clock.now()
+        for tenant, edge_node in self._translator.rebirths_due(now):
+            topic = sparkplug.command_topic(tenant, edge_node)
+            self._broker.publish(topic, sparkplug.rebirth_request(now))
 
     async def _begin_session(self, connection: Connection) -> None:
         expect_answers(connection, within_seconds=self._settings.database_answer_seconds_max)

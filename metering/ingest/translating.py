@@ -11,15 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from metering.ids import DeviceId, is_id
 from metering.ingest.admission import Message, Undecoded, series_message
+from metering.ingest.edge_nodes import EdgeNodes
 from metering.settings import Settings
 from metering.store.connection import Connection
 from metering.store.mappings import mappings_of_tenants, registry_version
 from metering.usage import Rejection, RejectReason
-from metering.wire import senml
+from metering.wire import cloudevents, senml, thingsboard
 from metering.wire.formats import Format
 from metering.wire.mapping import DEFAULT_DOCUMENT, TenantMapping
 from metering.wire.native import Instant
 from metering.wire.sample import Translated, refused
+from metering.wire.sparkplug import SparkplugTopic
 
 _INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)
 _SENT = "sent"
@@ -34,6 +36,12 @@ class Translator:
         self._settings = settings
         self._version: int | None = None
         self._mappings: dict[str, TenantMapping] = {}
+        self._hears_all = settings.ingest_shared_group is None
+        self._edge_nodes = EdgeNodes(watch_sequence=self._hears_all)
+
+    def rebirths_due(self, now: datetime) -> list[tuple[str, str]]:
+        """Return `(tenant, edge node)` of those that are to announce themselves again."""
+        return self._edge_nodes.rebirths_due(now)
 
     async def translated(
         self, connection: Connection, messages: Sequence[Message]
@@ -47,12 +55,25 @@ class Translator:
         if not tenants:
             return messages
         mappings = await self._mappings_of(connection, tenants)
+        nodes = {
+            message.sender
+            for message in messages
+            if message.sender is not None
+            and message.undecoded is not None
+            and isinstance(message.undecoded.format, SparkplugTopic)
+        }
+        if nodes:
+            async with connection.transaction():
+                await self._edge_nodes.load(connection, nodes, all_is_heard=self._hears_all)
         decoded: list[Message] = []
         for message in messages:
             if message.undecoded is None or message.sender is None:
                 decoded.append(message)
             else:
                 decoded += self._decoded(message, message.undecoded, mappings[message.sender[0]])
+        if nodes:
+            async with connection.transaction():
+                await self._edge_nodes.store(connection, now=messages[0].received_at)
         return decoded
 
     async def _mappings_of(
@@ -77,7 +98,14 @@ class Translator:
         """Return what a message is: one for each series, and one for what was rejected outside of them."""
         assert message.sender is not None  # noqa: S101 - a message is undecoded only with a sender
         readings_max = self._settings.ingest_readings_per_message_max
-        outcome = decode(undecoded, mapping, readings_max=readings_max)
+        outcome: Translated | Rejection
+        if isinstance(undecoded.format, SparkplugTopic):
+            metrics = mapping.of_format("sparkplug")
+            outcome = self._edge_nodes.take(undecoded, metrics, readings_max=readings_max)
+        else:
+            outcome = decode(
+                undecoded, mapping, sender=message.sender[1], readings_max=readings_max
+            )
         if isinstance(outcome, Rejection):
             outcome = Translated(rejections=[outcome])
         whole = message._replace(undecoded=None, rejections=outcome.rejections)
@@ -96,7 +124,7 @@ class Translator:
 
 
 def decode(
-    undecoded: Undecoded, mapping: TenantMapping, *, readings_max: int
+    undecoded: Undecoded, mapping: TenantMapping, *, sender: str, readings_max: int
 ) -> Translated | Rejection:
     """Decode a message by its format. Pure."""
     format_, payload, properties = undecoded
@@ -111,8 +139,23 @@ def decode(
                 sent=sent,
                 readings_max=readings_max,
             )
+        case Format.THINGSBOARD | Format.THINGSBOARD_GATEWAY:
+            decode_ = (
+                thingsboard.decode if format_ is Format.THINGSBOARD else thingsboard.decode_gateway
+            )
+            telemetry = mapping.of_format("thingsboard")
+            return decode_(payload, telemetry, sent=sent, readings_max=readings_max)
+        case Format.CLOUDEVENTS:
+            return cloudevents.decode(
+                payload,
+                properties,
+                mapping.of_format("cloudevents"),
+                sent=sent,
+                readings_max=readings_max,
+                names_devices=sender in mapping.document.gateways,
+            )
         case _:
-            return refused(payload, f"{format_.value} is not read here; send another format")
+            return refused(payload, f"{format_} is not read here; send another format")
 
 
 def _sent(user: Mapping[str, str]) -> datetime | None:

@@ -46,6 +46,11 @@ def seq_by_time(at: datetime) -> int:
     return microseconds_of(at)
 
 
+def identity_of(name: str) -> str:
+    """Return the form in which a record's id is kept: a long one's digest."""
+    return _short(name)
+
+
 def _short(name: str) -> str:
     """Return a name as it is, or its beginning and its digest if it is long or cannot be printed."""
     if len(name) <= _NAME_LENGTH_MAX and name.isprintable():

@@ -8,15 +8,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_HALF_UP
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from metering.errors import InvalidValue
 from metering.ids import ID_PATTERN
 from metering.units import multiples_of
-from metering.usage import METERS, QUANTITY_MAX, Meter, Reading, ReadingKind, RejectReason
-from metering.wire.identity import boot_by_time, seq_by_time
+from metering.usage import (
+    METERS,
+    QUANTITY_MAX,
+    Meter,
+    Reading,
+    ReadingKind,
+    Rejection,
+    RejectReason,
+)
+from metering.wire.identity import (
+    boot_by_id,
+    boot_by_time,
+    identity_of,
+    is_by_id,
+    is_by_time,
+    seq_by_time,
+)
 from metering.wire.native import Label, explained, path_of
 from metering.wire.sample import Sample, SeriesReadings, Translated, refused, rejected
 
@@ -114,7 +129,14 @@ def read_mapping(document: object) -> MappingDocument:
         raise InvalidValue(field_path, explained(first["msg"]), "see docs/mqtt.md") from None
     for format_name, series in mapping.formats.items():
         for name, each in series.items():
-            _check(each, f"formats.{format_name}.{name}")
+            path = f"formats.{format_name}.{name}"
+            _check(each, path)
+            if format_name == "sparkplug" and each.kind != "total":
+                raise InvalidValue(
+                    f"{path}.kind",
+                    "a birth tells values again, so a delta would count twice",
+                    "map a counter, with kind total",
+                )
     return mapping
 
 
@@ -204,17 +226,59 @@ _Cell = tuple[str, str, datetime]
 """A series, what stands before its metrics' names, and an instant."""
 
 
+class EventIdentity(NamedTuple):
+    """What identifies an event in a format whose events have ids: `id` is unique in `source`."""
+
+    source: str
+    id: str
+
+
 def translate(
     samples: Iterable[Sample],
     mapping: FormatMapping,
     payload: bytes,
     *,
     device: str | None = None,
+    event: EventIdentity | None = None,
 ) -> Translated:
     """Return the readings that a message's samples are by a mapping; other metrics are left out.
 
-    A message of which no metric is mapped is refused: nobody would know why nothing is charged.
+    A message of which no metric is mapped is refused: nobody would know why nothing is charged. With
+    `event` the samples are those of one event; its deltas are known by its id, but counters by their
+    instant as ever, because they grow in the order of time.
     """
+    cells, names = _cells(samples, mapping)
+    boots: dict[str, SeriesReadings] = {}
+    for (name, prefix, at), cell in cells.items():
+        series = mapping.series[name]
+        full_name = f"{name}@{prefix}" if prefix else name
+        boot = _boot(mapping.format_name, full_name, series, event)
+        gathered = boots.setdefault(boot, SeriesReadings(boot, [], [], device, []))
+        try:
+            gathered.readings.append(_reading(series, at, cell))
+        except InvalidValue as error:
+            gathered.rejections.append(_rejected_cell(boot, at, cell, error))
+        else:
+            if event is not None and is_by_id(boot):
+                gathered.identities.append(identity_of(f"{event.id}/{full_name}"))
+    outcome = Translated(series=list(boots.values()))
+    if names and not cells:
+        shown = ", ".join(sorted(names)[:5])[:200]
+        outcome.rejections.append(
+            refused(
+                payload,
+                f"no metric of it is mapped to a meter (it has {shown}); map one:"
+                " fleetmeter mapping set",
+                reason=RejectReason.UNMAPPED,
+            )
+        )
+    return outcome
+
+
+def _cells(
+    samples: Iterable[Sample], mapping: FormatMapping
+) -> tuple[dict[_Cell, dict[str, Sample]], set[str]]:
+    """Return what is told of each series at each instant, by role, and the names of all metrics."""
     cells: dict[_Cell, dict[str, Sample]] = {}
     names: set[str] = set()
     for sample in samples:
@@ -226,44 +290,29 @@ def translate(
             before = cell.get(role)
             if before is None or sample.is_sum >= before.is_sum:
                 cell[role] = sample
-    outcome = Translated()
-    by_boot: dict[str, list[Reading]] = {}
-    told = 0
-    for (name, prefix, at), cell in cells.items():
-        if not any(role in cell for role in _VALUE_ROLES):
-            continue
-        told += 1
-        series = mapping.series[name]
-        boot = boot_by_time(mapping.format_name, f"{name}@{prefix}" if prefix else name)
-        try:
-            reading = _reading(series, at, cell)
-        except InvalidValue as error:
-            seq = seq_by_time(at)
-            outcome.rejections.append(
-                rejected(
-                    {role: each._asdict() for role, each in cell.items()},
-                    f"{error.problem}; {error.fix}",
-                    path=error.field,
-                    boot=boot,
-                    seq=seq if 1 <= seq <= QUANTITY_MAX else None,
-                )
-            )
-        else:
-            by_boot.setdefault(boot, []).append(reading)
-    outcome.series = [
-        SeriesReadings(boot, readings, device=device) for boot, readings in by_boot.items()
-    ]
-    if not told and names:
-        shown = ", ".join(sorted(names)[:5])[:200]
-        outcome.rejections.append(
-            refused(
-                payload,
-                f"no metric of it is mapped to a meter (it has {shown}); map one:"
-                " fleetmeter mapping set",
-                reason=RejectReason.UNMAPPED,
-            )
-        )
-    return outcome
+    told = {key: cell for key, cell in cells.items() if not cell.keys().isdisjoint(_VALUE_ROLES)}
+    return told, names
+
+
+def _boot(format_name: str, full_name: str, series: Series, event: EventIdentity | None) -> str:
+    if event is None:
+        return boot_by_time(format_name, full_name)
+    if series.kind == "total":
+        return boot_by_time(format_name, f"{full_name} of {event.source}")
+    return boot_by_id(format_name, event.source)
+
+
+def _rejected_cell(
+    boot: str, at: datetime, cell: Mapping[str, Sample], error: InvalidValue
+) -> Rejection:
+    seq = seq_by_time(at)
+    return rejected(
+        {role: each._asdict() for role, each in cell.items()},
+        f"{error.problem}; {error.fix}",
+        path=error.field,
+        boot=boot,
+        seq=seq if is_by_time(boot) and 1 <= seq <= QUANTITY_MAX else None,
+    )
 
 
 def _reading(series: Series, at: datetime, cell: Mapping[str, Sample]) -> Reading:

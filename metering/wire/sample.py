@@ -1,11 +1,10 @@
 """What a payload says before a mapping says which meter it is: a metric's value at an instant. Pure."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from metering.errors import InvalidValue
 from metering.usage import Reading, Rejection, RejectReason
@@ -44,14 +43,16 @@ class SeriesReadings(NamedTuple):
     """
 
     boot: str
-    readings: Sequence[Reading]
-    identities: Sequence[str] = ()
-    device: str | None = None
+    readings: list[Reading]
+    identities: list[str]
+    device: str | None
+    rejections: list[Rejection]
+    """What was rejected of this boot."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Translated:
-    """What a message of another format held: sound readings, and what was rejected of it."""
+    """What a message of another format held: its series, and what was rejected that is of none."""
 
     series: list[SeriesReadings] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
@@ -95,6 +96,18 @@ def printable(text: str, length_max: int = PATH_LENGTH_MAX) -> str:
     return "".join(
         letter if letter.isprintable() else repr(letter).strip("'") for letter in text[:length_max]
     )[:length_max]
+
+
+def json_document(payload: bytes) -> object:
+    """Return what a JSON payload holds, numbers exactly; raise `InvalidValue` where it is not JSON."""
+    try:
+        return json.loads(payload.decode(), parse_float=Decimal, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValue("payload", f"not JSON: {error}"[:200], "send JSON in UTF-8") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def number_of(given: object, path: str) -> Decimal | int:

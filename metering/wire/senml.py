@@ -20,6 +20,7 @@ from metering.wire.sample import (
     Sample,
     Translated,
     instant_of_seconds,
+    json_document,
     microseconds_of,
     number_of,
     refused,
@@ -49,7 +50,7 @@ def decode(
 ) -> Translated | Rejection:
     """Decode a pack; a record that is not sound is rejected alone. `sent` is when it was sent."""
     try:
-        pack = _json(payload) if encoding == "json" else cbor.load(payload)
+        pack = json_document(payload) if encoding == "json" else cbor.load(payload)
         records = _records(pack)
     except InvalidValue as error:
         return refused(payload, f"{error.problem}; {error.fix}", path=error.field)
@@ -67,17 +68,6 @@ def decode(
     outcome = translate(samples, mapping, payload)
     outcome.rejections += broken
     return outcome
-
-
-def _json(payload: bytes) -> object:
-    try:
-        return json.loads(payload, parse_float=Decimal, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidValue("payload", f"not JSON: {error}"[:200], "send UTF-8 JSON") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _records(pack: object) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ from metering.settings import Settings
 from metering.store.connection import connect
 from metering.store.mappings import set_mapping
 from metering.store.registry import tenant_no
-from metering.wire import cbor
+from metering.wire import cbor, sparkplug
 from metering.wire.mapping import read_mapping
 from tests.integration.pipeline import (
     TENANT,
@@ -77,8 +77,8 @@ class Probe:
     def rejected(self) -> list[Mapping[str, object]]:
         names = "reason, field, detail, boot_id, seq, times"
         rows = self.pipeline.query(
-            f"SELECT {names} FROM rejected WHERE topic LIKE %s ORDER BY rejected_no",  # noqa: S608
-            f"%/{self.device}/usage%",
+            f"SELECT {names} FROM rejected WHERE topic ~ %s ORDER BY rejected_no",  # noqa: S608
+            f"/{self.device}(/usage|$)",
         )
         return [dict(zip(names.split(", "), row, strict=True)) for row in rows]
 
@@ -102,6 +102,7 @@ def pipeline(
             stack_settings.broker_url.get_secret_value(),
             folder,
             more_trackers=PROBES,
+            FLEETMETER_INGEST_SPARKPLUG="true",
         ) as prepared,
     ):
         prepared.start_ingest()
@@ -246,6 +247,130 @@ def test_a_tenant_s_mapping_holds_from_the_next_message_on(
         assert rows == [("DE",)]
     finally:
         pipeline.execute("DELETE FROM payload_mapping")
+
+
+MAPPING: Mapping[str, object] = {
+    "formats": {
+        "thingsboard": {
+            "count": {"meter": "messages", "quantity": "published", "kind": "total"},
+            "used": {"meter": "data", "up": "tx", "down": "rx", "unit": "kB"},
+        },
+        "cloudevents": {"sent": {"meter": "sms", "quantity": "*/sms"}},
+        "sparkplug": {"out": {"meter": "data", "up": "Net/Tx", "kind": "total", "width": 32}},
+    },
+    "gateways": {"probe-39": ["probe-3*"]},
+}
+
+
+@pytest.fixture
+def mapped(pipeline: Pipeline) -> Iterator[None]:
+    use_mapping(pipeline, MAPPING)
+    yield
+    pipeline.execute("DELETE FROM payload_mapping")
+
+
+@pytest.mark.usefixtures("mapped")
+def test_thingsboard_telemetry_is_known_by_its_key_and_ts(probe: Probe) -> None:
+    at = SECONDS * 1000
+    telemetry: list[object] = [
+        {"ts": at, "values": {"published": 3, "tx": 1.5, "rx": 2, "hot": True}},
+        {"ts": at + 1, "values": {"published": 5, "tx": 1}},
+    ]
+    for _ in range(2):
+        probe.send(telemetry, level="/thingsboard")
+    probe.expect_charged(**{"by time: thingsboard/count": 5, "by time: thingsboard/used": 3500})
+    assert "the other direction" in str(probe.wait_for_rejection()["detail"])
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_gateway_reports_for_the_devices_that_it_is_entitled_to(
+    pipeline: Pipeline, client: DeviceClient, probe: Probe
+) -> None:
+    gateway, other = Probe(pipeline, client, "probe-39"), Probe(pipeline, client, "probe-38")
+    telemetry = [{"ts": SECONDS * 1000, "values": {"published": 4}}]
+    gateway.send({"probe-38": telemetry, probe.device: telemetry}, level="/thingsboard-gateway")
+    other.expect_charged(**{"by time: thingsboard/count": 4})
+    assert gateway.wait_for_rejection()["reason"] == "not_entitled"
+    assert probe.charged() == {}
+
+
+@pytest.mark.usefixtures("mapped")
+@pytest.mark.parametrize("mode", ["structured", "binary", "batch"])
+def test_an_event_counts_once_by_source_and_id_whatever_its_mode(probe: Probe, mode: str) -> None:
+    attributes = {
+        "specversion": "1.0",
+        "id": "e-1",
+        "source": "/sensors/1",
+        "type": "usage",
+        "time": START.isoformat(),
+    }
+    for number in ("e-1", "e-2", "e-1"):
+        event = attributes | {"id": number}
+        if mode == "binary":
+            probe.send({"sms": 2}, content_type="application/json", user=list(event.items()))
+        else:
+            structured: object = event | {"data": {"sms": 2}}
+            suffix = "-batch" if mode == "batch" else ""
+            probe.send(
+                [structured] if mode == "batch" else structured,
+                content_type=f"application/cloudevents{suffix}+json",
+            )
+    probe.expect_charged(**{"by id: cloudevents//sensors/1": 4})
+    changed = attributes | {"data": {"sms": 3}}
+    probe.send(changed, level="/cloudevents")
+    assert probe.wait_for_rejection()["reason"] == "sequence_conflict"
+
+
+@pytest.mark.usefixtures("mapped")
+def test_an_event_may_hold_a_message_of_our_own(probe: Probe) -> None:
+    boot = secrets.token_hex(8)
+    event = {"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": native(boot, 3)}
+    probe.send(event, level="/cloudevents")
+    probe.expect_charged(**{boot: 3})
+
+
+class EdgeNode:
+    """A Sparkplug edge node that hears what it is asked for."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.asked: list[bytes] = []
+        client = probe.client.client
+        topic = sparkplug.command_topic(TENANT, probe.device)
+        client.message_callback_add(
+            topic, lambda _c, _d, message: self.asked.append(bytes(message.payload))
+        )
+        client.subscribe(topic, qos=1)
+
+    def publish(self, kind: str, *metrics: sparkplug.Metric, seq: int) -> None:
+        payload = sparkplug.encode(metrics, seq=seq, at=START)
+        self.probe.client.publish_to(f"spBv1.0/{TENANT}/{kind}/{self.probe.device}", payload)
+
+
+def metric(second: int, value: int, *, alias: int, name: str | None = None) -> sparkplug.Metric:
+    return sparkplug.Metric(value, START + timedelta(seconds=second), name, alias)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_an_edge_node_s_births_are_known_after_the_ingester_s_death(
+    pipeline: Pipeline, probe: Probe
+) -> None:
+    node = EdgeNode(probe)
+    series = "by time: sparkplug/out"
+    node.publish("NDATA", metric(0, 1, alias=7), seq=4)
+    wait_until(lambda: node.asked, "a request for rebirth by who does not know an alias")
+    assert "alias 7" in str(probe.wait_for_rejection()["detail"])
+    node.publish("NBIRTH", metric(1, 10, name="Net/Tx", alias=7), seq=0)
+    node.publish("NDATA", metric(2, 30, alias=7), seq=1)
+    probe.expect_charged(**{series: 30})
+    pipeline.restart("ingest")
+    pipeline.wait_until_subscribed()
+    node.publish("NDATA", metric(3, 40, alias=7), seq=2)
+    probe.expect_charged(**{series: 40})
+    assert len(node.asked) == 1
+    node.publish("NDATA", metric(5, 60, alias=7), seq=4)
+    probe.expect_charged(**{series: 60})
+    wait_until(lambda: len(node.asked) == 2, "a request for rebirth by who saw a gap")
 
 
 def test_the_audit_finds_all_of_it_equal(
