@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from metering.ids import DeviceId, is_id
 from metering.ingest.admission import Message, Undecoded, series_message
+from metering.ingest.carrier_records import messages_of_records
 from metering.ingest.edge_nodes import EdgeNodes
 from metering.settings import Settings
 from metering.store.connection import Connection
@@ -69,12 +70,33 @@ class Translator:
         for message in messages:
             if message.undecoded is None or message.sender is None:
                 decoded.append(message)
+            elif message.undecoded.format is Format.CARRIER:
+                decoded += await self._records(connection, message, mappings[message.sender[0]])
             else:
                 decoded += self._decoded(message, message.undecoded, mappings[message.sender[0]])
         if nodes:
             async with connection.transaction():
                 await self._edge_nodes.store(connection, now=messages[0].received_at)
         return decoded
+
+    async def _records(
+        self, connection: Connection, message: Message, mapping: TenantMapping
+    ) -> list[Message]:
+        """Return what a carrier's records are, if their sender may hand them in."""
+        assert message.sender is not None  # noqa: S101 - the caller's case
+        assert message.undecoded is not None  # noqa: S101 - the caller's case
+        sender, payload = message.sender[1], message.undecoded.payload
+        if sender not in mapping.document.carrier.senders:
+            refusal = refused(
+                payload,
+                f"{sender} may not hand in a carrier's records; name it under the mapping's"
+                " carrier.senders",
+                reason=RejectReason.NOT_ENTITLED,
+            )
+            return [message._replace(undecoded=None, rejections=[refusal])]
+        return await messages_of_records(
+            connection, message, payload, carrier_name=sender, settings=self._settings
+        )
 
     async def _mappings_of(
         self, connection: Connection, tenants: Iterable[str]

@@ -13,9 +13,11 @@ from metering.ingest.admission import (
     too_many_gaps,
     unknown_device,
 )
+from metering.ingest.comparing import parted
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.numbering import admit_by_time, number_by_id
 from metering.sequence import SequenceSet
+from metering.store.compared import store_compared
 from metering.store.connection import Connection
 from metering.store.readings import (
     Boot,
@@ -104,11 +106,22 @@ async def write_batch(
         if by_id:
             await number_by_id(connection, [(boots[key], work[key].messages) for key in by_id])
         await _admit_new(connection, work, boots, outcome)
-        admitted = [
-            BootReadings(each.device.device_no, each.device.shard_no, boots[key].boot_no, each.new)
-            for key, each in work.items()
-            if each.new
-        ]
+        admitted: list[BootReadings] = []
+        compared: list[BootReadings] = []
+        for key, each in work.items():
+            if not each.new:
+                continue
+            of_boot = BootReadings(
+                each.device.device_no, each.device.shard_no, boots[key].boot_no, each.new
+            )
+            if not by_id and not each.device.charged_by_carrier:
+                admitted.append(of_boot)
+                continue
+            charged, beside = parted(each.device, key[1], each.new)
+            admitted += [of_boot._replace(messages=charged)] if charged else []
+            compared += [of_boot._replace(messages=beside)] if beside else []
+        if compared:
+            await store_compared(connection, compared)
         if admitted:
             await store_readings(connection, batch_no, admitted)
         changed = await _progress(connection, work, boots)

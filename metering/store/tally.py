@@ -132,6 +132,7 @@ _UNEQUAL_ARRIVALS = (
     "   WHERE boot_id NOT LIKE 'by time: %%'{of_boot}),"
     " keeping AS (SELECT boot_no, count(*) AS kept FROM ("
     "   SELECT boot_no, seq FROM reading WHERE true{of_reading}"
+    "   UNION SELECT boot_no, seq FROM compared_reading JOIN boot USING (boot_no) WHERE true{of_boot}"
     "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no, boot_id)"
     "   WHERE seq IS NOT NULL{of_boot}"
     "   UNION SELECT boot_no, seq FROM rejected JOIN boot USING (device_no)"

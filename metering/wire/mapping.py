@@ -92,6 +92,20 @@ _TEXT_ROLES = ("epoch", "zone", "rat", "apn", "session")
 _VALUE_ROLES = ("up", "down", "quantity")
 
 
+class Carrier(BaseModel):
+    """Whose count of data and messages is charged, and who may hand in a carrier's over MQTT.
+
+    `charged` holds for every device that `devices` does not name. `senders` are the ids under which
+    carriers' records are published.
+    """
+
+    model_config = _STRICT
+
+    charged: Literal["device", "carrier"] = "device"
+    devices: dict[_SERIES_NAME, Literal["device", "carrier"]] = Field(default_factory=dict)
+    senders: list[_SERIES_NAME] = Field(default_factory=list)
+
+
 class MappingDocument(BaseModel):
     """A tenant's mapping as it is written.
 
@@ -103,6 +117,7 @@ class MappingDocument(BaseModel):
 
     formats: dict[MappedFormat, dict[_SERIES_NAME, Series]] = Field(default_factory=dict)
     gateways: dict[_SERIES_NAME, list[_Pattern]] = Field(default_factory=dict)
+    carrier: Carrier = Carrier()
 
 
 _DOCUMENT = TypeAdapter(MappingDocument)

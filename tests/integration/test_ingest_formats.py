@@ -373,6 +373,100 @@ def test_an_edge_node_s_births_are_known_after_the_ingester_s_death(
     wait_until(lambda: len(node.asked) == 2, "a request for rebirth by who saw a gap")
 
 
+CARRIER_MAPPING: Mapping[str, object] = {
+    "carrier": {"charged": "device", "devices": {"probe-36": "carrier"}, "senders": ["probe-34"]}
+}
+CARRIER_BOOT = "by id: carrier/probe-34"
+
+
+def usage_record(number: int, iccid: str, **changes: object) -> dict[str, object]:
+    return {
+        "id": number,
+        "start_timestamp": (START - timedelta(minutes=5)).strftime("%Y-%m-%d %H:%M:%S"),
+        "end_timestamp": START.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "sim": {"id": 1, "iccid": iccid},
+        "imsi": "901430000000001",
+        "endpoint": {"id": 7, "name": "Meter 7"},
+        "operator": {"id": 5, "name": "O2", "mnc": "07", "country": {"mcc": "262"}},
+        "tariff": {"id": 1, "name": "T", "ratezone": {"id": 2, "name": "Zone 2"}},
+        "traffic_type": {"id": 5, "description": "Data"},
+        "volume": {"total": 0.003501, "rx": 0.002501, "tx": 0.001},
+        "cost": 0.1,
+    } | changes
+
+
+@pytest.fixture
+def reconciled(pipeline: Pipeline) -> Iterator[None]:
+    use_mapping(pipeline, CARRIER_MAPPING)
+    yield
+    pipeline.execute("DELETE FROM payload_mapping")
+
+
+@pytest.mark.usefixtures("reconciled")
+def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
+    pipeline: Pipeline,
+    client: DeviceClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    by_device, by_carrier = (Probe(pipeline, client, f"probe-{number}") for number in (35, 36))
+    carrier = Probe(pipeline, client, "probe-34")
+    for number in (35, 36):
+        pipeline.query(
+            "INSERT INTO device_sim (tenant_no, device_no, iccid, valid, recorded_at)"
+            " SELECT tenant_no, device_no, %s, '[2020-01-01,)', now() FROM device WHERE device_id = %s"
+            " RETURNING 1",
+            f"8988303000000000{number}",
+            f"probe-{number}",
+        )
+    boots = [secrets.token_hex(8), secrets.token_hex(8)]
+    used = {"meter": "data", "up": 900, "down": 2400}
+    for probe, boot in zip((by_device, by_carrier), boots, strict=True):
+        readings: list[object] = [
+            {"seq": 1, "at": START.isoformat(), **used},
+            {"seq": 2, "at": START.isoformat(), "meter": "messages", "quantity": 1},
+        ]
+        for _ in range(2):
+            probe.send({"boot": boot, "readings": readings})
+        client.wait_for_ack(probe.device, boot, up_to=2)
+    records = [
+        usage_record(1, "898830300000000035"),
+        usage_record(2, "898830300000000036"),
+        usage_record(3, "898830300000000099"),
+        usage_record(4, "898830300000000036", volume={"rx": -1, "tx": 0}),
+    ]
+    for _ in range(2):
+        carrier.send(records, level="/carrier")
+    by_device.expect_charged(**{boots[0]: 3301})
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 3501})
+    wait_until(lambda: len(carrier.rejected()) == 2, "an unknown SIM, and a bad volume")
+    assert {each["reason"] for each in carrier.rejected()} == {"unknown_device", "invalid_reading"}
+    zones = pipeline.query("SELECT DISTINCT zone FROM reading WHERE zone IS NOT NULL")
+    assert ("26207",) in zones
+
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    day = START.date()
+    period = ["--from", f"{day}", "--to", f"{day + timedelta(days=1)}"]
+    assert main(["carrier", "compare", "--tenant", TENANT, *period]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "probe-35  data  charged 3300  other count 3501  difference 201 octets",
+        "probe-36  data  charged 3501  other count 3300  difference -201 octets",
+    ]
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([records[1], usage_record(5, "898830300000000036")]))
+    load = ["carrier", "load", "--tenant", TENANT, "--carrier", "probe-34", str(file)]
+    assert main(load) == 0
+    assert "1 new, 1 known, 0 rejected" in capsys.readouterr().out
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7002})
+
+
+def test_only_those_entitled_hand_in_a_carrier_s_records(probe: Probe) -> None:
+    probe.send([usage_record(9, "898830300000000035")], level="/carrier")
+    assert probe.wait_for_rejection()["reason"] == "not_entitled"
+
+
 def test_the_audit_finds_all_of_it_equal(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from metering.ingest.edge_nodes import EdgeNodes
 from metering.ingest.translating import decode
 from metering.settings import Settings
 from metering.usage import METERS, QUANTITY_MAX, Reading, Rejection
+from metering.wire import carrier
 from metering.wire.formats import Format
 from metering.wire.identity import is_by_id, is_by_time
 from metering.wire.mapping import MappingDocument, TenantMapping, read_mapping
@@ -130,7 +131,6 @@ NEAR: dict[Format, st.SearchStrategy[Any]] = {
     Format.THINGSBOARD: st.lists(telemetry, min_size=1, max_size=3) | telemetry,
     Format.THINGSBOARD_GATEWAY: st.dictionaries(st.sampled_from(["a", "b"]), st.lists(telemetry)),
     Format.CLOUDEVENTS: events | st.lists(events, max_size=3),
-    Format.CARRIER: documents,
 }
 
 
@@ -160,7 +160,7 @@ def messages_of(draw: st.DrawFn, format_: Format) -> bytes:
 
 
 _SENT = b"\x26\x00\x04sent\x00\x14" + b"2026-04-15T12:00:00Z"
-FOREIGN = [each for each in Format if each is not Format.NATIVE_JSON]
+FOREIGN = [each for each in Format if each not in {Format.NATIVE_JSON, Format.CARRIER}]
 
 
 @pytest.mark.parametrize("format_", FOREIGN)
@@ -179,8 +179,7 @@ def test_a_message_of_any_format_is_readings_or_reasons(format_: Format) -> None
         seen[_outcome_of(format_, payload, properties, sender)] += 1
 
     fuzz()
-    if format_ is not Format.CARRIER:
-        assert min(seen["readings"], seen["rejections"]) > 10, seen
+    assert min(seen["readings"], seen["rejections"]) > 10, seen
 
 
 def _outcome_of(format_: Format, payload: bytes, properties: bytes, sender: str) -> str:
@@ -266,6 +265,41 @@ def sparkplug_payloads(draw: st.DrawFn) -> bytes:
         message.metrics.add(**fields, **{kind: value})
     octets: bytes = message.SerializeToString()
     return octets
+
+
+carrier_records = st.fixed_dictionaries(
+    {
+        "id": near(st.integers(1, 5)),
+        "start_timestamp": near(st.just("2026-04-15 11:00:00")),
+        "end_timestamp": near(st.just("2026-04-15T11:30:00Z")),
+        "sim": near(st.just({"iccid": "898830300000000035"})),
+        "traffic_type": near(st.fixed_dictionaries({"id": st.sampled_from([5, 6])})),
+        "volume": near(
+            st.fixed_dictionaries(
+                {"tx": near(amounts), "rx": near(amounts), "total": near(amounts)}
+            )
+        ),
+    },
+    optional={"imsi": leaves, "operator": documents, "endpoint": documents, "tariff": documents},
+)
+
+
+@given(
+    st.lists(carrier_records, max_size=3).map(as_json)
+    | carrier_records.map(as_json)
+    | documents.map(as_json)
+    | st.binary(max_size=60)
+)
+def test_a_carrier_s_payload_is_records_or_reasons(payload: bytes) -> None:
+    decoded = carrier.decode(payload, records_max=2)
+    if isinstance(decoded, Rejection):
+        _check([], [decoded])
+        return
+    _check([record.reading for record in decoded.records], decoded.rejections)
+    for record in decoded.records:
+        assert record.reading.since is not None
+        assert record.reading.since <= record.reading.at
+        assert record.identity.isprintable()
 
 
 kinds = st.sampled_from(["NBIRTH", "NDATA", "NDEATH", "DBIRTH", "DDATA", "DDEATH"])
