@@ -467,6 +467,20 @@ def test_only_those_entitled_hand_in_a_carrier_s_records(probe: Probe) -> None:
     assert probe.wait_for_rejection()["reason"] == "not_entitled"
 
 
+@pytest.mark.parametrize("format_name", ["cbor", "cloudevents"])
+def test_simulated_devices_speak_formats_that_keep_their_numbers(
+    pipeline: Pipeline, format_name: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    before = pipeline.count("reading")
+    process = pipeline.start(
+        "simulate", "--tenant", TENANT, "--group", "tracker:4", "--seed", "7", "--for", "1",
+        "--interval", "0.2", "--duplicates", "0.3", "--format", format_name, "--ledger", str(ledger),
+    )  # fmt: skip
+    assert process.wait(60) == 0, "every reading is durable, and none was rejected"
+    assert pipeline.count("reading") - before == len(ledger.read_text().splitlines()) > 0
+
+
 def test_the_audit_finds_all_of_it_equal(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
