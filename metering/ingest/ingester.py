@@ -70,8 +70,9 @@ class Ingester:
         self._full = asyncio.Event()
         self._translator = Translator(settings)
         alone = [usage_filter(settings.topic_root), formats_filter(settings.topic_root)]
+        unwanted = sparkplug.topic_filters()
         if settings.ingest_sparkplug:
-            alone += sparkplug.topic_filters()
+            alone, unwanted = alone + unwanted, []
         group = settings.ingest_shared_group
         self._broker = BrokerConnection(
             broker_of(None, settings),
@@ -81,7 +82,7 @@ class Ingester:
             if group is None
             else [shared_filter(group, each) for each in alone],
             # A session from before the group would hear everything a second time.
-            dropped_filters=[] if group is None else alone,
+            dropped_filters=unwanted if group is None else [*alone, *unwanted],
             window=settings.ingest_window,
             received=self._received,
             lost=self._connection_lost,
