@@ -13,6 +13,7 @@ from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
 from api.routes import (
     balances,
+    carriers,
     control,
     devices,
     faults,
@@ -95,6 +96,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         faults,
         thresholds,
         control,
+        carriers,
     ):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app

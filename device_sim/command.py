@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from device_sim.device import Habits
+from device_sim.formats import FORMATS
 from device_sim.groups import Group
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
@@ -46,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--wraps", type=float, default=0.06, metavar="SHARE", help="counters that soon wrap (0.06)")
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="how much is used (1.0)")
+    add("--format", choices=list(FORMATS), default="json", help="of the messages (%(default)s)")
     add("--ledger", type=Path, metavar="FILE", help="append what was truly used, as JSON Lines")
     add(
         "--drain",
@@ -105,6 +107,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         duplicates=arguments.duplicates,
         reorder=arguments.reorder,
         drain_seconds=arguments.drain,
+        payload_format=arguments.format,
     )
 
 

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from device_sim.device import Device, Habits, moments
 from device_sim.faults import Faults
+from device_sim.formats import FORMATS
 from metering.broker_address import BrokerAddress
 from metering.settings import Settings
 from metering.uplink.ledger import LedgerFile
@@ -40,6 +41,8 @@ class Scenario:
     duplicates: float = 0.0
     reorder: float = 0.0
     drain_seconds: float = 60.0
+    payload_format: str = "json"
+    """A name of `FORMATS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,8 @@ class SimulatedDevice:
             pace=Pace(readings_per_message=scenario.readings_per_message),
             disturb=faults.disturb,
             obey=self._obey,
+            encode=FORMATS[scenario.payload_format].encode,
+            topic_level=FORMATS[scenario.payload_format].topic_level,
         )
         self.balance: dict[str, object] = {}
         self._balance_told_by = 0

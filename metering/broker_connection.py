@@ -33,12 +33,16 @@ _SUBSCRIBE_ID, _UNSUBSCRIBE_ID = 1, 2
 
 
 class Delivery(NamedTuple):
-    """One message, not acknowledged yet; one that came at QoS 0 has packet id 0 and never is."""
+    """One message, not acknowledged yet; one that came at QoS 0 has packet id 0 and never is.
+
+    `properties` are those of MQTT 5, for `mqtt.message_properties`.
+    """
 
     topic: str
     payload: bytes
     packet_id: int
     connection: int
+    properties: bytes = b""
 
 
 class BrokerConnection:
@@ -379,8 +383,10 @@ class _Link(asyncio.Protocol):
                 return at, end
             first = data[at]
             if first & 0xF0 == mqtt.PUBLISH:
-                topic, packet_id, payload = mqtt.published(first, data, body, end, mqtt5=mqtt5)
-                received(Delivery(topic, payload, packet_id, connection))
+                topic, packet_id, payload, properties = mqtt.published(
+                    first, data, body, end, mqtt5=mqtt5
+                )
+                received(Delivery(topic, payload, packet_id, connection, properties))
             else:
                 self._take_other(first, data[body:end])
             at = end

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "control": ("metering.control.command", "deliver commands to devices, and webhooks"),
     "api": ("api.command", "serve the HTTP API"),
     "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
+    "carrier": ("metering.ingest.carrier_command", "take a carrier's usage records, and compare"),
+    "mapping": ("metering.store.mapping_command", "say which metric of a payload is which meter"),
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),
     "agent": ("metering.agent.command", "publish what this machine's modem or interface counts"),
     "rate": ("metering.whatif.command", "say what usage costs under a plan, without a database"),

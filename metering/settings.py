@@ -50,6 +50,9 @@ class Settings(BaseSettings):
         description="ingesters with one group, and each its own client id, share what comes; unset: alone",
         pattern=r"^[^/+#]+$",
     )
+    ingest_sparkplug: bool = Field(
+        default=False, description="also take what Sparkplug B edge nodes publish under spBv1.0"
+    )
     ingest_window: int = Field(
         16_000, ge=1, le=65535, description="messages in flight between broker and commit"
     )

@@ -7,8 +7,10 @@ from metering.ingest.write_batch import BootArrivals
 from metering.sequence import SequenceSet
 from metering.usage import Rejection
 from metering.wire import ack
+from metering.wire.identity import is_by_time
 from metering.wire.topics import ack_topic
 
+_TOLD_APART_MAX = 10_000
 _REJECTIONS_MAX = 100
 """Most rejected readings that one acknowledgement names; the others are named when sent again."""
 
@@ -35,6 +37,8 @@ class Acknowledger:
                 rejections = [*before[1], *rejections][:_REJECTIONS_MAX]
             # A message that was refused as a whole knows nothing of what arrived of its boot.
             newest = before[0] if before is not None and each.arrived == SequenceSet() else each
+            if before is not None and is_by_time(each.boot):  # tells of no more than a batch
+                newest = each._replace(arrived=_united(before[0].arrived, each.arrived))
             self._due[key] = (newest, rejections)
         self._wake.set()
 
@@ -58,3 +62,10 @@ class Acknowledger:
             await self._wake.wait()
             await asyncio.sleep(self._interval_seconds)
             self.flush()
+
+
+def _united(first: SequenceSet, second: SequenceSet) -> SequenceSet:
+    """Return the numbers of two sets; only the second's where there would be too many apart."""
+    if len(first.beyond) + len(second.beyond) > _TOLD_APART_MAX:
+        return second
+    return second.with_added(seq for low, high in first.beyond for seq in range(low, high + 1))

@@ -1,6 +1,7 @@
 """Admission: from one message's bytes to readings that may be stored, or reasons why not. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import NamedTuple
@@ -10,8 +11,12 @@ from metering.period import instant_text
 from metering.sequence import GAPS_OPEN_MAX
 from metering.settings import Settings
 from metering.usage import Reading, Rejection, RejectReason
-from metering.wire import native
-from metering.wire.topics import device_of_usage_topic
+from metering.wire import native, native_cbor
+from metering.wire.formats import Format, format_of, usage_topic_of
+from metering.wire.mqtt import MalformedPacket, MessageProperties, message_properties
+from metering.wire.sample import SeriesReadings, refused
+from metering.wire.sparkplug import NAMESPACE, SparkplugTopic, parse_topic
+from metering.wire.topics import device_of_usage_topic, usage_topic
 
 TOPIC_LENGTH_MAX = 500
 """How much of a topic is kept, in characters; an index entry holds at most 2704 octets."""
@@ -37,6 +42,18 @@ class Message(NamedTuple):
     boot: str | None
     readings: Sequence[Reading]
     rejections: Sequence[Rejection]
+    identities: Sequence[str] = ()
+    """Ids of readings that have one instead of a number, one each (`metering.wire.identity`)."""
+    undecoded: "Undecoded | None" = None
+    """What has to be decoded yet, with what the database knows (`metering.ingest.translating`)."""
+
+
+class Undecoded(NamedTuple):
+    """A message of a format whose mapping to readings its tenant has in the database."""
+
+    format: Format | SparkplugTopic
+    payload: bytes
+    properties: MessageProperties
 
 
 def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settings) -> Message:
@@ -58,14 +75,7 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
             rejections = [decoded]
         else:
             boot, published_at = decoded.boot, _believable(decoded.sent, received_at)
-            rejections = list(decoded.rejections)
-            earliest = received_at - _days(settings.clock_behind_days_max)
-            latest = received_at + _seconds(settings.clock_ahead_seconds_max)
-            for position, reading in zip(decoded.positions, decoded.readings, strict=True):
-                if reading.at <= latest and (reading.since or reading.at) >= earliest:
-                    readings.append(reading)
-                else:
-                    rejections.append(_clock_problem(reading, position, boot, earliest, latest))
+            readings, rejections = _with_sane_clock(decoded, received_at, settings)
     return Message(
         topic=_kept_topic(topic),
         octets=len(payload),
@@ -75,6 +85,146 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
         boot=boot,
         readings=readings,
         rejections=rejections,
+    )
+
+
+def admit_of_format(
+    topic: str, payload: bytes, properties: bytes, *, received_at: datetime, settings: Settings
+) -> Message:
+    """Admit a message whose topic or properties may say that it is not native JSON.
+
+    One that needs its tenant's mapping is left to be decoded where the database is.
+    """
+    if topic.startswith(f"{NAMESPACE}/"):
+        return _admit_sparkplug(topic, payload, received_at=received_at, settings=settings)
+    rejection: Rejection | None = None
+    told = MessageProperties()
+    found = usage_topic_of(settings.topic_root, topic)
+    try:
+        told = message_properties(properties)
+    except MalformedPacket as error:
+        rejection = refused(payload, f"its properties are {error}; send others")
+    if found is None:
+        rejection = refused(
+            payload,
+            "no topic of a device's usage: tenant and device must be ids, and what follows usage"
+            f" one of {', '.join(Format)}",
+            reason=RejectReason.BAD_TOPIC,
+        )
+    format_ = Format.NATIVE_JSON if found is None else format_of(found.format, told)
+    if format_ is Format.NATIVE_JSON and rejection is None and found is not None:
+        plain = usage_topic(settings.topic_root, found.tenant_id, found.device_id)
+        return admit(plain, payload, received_at=received_at, settings=settings)
+    message = Message(
+        topic=_kept_topic(topic),
+        octets=len(payload),
+        sender=None if found is None else (TenantId(found.tenant_id), DeviceId(found.device_id)),
+        received_at=received_at,
+        published_at=None,
+        boot=None,
+        readings=(),
+        rejections=() if rejection is None else (rejection,),
+    )
+    if rejection is None and len(payload) > settings.ingest_payload_octets_max:
+        rejection = _too_large(payload, settings)
+        message = message._replace(rejections=(rejection,))
+    if rejection is not None:
+        return message
+    if format_ is not Format.NATIVE_CBOR:
+        return message._replace(undecoded=Undecoded(format_, payload, told))
+    decoded = native_cbor.decode(
+        payload,
+        payload_octets_max=settings.ingest_payload_octets_max,
+        readings_max=settings.ingest_readings_per_message_max,
+    )
+    if isinstance(decoded, Rejection):
+        return message._replace(rejections=(decoded,))
+    readings, rejections = _with_sane_clock(decoded, received_at, settings)
+    return message._replace(
+        boot=decoded.boot,
+        published_at=_believable(decoded.sent, received_at),
+        readings=readings,
+        rejections=rejections,
+    )
+
+
+def _admit_sparkplug(
+    topic: str, payload: bytes, *, received_at: datetime, settings: Settings
+) -> Message:
+    """Admit what an edge node publishes; what it means depends on its births."""
+    found = parse_topic(topic)
+    rejection: Rejection | None = None
+    if found is None:
+        rejection = refused(
+            payload,
+            "no Sparkplug topic whose group, edge node and device are ids",
+            reason=RejectReason.BAD_TOPIC,
+        )
+    elif len(payload) > settings.ingest_payload_octets_max:
+        rejection = _too_large(payload, settings)
+    return Message(
+        topic=_kept_topic(topic),
+        octets=len(payload),
+        sender=None if found is None else (TenantId(found.group), DeviceId(found.edge_node)),
+        received_at=received_at,
+        published_at=None,
+        boot=None,
+        readings=(),
+        rejections=() if rejection is None else (rejection,),
+        undecoded=Undecoded(found, payload, MessageProperties())
+        if found is not None and rejection is None
+        else None,
+    )
+
+
+def _too_large(payload: bytes, settings: Settings) -> Rejection:
+    return refused(
+        payload,
+        f"{len(payload)} octets; send at most {settings.ingest_payload_octets_max}",
+        reason=RejectReason.PAYLOAD_TOO_LARGE,
+    )
+
+
+def _with_sane_clock(
+    decoded: native.DecodedMessage, received_at: datetime, settings: Settings
+) -> tuple[list[Reading], list[Rejection]]:
+    """Return a message's readings that were measured at a time that can be, and all rejections."""
+    readings: list[Reading] = []
+    rejections = list(decoded.rejections)
+    earliest = received_at - _days(settings.clock_behind_days_max)
+    latest = received_at + _seconds(settings.clock_ahead_seconds_max)
+    for position, reading in zip(decoded.positions, decoded.readings, strict=True):
+        if reading.at <= latest and (reading.since or reading.at) >= earliest:
+            readings.append(reading)
+        else:
+            rejections.append(_clock_problem(reading, position, decoded.boot, earliest, latest))
+    return readings, rejections
+
+
+def series_message(
+    message: Message, series: SeriesReadings, settings: Settings, *, device: DeviceId
+) -> Message:
+    """Return the message that a series of a translated one is, its readings' clocks checked."""
+    assert message.sender is not None  # noqa: S101 - only what has a sender is translated
+    earliest = message.received_at - _days(settings.clock_behind_days_max)
+    latest = message.received_at + _seconds(settings.clock_ahead_seconds_max)
+    readings: list[Reading] = []
+    identities: list[str] = []
+    rejections = list(series.rejections)
+    for position, reading in enumerate(series.readings):
+        if reading.at <= latest and (reading.since or reading.at) >= earliest:
+            readings.append(reading)
+            identities += series.identities[position : position + 1]
+        else:
+            problem = _clock_problem(reading, position, series.boot, earliest, latest)
+            rejections.append(replace(problem, seq=problem.seq or None))
+    return message._replace(
+        sender=(message.sender[0], device),
+        boot=series.boot,
+        readings=readings,
+        rejections=rejections,
+        identities=identities,
+        undecoded=None,
     )
 
 

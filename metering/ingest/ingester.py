@@ -18,9 +18,16 @@ from metering.broker_address import broker_of
 from metering.broker_connection import BrokerConnection, Delivery
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
-from metering.ingest.admission import Message, admit, refused_by_storage, unknown_device
+from metering.ingest.admission import (
+    Message,
+    admit,
+    admit_of_format,
+    refused_by_storage,
+    unknown_device,
+)
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.narrowing import narrowed
+from metering.ingest.translating import Translator
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
 from metering.sequence import SequenceSet
 from metering.settings import Settings
@@ -34,11 +41,15 @@ from metering.store.connection import (
     reason_of,
 )
 from metering.store.readings import RejectedInput, store_rejections
+from metering.wire import sparkplug
+from metering.wire.formats import formats_filter
 from metering.wire.topics import shared_filter, usage_filter
 
 log = logging.getLogger(__name__)
 
 _DEVICES_REMEMBERED_MAX = 200_000
+_NATIVE = "/usage"
+"""How the topics of native JSON end, as nearly all do."""
 _REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """Errors that trying again does not mend: the data itself is refused."""
 
@@ -58,15 +69,21 @@ class Ingester:
         self._session: int | None = None
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
-        alone = usage_filter(settings.topic_root)
+        self._translator = Translator(settings)
+        alone = [usage_filter(settings.topic_root), formats_filter(settings.topic_root)]
+        unwanted = sparkplug.topic_filters()
+        if settings.ingest_sparkplug:
+            alone, unwanted = alone + unwanted, []
         group = settings.ingest_shared_group
         self._broker = BrokerConnection(
             broker_of(None, settings),
             client_id=settings.ingest_client_id,
             version=settings.mqtt_version,
-            topic_filters=[alone if group is None else shared_filter(group, alone)],
+            topic_filters=alone
+            if group is None
+            else [shared_filter(group, each) for each in alone],
             # A session from before the group would hear everything a second time.
-            dropped_filters=[] if group is None else [alone],
+            dropped_filters=unwanted if group is None else [*alone, *unwanted],
             window=settings.ingest_window,
             received=self._received,
             lost=self._connection_lost,
@@ -87,9 +104,18 @@ class Ingester:
             tasks.create_task(self._broker.run())
 
     def _received(self, delivery: Delivery) -> None:
-        message = admit(
-            delivery.topic, delivery.payload, received_at=clock.now(), settings=self._settings
-        )
+        if delivery.properties or not delivery.topic.endswith(_NATIVE):
+            message = admit_of_format(
+                delivery.topic,
+                delivery.payload,
+                delivery.properties,
+                received_at=clock.now(),
+                settings=self._settings,
+            )
+        else:
+            message = admit(
+                delivery.topic, delivery.payload, received_at=clock.now(), settings=self._settings
+            )
         if not self._pending:
             self._pending_since = monotonic()
         self._pending.append((delivery, message))
@@ -178,7 +204,10 @@ class Ingester:
                         self._database_url, application="ingest", waiting=_away
                     )
                     await self._begin_session(connection)
-                await self._write(connection, messages)
+                await self._write(
+                    connection, await self._translator.translated(connection, messages)
+                )
+                self._ask_for_rebirths()
             except UNREACHABLE as error:
                 _away(error)
                 metrics.RETRIES.inc()
@@ -188,6 +217,12 @@ class Ingester:
                 await asyncio.sleep(0.1)
             else:
                 return connection
+
+    def _ask_for_rebirths(self) -> None:
+        now = clock.now()
+        for tenant, edge_node in self._translator.rebirths_due(now):
+            topic = sparkplug.command_topic(tenant, edge_node)
+            self._broker.publish(topic, sparkplug.rebirth_request(now))
 
     async def _begin_session(self, connection: Connection) -> None:
         expect_answers(connection, within_seconds=self._settings.database_answer_seconds_max)

@@ -19,9 +19,11 @@ def narrowed(messages: Sequence[Message], problem: str) -> list[list[Message]] |
         return None
     if len(message.readings) == 1:
         refused = refused_by_storage(message, problem)
-        return [[message._replace(readings=[], rejections=[*message.rejections, refused])]]
+        rejections = [*message.rejections, refused]
+        return [[message._replace(readings=[], identities=[], rejections=rejections)]]
     middle = len(message.readings) // 2
+    first, second = message.identities[:middle], message.identities[middle:]
     return [
-        [message._replace(readings=message.readings[:middle])],
-        [message._replace(readings=message.readings[middle:], rejections=[])],
+        [message._replace(readings=message.readings[:middle], identities=first)],
+        [message._replace(readings=message.readings[middle:], identities=second, rejections=[])],
     ]

@@ -13,8 +13,11 @@ from metering.ingest.admission import (
     too_many_gaps,
     unknown_device,
 )
+from metering.ingest.comparing import parted
 from metering.ingest.device_cache import DeviceCache
+from metering.ingest.numbering import admit_by_time, number_by_id
 from metering.sequence import SequenceSet
+from metering.store.compared import store_compared
 from metering.store.connection import Connection
 from metering.store.readings import (
     Boot,
@@ -34,6 +37,7 @@ from metering.store.readings import (
 )
 from metering.store.registry import RegisteredDevice
 from metering.usage import Reading, Rejection
+from metering.wire.identity import is_by_id, is_by_time
 
 BootKey = tuple[DeviceNo, str]
 
@@ -73,6 +77,8 @@ class _BootWork:
     """The readings that never arrived before."""
     arrived: SequenceSet
     """What has arrived with this batch: stored readings and rejected ones."""
+    told: SequenceSet | None = None
+    """What the device is told of, where it is not all that has arrived."""
 
 
 _Repeated = tuple[BootKey, Message, Reading]
@@ -96,12 +102,26 @@ async def write_batch(
         tenants = await tenants_by_id(connection, strangers) if strangers else {}
         work, rejected = _sorted_by_boot(messages, known, tenants)
         boots = await lock_boots(connection, list(work), now=now) if work else {}
+        by_id = [key for key in work if is_by_id(key[1])]
+        if by_id:
+            await number_by_id(connection, [(boots[key], work[key].messages) for key in by_id])
         await _admit_new(connection, work, boots, outcome)
-        admitted = [
-            BootReadings(each.device.device_no, each.device.shard_no, boots[key].boot_no, each.new)
-            for key, each in work.items()
-            if each.new
-        ]
+        admitted: list[BootReadings] = []
+        compared: list[BootReadings] = []
+        for key, each in work.items():
+            if not each.new:
+                continue
+            of_boot = BootReadings(
+                each.device.device_no, each.device.shard_no, boots[key].boot_no, each.new
+            )
+            if not by_id and not each.device.charged_by_carrier:
+                admitted.append(of_boot)
+                continue
+            charged, beside = parted(each.device, key[1], each.new)
+            admitted += [of_boot._replace(messages=charged)] if charged else []
+            compared += [of_boot._replace(messages=beside)] if beside else []
+        if compared:
+            await store_compared(connection, compared)
         if admitted:
             await store_readings(connection, batch_no, admitted)
         changed = await _progress(connection, work, boots)
@@ -116,7 +136,7 @@ async def write_batch(
                 each.tenant_id,
                 each.device_id,
                 key[1],
-                each.arrived,
+                each.arrived if each.told is None else each.told,
                 [rejection for _, rejection in each.rejections] if each.rejections else (),
             )
             for key, each in work.items()
@@ -184,7 +204,11 @@ async def _admit_new(
 ) -> None:
     """Find the readings that never arrived before; count duplicates, reject conflicts."""
     repeated: list[_Repeated] = []
+    series: dict[BootKey, _BootWork] = {}
     for key, of_boot in work.items():
+        if is_by_time(key[1]):
+            series[key] = of_boot
+            continue
         arrived = boots[key].arrived
         if not _admit_in_order(of_boot, arrived, outcome):
             _admit_in_any_order(key, of_boot, arrived, outcome, repeated)
@@ -194,10 +218,33 @@ async def _admit_new(
         for key, message, reading in conflicts:
             conflict = sequence_conflict(key[1], reading)
             work[key].rejections.append((message.received_at, conflict))
-    for of_boot in work.values():
-        if of_boot.rejections:
+    if series:
+        await _admit_series(connection, series, boots, outcome)
+    for key, of_boot in work.items():
+        if of_boot.rejections and key not in series:
             used_up = _seqs_used_up(of_boot, of_boot.arrived)
             of_boot.arrived = of_boot.arrived.with_added(used_up)
+
+
+async def _admit_series(
+    connection: Connection,
+    series: dict[BootKey, _BootWork],
+    boots: dict[BootKey, Boot],
+    outcome: BatchOutcome,
+) -> None:
+    """Admit the readings of boots whose numbers are instants: gaps between them mean nothing."""
+    admitted = await admit_by_time(
+        connection, {key: (boots[key], of_boot.messages) for key, of_boot in series.items()}
+    )
+    for key, of_boot in series.items():
+        found = admitted[key]
+        of_boot.new = found.new
+        of_boot.rejections += found.conflicts
+        of_boot.arrived = SequenceSet(up_to=found.highest)
+        rejected = [each.seq for _, each in of_boot.rejections if each.seq is not None]
+        of_boot.told = found.told.with_added(rejected)
+        outcome.stored += sum(len(readings) for _, _, readings in found.new)
+        outcome.duplicates += found.duplicates
 
 
 def _admit_in_order(of_boot: _BootWork, arrived: SequenceSet, outcome: BatchOutcome) -> bool:

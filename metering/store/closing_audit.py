@@ -141,8 +141,11 @@ async def unequal_watermarks(
         "SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"  # noqa: S608 - clauses of the store
         " FROM boot LEFT JOIN (SELECT boot_no, max(measured_at) AS reached,"
         "     max(measured_at) FILTER (WHERE seq <= up_to) AS complete"
-        "   FROM reading JOIN boot USING (boot_no)"
-        f"   WHERE true{of_fleets_boots('reading.boot_no', fleet_no)}"
+        "   FROM (SELECT boot_no, seq, measured_at FROM reading"
+        f"     WHERE true{of_fleets_boots('reading.boot_no', fleet_no)}"
+        "     UNION ALL SELECT boot_no, seq, measured_at FROM compared_reading"
+        f"     WHERE true{of_fleets_boots('compared_reading.boot_no', fleet_no)}) AS kept"
+        "   JOIN boot USING (boot_no)"
         "   GROUP BY boot_no) AS stored USING (boot_no)"
         " WHERE (measured_to, complete_to) IS DISTINCT FROM (reached, complete)"
         f"{of_fleet('boot.device_no', fleet_no)} ORDER BY boot_no LIMIT 20"

@@ -185,9 +185,19 @@ async def measured_between(
     measured later than what was complete before.
     """
     found = await connection.execute(
-        "SELECT max(measured_at) FROM reading WHERE boot_no = %s AND seq > %s AND seq <= %s"
-        " AND measured_at > coalesce(%s, '-infinity'::timestamptz) AND measured_at <= %s",
-        [boot.boot_no, boot.arrived.up_to, arrived.up_to, boot.complete_to, measured_to],
+        "SELECT greatest((SELECT max(measured_at) FROM reading WHERE boot_no = %(boot)s"
+        "   AND seq > %(above)s AND seq <= %(up_to)s AND measured_at <= %(measured_to)s"
+        "   AND measured_at > coalesce(%(complete_to)s, '-infinity'::timestamptz)),"
+        " (SELECT max(measured_at) FROM compared_reading WHERE boot_no = %(boot)s"
+        "   AND seq > %(above)s AND seq <= %(up_to)s AND measured_at <= %(measured_to)s"
+        "   AND measured_at > coalesce(%(complete_to)s, '-infinity'::timestamptz)))",
+        {
+            "boot": boot.boot_no,
+            "above": boot.arrived.up_to,
+            "up_to": arrived.up_to,
+            "complete_to": boot.complete_to,
+            "measured_to": measured_to,
+        },
     )
     row = await found.fetchone()
     assert row is not None  # noqa: S101 - an aggregate returns one row
@@ -297,7 +307,19 @@ async def stored_readings(
         " WHERE reading.measured_at BETWEEN %s AND %s",
         [[key[0] for key in keys], [key[1] for key in keys], times, min(times), max(times)],
     )
-    return {(row[0], row[1]): reading_of(row[1:]) for row in await found.fetchall()}
+    stored = {(row[0], row[1]): reading_of(row[1:]) for row in await found.fetchall()}
+    missing = [key for key in keys if key[:2] not in stored]
+    if missing:  # then it may be one of those that are not charged
+        found = await connection.execute(
+            "SELECT boot_no, seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch,"
+            " width, zone, rat, apn, session, packets"
+            " FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[])"
+            " AS given (boot_no, seq, measured_at)"
+            " JOIN compared_reading USING (boot_no, seq, measured_at)",
+            [[key[place] for key in missing] for place in range(3)],
+        )
+        stored |= {(row[0], row[1]): reading_of(row[1:]) for row in await found.fetchall()}
+    return stored
 
 
 def reading_of(row: Sequence[Any]) -> Reading:

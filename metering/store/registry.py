@@ -48,6 +48,8 @@ class RegisteredDevice:
     device_no: DeviceNo
     tenant_no: TenantNo
     shard_no: ShardNo
+    charged_by_carrier: bool = False
+    """Whether its carrier's count of data and messages is charged instead of its own."""
 
 
 async def ensure_tenant(
@@ -72,6 +74,14 @@ async def tenant_no(connection: Connection, tenant_id: str) -> TenantNo:
     if row is None:
         raise NotFound("tenant", tenant_id)
     return TenantNo(row[0])
+
+
+async def tenant_id(connection: Connection, tenant: TenantNo) -> str:
+    """Return the id of a tenant that exists."""
+    found = await connection.execute("SELECT tenant_id FROM tenant WHERE tenant_no = %s", [tenant])
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - whose number it is, exists
+    return str(row[0])
 
 
 async def ensure_fleet(
@@ -251,14 +261,22 @@ async def devices_by_topic(
 ) -> dict[tuple[str, str], RegisteredDevice]:
     """Return the registered devices among `(tenant_id, device_id)` pairs."""
     found = await connection.execute(
-        "SELECT tenant_id, device_id, device_no, tenant_no, shard_no"
+        "SELECT tenant_id, device_id, device_no, tenant_no, shard_no, coalesce("
+        "   mapping.document #>> ARRAY['carrier', 'devices', device_id],"
+        "   mapping.document #>> '{carrier,charged}') = 'carrier'"
         " FROM unnest(%s::text[], %s::text[]) AS given (tenant_id, device_id)"
         " JOIN tenant USING (tenant_id) JOIN device USING (tenant_no, device_id)"
-        " JOIN fleet USING (tenant_no, fleet_no)",
+        " JOIN fleet USING (tenant_no, fleet_no)"
+        " LEFT JOIN payload_mapping AS mapping USING (tenant_no)",
         [[name[0] for name in names], [name[1] for name in names]],
     )
     return {
-        (row[0], row[1]): RegisteredDevice(device_no=row[2], tenant_no=row[3], shard_no=row[4])
+        (row[0], row[1]): RegisteredDevice(
+            device_no=row[2],
+            tenant_no=row[3],
+            shard_no=row[4],
+            charged_by_carrier=row[5] or False,
+        )
         for row in await found.fetchall()
     }
 

@@ -25,6 +25,7 @@ from metering.uplink.backoff import reconnect_seconds
 from metering.uplink.outbox import Outbox
 from metering.uplink.schedule import Batch, Pace, Schedule
 from metering.uplink.waiting import happens_within
+from metering.usage import Reading
 from metering.wire import native
 from metering.wire.ack import decode as decode_ack
 from metering.wire.command import Command, command_id_of, decode_command, encode_ack
@@ -36,6 +37,9 @@ BROKER_SECONDS_MAX = 10.0
 
 Disturbance = Callable[[Batch], Iterable[Batch]]
 """Takes what is about to be published as a message and returns what to publish in its place."""
+
+Encode = Callable[[str, datetime, list[Reading]], bytes]
+"""Writes a message: its boot, when it is sent, and its readings."""
 
 Obey = Callable[[Command], str | Awaitable[str | None] | None]
 """Does what a command says; returns None, or why it was refused. One command at a time."""
@@ -81,7 +85,8 @@ class Traffic:
 class Uplink:
     """Publishes an outbox's readings until the platform acknowledges them.
 
-    Works from `run()` in one task; put readings into the outbox, then call `wake()`.
+    Works from `run()` in one task; put readings into the outbox, then call `wake()`. `encode` writes
+    the native document in whatever format the level of the topic after `usage` names.
     """
 
     def __init__(
@@ -98,6 +103,8 @@ class Uplink:
         steady: Callable[[], float] = time.monotonic,
         disturb: Disturbance = undisturbed,
         obey: Obey = refuse_all,
+        encode: Encode = native.encode,
+        topic_level: str = "",
     ) -> None:
         self.client_id = f"fm/{tenant}/{device}"
         self.outbox = outbox
@@ -109,7 +116,8 @@ class Uplink:
             if settings.mqtt_version == "5"
             else aiomqtt.ProtocolVersion.V311
         )
-        self._usage_topic = usage_topic(settings.topic_root, tenant, device)
+        self._usage_topic = usage_topic(settings.topic_root, tenant, device) + topic_level
+        self._encode = encode
         self._ack_topic = ack_topic(settings.topic_root, tenant, device)
         self._command_topic = command_topic(settings.topic_root, tenant, device)
         self._command_ack_topic = command_ack_topic(settings.topic_root, tenant, device)
@@ -262,7 +270,7 @@ class Uplink:
                 for disturbed in self._disturb(batch):
                     await slots.acquire()
                     # Encoded only now: `sent` is when a message goes, however long it was held.
-                    payload = native.encode(disturbed.boot, self._clock(), disturbed.readings)
+                    payload = self._encode(disturbed.boot, self._clock(), disturbed.readings)
                     tasks.create_task(self._publish(client, payload, slots))
             await self._wait_until_due()
 

@@ -21,6 +21,7 @@ FAILURE = 0x80
 """A reason code that is at least this says that something failed."""
 
 _SESSION_EXPIRY, _RECEIVE_MAXIMUM, _SERVER_KEEP_ALIVE, _MESSAGE_EXPIRY = 0x11, 0x21, 0x13, 0x02
+_CONTENT_TYPE, _USER_PROPERTY, _SUBSCRIPTION_ID = 0x03, 0x26, 0x0B
 _NEVER_EXPIRES = 0xFFFFFFFF
 _LENGTH_OCTETS_MAX = 4
 _CONTINUES = 0x80
@@ -43,11 +44,23 @@ class MalformedPacket(ValueError):
 
 
 class Published(NamedTuple):
-    """A PUBLISH packet's content; at QoS 0 the packet id is 0, and a topic that is not UTF-8 is empty."""
+    """A PUBLISH packet's content; at QoS 0 the packet id is 0, and a topic that is not UTF-8 is empty.
+
+    `properties` are as they came, for `message_properties`; nearly always there are none.
+    """
 
     topic: str
     packet_id: int
     payload: bytes
+    properties: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageProperties:
+    """What the sender says of a message (§3.3.2.3): its content type and user properties, as sent."""
+
+    content_type: str | None = None
+    user: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +162,7 @@ def published(first: int, data: bytes, at: int, end: int, *, mqtt5: bool) -> Pub
     begin = at + 2
     body = begin + (data[at] << 8 | data[begin - 1]) if begin <= end else end + 1
     packet_id = 0
+    properties = b""
     topic_end = body
     qos = first & _QOS_BITS
     if qos:
@@ -162,17 +176,53 @@ def published(first: int, data: bytes, at: int, end: int, *, mqtt5: bool) -> Pub
         if body < end and not data[body]:  # no properties, as nearly always
             body += 1
         else:
-            properties = length_at(data, body)
-            if properties is None:
+            length = length_at(data, body)
+            if length is None:
                 raise MalformedPacket("a PUBLISH that is cut off")
-            body = properties[1] + properties[0]
+            body = length[1] + length[0]
+            properties = data[length[1] : body]
     if body > end:
         raise MalformedPacket("a PUBLISH that is cut off")
     try:
         topic = data[begin:topic_end].decode()
     except UnicodeDecodeError:
         topic = ""
-    return Published(topic, packet_id, data[body:end])
+    return Published(topic, packet_id, data[body:end], properties)
+
+
+def message_properties(properties: bytes) -> MessageProperties:
+    """Read a PUBLISH's properties; raises `MalformedPacket` where they are cut off."""
+    content_type: str | None = None
+    user: list[tuple[str, str]] = []
+    at = 0
+    while at < len(properties):
+        name = properties[at]
+        at += 1
+        if name == _CONTENT_TYPE:
+            content_type, at = _text_at(properties, at)
+        elif name == _USER_PROPERTY:
+            key, at = _text_at(properties, at)
+            value, at = _text_at(properties, at)
+            user.append((key, value))
+        elif name == _SUBSCRIPTION_ID:
+            identifier = length_at(properties, at)
+            at = len(properties) + 1 if identifier is None else identifier[1]
+        elif (octets := _OCTETS_OF_PROPERTY.get(name)) is not None:
+            at += octets
+        elif name in _TEXTS_OF_PROPERTY:
+            at += 2 + int.from_bytes(properties[at : at + 2])
+        else:
+            raise MalformedPacket(f"property {name:#x}, which does not belong there")
+    if at > len(properties):
+        raise MalformedPacket("properties that are cut off")
+    return MessageProperties(content_type=content_type, user=tuple(user))
+
+
+def _text_at(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 2 + int.from_bytes(data[at : at + 2])
+    if end > len(data):
+        raise MalformedPacket("properties that are cut off")
+    return data[at + 2 : end].decode(errors="replace"), end
 
 
 def connected(body: bytes, *, mqtt5: bool) -> Connected:

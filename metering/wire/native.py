@@ -210,11 +210,16 @@ def decode_explaining(
 
 def encode(boot: str, sent: datetime | None, readings: list[Reading]) -> bytes:
     """Write a message, compact, with its fields in a fixed order."""
+    return json.dumps(document_of(boot, sent, readings), separators=(",", ":")).encode()
+
+
+def document_of(boot: str, sent: datetime | None, readings: list[Reading]) -> dict[str, object]:
+    """Return a message as it is written, its fields in a fixed order."""
     document: dict[str, object] = {"boot": boot}
     if sent is not None:
         document["sent"] = instant_text(sent)
     document["readings"] = [_reading_fields(reading) for reading in readings]
-    return json.dumps(document, separators=(",", ":")).encode()
+    return document
 
 
 def _decode_envelope(payload: bytes) -> _Envelope | Rejection:

@@ -73,6 +73,17 @@ def decode_sound(payload: bytes) -> tuple[str, datetime | None, list[Reading]] |
     return message.boot, sent, readings
 
 
+def sound_of(document: object) -> tuple[str, datetime | None, list[Reading]] | None:
+    """Do as `decode_sound` does with a message whose octets were decoded already."""
+    try:
+        message = msgspec.convert(document, _Message)
+        sent = None if message.sent is None else _instant(message.sent)
+        readings = [_reading(given) for given in message.readings]
+    except (ValueError, OverflowError):
+        return None
+    return message.boot, sent, readings
+
+
 def _instant(text: str) -> datetime:
     """Read a timestamp of a usual shape; raise `ValueError` for any other, or one that does not exist."""
     if text.encode().translate(_DIGITS_TO_ZERO) not in _SHAPES:

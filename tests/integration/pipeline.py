@@ -20,6 +20,8 @@ import paho.mqtt.client as paho
 import psutil
 import psycopg
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
@@ -421,8 +423,24 @@ class DeviceClient:
         """Publish to a device's usage topic; `wait` for the broker's acknowledgement."""
         self.publish_to(f"{self.root}/{TENANT}/{device}/usage", payload, wait=wait)
 
-    def publish_to(self, topic: str, payload: bytes | str, *, wait: bool = True) -> None:
-        sent = self.client.publish(topic, payload, qos=1)
+    def publish_to(
+        self,
+        topic: str,
+        payload: bytes | str,
+        *,
+        wait: bool = True,
+        content_type: str | None = None,
+        user: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Publish to a topic; with a content type and user properties only over MQTT 5."""
+        properties = None
+        if content_type is not None or user:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            if content_type is not None:
+                properties.ContentType = content_type
+            if user:
+                properties.UserProperty = list(user)
+        sent = self.client.publish(topic, payload, qos=1, properties=properties)
         if wait:
             sent.wait_for_publish(30)
             assert sent.is_published(), "the broker did not take the message"

@@ -117,6 +117,7 @@ def test_every_route_of_the_plan_is_there() -> None:
     assert sorted(CHANGES) == [
         "/v1/buckets/{bucket_no}/adjustments",
         "/v1/buckets/{bucket_no}/transfers",
+        "/v1/carrier-records",
         "/v1/devices/{device_id}/commands",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}/release",

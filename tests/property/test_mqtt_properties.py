@@ -81,12 +81,13 @@ def publishes(draw: st.DrawFn, *, mqtt5: bool) -> tuple[bytes, Delivery]:
     body = pack(">H", len(name)) + name
     if packet_id:
         body += pack(">H", packet_id)
+    given_properties = b""
     if mqtt5:
         given_properties = draw(properties)
         body += length(len(given_properties)) + given_properties
     first = 0x30 | (2 if packet_id else 0) | draw(st.sampled_from([0, 1, 8]))
     packet = bytes([first]) + length(len(body + payload)) + body + payload
-    return packet, Delivery(topic, payload, packet_id, 7)
+    return packet, Delivery(topic, payload, packet_id, 7, given_properties)
 
 
 def length(number: int) -> bytes:

@@ -1,0 +1,66 @@
+"""A carrier's usage records over HTTP: durable before the answer, each once, of the tenant alone."""
+
+import asyncio
+import json
+from http import HTTPStatus
+
+from metering.store.connection import Connection, connect
+from tests.integration.conftest import ApiUnderTest
+
+ICCID = "898830300000000035"
+RECORD = {
+    "id": "r-1",
+    "start_timestamp": "2026-04-15T11:00:00Z",
+    "end_timestamp": "2026-04-15T11:30:00Z",
+    "sim": {"iccid": ICCID},
+    "operator": {"mnc": "01", "country": {"mcc": "262"}},
+    "traffic_type": {"id": 6},
+    "volume": {"total": 2, "rx": 0, "tx": 2},
+}
+
+
+async def _with_sim(connection: Connection) -> None:
+    await connection.execute(
+        "INSERT INTO device_sim (tenant_no, device_no, iccid, valid, recorded_at)"
+        " SELECT tenant_no, device_no, %s, '[2000-01-01,)', now() FROM device WHERE device_id = 'acme-1'",
+        [ICCID],
+    )
+
+
+def _kept(api: ApiUnderTest) -> list[tuple[int, int]]:
+    async def read() -> list[tuple[int, int]]:
+        async with await connect(api.database_url, application="test") as connection:
+            found = await connection.execute("SELECT seq, quantity FROM compared_reading")
+            return await found.fetchall()
+
+    return asyncio.run(read())
+
+
+def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest) -> None:
+    api.execute(_with_sim)
+    unknown = RECORD | {"id": "r-2", "sim": {"iccid": "898830300000000099"}}
+    answers = [api.acme.post("/v1/carrier-records", json=[RECORD, unknown]) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [HTTPStatus.OK] * 2
+    first, second = (answer.json() for answer in answers)
+    assert (first["stored"], first["duplicates"]) == (1, 0)
+    assert (second["stored"], second["duplicates"]) == (0, 1)
+    assert [(each["field"], each["reason"]) for each in first["rejected"]] == [
+        ("1.sim", "unknown_device")
+    ]
+    assert _kept(api) == [(1, 2)]
+
+
+def test_a_tenant_s_key_reaches_no_other_tenant_s_sims(api: ApiUnderTest) -> None:
+    api.execute(_with_sim)
+    answer = api.rival.post("/v1/carrier-records", content=json.dumps(RECORD))
+    assert answer.json()["rejected"][0]["reason"] == "unknown_device"
+    assert (
+        api.nobody.post("/v1/carrier-records", json=RECORD).status_code == HTTPStatus.UNAUTHORIZED
+    )
+    assert _kept(api) == []
+
+
+def test_what_is_no_record_is_kept_and_told(api: ApiUnderTest) -> None:
+    answer = api.acme.post("/v1/carrier-records", content=b"\xff{")
+    assert (answer.status_code, answer.json()["stored"]) == (HTTPStatus.OK, 0)
+    assert answer.json()["rejected"][0]["reason"] == "undecodable"

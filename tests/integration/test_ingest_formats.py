@@ -1,0 +1,489 @@
+"""Payloads of other formats through the real broker: charged once, at what they say was used."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from metering import clock
+from metering.cli import main
+from metering.settings import Settings
+from metering.store.connection import connect
+from metering.store.mappings import set_mapping
+from metering.store.registry import tenant_no
+from metering.wire import cbor, sparkplug
+from metering.wire.mapping import read_mapping
+from tests.integration.pipeline import (
+    TENANT,
+    DeviceClient,
+    Pipeline,
+    fresh_database,
+    pipeline_of,
+    wait_until,
+)
+
+PROBES = [f"probe-{number}" for number in range(40)]
+START = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+SECONDS = int(START.timestamp())
+OBJECT_7 = "/7/0/"
+TX, RX = "by time: senml/lwm2m-tx", "by time: senml/lwm2m-rx"
+
+
+class Probe:
+    """A device that speaks another format, and what the platform makes of it."""
+
+    def __init__(self, pipeline: Pipeline, client: DeviceClient, device: str) -> None:
+        self.pipeline = pipeline
+        self.client = client
+        self.device = device
+
+    def topic(self, level: str = "") -> str:
+        return f"{self.pipeline.topic_root}/{TENANT}/{self.device}/usage{level}"
+
+    def send(
+        self,
+        payload: object,
+        *,
+        level: str = "",
+        content_type: str | None = None,
+        user: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        octets = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self.client.publish_to(self.topic(level), octets, content_type=content_type, user=user)
+
+    def charged(self) -> dict[str, int]:
+        """Return how much is charged of each boot."""
+        rows = self.pipeline.query(
+            "SELECT boot_id, sum(quantity) FROM charge JOIN boot USING (boot_no)"
+            " JOIN device ON device.device_no = boot.device_no"
+            " WHERE device_id = %s GROUP BY boot_id",
+            self.device,
+        )
+        return {row[0]: int(row[1]) for row in rows}
+
+    def expect_charged(self, **expected: int) -> None:
+        """Wait until so much is charged of each boot, and see that nothing more is under way."""
+        wait_until(
+            lambda: self.charged() == expected,
+            f"{expected} for {self.device}; there is {self.charged()} and {self.rejected()}",
+        )
+        wait_until(lambda: self.pipeline.count("work_item") == 0, "the end of charging")
+        assert self.charged() == expected
+
+    def rejected(self) -> list[Mapping[str, object]]:
+        names = "reason, field, detail, boot_id, seq, times"
+        rows = self.pipeline.query(
+            f"SELECT {names} FROM rejected WHERE topic ~ %s ORDER BY rejected_no",  # noqa: S608
+            f"/{self.device}(/usage|$)",
+        )
+        return [dict(zip(names.split(", "), row, strict=True)) for row in rows]
+
+    def wait_for_rejection(self) -> Mapping[str, object]:
+        wait_until(self.rejected, "a row in rejected")
+        (row,) = self.rejected()
+        return row
+
+
+@pytest.fixture(scope="module")
+def pipeline(
+    stack_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
+    assert stack_settings.database_url is not None
+    assert stack_settings.broker_url is not None
+    folder: Path = tmp_path_factory.mktemp("formats")
+    with (
+        fresh_database(stack_settings.database_url.get_secret_value()) as database_url,
+        pipeline_of(
+            database_url,
+            stack_settings.broker_url.get_secret_value(),
+            folder,
+            more_trackers=PROBES,
+            FLEETMETER_INGEST_SPARKPLUG="true",
+        ) as prepared,
+    ):
+        prepared.start_ingest()
+        prepared.start("charge")
+        yield prepared
+        prepared.assert_running()
+
+
+@pytest.fixture(scope="module")
+def client(pipeline: Pipeline) -> Iterator[DeviceClient]:
+    connected = DeviceClient(pipeline, "5")
+    yield connected
+    connected.close()
+
+
+@pytest.fixture(scope="module")
+def devices(pipeline: Pipeline) -> Iterator[str]:
+    del pipeline
+    return iter(PROBES)
+
+
+@pytest.fixture
+def probe(pipeline: Pipeline, client: DeviceClient, devices: Iterator[str]) -> Probe:
+    return Probe(pipeline, client, next(devices))
+
+
+def native(boot: str, quantity: int) -> dict[str, object]:
+    reading = {"seq": 1, "at": START.isoformat(), "meter": "sms", "quantity": quantity}
+    return {"boot": boot, "readings": [reading]}
+
+
+def test_native_cbor_is_known_by_its_content_type_or_its_topic(probe: Probe) -> None:
+    first, second = sorted(secrets.token_hex(8) for _ in range(2))
+    probe.send(cbor.dump(native(first, 2)), content_type="application/cbor")
+    probe.send(cbor.dump(native(second, 3)), level="/cbor")
+    probe.client.wait_for_ack(probe.device, second, up_to=1)
+    probe.expect_charged(**{first: 2, second: 3})
+    assert probe.rejected() == []
+
+
+def test_a_content_type_that_says_nothing_leaves_it_to_the_topic(probe: Probe) -> None:
+    boot = secrets.token_hex(8)
+    probe.send(native(boot, 2), content_type="text/plain; charset=utf-8", user=[("a", "b")])
+    probe.expect_charged(**{boot: 2})
+
+
+@pytest.mark.parametrize("encoding", ["json", "cbor"])
+def test_connectivity_statistics_grow_whatever_is_lost_repeated_or_late(
+    probe: Probe, encoding: str
+) -> None:
+    def pack(second: int, sent: int, received: int) -> bytes:
+        if encoding == "json":
+            records = [
+                {"bn": OBJECT_7, "bt": SECONDS + second, "n": "2", "v": sent},
+                {"n": "3", "v": received},
+            ]
+            return json.dumps(records).encode()
+        return cbor.dump(
+            [{-2: OBJECT_7, -3: SECONDS + second, 0: "2", 2: sent}, {0: "3", 2: received}]
+        )
+
+    content_type = f"application/senml+{encoding}"
+    for second, sent, received in ((0, 1, 10), (20, 3, 30), (10, 2, 20), (20, 3, 30)):
+        probe.send(pack(second, sent, received), content_type=content_type)
+    probe.expect_charged(**{TX: 3000, RX: 30_000})
+    assert probe.rejected() == []
+
+
+def test_another_value_of_an_instant_is_a_conflict_and_costs_no_other_record(probe: Probe) -> None:
+    first = [{"n": "/7/0/2", "t": SECONDS, "v": 5}]
+    probe.send(first, level="/senml")
+    probe.expect_charged(**{TX: 5000})
+    probe.send(
+        [{"n": "/7/0/2", "t": SECONDS, "v": 6}, {"n": "/7/0/3", "t": SECONDS, "v": 1}],
+        level="/senml",
+    )
+    rejected = probe.wait_for_rejection()
+    assert (rejected["reason"], rejected["seq"]) == ("sequence_conflict", SECONDS * 10**6)
+    probe.expect_charged(**{TX: 5000, RX: 1000})
+
+
+def test_the_device_is_told_which_instants_are_durable_and_no_others(probe: Probe) -> None:
+    probe.send([{"n": "/7/0/2", "t": SECONDS + at, "v": at} for at in (1, 3)], level="/senml")
+    wait_until(lambda: probe.client.acks_of(probe.device, TX), "an acknowledgement")
+    (ack,) = probe.client.acks_of(probe.device, TX)
+    held = [at for at in range(5) if ack.holds((SECONDS + at) * 10**6)]
+    assert held == [1, 3]
+
+
+def test_a_time_from_now_needs_to_know_when_now_was(probe: Probe) -> None:
+    pack = [{"n": "/7/0/2", "t": -5, "v": 7}]
+    probe.send(pack, level="/senml")
+    assert "counts from now" in str(probe.wait_for_rejection()["detail"])
+    for _ in range(2):
+        probe.send(pack, level="/senml", user=[("sent", START.isoformat())])
+    probe.expect_charged(**{TX: 7000})
+
+
+def test_what_no_mapping_knows_is_told(probe: Probe) -> None:
+    probe.send([{"n": "temperature", "t": SECONDS, "v": 21.5}], level="/senml")
+    rejected = probe.wait_for_rejection()
+    assert rejected["reason"] == "unmapped"
+    assert "temperature" in str(rejected["detail"])
+
+
+def test_an_unknown_level_of_the_topic_is_no_format(probe: Probe) -> None:
+    probe.send(b"{}", level="/gibberish")
+    rejected = probe.wait_for_rejection()
+    assert rejected["reason"] == "bad_topic"
+    assert "senml-cbor" in str(rejected["detail"])
+
+
+def use_mapping(pipeline: Pipeline, document: Mapping[str, object]) -> None:
+    async def store() -> None:
+        async with await connect(pipeline.database_url, application="test") as connection:
+            tenant = await tenant_no(connection, TENANT)
+            mapping = read_mapping(document)
+            await set_mapping(connection, tenant=tenant, mapping=mapping, now=clock.now())
+
+    asyncio.run(store())
+
+
+def test_a_tenant_s_mapping_holds_from_the_next_message_on(
+    pipeline: Pipeline, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = {"meter": "messages", "quantity": "*published", "zone": {"metric": "*place"}}
+    file = tmp_path / "mapping.yaml"
+    file.write_text(json.dumps({"formats": {"senml": {"sent": series}}}))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    try:
+        assert main(["mapping", "set", "--tenant", TENANT, str(file)]) == 0
+        pack = [
+            {"bn": "urn:dev:1:", "bt": SECONDS, "n": "published", "v": 4},
+            {"n": "place", "vs": "DE"},
+        ]
+        probe.send(pack, level="/senml")
+        probe.expect_charged(**{"by time: senml/sent@urn:dev:1:": 4})
+        rows = pipeline.query(
+            "SELECT reading.zone FROM reading JOIN device USING (device_no) WHERE device_id = %s",
+            probe.device,
+        )
+        assert rows == [("DE",)]
+    finally:
+        pipeline.execute("DELETE FROM payload_mapping")
+
+
+MAPPING: Mapping[str, object] = {
+    "formats": {
+        "thingsboard": {
+            "count": {"meter": "messages", "quantity": "published", "kind": "total"},
+            "used": {"meter": "data", "up": "tx", "down": "rx", "unit": "kB"},
+        },
+        "cloudevents": {"sent": {"meter": "sms", "quantity": "*/sms"}},
+        "sparkplug": {"out": {"meter": "data", "up": "Net/Tx", "kind": "total", "width": 32}},
+    },
+    "gateways": {"probe-39": ["probe-3*"]},
+}
+
+
+@pytest.fixture
+def mapped(pipeline: Pipeline) -> Iterator[None]:
+    use_mapping(pipeline, MAPPING)
+    yield
+    pipeline.execute("DELETE FROM payload_mapping")
+
+
+@pytest.mark.usefixtures("mapped")
+def test_thingsboard_telemetry_is_known_by_its_key_and_ts(probe: Probe) -> None:
+    at = SECONDS * 1000
+    telemetry: list[object] = [
+        {"ts": at, "values": {"published": 3, "tx": 1.5, "rx": 2, "hot": True}},
+        {"ts": at + 1, "values": {"published": 5, "tx": 1}},
+    ]
+    for _ in range(2):
+        probe.send(telemetry, level="/thingsboard")
+    probe.expect_charged(**{"by time: thingsboard/count": 5, "by time: thingsboard/used": 3500})
+    assert "the other direction" in str(probe.wait_for_rejection()["detail"])
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_gateway_reports_for_the_devices_that_it_is_entitled_to(
+    pipeline: Pipeline, client: DeviceClient, probe: Probe
+) -> None:
+    gateway, other = Probe(pipeline, client, "probe-39"), Probe(pipeline, client, "probe-38")
+    telemetry = [{"ts": SECONDS * 1000, "values": {"published": 4}}]
+    gateway.send({"probe-38": telemetry, probe.device: telemetry}, level="/thingsboard-gateway")
+    other.expect_charged(**{"by time: thingsboard/count": 4})
+    assert gateway.wait_for_rejection()["reason"] == "not_entitled"
+    assert probe.charged() == {}
+
+
+@pytest.mark.usefixtures("mapped")
+@pytest.mark.parametrize("mode", ["structured", "binary", "batch"])
+def test_an_event_counts_once_by_source_and_id_whatever_its_mode(probe: Probe, mode: str) -> None:
+    attributes = {
+        "specversion": "1.0",
+        "id": "e-1",
+        "source": "/sensors/1",
+        "type": "usage",
+        "time": START.isoformat(),
+    }
+    for number in ("e-1", "e-2", "e-1"):
+        event = attributes | {"id": number}
+        if mode == "binary":
+            probe.send({"sms": 2}, content_type="application/json", user=list(event.items()))
+        else:
+            structured: object = event | {"data": {"sms": 2}}
+            suffix = "-batch" if mode == "batch" else ""
+            probe.send(
+                [structured] if mode == "batch" else structured,
+                content_type=f"application/cloudevents{suffix}+json",
+            )
+    probe.expect_charged(**{"by id: cloudevents//sensors/1": 4})
+    changed = attributes | {"data": {"sms": 3}}
+    probe.send(changed, level="/cloudevents")
+    assert probe.wait_for_rejection()["reason"] == "sequence_conflict"
+
+
+@pytest.mark.usefixtures("mapped")
+def test_an_event_may_hold_a_message_of_our_own(probe: Probe) -> None:
+    boot = secrets.token_hex(8)
+    event = {"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": native(boot, 3)}
+    probe.send(event, level="/cloudevents")
+    probe.expect_charged(**{boot: 3})
+
+
+class EdgeNode:
+    """A Sparkplug edge node that hears what it is asked for."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.asked: list[bytes] = []
+        client = probe.client.client
+        topic = sparkplug.command_topic(TENANT, probe.device)
+        client.message_callback_add(
+            topic, lambda _c, _d, message: self.asked.append(bytes(message.payload))
+        )
+        client.subscribe(topic, qos=1)
+
+    def publish(self, kind: str, *metrics: sparkplug.Metric, seq: int) -> None:
+        payload = sparkplug.encode(metrics, seq=seq, at=START)
+        self.probe.client.publish_to(f"spBv1.0/{TENANT}/{kind}/{self.probe.device}", payload)
+
+
+def metric(second: int, value: int, *, alias: int, name: str | None = None) -> sparkplug.Metric:
+    return sparkplug.Metric(value, START + timedelta(seconds=second), name, alias)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_an_edge_node_s_births_are_known_after_the_ingester_s_death(
+    pipeline: Pipeline, probe: Probe
+) -> None:
+    node = EdgeNode(probe)
+    series = "by time: sparkplug/out"
+    node.publish("NDATA", metric(0, 1, alias=7), seq=4)
+    wait_until(lambda: node.asked, "a request for rebirth by who does not know an alias")
+    assert "alias 7" in str(probe.wait_for_rejection()["detail"])
+    node.publish("NBIRTH", metric(1, 10, name="Net/Tx", alias=7), seq=0)
+    node.publish("NDATA", metric(2, 30, alias=7), seq=1)
+    probe.expect_charged(**{series: 30})
+    pipeline.restart("ingest")
+    pipeline.wait_until_subscribed()
+    node.publish("NDATA", metric(3, 40, alias=7), seq=2)
+    probe.expect_charged(**{series: 40})
+    assert len(node.asked) == 1
+    node.publish("NDATA", metric(5, 60, alias=7), seq=4)
+    probe.expect_charged(**{series: 60})
+    wait_until(lambda: len(node.asked) == 2, "a request for rebirth by who saw a gap")
+
+
+CARRIER_MAPPING: Mapping[str, object] = {
+    "carrier": {"charged": "device", "devices": {"probe-36": "carrier"}, "senders": ["probe-34"]}
+}
+CARRIER_BOOT = "by id: carrier/probe-34"
+
+
+def usage_record(number: int, iccid: str, **changes: object) -> dict[str, object]:
+    return {
+        "id": number,
+        "start_timestamp": (START - timedelta(minutes=5)).strftime("%Y-%m-%d %H:%M:%S"),
+        "end_timestamp": START.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "sim": {"id": 1, "iccid": iccid},
+        "imsi": "901430000000001",
+        "endpoint": {"id": 7, "name": "Meter 7"},
+        "operator": {"id": 5, "name": "O2", "mnc": "07", "country": {"mcc": "262"}},
+        "tariff": {"id": 1, "name": "T", "ratezone": {"id": 2, "name": "Zone 2"}},
+        "traffic_type": {"id": 5, "description": "Data"},
+        "volume": {"total": 0.003501, "rx": 0.002501, "tx": 0.001},
+        "cost": 0.1,
+    } | changes
+
+
+@pytest.fixture
+def reconciled(pipeline: Pipeline) -> Iterator[None]:
+    use_mapping(pipeline, CARRIER_MAPPING)
+    yield
+    pipeline.execute("DELETE FROM payload_mapping")
+
+
+@pytest.mark.usefixtures("reconciled")
+def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
+    pipeline: Pipeline,
+    client: DeviceClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    by_device, by_carrier = (Probe(pipeline, client, f"probe-{number}") for number in (35, 36))
+    carrier = Probe(pipeline, client, "probe-34")
+    for number in (35, 36):
+        pipeline.query(
+            "INSERT INTO device_sim (tenant_no, device_no, iccid, valid, recorded_at)"
+            " SELECT tenant_no, device_no, %s, '[2020-01-01,)', now() FROM device WHERE device_id = %s"
+            " RETURNING 1",
+            f"8988303000000000{number}",
+            f"probe-{number}",
+        )
+    boots = [secrets.token_hex(8), secrets.token_hex(8)]
+    used = {"meter": "data", "up": 900, "down": 2400}
+    for probe, boot in zip((by_device, by_carrier), boots, strict=True):
+        readings: list[object] = [
+            {"seq": 1, "at": START.isoformat(), **used},
+            {"seq": 2, "at": START.isoformat(), "meter": "messages", "quantity": 1},
+        ]
+        for _ in range(2):
+            probe.send({"boot": boot, "readings": readings})
+        client.wait_for_ack(probe.device, boot, up_to=2)
+    records = [
+        usage_record(1, "898830300000000035"),
+        usage_record(2, "898830300000000036"),
+        usage_record(3, "898830300000000099"),
+        usage_record(4, "898830300000000036", volume={"rx": -1, "tx": 0}),
+    ]
+    for _ in range(2):
+        carrier.send(records, level="/carrier")
+    by_device.expect_charged(**{boots[0]: 3301})
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 3501})
+    wait_until(lambda: len(carrier.rejected()) == 2, "an unknown SIM, and a bad volume")
+    assert {each["reason"] for each in carrier.rejected()} == {"unknown_device", "invalid_reading"}
+    zones = pipeline.query("SELECT DISTINCT zone FROM reading WHERE zone IS NOT NULL")
+    assert ("26207",) in zones
+
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    day = START.date()
+    period = ["--from", f"{day}", "--to", f"{day + timedelta(days=1)}"]
+    assert main(["carrier", "compare", "--tenant", TENANT, *period]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "probe-35  data  charged 3300  other count 3501  difference 201 octets",
+        "probe-36  data  charged 3501  other count 3300  difference -201 octets",
+    ]
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([records[1], usage_record(5, "898830300000000036")]))
+    load = ["carrier", "load", "--tenant", TENANT, "--carrier", "probe-34", str(file)]
+    assert main(load) == 0
+    assert "1 new, 1 known, 0 rejected" in capsys.readouterr().out
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7002})
+
+
+def test_only_those_entitled_hand_in_a_carrier_s_records(probe: Probe) -> None:
+    probe.send([usage_record(9, "898830300000000035")], level="/carrier")
+    assert probe.wait_for_rejection()["reason"] == "not_entitled"
+
+
+@pytest.mark.parametrize("format_name", ["cbor", "cloudevents"])
+def test_simulated_devices_speak_formats_that_keep_their_numbers(
+    pipeline: Pipeline, format_name: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    before = pipeline.count("reading")
+    process = pipeline.start(
+        "simulate", "--tenant", TENANT, "--group", "tracker:4", "--seed", "7", "--for", "1",
+        "--interval", "0.2", "--duplicates", "0.3", "--format", format_name, "--ledger", str(ledger),
+    )  # fmt: skip
+    assert process.wait(60) == 0, "every reading is durable, and none was rejected"
+    assert pipeline.count("reading") - before == len(ledger.read_text().splitlines()) > 0
+
+
+def test_the_audit_finds_all_of_it_equal(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wait_until(lambda: pipeline.count("work_item") == 0, "the end of charging")
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    assert main(["audit"]) == 0, capsys.readouterr()
