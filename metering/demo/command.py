@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from metering import clock, stack
+from metering.broker_address import broker_of
 from metering.demo.processes import Processes, Started
 from metering.demo.tenant import TENANT, demo_fleets, good_api_key, load_demo, machine_device_id
 from metering.demo.watch import Watch
@@ -236,7 +237,8 @@ class _Demo:
         key = f'"Authorization: Bearer $(cat {_short(key_file)})"'
         print(f"  try        curl -H {key} {self._api_url}/v1/fleets")
         print("             the same with /v1/alerts, /v1/commands, /v1/events")
-        print(f"  broker     {self._secret(self._settings.broker_url)}")
+        broker = broker_of(None, self._settings)
+        print(f"  broker     {broker.host}:{broker.port}")
         print(f"  logs       {_short(self._folder / 'logs')}")
         print("  ^C ends it with an audit\n", flush=True)
 

@@ -6,7 +6,6 @@ Commands are handed to whoever obeys them, each once, and answered.
 import asyncio
 import contextlib
 import logging
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -98,11 +97,12 @@ class Uplink:
         disturb: Disturbance = undisturbed,
         obey: Obey = refuse_all,
     ) -> None:
-        self.client_id = f"fm/{tenant}/{device}"
+        self.client_id = f"{tenant}/{device}"
         self.outbox = outbox
         self.pace = Pace() if pace is None else pace
         self.traffic = Traffic()
         self._broker = broker
+        self._tls_context = broker.tls_context()
         self._protocol = (
             aiomqtt.ProtocolVersion.V5
             if settings.mqtt_version == "5"
@@ -165,7 +165,7 @@ class Uplink:
             identifier=self.client_id,
             username=self._broker.username,
             password=self._broker.password,
-            tls_context=ssl.create_default_context() if self._broker.tls else None,
+            tls_context=self._tls_context,
             protocol=self._protocol,
             clean_session=None if is_v5 else True,
             keepalive=KEEPALIVE_SECONDS,
