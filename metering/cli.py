@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "charge": ("metering.charging.command", "charge stored usage as it lands"),
     "control": ("metering.control.command", "deliver commands to devices, and webhooks"),
     "api": ("api.command", "serve the HTTP API"),
+    "device": (
+        "metering.provisioning.command",
+        "give devices credentials at the broker, or revoke them",
+    ),
     "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),
     "agent": ("metering.agent.command", "publish this machine's interface counters"),

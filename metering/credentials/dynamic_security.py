@@ -84,10 +84,14 @@ def let_in(
     ]
 
 
+def allow(username: str, topics: Topics) -> list[Command]:
+    """Return the commands that change what a client that is known may do."""
+    return [{"command": "modifyRole", "rolename": username, "acls": rules_of(topics)}]
+
+
 def restrict(username: str, topics: Topics) -> list[Command]:
     """Return the commands that change what a client may do, and end its connection."""
-    rules = rules_of(topics)
-    return [{"command": "modifyRole", "rolename": username, "acls": rules}, *disconnect(username)]
+    return [*allow(username, topics), *disconnect(username)]
 
 
 def disconnect(username: str) -> list[Command]:
