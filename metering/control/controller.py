@@ -6,6 +6,7 @@ from metering.broker_address import broker_of
 from metering.broker_connection import BrokerConnection
 from metering.control import metrics
 from metering.control.command_acks import store_acks
+from metering.control.grant_claims import ClaimGranter
 from metering.control.hearing import Hearing
 from metering.control.quota import quota_handler
 from metering.control.send_commands import CommandSender
@@ -49,6 +50,7 @@ class Controller:
         self._commands = CommandSender(settings, self._broker)
         self._webhooks = WebhookSender(settings)
         self._rights = RightsTeller(settings)
+        self._claims = ClaimGranter(settings)
         self._watch = Watch(settings)
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
 
@@ -60,6 +62,7 @@ class Controller:
             tasks.create_task(self._commands.run())
             tasks.create_task(self._webhooks.run())
             tasks.create_task(self._rights.run())
+            tasks.create_task(self._claims.run())
             tasks.create_task(self._watch.run())
             tasks.create_task(self._listen_for_ever())
 

@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from metering.credentials.rights import checked_common_name
 from metering.errors import InvalidValue
+from metering.settings import Settings
 
 DEVICE_DAYS = 825
 """How long a device's certificate is good, unless it is asked for otherwise."""
@@ -30,6 +31,11 @@ _LIST_DAYS = 10 * 365
 _CLOCK_SKEW = timedelta(minutes=5)
 _RSA_BITS_MIN = 2048
 _SHA256 = hashes.SHA256()
+
+
+def authority_folder(settings: Settings) -> Path:
+    """Return the folder of the authority that signs devices' certificates."""
+    return settings.authority_dir or settings.data_dir.expanduser().resolve() / "stack/authority"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.wire.topics import (
     ack_topic,
+    claim_answer_topic,
+    claim_topic,
     command_ack_topic,
     command_topic,
     quota_topic,
@@ -69,4 +71,26 @@ def device_topics(root: str, tenant: str, device: str, right: Right) -> Topics:
     return Topics(
         writes=tuple(writes),
         reads=(ack_topic(root, tenant, device), command_topic(root, tenant, device)),
+    )
+
+
+def claim_username(tenant: str, device: str) -> str:
+    """Return the name of a device that has no credential yet, and claims one. Raises `InvalidValue`."""
+    return f"claim:{broker_username(tenant, device)}"
+
+
+def claim_client_id(tenant: str, device: str) -> str:
+    """Return the client id under which alone a device may claim.
+
+    It is not its name, so that it gets in only where a device chooses its client id: where it also has
+    to show a factory certificate.
+    """
+    return f"claiming:{broker_username(tenant, device)}"
+
+
+def claim_topics(root: str, tenant: str, device: str) -> Topics:
+    """Return what a device that claims a credential may write and read: its claim and the answer."""
+    return Topics(
+        writes=(claim_topic(root, tenant, device),),
+        reads=(claim_answer_topic(root, tenant, device),),
     )

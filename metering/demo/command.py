@@ -20,7 +20,7 @@ import psutil
 
 from metering import clock, stack
 from metering.broker_address import broker_of
-from metering.credentials.authority import write_private
+from metering.credentials.authority import authority_folder, write_private
 from metering.credentials.rights import broker_username
 from metering.demo.processes import Processes, Started
 from metering.demo.tenant import (
@@ -36,7 +36,6 @@ from metering.errors import InvalidValue, ProcessEnded
 from metering.provisioning.credentials import provisioning
 from metering.settings import Settings
 from metering.stack import lifecycle
-from metering.stack.broker_files import authority_folder
 
 _MEASURED = ("ingest", "charge", "control")
 """The platform's processes that serve metrics of their own."""

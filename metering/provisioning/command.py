@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -9,10 +10,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from metering.clock import now
-from metering.credentials.authority import key_pem, new_key, write_private
+from metering.credentials.authority import Authority, key_pem, new_key, write_private
 from metering.errors import InvalidValue
 from metering.provisioning.credentials import Given, Provisioning, provisioning
 from metering.settings import Settings
+from metering.stack.broker_files import factory_folder
+
+CODE_CHARACTERS_MIN = 8
+FACTORY_DAYS = 10 * 365
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +43,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
             help="make key and certificate of each device, in files DEVICE.key and DEVICE.pem",
         )  # fmt: skip
 
+    action = actions.add_parser(
+        "announce", help="let devices that come with a factory certificate claim a credential, once"
+    )
+    action.add_argument("--tenant", required=True, help="the tenant's id")
+    action.add_argument(
+        "devices", nargs="+", metavar="DEVICE=CODE",
+        help="a device's id, and what it shows beside the factory certificate, such as its serial number",
+    )  # fmt: skip
+    action.add_argument("--days", type=int, default=90, help="how long it may (%(default)s)")
+    action = actions.add_parser(
+        "factory", help="make a factory certificate, with which devices claim"
+    )
+    action.add_argument("folder", type=Path, metavar="DIR", help="for factory.key and factory.pem")
+
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do it; a password is printed once, after the name that goes with it, and never again."""
+    if arguments.action == "factory":
+        return _make_factory_certificate(arguments.folder, settings)
     if len(set(arguments.devices)) < len(arguments.devices):
         raise InvalidValue("device", "named twice", "name each once")
     if getattr(arguments, "make_key", None) is not None:
@@ -50,6 +71,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     async with provisioning(settings, arguments.tenant) as made:
+        if arguments.action == "announce":
+            codes = dict(_code(each) for each in arguments.devices)
+            await made.announce(codes, now=now(), good_for=timedelta(days=arguments.days))
+            print(f"{len(codes)} may claim")
+            return 0
         if arguments.action == "revoke":
             count = await made.revoke(arguments.devices, now=now())
             print(f"revoked {count} credential{'' if count == 1 else 's'}")
@@ -69,6 +95,26 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         else:
             for given in await made.give_passwords(arguments.devices, now=now(), anew=anew):
                 print(f"{given.username} {given.password}")
+    return 0
+
+
+def _code(text: str) -> tuple[str, str]:
+    device_id, _, code = text.partition("=")
+    if len(code) < CODE_CHARACTERS_MIN:
+        raise InvalidValue(
+            "DEVICE=CODE", "the code is too short", f"use {CODE_CHARACTERS_MIN} characters or more"
+        )
+    return device_id, code
+
+
+def _make_factory_certificate(folder: Path, settings: Settings) -> int:
+    authority = Authority.open(factory_folder(settings))
+    key = new_key()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_private(folder / "factory.key", key_pem(key))
+    issued = authority.issue(key.public_key(), "factory", now=now(), days=FACTORY_DAYS)
+    write_private(folder / "factory.pem", issued.pem)
+    print(f"wrote {folder / 'factory.key'} and .pem")
     return 0
 
 

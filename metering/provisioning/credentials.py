@@ -1,24 +1,31 @@
 """Credentials of devices: given, exchanged and revoked, in the database and at the running broker."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import aiomqtt
 
 from metering.broker_address import broker_of
 from metering.broker_administration import Administration, administration
-from metering.credentials.authority import DEVICE_DAYS, Authority, write_private
+from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder, write_private
 from metering.credentials.dynamic_security import Command, let_in, shut_out
 from metering.credentials.password import hash_of, new_password
-from metering.credentials.rights import Right, broker_username, device_topics
+from metering.credentials.rights import (
+    Right,
+    broker_username,
+    claim_client_id,
+    claim_topics,
+    claim_username,
+    device_topics,
+)
 from metering.errors import BrokerRefused, Conflict
 from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.stack import lifecycle
-from metering.stack.broker_files import REVOKED_FILE, authority_folder, write_revoked
+from metering.stack.broker_files import REVOKED_FILE, write_revoked
 from metering.store.broker_clients import (
     clients_of,
     device_numbers,
@@ -31,6 +38,7 @@ from metering.store.broker_clients import (
     save_client,
     telling,
 )
+from metering.store.claims import open_claim
 from metering.store.connection import Connection, connect, database_url
 from metering.store.registry import tenant_no
 
@@ -141,6 +149,31 @@ class Provisioning:
         await self._tell(commands)
         await self._note(numbers)
         return count
+
+    async def announce(
+        self, codes: Mapping[str, str], *, now: datetime, good_for: timedelta
+    ) -> None:
+        """Let devices claim a credential once, each with its code, such as its serial number.
+
+        Raises `Conflict` for a device that has a credential.
+        """
+        numbers = await self.numbers(list(codes))
+        commands: list[Command] = []
+        async with self._connection.transaction():
+            for device_id, code in codes.items():
+                await self._free(device_id, numbers[device_id], now=now, anew=False)
+                await open_claim(
+                    self._connection, numbers[device_id], now=now, expires_at=now + good_for
+                )
+                name = claim_username(self._tenant_id, device_id)
+                commands += shut_out(name)
+                commands += let_in(
+                    name,
+                    claim_topics(self._settings.topic_root, self._tenant_id, device_id),
+                    password=code,
+                    client_id=claim_client_id(self._tenant_id, device_id),
+                )
+            await self._tell(commands)
 
     async def publish_revocations(self, *, now: datetime) -> bool:
         """Write the list of revoked certificates and have the stack's broker read it.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metering.credentials.authority import (
     Authority,
+    authority_folder,
     is_good_until,
     key_pem,
     new_key,
@@ -16,15 +17,9 @@ from metering.credentials.dynamic_security import first_document, with_process_p
 from metering.credentials.password import hash_of
 from metering.settings import Settings
 from metering.stack.account import own, server_account
-from metering.stack.folders import stack_folder
 
 _RENEW_DAYS = 90
 REVOKED_FILE = "revoked.pem"
-
-
-def authority_folder(settings: Settings) -> Path:
-    """Return the folder of the authority that signs devices' certificates."""
-    return settings.authority_dir or stack_folder(settings) / "authority"
 
 
 def factory_folder(settings: Settings) -> Path:

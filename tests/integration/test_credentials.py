@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import secrets
 import ssl
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,13 +17,12 @@ from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
 from metering.control.controller import Controller
-from metering.credentials.authority import Authority, key_pem, new_key
+from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.provisioning.command import make_key
 from metering.provisioning.credentials import Given, provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
-from metering.stack.broker_files import authority_folder
 from metering.store.connection import connect
 from metering.store.registry import ensure_devices, lock_shard
 from metering.store.terms import set_state
@@ -37,11 +37,11 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def settings(stack_settings: Settings, database_url: str) -> Settings:
     made = stack_settings.model_copy(update={"database_url": SecretStr(database_url)})
-    asyncio.run(_register(database_url))
+    asyncio.run(register(database_url))
     return made
 
 
-async def _register(url: str) -> None:
+async def register(url: str) -> None:
     async with await connect(url, application="test") as connection:
         operator = await Operator.of(connection)
         await _ensure(operator, [A, B])
@@ -353,11 +353,11 @@ def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
     assert given.username == f"{TENANT}/{A}"
 
 
-@pytest.fixture
-def control(settings: Settings) -> Iterator[None]:
+@contextmanager
+def running_control(settings: Settings) -> Iterator[None]:
     """Run a control process's loops, in a thread of their own."""
     loop = asyncio.new_event_loop()
-    made = settings.model_copy(update={"control_client_id": f"control-{id(settings)}"})
+    made = settings.model_copy(update={"control_client_id": f"control-{secrets.token_hex(4)}"})
     task = loop.create_task(Controller(made).run())
     thread = threading.Thread(target=_until_cancelled, args=(loop, task))
     thread.start()
@@ -367,6 +367,12 @@ def control(settings: Settings) -> Iterator[None]:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
         loop.close()
+
+
+@pytest.fixture
+def control(settings: Settings) -> Iterator[None]:
+    with running_control(settings):
+        yield
 
 
 def _until_cancelled(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
