@@ -269,8 +269,9 @@ class _Demo:
         key = f'"Authorization: Bearer $(cat {_short(key_file)})"'
         print(f"  try        curl -H {key} {self._api_url}/v1/fleets")
         print("             the same with /v1/alerts, /v1/commands, /v1/events")
-        broker = broker_of(None, self._settings)
-        print(f"  broker     {broker.host}:{broker.port}")
+        print(f"  broker     {self._device_address()}")
+        if self._passwords:
+            print(f"  passwords  {_short(self._credentials)}")
         print(f"  logs       {_short(self._folder / 'logs')}")
         print("  ^C ends it with an audit\n", flush=True)
 
@@ -292,6 +293,12 @@ class _Demo:
             "FLEETMETER_BROKER_URL": f"mqtts://{login}{self._settings.device_host_name}:{port}",
             "FLEETMETER_BROKER_CA_FILE": str(authority_folder(self._settings) / "authority.pem"),
         }
+
+    def _device_address(self) -> str:
+        """Return where devices connect, without anybody's password."""
+        known = self._device_environment().get("FLEETMETER_BROKER_URL")
+        broker = broker_of(known, self._settings)
+        return f"{'mqtts' if broker.tls else 'mqtt'}://{broker.host}:{broker.port}"
 
     def _environment(self, name: str) -> dict[str, str]:
         return {

@@ -1,6 +1,7 @@
 """Nobody writes as another: devices with credentials at the real broker."""
 
 import asyncio
+import gc
 import json
 import secrets
 import ssl
@@ -366,6 +367,7 @@ def running_control(settings: Settings) -> Iterator[None]:
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
+        gc.collect()  # a client that was connecting is closed while its loop still is there
         loop.close()
 
 
