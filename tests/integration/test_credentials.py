@@ -464,3 +464,32 @@ def test_what_the_broker_forgot_it_is_told_again(
         return False
 
     wait(may_again, "right to publish")
+
+
+FLOOD = 5000
+"""Messages that one device publishes as fast as the broker takes them."""
+
+
+def test_a_flood_delays_others_by_what_came_before_alone(settings: Settings) -> None:
+    """A message of another waits for what the broker had taken of the flood, and for nothing later."""
+    a, b = give_passwords(settings, A, B)
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+    with (
+        connected(
+            settings, process.port, username=process.username, password=process.password, tls=None
+        ) as platform,
+        by_password(settings, a) as flooding,
+        by_password(settings, b) as other,
+    ):
+        assert platform.may_subscribe(f"{ROOT}/{TENANT}/+/usage")
+        for number in range(FLOOD):
+            flooding.client.publish(topic(A, "usage"), f"{number}", qos=1)
+        wait(lambda: len(flooding.published) > FLOOD // 10, "flood")
+        assert other.may_publish(topic(B, "usage"))
+        # What the broker has acknowledged by now, and what may be on the way beyond that.
+        taken = len(flooding.published) + flooding.client.max_inflight_messages
+        wait(lambda: len(platform.heard) == FLOOD + 1, "all messages")
+        before = [name for name, _ in platform.heard].index(topic(B, "usage"))
+        assert before <= taken
+        assert flooding.ends == other.ends == []
