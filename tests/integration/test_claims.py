@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from pydantic import SecretStr
 
-from metering.broker_address import parse_broker_url
 from metering.cli import main
 from metering.credentials.authority import key_pem, new_key
 from metering.errors import Conflict, NotFound
@@ -35,11 +34,16 @@ CODES = {A: "serial-0001", B: "serial-0002"}
 
 
 @pytest.fixture
-def settings(stack_settings: Settings, database_url: str) -> Iterator[Settings]:
-    made = stack_settings.model_copy(update={"database_url": SecretStr(database_url)})
+def alone(stack_settings: Settings, database_url: str) -> Settings:
+    """Return settings of a deployment without a control process."""
     asyncio.run(register(database_url))
-    with running_control(made):
-        yield made
+    return stack_settings.model_copy(update={"database_url": SecretStr(database_url)})
+
+
+@pytest.fixture
+def settings(alone: Settings) -> Iterator[Settings]:
+    with running_control(alone):
+        yield alone
 
 
 @pytest.fixture
@@ -159,15 +163,3 @@ def test_only_a_registered_device_without_a_credential_is_announced(settings: Se
     give_passwords(settings, A)
     with pytest.raises(Conflict):
         announce(settings, A)
-
-
-def test_a_claim_that_comes_too_late_is_refused(settings: Settings, factory: Path) -> None:
-    announce(settings, A, good_for=timedelta(seconds=-1))
-    assert settings.broker_url is not None
-    assert parse_broker_url(settings.broker_url.get_secret_value()).username == "fleetmeter"
-    try:
-        with claiming(settings, factory, A) as device:
-            answer = claim(device, A, request="0123456789abcdef")
-            assert answer["refused"] == "not announced, or no more"
-    except Refused:
-        pass  # the broker was told already
