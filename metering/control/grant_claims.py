@@ -14,7 +14,7 @@ from metering import clock
 from metering.broker_address import broker_of
 from metering.broker_administration import Administration, administration
 from metering.control import metrics
-from metering.control.waking import away
+from metering.control.waking import away, end_if_cancelled
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
 from metering.credentials.dynamic_security import Command, let_in, shut_out
 from metering.credentials.password import hash_of
@@ -90,6 +90,7 @@ class ClaimGranter:
                 log.warning("claims cannot be granted now: %s", errors.exceptions[0])
             finally:
                 await connection.close()
+            end_if_cancelled()
             await asyncio.sleep(_AWAY_SECONDS)
 
     def _claims(self) -> aiomqtt.Client:

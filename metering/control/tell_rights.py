@@ -10,7 +10,7 @@ from metering import clock
 from metering.broker_address import broker_of
 from metering.broker_administration import Administration, administration
 from metering.control import metrics
-from metering.control.waking import away, woken_or_after
+from metering.control.waking import away, end_if_cancelled, woken_or_after
 from metering.credentials.dynamic_security import (
     Command,
     allow,
@@ -77,6 +77,7 @@ class RightsTeller:
             except (aiomqtt.MqttError, BrokerRefused, OSError) as error:
                 log.warning("the broker was not told what devices may do: %s", error)
                 metrics.UNTOLD.inc()
+                end_if_cancelled()
                 await asyncio.sleep(_REFUSED_SECONDS)
             finally:
                 await connection.close()
