@@ -52,7 +52,7 @@ class BalanceProbe:
         self._topic = f"{made.roots[0]}/{TENANT}/{DEVICE}/usage".encode()
         broker = made.servers.broker
         self._socket = socket.create_connection((broker.host, broker.port), timeout=LOST_SECONDS)
-        self._socket.sendall(connect_packet(f"{made.name}-balance"))
+        self._socket.sendall(connect_packet(f"{made.name}-balance", broker))
         self._socket.recv(CONNACK_OCTETS, socket.MSG_WAITALL)
         self._chance = Random(1)  # noqa: S311 - moments that do not fall in step with batches
         self._seq = 0

@@ -79,6 +79,7 @@ class CommandProbe:
         self._client.on_socket_open = _send_at_once
         self._client.on_subscribe = lambda *_: subscribed.set()
         broker = made.servers.broker
+        self._client.username_pw_set(broker.username, broker.password)
         self._client.connect(broker.host, broker.port)
         self._client.loop_start()
         self._client.subscribe(f"{self._root}/+/command", qos=1)

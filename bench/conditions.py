@@ -24,4 +24,4 @@ class Conditions:
     def generator(self, population: Population) -> Generator:
         """Return a load generator that sends as the devices of a population do."""
         broker = self.servers.broker
-        return Generator(broker.host, broker.port, population.interleaved())
+        return Generator(broker, population.interleaved())

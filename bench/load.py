@@ -25,6 +25,7 @@ from bench.packets import (
     publish_packet,
 )
 from bench.workload import TENANT, Devices, Manner
+from metering.broker_address import BrokerAddress
 
 _CONNECTIONS = 4
 _TICK_SECONDS = 0.001
@@ -75,14 +76,14 @@ class Sent:
 class Generator:
     """A process that publishes as the devices of a population do."""
 
-    def __init__(self, host: str, port: int, device_ids: Sequence[str]) -> None:
+    def __init__(self, broker: BrokerAddress, device_ids: Sequence[str]) -> None:
         # Spawned, so that it shares nothing with this process but the pipe and one number.
         context = multiprocessing.get_context("spawn")
         self._pipe, other_end = context.Pipe()
         self._allowed: Synchronized[int] = context.Value(c_longlong, 0)
         self._process = context.Process(
             target=_generate,
-            args=(other_end, self._allowed, host, port, Devices(device_ids)),
+            args=(other_end, self._allowed, broker, Devices(device_ids)),
             daemon=True,
         )
         self._process.start()
@@ -133,9 +134,9 @@ class Generator:
 
 
 def _generate(
-    pipe: Pipe, allowed: "Synchronized[int]", host: str, port: int, devices: Devices
+    pipe: Pipe, allowed: "Synchronized[int]", broker: BrokerAddress, devices: Devices
 ) -> None:
-    connections = [_Connection(host, port, number) for number in range(_CONNECTIONS)]
+    connections = [_Connection(broker, number) for number in range(_CONNECTIONS)]
     while True:
         try:
             order: Order | None = pipe.recv()
@@ -157,9 +158,9 @@ class _Connection:
     They come one by one: whoever is woken for each does little else.
     """
 
-    def __init__(self, host: str, port: int, number: int) -> None:
-        self._socket = socket.create_connection((host, port))
-        self._socket.sendall(connect_packet(f"bench-load-{os.getpid()}-{number}"))
+    def __init__(self, broker: BrokerAddress, number: int) -> None:
+        self._socket = socket.create_connection((broker.host, broker.port))
+        self._socket.sendall(connect_packet(f"bench-load-{os.getpid()}-{number}", broker))
         self._socket.recv(CONNACK_OCTETS, socket.MSG_WAITALL)
         self._socket.settimeout(0)
         self._unsent = b""

@@ -5,6 +5,8 @@ import asyncio
 import resource
 import secrets
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from device_sim.device import Habits
@@ -13,6 +15,7 @@ from device_sim.groups import Group
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
 from metering.broker_address import BrokerAddress, broker_of
+from metering.credentials.rights import broker_username
 from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
@@ -23,6 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `fleetmeter simulate`."""
     add = parser.add_argument
     add("--broker", metavar="URL", help="mqtt://[user:password@]host:port; default: the setting")
+    add(
+        "--credentials", type=Path, metavar="FILE",
+        help="what each device connects with: lines of a name, a space and a password",
+    )  # fmt: skip
+    add(
+        "--certificates", type=Path, metavar="DIR",
+        help="what each device connects with: files DEVICE.pem and DEVICE.key",
+    )  # fmt: skip
     add("--tenant", default="demo", help="tenant of the devices (%(default)s)")
     add(
         "--group",
@@ -62,6 +73,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Simulate until told to stop; 0 when every reading is durable and none was rejected."""
     scenario = scenario_of(arguments)
     broker = broker_of(arguments.broker, settings)
+    brokers = brokers_of(arguments, broker, scenario)
     _allow_many_connections()
     print(
         f"simulating {len(scenario.devices)} devices of tenant {scenario.tenant}"
@@ -69,7 +81,27 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         flush=True,
     )
     with LedgerFile(arguments.ledger) as ledger:
-        return asyncio.run(_simulate(scenario, broker, settings, ledger))
+        return asyncio.run(_simulate(scenario, brokers, settings, ledger))
+
+
+def brokers_of(
+    arguments: argparse.Namespace, broker: BrokerAddress, scenario: Scenario
+) -> Callable[[str], BrokerAddress]:
+    """Return where each device connects, and with what; raises `InvalidValue` where one has nothing."""
+    if arguments.certificates is not None:
+        folder: Path = arguments.certificates
+        return lambda device: replace(
+            broker, certificate_file=folder / f"{device}.pem", key_file=folder / f"{device}.key"
+        )
+    if arguments.credentials is None:
+        return lambda _device: broker
+    lines = arguments.credentials.read_text("utf-8").splitlines()
+    passwords = dict(line.split(" ", 1) for line in lines if " " in line)
+    names = {device: broker_username(scenario.tenant, device) for device in scenario.devices}
+    for name in names.values():
+        if name not in passwords:
+            raise InvalidValue("--credentials", f"has no line for {name}", "add the device")
+    return lambda device: replace(broker, username=names[device], password=passwords[names[device]])
 
 
 def scenario_of(arguments: argparse.Namespace) -> Scenario:
@@ -112,10 +144,13 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
 
 
 async def _simulate(
-    scenario: Scenario, broker: BrokerAddress, settings: Settings, ledger: LedgerFile
+    scenario: Scenario,
+    brokers: Callable[[str], BrokerAddress],
+    settings: Settings,
+    ledger: LedgerFile,
 ) -> int:
     simulation = Simulation(
-        scenario, broker=broker, settings=settings, ledger=ledger, clock=clock.now, say=_say
+        scenario, brokers=brokers, settings=settings, ledger=ledger, clock=clock.now, say=_say
     )
     loop = asyncio.get_running_loop()
     for stop_signal in (signal.SIGINT, signal.SIGTERM):

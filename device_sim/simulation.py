@@ -171,13 +171,13 @@ class SimulatedDevice:
 
 
 class Simulation:
-    """Runs a scenario against a broker until it is stopped, then drains it."""
+    """Runs a scenario until it is stopped, then drains it; `brokers` says where each device connects."""
 
     def __init__(
         self,
         scenario: Scenario,
         *,
-        broker: BrokerAddress,
+        brokers: Callable[[str], BrokerAddress],
         settings: Settings,
         ledger: LedgerFile,
         clock: Clock,
@@ -188,7 +188,12 @@ class Simulation:
         self._stopping = asyncio.Event()
         self._devices = [
             SimulatedDevice(
-                scenario, device, broker=broker, settings=settings, ledger=ledger, clock=clock
+                scenario,
+                device,
+                broker=brokers(device),
+                settings=settings,
+                ledger=ledger,
+                clock=clock,
             )
             for device in scenario.devices
         ]

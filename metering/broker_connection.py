@@ -10,7 +10,6 @@ It is a client of our own, because a general one costs several times what is don
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -67,6 +66,7 @@ class BrokerConnection:
         dropped_filters: Sequence[str] = (),
     ) -> None:
         self._address = address
+        self._tls_context = address.tls_context()
         self._session = mqtt.Session(
             client_id=client_id,
             mqtt5=version == "5",
@@ -174,7 +174,7 @@ class BrokerConnection:
                     lambda: link,
                     self._address.host,
                     self._address.port,
-                    ssl=ssl.create_default_context() if self._address.tls else None,
+                    ssl=self._tls_context,
                 )
                 link.send(mqtt.connect_packet(self._session))
                 answer = await link.answered

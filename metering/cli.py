@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "charge": ("metering.charging.command", "charge stored usage as it lands"),
     "control": ("metering.control.command", "deliver commands to devices, and webhooks"),
     "api": ("api.command", "serve the HTTP API"),
+    "device": (
+        "metering.provisioning.command",
+        "give devices credentials at the broker, or revoke them",
+    ),
     "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
     "carrier": ("metering.ingest.carrier_command", "take a carrier's usage records, and compare"),
     "mapping": ("metering.store.mapping_command", "say which metric of a payload is which meter"),

@@ -9,6 +9,7 @@
     ├── Conflict                a command contradicts what was done before
     ├── ScopeGrew               a change of terms may be tried again (metering/charging/make_change.py)
     ├── ShardBusy               a run may be tried again (metering/charging/charge_usage.py)
+    ├── BrokerRefused           the broker does not do what it is told
     ├── ProcessEnded            a process of ours ended that should be running
     └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
 
@@ -57,6 +58,10 @@ class NotFound(FleetmeterError):
 
 class Conflict(InvalidValue):
     """A command contradicts what was done before, such as another one under the same key."""
+
+
+class BrokerRefused(FleetmeterError):
+    """The broker does not do what it is told; the text says why, in its words where it has any."""
 
 
 class ProcessEnded(FleetmeterError):

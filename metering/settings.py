@@ -25,7 +25,28 @@ class Settings(BaseSettings):
         30.0, gt=0, description="a statement without an answer for so long ends its connection"
     )
     broker_url: SecretStr | None = Field(
-        None, description="mqtt://[user:password@]host:port of the broker; unset: the stack's own"
+        None,
+        description="mqtt[s]://[user:password@]host:port of the broker; unset: the stack's own",
+    )
+    broker_ca_file: Path | None = Field(
+        None, description="authorities that a broker over TLS is trusted by; unset: the machine's"
+    )
+    broker_certificate_file: Path | None = Field(
+        None, description="a device's certificate, by which it connects to the broker"
+    )
+    broker_key_file: Path | None = Field(None, description="the key of that certificate")
+    device_listen_host: str = Field(
+        "127.0.0.1", description="address on which the stack's broker listens for devices, over TLS"
+    )
+    device_host_name: str = Field(
+        "localhost", description="name under which devices reach the stack's broker"
+    )
+    authority_dir: Path | None = Field(
+        None, description="folder of the authority that signs certificates; unset: the stack's own"
+    )
+    broker_rights: Literal["dynamic-security", "database"] = Field(
+        "dynamic-security",
+        description="who tells the broker what devices may do: its plugin, or views of the database",
     )
     data_dir: Path = Field(
         Path("var"), description="folder for the stack's data, logs, keys and ledgers"

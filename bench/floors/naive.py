@@ -54,9 +54,8 @@ def through_python(servers: Servers, generator: Generator, manner: Manner, messa
     """Store so many messages by a program with paho-mqtt and psycopg, in transactions of its own size."""
     with database_on(servers.database_url) as url, session(servers) as made:
         _make_table(url)
-        broker = servers.broker
         command = [
-            sys.executable, "-m", "bench.floors.naive_subscriber", broker.host, str(broker.port),
+            sys.executable, "-m", "bench.floors.naive_subscriber", servers.broker_url,
             made.client_id, f"{made.root}/+/+/usage", url,
         ]  # fmt: skip
         with running(subprocess.Popen(command, stdout=subprocess.PIPE)) as subscriber:

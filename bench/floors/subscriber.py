@@ -28,6 +28,7 @@ class Session:
         broker = self.servers.broker
         return [
             program(self.servers, "mosquitto_sub"), "-h", broker.host, "-p", str(broker.port),
+            "-u", broker.username or "", "-P", broker.password or "",
             "-i", self.client_id, "-c", "-q", "1", "-t", f"{self.root}/+/+/usage", *arguments,
         ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 It is what the rating core comes to where nothing has to be split, looked up or shared out: deltas that lie
 in one cycle and one subscription, at a price that takes them as they stand, and met either wholly by one
 bucket that has enough for all of them, or by none. All else, and whatever shares a pool with it, is left
-to the core. The audit replays both through the core.
+to the core. The audit replays both, by the core or held to it.
 """
 
 from collections import Counter

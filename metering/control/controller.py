@@ -6,10 +6,12 @@ from metering.broker_address import broker_of
 from metering.broker_connection import BrokerConnection
 from metering.control import metrics
 from metering.control.command_acks import store_acks
+from metering.control.grant_claims import ClaimGranter
 from metering.control.hearing import Hearing
 from metering.control.quota import quota_handler
 from metering.control.send_commands import CommandSender
 from metering.control.send_webhooks import WebhookSender
+from metering.control.tell_rights import RightsTeller
 from metering.control.waking import away
 from metering.control.watch import Watch
 from metering.settings import Settings
@@ -47,6 +49,8 @@ class Controller:
         )
         self._commands = CommandSender(settings, self._broker)
         self._webhooks = WebhookSender(settings)
+        self._rights = RightsTeller(settings)
+        self._claims = ClaimGranter(settings)
         self._watch = Watch(settings)
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
 
@@ -57,6 +61,8 @@ class Controller:
             tasks.create_task(self._hearing.run(self._broker.acknowledge))
             tasks.create_task(self._commands.run())
             tasks.create_task(self._webhooks.run())
+            tasks.create_task(self._rights.run())
+            tasks.create_task(self._claims.run())
             tasks.create_task(self._watch.run())
             tasks.create_task(self._listen_for_ever())
 
@@ -84,3 +90,4 @@ class Controller:
     def _wake(self) -> None:
         self._commands.wake()
         self._webhooks.wake()
+        self._rights.wake()

@@ -22,6 +22,10 @@ EXPIRED = Counter("fleetmeter_control_commands_expired", "Commands that nobody a
 SUPERSEDED = Counter(
     "fleetmeter_control_commands_superseded", "Commands that a later one made needless"
 )
+UNTOLD = Counter(
+    "fleetmeter_control_rights_untold",
+    "Times that the broker could not be told what devices may do",
+)
 BAD_MESSAGES = Counter(
     "fleetmeter_control_bad_messages", "Messages of devices that could not be taken", ["reason"]
 )

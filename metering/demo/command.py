@@ -9,20 +9,33 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import UTC
 from pathlib import Path
 from time import monotonic, sleep
+from urllib.parse import quote
 
 import httpx
 import psutil
 
 from metering import clock, stack
+from metering.broker_address import broker_of
+from metering.credentials.authority import authority_folder, write_private
+from metering.credentials.rights import broker_username
 from metering.demo.processes import Processes, Started
-from metering.demo.tenant import TENANT, demo_fleets, good_api_key, load_demo, machine_device_id
+from metering.demo.tenant import (
+    TENANT,
+    DemoFleet,
+    demo_fleets,
+    good_api_key,
+    load_demo,
+    machine_device_id,
+)
 from metering.demo.watch import Watch
 from metering.errors import InvalidValue, ProcessEnded
+from metering.provisioning.credentials import provisioning
 from metering.settings import Settings
+from metering.stack import lifecycle
 
 _MEASURED = ("ingest", "charge", "control")
 """The platform's processes that serve metrics of their own."""
@@ -97,6 +110,8 @@ class _Demo:
         # An agent goes on where it was, so its state and its ledger span all runs on a database.
         self._agents = self._folder / "agents"
         self._agents.mkdir(parents=True, exist_ok=True)
+        self._credentials = self._folder / "credentials"
+        self._passwords: dict[str, str] = {}
         self._ledgers: list[Path] = []
         self._devices: list[Started] = []
         self._began = monotonic()
@@ -106,6 +121,7 @@ class _Demo:
         fleets = demo_fleets(self._arguments.trackers, self._arguments.meters, self._interfaces)
         _say("loading the demo tenant: 3 fleets")
         asyncio.run(load_demo(url, fleets, now=clock.now()))
+        asyncio.run(self._give_credentials(fleets))
         key_file = self._folder / "api_key"
         key = self._kept_api_key(url, key_file)
         watch = Watch(
@@ -124,6 +140,18 @@ class _Demo:
         finally:
             watch.close()
             self._processes.end()
+
+    async def _give_credentials(self, fleets: Sequence[DemoFleet]) -> None:
+        """Give each device a password of this run, if the broker is the stack's own."""
+        if lifecycle.broker_record(self._settings) is None:
+            return
+        devices = [device for fleet in fleets for device in fleet.device_ids]
+        _say(f"giving {len(devices)} devices passwords")
+        async with provisioning(self._settings, TENANT) as made:
+            given = await made.give_passwords(devices, now=clock.now(), anew=True)
+        self._passwords = {each.username: each.password or "" for each in given}
+        lines = "".join(f"{name} {password}\n" for name, password in self._passwords.items())
+        write_private(self._credentials, lines.encode())
 
     def _kept_api_key(self, url: str, file: Path) -> str:
         """Return a key that opens the API to the demo tenant, and keep it for the next run.
@@ -161,10 +189,14 @@ class _Demo:
             "--reboots", "0.002", "--wraps", "0", "--rate", "20", "--ledger", str(ledger),
             "--drain", str(_DRAIN_SECONDS),
         ]  # fmt: skip
+        if self._passwords:
+            simulate += ["--credentials", str(self._credentials)]
         if arguments.seed is not None:
             simulate += ["--seed", str(arguments.seed)]
         self._devices.append(
-            self._processes.start("simulate", simulate, self._environment("simulate"))
+            self._processes.start(
+                "simulate", simulate, self._environment("simulate") | self._device_environment()
+            )
         )
         for interface in self._interfaces:
             device = machine_device_id(interface)
@@ -174,7 +206,8 @@ class _Demo:
                 "--interval", "1", "--state", str(self._agents / device),
                 "--ledger", str(self._agents / f"{device}.jsonl"), "--drain", str(_DRAIN_SECONDS),
             ]  # fmt: skip
-            self._devices.append(self._processes.start(device, agent, self._environment(device)))
+            environment = self._environment(device) | self._device_environment(device)
+            self._devices.append(self._processes.start(device, agent, environment))
 
     def _show_until_stopped(self, watch: Watch) -> None:
         self._began = monotonic()
@@ -236,7 +269,9 @@ class _Demo:
         key = f'"Authorization: Bearer $(cat {_short(key_file)})"'
         print(f"  try        curl -H {key} {self._api_url}/v1/fleets")
         print("             the same with /v1/alerts, /v1/commands, /v1/events")
-        print(f"  broker     {self._secret(self._settings.broker_url)}")
+        print(f"  broker     {self._device_address()}")
+        if self._passwords:
+            print(f"  passwords  {_short(self._credentials)}")
         print(f"  logs       {_short(self._folder / 'logs')}")
         print("  ^C ends it with an audit\n", flush=True)
 
@@ -246,7 +281,26 @@ class _Demo:
         self._ledgers.append(folder / f"{name}.jsonl")
         return self._ledgers[-1]
 
-    def _environment(self, name: str) -> Mapping[str, str]:
+    def _device_environment(self, device: str | None = None) -> dict[str, str]:
+        """Return where devices connect: over TLS, one with its password, as the stack's broker asks."""
+        record = lifecycle.broker_record(self._settings)
+        if record is None or not self._passwords:
+            return {}
+        username = broker_username(TENANT, device) if device else ""
+        login = f"{quote(username, safe='')}:{self._passwords[username]}@" if device else ""
+        port = lifecycle.ports_of(record).passwords
+        return {
+            "FLEETMETER_BROKER_URL": f"mqtts://{login}{self._settings.device_host_name}:{port}",
+            "FLEETMETER_BROKER_CA_FILE": str(authority_folder(self._settings) / "authority.pem"),
+        }
+
+    def _device_address(self) -> str:
+        """Return where devices connect, without anybody's password."""
+        known = self._device_environment().get("FLEETMETER_BROKER_URL")
+        broker = broker_of(known, self._settings)
+        return f"{'mqtts' if broker.tls else 'mqtt'}://{broker.host}:{broker.port}"
+
+    def _environment(self, name: str) -> dict[str, str]:
         return {
             "FLEETMETER_DATABASE_URL": self._secret(self._settings.database_url),
             "FLEETMETER_BROKER_URL": self._secret(self._settings.broker_url),

@@ -11,14 +11,17 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 from pydantic import SecretStr
 
+from metering.credentials.password import new_password
 from metering.errors import StackError
 from metering.settings import Settings
 from metering.stack import compose, finder, mosquitto, postgres, probe, process, state
+from metering.stack.broker_files import write_broker_files
 from metering.stack.folders import create_stack_folder, server_folder, stack_folder
 from metering.stack.locking import locked
 from metering.stack.model import (
     SERVERS,
     Endpoints,
+    Ports,
     Program,
     Progress,
     ServerName,
@@ -146,10 +149,42 @@ def _record(run: _Run, name: ServerName, program: Program, folder: Path) -> stat
 
 def _start_broker(run: _Run, program: Program) -> None:
     folder = server_folder(run.settings, "broker")
-    record = _record(run, "broker", program, folder)
-    run.keep("broker", record)
+    record = _broker_record(run, program, folder)
     mosquitto.start(
-        program.executable, folder, port=record.port, started=partial(run.note, "broker")
+        program.executable,
+        folder,
+        ports=ports_of(record),
+        host=run.settings.device_listen_host,
+        password=record.password,
+        started=partial(run.note, "broker"),
+    )
+
+
+def _broker_record(run: _Run, program: Program, folder: Path) -> state.Record:
+    """Return the record of a broker about to start, kept, with all that it reads in its folder."""
+    record = _record(run, "broker", program, folder)
+    before = run.records.get("broker")
+    wanted = before.device_ports if before else None
+    taken = {record.port}
+    ports: list[int] = []
+    for position in range(3):
+        ports.append(probe.free_port(wanted[position] if wanted else None, besides=taken))
+        taken.add(ports[-1])
+    record = replace(
+        record,
+        password=record.password or new_password(),
+        device_ports=(ports[0], ports[1], ports[2]),
+    )
+    run.keep("broker", record)
+    write_broker_files(run.settings, folder, record.password)
+    return record
+
+
+def ports_of(record: state.Record) -> Ports:
+    """Return the ports of a recorded broker."""
+    passwords, certificates, claims = record.device_ports or (0, 0, 0)
+    return Ports(
+        processes=record.port, passwords=passwords, certificates=certificates, claims=claims
     )
 
 
@@ -175,11 +210,18 @@ def _start_database(run: _Run, program: Program) -> None:
 
 
 def _start_container(run: _Run, name: ServerName, program: Program) -> None:
+    if name == "broker":
+        folder = server_folder(run.settings, "broker")
+        record = _broker_record(run, program, folder)
+        ports = ports_of(record)
+        mosquitto.write_container_config(folder)
+        compose.up_broker(run.stack, folder, ports, host=run.settings.device_listen_host)
+        return
     record = _record(run, name, program, run.stack)
-    if name == "database" and not record.password:
+    if not record.password:
         record = replace(record, password=postgres.new_password())
     run.keep(name, record)
-    compose.up(run.stack, name, port=record.port, password=record.password)
+    compose.up_database(run.stack, port=record.port, password=record.password)
 
 
 def down(settings: Settings, *, progress: Progress = quiet) -> None:
@@ -221,6 +263,31 @@ def _stop(name: ServerName, server: psutil.Process) -> None:
         postgres.stop(server)
     else:
         mosquitto.stop(server)
+
+
+def reload_broker(settings: Settings) -> bool:
+    """Have the stack's broker read its certificates and the list of revoked ones again.
+
+    False when the stack runs none.
+    """
+    record = broker_record(settings)
+    if record is None:
+        return False
+    if record.source == "compose":
+        compose.reload_broker(stack_folder(settings))
+        return True
+    server = _process("broker", record, Path(record.folder))
+    if server is not None:
+        mosquitto.reload(server)
+    return server is not None
+
+
+def broker_record(settings: Settings) -> state.Record | None:
+    """Return what is recorded of the stack's broker; None if it has none, or the settings name another."""
+    record = _load(settings).get("broker")
+    if record is None or _given(settings, "broker") not in {None, _url("broker", record)}:
+        return None
+    return record
 
 
 def status(settings: Settings) -> tuple[ServerStatus, ServerStatus]:
@@ -286,6 +353,8 @@ def resolve(settings: Settings) -> Settings:
 
 def _obstacle(name: ServerName, record: state.Record) -> str | None:
     """Return None when the recorded server answers, else what stands against it."""
+    if name == "broker" and record.device_ports is None:
+        return "it was started by a release that lets anyone in"
     return _answers(name, _url(name, record))
 
 
@@ -311,7 +380,7 @@ def _given(settings: Settings, name: ServerName) -> str | None:
 def _url(name: ServerName, record: state.Record) -> str:
     if name == "database":
         return postgres.url(record.port, record.password)
-    return mosquitto.url(record.port)
+    return mosquitto.url(record.port, record.password)
 
 
 def _without_password(address: str) -> str:

@@ -17,10 +17,20 @@ def quiet(_line: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The broker's ports: for our processes, for devices by their credential, and for claims."""
+
+    processes: int
+    passwords: int
+    certificates: int
+    claims: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
     """Where the two servers answer.
 
-    The database URL holds the password: do not print it.
+    Both URLs hold passwords: do not print them.
     """
 
     database_url: str

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import ssl
+from collections.abc import Collection
 from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 
@@ -79,8 +80,10 @@ def _text(value: str) -> bytes:
     return len(encoded).to_bytes(2, "big") + encoded
 
 
-def free_port(preferred: int | None = None) -> int:
+def free_port(preferred: int | None = None, *, besides: Collection[int] = ()) -> int:
     """Return a free port of the loopback interface, the preferred one if nobody listens there.
+
+    One that is given away already, `besides`, does not count.
 
     Others come from below the range (Linux: from 32768) out of which the system gives ports to
     clients, one of which might otherwise hold ours at the next start. Raises StackError when none
@@ -88,6 +91,8 @@ def free_port(preferred: int | None = None) -> int:
     """
     drawn = (_PORT_MIN + secrets.randbelow(_PORT_END - _PORT_MIN) for _ in range(200))
     for port in drawn if preferred is None else (preferred, *drawn):
+        if port in besides:
+            continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):

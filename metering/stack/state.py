@@ -1,4 +1,4 @@
-"""Remembers what the stack started: ports, processes, folders and the database's password."""
+"""Remembers what the stack started: ports, processes, folders and passwords."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class Record:
 
     `created` is the process's creation time in seconds since the epoch; `pid` and `created` are
     None for a server in a container. `program` is its executable (or compose file), `folder` its
-    data.
+    data. `device_ports` are the broker's for devices: by password, by certificate, for claims.
     """
 
     source: SourceName
@@ -28,6 +28,7 @@ class Record:
     pid: int | None = None
     created: float | None = None
     password: str = field(default="", repr=False)
+    device_ports: tuple[int, int, int] | None = None
 
 
 def load(stack: Path) -> dict[ServerName, Record]:

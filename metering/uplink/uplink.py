@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -106,11 +105,12 @@ class Uplink:
         encode: Encode = native.encode,
         topic_level: str = "",
     ) -> None:
-        self.client_id = f"fm/{tenant}/{device}"
+        self.client_id = f"{tenant}/{device}"
         self.outbox = outbox
         self.pace = Pace() if pace is None else pace
         self.traffic = Traffic()
         self._broker = broker
+        self._tls_context = broker.tls_context()
         self._protocol = (
             aiomqtt.ProtocolVersion.V5
             if settings.mqtt_version == "5"
@@ -176,7 +176,7 @@ class Uplink:
             identifier=self.client_id,
             username=self._broker.username,
             password=self._broker.password,
-            tls_context=ssl.create_default_context() if self._broker.tls else None,
+            tls_context=self._tls_context,
             protocol=self._protocol,
             clean_session=None if is_v5 else True,
             keepalive=KEEPALIVE_SECONDS,

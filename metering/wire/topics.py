@@ -5,6 +5,8 @@
 {root}/{tenant}/{device}/command      platform → device: control commands
 {root}/{tenant}/{device}/command-ack  device → platform: what became of a command
 {root}/{tenant}/{device}/quota        device → platform: requests for quota
+{root}/{tenant}/{device}/claim        device → platform: asks for a credential of its own, once
+{root}/{tenant}/{device}/claim-answer platform → device: the credential, or why there is none
 """
 
 import re
@@ -56,6 +58,21 @@ def quota_topic(root: str, tenant: str, device: str) -> str:
 def quota_filter(root: str) -> str:
     """Return the subscription that matches every device's requests for quota."""
     return f"{root}/+/+/quota"
+
+
+def claim_topic(root: str, tenant: str, device: str) -> str:
+    """Return the topic on which a device claims a credential."""
+    return f"{root}/{tenant}/{device}/claim"
+
+
+def claim_answer_topic(root: str, tenant: str, device: str) -> str:
+    """Return the topic on which a device hears what became of its claim."""
+    return f"{root}/{tenant}/{device}/claim-answer"
+
+
+def claim_filter(root: str) -> str:
+    """Return the subscription that matches every device's claims."""
+    return f"{root}/+/+/claim"
 
 
 def device_of_usage_topic(root: str, topic: str) -> tuple[TenantId, DeviceId] | None:

@@ -405,6 +405,7 @@ class DeviceClient:
         self.client.on_message = self._on_message
         self.client.on_disconnect = self._on_disconnect
         self.client.max_inflight_messages_set(1000)
+        self.client.username_pw_set(address.username, address.password)
         self.client.connect(address.host, address.port)
         self.client.loop_start()
         subscribed: list[int] = []

@@ -48,6 +48,7 @@ class CommandedDevice:
         self.client.on_connect = lambda client, *_: client.subscribe(f"{self.branch}/command", 1)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = 60 if client_id else 0
+        self.client.username_pw_set(address.username, address.password)
         self.client.connect(
             address.host, address.port, properties=properties, clean_start=client_id is None
         )

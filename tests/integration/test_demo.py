@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,13 +15,12 @@ VERDICT = re.compile(r"audit: equal \((\d+) readings, (\d+) charges\)")
 
 
 @pytest.fixture
-def demo_environment(stack_settings: Settings, database_url: str, tmp_path: Path) -> dict[str, str]:
-    assert stack_settings.broker_url is not None
+def demo_environment(stack_settings: Settings, database_url: str) -> dict[str, str]:
+    # Where the stack is, so that its devices get credentials of their own.
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "FLEETMETER_BROKER_URL"},
         "FLEETMETER_DATABASE_URL": database_url,
-        "FLEETMETER_BROKER_URL": stack_settings.broker_url.get_secret_value(),
-        "FLEETMETER_DATA_DIR": str(tmp_path),
+        "FLEETMETER_DATA_DIR": str(stack_settings.data_dir),
         "FLEETMETER_TOPIC_ROOT": "demo/v1",
         "FLEETMETER_INGEST_CLIENT_ID": "demo-ingest",
         "FLEETMETER_CONTROL_CLIENT_ID": "demo-control",

@@ -64,6 +64,7 @@ async def session(
 def publish(broker_url: str, topic: str, count: int) -> None:
     address = parse_broker_url(broker_url)
     client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.username_pw_set(address.username, address.password)
     client.connect(address.host, address.port)
     client.loop_start()
     for number in range(count):

@@ -28,6 +28,7 @@ class AskingDevice:
         subscribed: list[int] = []
         self.client.on_subscribe = lambda *_: subscribed.append(1)
         self.client.on_connect = lambda client, *_: client.subscribe(f"{self.branch}/command", 1)
+        self.client.username_pw_set(address.username, address.password)
         self.client.connect(address.host, address.port)
         self.client.loop_start()
         wait_until(lambda: subscribed, "the device's subscription")

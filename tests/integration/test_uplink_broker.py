@@ -354,7 +354,7 @@ def test_a_simulated_fleet_survives_the_brokers_death(broker: Broker, tmp_path: 
             with LedgerFile(path) as ledger:
                 tally = await Simulation(
                     scenario,
-                    broker=parse_broker_url(broker.url),
+                    brokers=lambda _: parse_broker_url(broker.url),
                     settings=SETTINGS,
                     ledger=ledger,
                     clock=clock.now,

@@ -24,6 +24,8 @@ from metering.wire import ack, native, quota
 from metering.wire import command as commands
 from metering.wire.topics import (
     ack_topic,
+    claim_answer_topic,
+    claim_topic,
     command_ack_topic,
     command_topic,
     quota_topic,
@@ -156,6 +158,8 @@ def test_every_part_is_explained() -> None:
         ("command", command_topic),
         ("commandAck", command_ack_topic),
         ("quota", quota_topic),
+        ("claim", claim_topic),
+        ("claimAnswer", claim_answer_topic),
     ],
 )
 def test_addresses_are_the_topics_of_the_code(
@@ -515,7 +519,7 @@ def test_the_json_of_the_page_is_valid() -> None:
     shown = [json.loads(block) for block in blocks("json")]
     assert len(shown) >= 3
     for each in shown:
-        known = ("Message", "Ack", "Command", "CommandAck", "QuotaRequest")
+        known = ("Message", "Ack", "Command", "CommandAck", "QuotaRequest", "Claim", "ClaimAnswer")
         assert any(is_valid(name, each) for name in known), each
 
 

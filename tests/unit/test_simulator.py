@@ -137,7 +137,7 @@ def test_without_a_broker_nothing_is_lost_and_the_run_says_so(tmp_path: Path) ->
         with LedgerFile(tmp_path / "ledger.jsonl") as ledger:
             tally = await Simulation(
                 scenario,
-                broker=parse_broker_url("mqtt://127.0.0.1:1"),
+                brokers=lambda _: parse_broker_url("mqtt://127.0.0.1:1"),
                 settings=Settings(_env_file=None),
                 ledger=ledger,
                 clock=clock.now,

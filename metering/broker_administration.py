@@ -1,0 +1,101 @@
+"""Tells a running Mosquitto who may connect and what each may do, through its plugin."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiomqtt
+
+from metering.broker_address import BrokerAddress
+from metering.credentials.dynamic_security import (
+    CONTROL_TOPIC,
+    RESPONSE_TOPIC,
+    Command,
+    refusals,
+)
+from metering.errors import BrokerRefused
+
+_ANSWER_SECONDS_MAX = 30.0
+_COMMANDS_MAX = 500
+"""Most commands of a message: the plugin writes its file once for each of them."""
+_PAGE = 1000
+
+
+class Administration:
+    """A connection to the plugin of a broker. Every command is answered before the next is sent."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+
+    async def tell(self, commands: Sequence[Command]) -> None:
+        """Give commands, which may have been given before, in their order.
+
+        Raises `BrokerRefused` when the plugin refuses one or does not answer, `aiomqtt.MqttError` when
+        the broker is gone.
+        """
+        refused: list[str] = []
+        for first in range(0, len(commands), _COMMANDS_MAX):
+            refused += refusals(await self._ask(commands[first : first + _COMMANDS_MAX]))
+        if refused:
+            raise BrokerRefused("; ".join(refused[:5]))
+
+    async def roles(self) -> dict[str, set[tuple[str, str]]]:
+        """Return the rules of every role, as pairs of what may be done and the topic."""
+        return {
+            str(each["rolename"]): {(rule["acltype"], rule["topic"]) for rule in each["acls"]}
+            for each in await self._list("listRoles", "roles", verbose=True)
+        }
+
+    async def clients(self) -> set[str]:
+        """Return the names of all clients."""
+        return {str(each) for each in await self._list("listClients", "clients", verbose=False)}
+
+    async def _list(self, command: str, kind: str, *, verbose: bool) -> list[Any]:
+        found: list[Any] = []
+        while True:
+            (answer,) = await self._ask(
+                [{"command": command, "verbose": verbose, "count": _PAGE, "offset": len(found)}]
+            )
+            if "error" in answer:
+                raise BrokerRefused(f"{command}: {answer['error']}")
+            page = answer["data"][kind]
+            found += page
+            if not page or len(found) >= answer["data"]["totalCount"]:
+                return found
+
+    async def _ask(self, commands: Sequence[Command]) -> list[dict[str, Any]]:
+        mark = secrets.token_hex(8)
+        marked = [{**each, "correlationData": mark} for each in commands]
+        await self._client.publish(CONTROL_TOPIC, json.dumps({"commands": marked}), qos=1)
+        answers: list[dict[str, Any]] = []
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS_MAX):
+                messages = self._client.messages
+                while len(answers) < len(commands):
+                    heard = json.loads((await anext(messages)).payload)
+                    answers += [
+                        each for each in heard["responses"] if each.get("correlationData") == mark
+                    ]
+        except TimeoutError:
+            raise BrokerRefused(
+                "no answer: has the broker the dynamic security plugin, and may we use it?"
+            ) from None
+        return answers
+
+
+@asynccontextmanager
+async def administration(broker: BrokerAddress) -> AsyncIterator[Administration]:
+    """Connect to a broker's plugin; raises `aiomqtt.MqttError` when the broker does not let us in."""
+    async with aiomqtt.Client(
+        broker.host,
+        broker.port,
+        identifier=f"fleetmeter-rights-{secrets.token_hex(4)}",
+        username=broker.username,
+        password=broker.password,
+        tls_context=broker.tls_context(),
+    ) as client:
+        await client.subscribe(RESPONSE_TOPIC, qos=1)
+        yield Administration(client)

@@ -1,0 +1,237 @@
+"""Grants claims: a device that was announced gets a credential of its own, once."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import logging
+from datetime import timedelta
+
+import aiomqtt
+from pydantic import ValidationError
+
+from metering import clock
+from metering.broker_address import broker_of
+from metering.broker_administration import Administration, administration
+from metering.control import metrics
+from metering.control.waking import away, end_if_cancelled
+from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
+from metering.credentials.dynamic_security import Command, let_in, shut_out
+from metering.credentials.password import hash_of
+from metering.credentials.rights import broker_username, claim_username, device_topics
+from metering.errors import BrokerRefused, InvalidValue
+from metering.settings import Settings
+from metering.store.broker_clients import (
+    clients_of,
+    has_credential,
+    note_told,
+    save_certificate,
+    save_client,
+    telling,
+)
+from metering.store.claims import (
+    OpenClaim,
+    claim_of,
+    close_claims,
+    expired_claims,
+    note_claimed,
+)
+from metering.store.connection import UNREACHABLE, Connection, connect_patiently, database_url
+from metering.wire.claim import Claim, decode_claim, encode_answer, encode_refusal
+from metering.wire.topics import claim_answer_topic, claim_filter, device_of_topic
+
+log = logging.getLogger(__name__)
+
+_HEARD_AGAIN = timedelta(hours=1)
+"""How long an answer may be asked for again."""
+_SWEEP_SECONDS = 30.0
+_AWAY_SECONDS = 5.0
+
+
+class ClaimGranter:
+    """Hears claims and answers them. Several may run: the same claim has the same answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._broker = broker_of(None, settings)
+        self._database_url = database_url(settings)
+
+    async def run(self) -> None:
+        """Grant until cancelled; only where the broker has the plugin, and there is an authority."""
+        folder = authority_folder(self._settings)
+        known = await asyncio.to_thread((folder / "authority.pem").exists)
+        if self._settings.broker_rights != "dynamic-security" or not known:
+            log.info("no claims are granted here: no authority in %s", folder)
+            return
+        authority = Authority.open(folder)
+        while True:
+            connection = await connect_patiently(
+                self._database_url,
+                application="control claims",
+                autocommit=True,
+                answer_seconds_max=self._settings.database_answer_seconds_max,
+                waiting=away,
+            )
+            try:
+                async with administration(self._broker) as broker, self._claims() as client:
+                    await client.subscribe(claim_filter(self._settings.topic_root), qos=1)
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(self._close_for_ever())
+                        async for message in client.messages:
+                            async with telling(connection):
+                                answer = await self._answer(
+                                    connection, broker, authority, message=message
+                                )
+                            if answer is not None:
+                                await client.publish(*answer, qos=1)
+            except* UNREACHABLE as errors:
+                away(errors.exceptions[0])
+            except* (aiomqtt.MqttError, BrokerRefused, OSError) as errors:
+                log.warning("claims cannot be granted now: %s", errors.exceptions[0])
+            finally:
+                await connection.close()
+            end_if_cancelled()
+            await asyncio.sleep(_AWAY_SECONDS)
+
+    def _claims(self) -> aiomqtt.Client:
+        return aiomqtt.Client(
+            self._broker.host,
+            self._broker.port,
+            identifier=f"{self._settings.control_client_id}-claims",
+            username=self._broker.username,
+            password=self._broker.password,
+            tls_context=self._broker.tls_context(),
+        )
+
+    async def _answer(
+        self,
+        connection: Connection,
+        broker: Administration,
+        authority: Authority,
+        *,
+        message: aiomqtt.Message,
+    ) -> tuple[str, bytes] | None:
+        """Return where and what to answer to a claim; one that cannot be read is refused and counted."""
+        sender = device_of_topic(self._settings.topic_root, str(message.topic), "claim")
+        if sender is None:
+            metrics.BAD_MESSAGES.labels("bad_topic").inc()
+            return None
+        try:
+            claim = decode_claim(message.payload)
+        except ValidationError:
+            metrics.BAD_MESSAGES.labels("bad_claim").inc()
+            answer = encode_refusal(None, "not a claim")
+        else:
+            try:
+                answer = await self._grant(
+                    connection, broker, authority, sender=sender, claim=claim
+                )
+            except InvalidValue as error:
+                answer = encode_refusal(claim.request, str(error))
+        return claim_answer_topic(self._settings.topic_root, *sender), answer
+
+    async def _grant(
+        self,
+        connection: Connection,
+        broker: Administration,
+        authority: Authority,
+        *,
+        sender: tuple[str, str],
+        claim: Claim,
+    ) -> bytes:
+        """Grant a claim, or say why not. Raises `InvalidValue`, and nothing is done, for a bad request."""
+        tenant_id, device_id = sender
+        digest = hashlib.sha256(f"{claim.request}\n{claim.csr or ''}".encode()).digest()
+        async with connection.transaction():
+            found = await claim_of(connection, tenant_id, device_id, now=clock.now())
+            if found is None:
+                return encode_refusal(claim.request, "not announced, or no more")
+            if found.request_digest is None and await has_credential(connection, found.device_no):
+                return encode_refusal(claim.request, "has a credential")
+            if found.request_digest not in {None, digest}:
+                return encode_refusal(claim.request, "claimed before")
+            name = broker_username(tenant_id, device_id)
+            password = None if claim.csr is not None else self._password(name, digest)
+            certificate = found.certificate
+            if found.request_digest is None:
+                certificate = None
+                if claim.csr is not None:
+                    certificate = await self._certify(
+                        connection, authority, found, name=name, csr=claim.csr
+                    )
+                hashed = None if password is None else hash_of(password)
+                await save_client(connection, found.device_no, hashed, now=clock.now())
+                await note_claimed(
+                    connection,
+                    found.device_no,
+                    request_digest=digest,
+                    certificate=certificate,
+                    now=clock.now(),
+                    expires_at=clock.now() + _HEARD_AGAIN,
+                )
+                await self._tell(connection, broker, found.device_no, password)
+                log.info("%s has claimed a credential", name)
+        return encode_answer(
+            claim.request,
+            username=name,
+            authority=authority.pem.decode(),
+            password=password,
+            certificate=certificate,
+        )
+
+    @staticmethod
+    async def _certify(
+        connection: Connection, authority: Authority, found: OpenClaim, *, name: str, csr: str
+    ) -> str:
+        now = clock.now()
+        issued = authority.sign_request(csr.encode(), name, now=now, days=DEVICE_DAYS)
+        await save_certificate(
+            connection, found.device_no, serial=issued.serial, not_after=issued.not_after, now=now
+        )
+        return issued.pem.decode()
+
+    async def _tell(
+        self, connection: Connection, broker: Administration, device_no: int, password: str | None
+    ) -> None:
+        """Let the device in with what it was granted."""
+        clients = await clients_of(connection, [device_no])
+        commands: list[Command] = []
+        for each in clients:
+            name = broker_username(each.tenant_id, each.device_id)
+            topics = device_topics(
+                self._settings.topic_root, each.tenant_id, each.device_id, each.right
+            )
+            commands += [*shut_out(name), *let_in(name, topics, password=password)]
+        await broker.tell(commands)
+        await note_told(connection, clients)
+
+    def _password(self, name: str, digest: bytes) -> str:
+        """Return the password that goes with a request: kept nowhere, and the same if it is asked again."""
+        key = (self._broker.password or "").encode()
+        made = hmac.new(key, name.encode() + b"\n" + digest, hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(made[:24]).decode()
+
+    async def _close_for_ever(self) -> None:
+        """Let in no more to claim those whose time is over."""
+        while True:
+            connection = await connect_patiently(
+                self._database_url,
+                application="control claims",
+                autocommit=True,
+                answer_seconds_max=self._settings.database_answer_seconds_max,
+                waiting=away,
+            )
+            try:
+                async with telling(connection), administration(self._broker) as broker:
+                    expired = await expired_claims(connection, now=clock.now())
+                    commands = [
+                        command
+                        for _, tenant_id, device_id in expired
+                        for command in shut_out(claim_username(tenant_id, device_id))
+                    ]
+                    if expired:
+                        await broker.tell(commands)
+                        await close_claims(connection, [each[0] for each in expired])
+            finally:
+                await connection.close()
+            await asyncio.sleep(_SWEEP_SECONDS)

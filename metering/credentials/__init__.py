@@ -1,0 +1,1 @@
+"""Who may connect to the broker, and what each may do there."""

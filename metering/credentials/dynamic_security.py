@@ -1,0 +1,145 @@
+"""Mosquitto's dynamic security plugin: its file at the start, and its commands while it runs. Pure.
+
+A device has a role of its own name. The plugin knows no patterns such as `%u`; and a role that names
+the topics themselves leaves nothing to a pattern that a name could bend.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metering.credentials.password import PasswordHash
+from metering.credentials.rights import PROCESS_TOPICS, PROCESS_USERNAME, Topics
+
+CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
+RESPONSE_TOPIC = "$CONTROL/dynamic-security/v1/response"
+
+Command = dict[str, Any]
+
+_PROCESS_ROLE = "process"
+_WRITE, _RECEIVE, _LITERAL, _PATTERN = (
+    "publishClientSend", "publishClientReceive", "subscribeLiteral", "subscribePattern",
+)  # fmt: skip
+_NOTHING_BY_DEFAULT = {_WRITE: False, _RECEIVE: False, "subscribe": False, "unsubscribe": True}
+
+
+def first_document(process: PasswordHash) -> dict[str, Any]:
+    """Return the plugin's file for a new broker: nobody but our own processes may do anything."""
+    return {
+        "defaultACLAccess": _NOTHING_BY_DEFAULT,
+        "clients": [
+            {
+                "username": PROCESS_USERNAME,
+                "roles": [{"rolename": _PROCESS_ROLE}],
+                **process.as_dynamic_security(),
+            }
+        ],
+        "groups": [],
+        "roles": [
+            {
+                "rolename": _PROCESS_ROLE,
+                "acls": [
+                    _rule(kind, topic)
+                    for kind in (_WRITE, _RECEIVE, _PATTERN)
+                    for topic in PROCESS_TOPICS
+                ],
+            }
+        ],
+    }
+
+
+def with_process_password(document: Mapping[str, Any], process: PasswordHash) -> dict[str, Any]:
+    """Return the plugin's file with another password for our own processes; devices stay."""
+    first = first_document(process)
+    return {
+        **document,
+        "defaultACLAccess": _NOTHING_BY_DEFAULT,
+        "clients": first["clients"] + _others(document, "clients", "username", PROCESS_USERNAME),
+        "roles": first["roles"] + _others(document, "roles", "rolename", _PROCESS_ROLE),
+    }
+
+
+def _others(document: Mapping[str, Any], kind: str, key: str, name: str) -> list[Any]:
+    return [each for each in document.get(kind, ()) if each[key] != name]
+
+
+def let_in(
+    username: str, topics: Topics, *, password: str | None, client_id: str | None = None
+) -> list[Command]:
+    """Return the commands that make a client known, or make it what it shall be if it is known.
+
+    A client of a `password` of None keeps the one that it has; one that never had any gets in by
+    certificate only. `client_id` is the only one under which it may connect; None: its name.
+    """
+    client: Command = {"username": username, "clientid": client_id or username}
+    if password is not None:
+        client["password"] = password
+    roles = [{"rolename": username, "priority": 0}]
+    rules = rules_of(topics)
+    return [
+        {"command": "createRole", "rolename": username, "acls": rules},
+        {"command": "modifyRole", "rolename": username, "acls": rules},
+        {"command": "createClient", **client, "roles": roles},
+        {"command": "modifyClient", **client, "roles": roles},
+        {"command": "enableClient", "username": username},
+    ]
+
+
+def allow(username: str, topics: Topics) -> list[Command]:
+    """Return the commands that change what a client that is known may do."""
+    return [{"command": "modifyRole", "rolename": username, "acls": rules_of(topics)}]
+
+
+def restrict(username: str, topics: Topics) -> list[Command]:
+    """Return the commands that change what a client may do, and end its connection."""
+    return [*allow(username, topics), *disconnect(username)]
+
+
+def disconnect(username: str) -> list[Command]:
+    """Return the commands that end a client's connection; it may come again."""
+    return [
+        {"command": "disableClient", "username": username},
+        {"command": "enableClient", "username": username},
+    ]
+
+
+def shut_out(username: str) -> list[Command]:
+    """Return the commands that end a client's connection, and let it do nothing again.
+
+    Its role goes first: a certificate still lets it connect until the broker has a new list.
+    """
+    return [
+        {"command": "deleteRole", "rolename": username},
+        {"command": "disableClient", "username": username},
+        {"command": "deleteClient", "username": username},
+    ]
+
+
+def rules_of(topics: Topics) -> list[dict[str, object]]:
+    """Return the rules of a role; to read is to subscribe by that very name, and to be sent it."""
+    return [
+        *(_rule(_WRITE, topic) for topic in topics.writes),
+        *(_rule(kind, topic) for topic in topics.reads for kind in (_LITERAL, _RECEIVE)),
+    ]
+
+
+def _rule(kind: str, topic: str) -> dict[str, object]:
+    return {"acltype": kind, "topic": topic, "priority": 0, "allow": True}
+
+
+_EXPECTED = {
+    "createRole": "Role already exists",
+    "createClient": "Client already exists",
+    "deleteRole": "Role not found",
+    "deleteClient": "Client not found",
+    "disableClient": "Client not found",
+}
+"""Answers that say that what a command asks for is so already."""
+
+
+def refusals(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the plugin refused, of answers to commands that may be given again."""
+    return [
+        f"{answer.get('command')}: {answer['error']}"
+        for answer in answers
+        if "error" in answer and answer["error"] != _EXPECTED.get(str(answer.get("command")))
+    ]

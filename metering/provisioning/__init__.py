@@ -1,0 +1,1 @@
+"""Gives devices credentials at the broker, and takes them away."""

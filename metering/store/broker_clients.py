@@ -1,0 +1,201 @@
+"""Credentials of devices at the broker: who has one, and what the broker was told of each."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.credentials.password import PasswordHash
+from metering.credentials.rights import Right
+from metering.errors import NotFound
+from metering.ids import TenantNo
+from metering.store.connection import Connection
+
+_TELLING_LOCK = 4_871_203_663
+"""Advisory lock key: whoever holds it may tell the broker who may do what."""
+
+
+@asynccontextmanager
+async def telling(connection: Connection) -> AsyncIterator[None]:
+    """Hold the right to tell the broker: what one reads and tells, no other contradicts meanwhile.
+
+    `connection` is in autocommit mode. No change of a state waits for this.
+    """
+    await connection.execute("SELECT pg_advisory_lock(%s)", [_TELLING_LOCK])
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            await connection.execute("SELECT pg_advisory_unlock(%s)", [_TELLING_LOCK])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerClient:
+    """A device at the broker: what it may do now, and what the broker was last told; None: not known."""
+
+    device_no: int
+    tenant_id: str
+    device_id: str
+    right: Right
+    told: Right | None
+
+
+async def device_numbers(
+    connection: Connection, tenant: TenantNo, device_ids: Sequence[str]
+) -> dict[str, int]:
+    """Return the numbers of a tenant's devices; raises `NotFound` for the first that there is not."""
+    found = await connection.execute(
+        "SELECT device_id, device_no FROM device WHERE tenant_no = %s AND device_id = ANY(%s)",
+        [tenant, list(device_ids)],
+    )
+    numbers: dict[str, int] = dict(await found.fetchall())
+    for device_id in device_ids:
+        if device_id not in numbers:
+            raise NotFound("device", device_id)
+    return numbers
+
+
+async def has_credential(connection: Connection, device_no: int) -> bool:
+    """Whether a device has a place at the broker that was not revoked."""
+    found = await connection.execute(
+        "SELECT FROM broker_client WHERE device_no = %s AND revoked_at IS NULL", [device_no]
+    )
+    return found.rowcount == 1
+
+
+async def save_client(
+    connection: Connection, device_no: int, password: PasswordHash | None, *, now: datetime
+) -> None:
+    """Give a device a place at the broker, with a password or without one, in place of any it had.
+
+    What the broker was told before does not count any more.
+    """
+    await connection.execute(
+        "INSERT INTO broker_client (device_no, password_digest, password_salt, password_iterations,"
+        "   created_at, look_at) VALUES (%(device)s, %(digest)s, %(salt)s, %(iterations)s, %(now)s,"
+        "   %(now)s)"
+        " ON CONFLICT (device_no) DO UPDATE SET revoked_at = NULL, told = NULL, look_at = %(now)s,"
+        "   password_digest = excluded.password_digest, password_salt = excluded.password_salt,"
+        "   password_iterations = excluded.password_iterations",
+        {
+            "device": device_no,
+            "digest": password and password.digest,
+            "salt": password and password.salt,
+            "iterations": password and password.iterations,
+            "now": now,
+        },
+    )
+
+
+async def clients_of(connection: Connection, device_nos: Sequence[int]) -> list[BrokerClient]:
+    """Return the places of some devices, by number; those without one are left out."""
+    return await _clients(
+        connection, "client.device_no = ANY(%(devices)s)", {"devices": list(device_nos)}
+    )
+
+
+async def clients_to_look_at(
+    connection: Connection, *, now: datetime, limit: int
+) -> list[BrokerClient]:
+    """Return devices whose right may differ from what the broker was told, the longest due first."""
+    return await _clients(
+        connection,
+        "client.look_at <= %(now)s ORDER BY client.look_at LIMIT %(limit)s",
+        {"now": now, "limit": limit},
+    )
+
+
+async def all_clients(connection: Connection) -> list[BrokerClient]:
+    """Return every device that was given a credential."""
+    return await _clients(connection, "true", {})
+
+
+async def _clients(
+    connection: Connection, which: str, values: dict[str, object]
+) -> list[BrokerClient]:
+    found = await connection.execute(
+        "SELECT client.device_no, tenant_id, device_id,"  # noqa: S608 - texts of this file
+        "   broker_right(client.device_no, client.revoked_at, clock_timestamp()), told"
+        " FROM broker_client AS client JOIN device USING (device_no) JOIN tenant USING (tenant_no)"
+        f" WHERE {which}".encode(),
+        values,
+    )
+    return [
+        BrokerClient(
+            device_no=row[0],
+            tenant_id=row[1],
+            device_id=row[2],
+            right=Right(row[3]),
+            told=None if row[4] is None else Right(row[4]),
+        )
+        for row in await found.fetchall()
+    ]
+
+
+async def note_told(connection: Connection, clients: Sequence[BrokerClient]) -> None:
+    """Note what the broker was told, and look again when the next state begins that is known of.
+
+    A right that has changed meanwhile is looked at again at once.
+    """
+    await connection.execute(
+        "UPDATE broker_client AS client SET told = given.told, look_at = CASE"
+        "   WHEN broker_right(client.device_no, client.revoked_at, clock_timestamp()) <> given.told"
+        "   THEN clock_timestamp() ELSE (SELECT min(effective_from) FROM device_state_change AS next"
+        "     WHERE next.device_no = client.device_no AND effective_from > clock_timestamp()) END"
+        " FROM unnest(%s::bigint[], %s::text[]) AS given (device_no, told)"
+        " WHERE client.device_no = given.device_no",
+        [[each.device_no for each in clients], [each.right.value for each in clients]],
+    )
+
+
+async def forget_told(connection: Connection, device_nos: Sequence[int], *, now: datetime) -> None:
+    """Have the broker told again what some devices may do: it does not know."""
+    await connection.execute(
+        "UPDATE broker_client SET told = NULL, look_at = %s WHERE device_no = ANY(%s)",
+        [now, list(device_nos)],
+    )
+
+
+async def revoke_client(connection: Connection, device_no: int, *, now: datetime) -> bool:
+    """Take a device's place, password and certificates from it; False when it had no place."""
+    revoked = await connection.execute(
+        "UPDATE broker_client SET revoked_at = %s, look_at = %s, password_digest = NULL,"
+        " password_salt = NULL, password_iterations = NULL"
+        " WHERE device_no = %s AND revoked_at IS NULL",
+        [now, now, device_no],
+    )
+    await revoke_certificates(connection, device_no, now=now)
+    return revoked.rowcount == 1
+
+
+async def save_certificate(
+    connection: Connection, device_no: int, *, serial: str, not_after: datetime, now: datetime
+) -> None:
+    """Note a certificate that was issued to a device."""
+    await connection.execute(
+        "INSERT INTO device_certificate (serial, device_no, issued_at, not_after)"
+        " VALUES (%s, %s, %s, %s)",
+        [serial, device_no, now, not_after],
+    )
+
+
+async def revoke_certificates(connection: Connection, device_no: int, *, now: datetime) -> int:
+    """Revoke the certificates that a device has; return how many there were."""
+    revoked = await connection.execute(
+        "UPDATE device_certificate SET revoked_at = %s"
+        " WHERE device_no = %s AND revoked_at IS NULL AND not_after > %s",
+        [now, device_no, now],
+    )
+    return revoked.rowcount
+
+
+async def revoked_certificates(
+    connection: Connection, *, now: datetime
+) -> list[tuple[str, datetime]]:
+    """Return the serial numbers that were revoked before their time, and when."""
+    found = await connection.execute(
+        "SELECT serial, revoked_at FROM device_certificate"
+        " WHERE revoked_at IS NOT NULL AND not_after > %s ORDER BY revoked_at, serial",
+        [now],
+    )
+    return await found.fetchall()

@@ -1,0 +1,498 @@
+"""Nobody writes as another: devices with credentials at the real broker."""
+
+import asyncio
+import gc
+import json
+import secrets
+import ssl
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from metering.broker_address import parse_broker_url
+from metering.control.controller import Controller
+from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
+from metering.errors import Conflict, InvalidValue, NotFound
+from metering.provisioning.command import make_key
+from metering.provisioning.credentials import Given, provisioning
+from metering.rating.plan import DeviceState
+from metering.settings import Settings
+from metering.store.connection import connect
+from metering.store.registry import ensure_devices, lock_shard
+from metering.store.terms import set_state
+from tests.integration.access import Device, Refused, broker_folder, connected, ports, wait
+from tests.integration.pipeline import TENANT, Operator
+
+# A control process that is cancelled while a client of it connects leaves that client to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+A, B = "sensor-a", "sensor-b"
+ROOT = "fm/v1"
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def settings(stack_settings: Settings, database_url: str) -> Settings:
+    made = stack_settings.model_copy(update={"database_url": SecretStr(database_url)})
+    asyncio.run(register(database_url))
+    return made
+
+
+async def register(url: str) -> None:
+    async with await connect(url, application="test") as connection:
+        operator = await Operator.of(connection)
+        await _ensure(operator, [A, B])
+
+
+async def _ensure(operator: Operator, device_ids: list[str]) -> None:
+    await ensure_devices(
+        operator.connection, fleet=await operator.fleet("fleet"), device_ids=device_ids,
+        active_from=NOW, now=NOW,
+    )  # fmt: skip
+
+
+def give_passwords(settings: Settings, *devices: str, anew: bool = False) -> list[Given]:
+    async def give() -> list[Given]:
+        async with provisioning(settings, TENANT) as made:
+            return await made.give_passwords(devices, now=datetime.now(UTC), anew=anew)
+
+    return asyncio.run(give())
+
+
+def give_key(settings: Settings, device: str, folder: Path, *, anew: bool = False) -> None:
+    async def give() -> None:
+        async with provisioning(settings, TENANT) as made:
+            await make_key(made, device, folder, anew=anew)
+
+    asyncio.run(give())
+
+
+def revoke(settings: Settings, *devices: str) -> int:
+    async def take() -> int:
+        async with provisioning(settings, TENANT) as made:
+            return await made.revoke(devices, now=datetime.now(UTC))
+
+    return asyncio.run(take())
+
+
+def by_password(
+    settings: Settings, given: Given, *, client_id: str = ""
+) -> AbstractContextManager[Device]:
+    return connected(
+        settings, ports(settings).passwords, username=given.username, password=given.password,
+        client_id=client_id,
+    )  # fmt: skip
+
+
+def by_certificate(
+    settings: Settings, folder: Path, device: str, **more: str
+) -> AbstractContextManager[Device]:
+    files = (folder / f"{device}.pem", folder / f"{device}.key")
+    return connected(settings, ports(settings).certificates, certificate=files, **more)  # type: ignore[arg-type]
+
+
+def topic(device: str, last: str) -> str:
+    return f"{ROOT}/{TENANT}/{device}/{last}"
+
+
+def check_own_branch_alone(device: Device, own: str, other: str) -> None:
+    assert all(device.may_publish(topic(own, last)) for last in ("usage", "quota", "command-ack"))
+    assert device.may_subscribe(topic(own, "ack"))
+    assert device.may_subscribe(topic(own, "command"))
+    for last in ("usage", "quota", "command-ack", "ack", "command"):
+        assert not device.may_publish(topic(other, last))
+        assert not device.may_subscribe(topic(other, last))
+    assert not device.may_publish(topic(own, "ack"))
+    assert not device.may_publish(topic(own, "command"))
+    for refused in ("#", "+/#", f"{ROOT}/#", f"{ROOT}/{TENANT}/+/ack", topic(own, "+"), topic(own, "#"),
+                    f"$share/g/{topic(own, 'command')}", f"$share/g/{ROOT}/{TENANT}/+/command",
+                    "$SYS/#", "$CONTROL/dynamic-security/v1/response"):  # fmt: skip
+        assert not device.may_subscribe(refused), refused
+    assert not device.may_publish("$CONTROL/dynamic-security/v1", '{"commands": []}')
+
+
+def test_nobody_comes_in_without_a_credential(settings: Settings, tmp_path: Path) -> None:
+    at = ports(settings)
+    (given,) = give_passwords(settings, A)
+    for port in (at.passwords, at.certificates, at.claims):
+        with pytest.raises(Refused), connected(settings, port):
+            pass
+        with pytest.raises(Refused), connected(settings, port, tls=None):
+            pass
+    with pytest.raises(Refused), connected(settings, at.processes, tls=None):
+        pass
+    with (
+        pytest.raises(Refused),
+        connected(settings, at.passwords, username=given.username, password="wrong"),
+    ):
+        pass
+    with pytest.raises(Refused), connected(settings, at.passwords, username=given.username):
+        pass
+    # A certificate of somebody else's authority says nothing.
+    other, key = Authority.open_or_make(tmp_path, "other", now=NOW), new_key()
+    (tmp_path / "a.pem").write_bytes(
+        other.issue(key.public_key(), given.username, now=NOW, days=1).pem
+    )
+    (tmp_path / "a.key").write_bytes(key_pem(key))
+    with pytest.raises(Refused), by_certificate(settings, tmp_path, "a"):
+        pass
+
+
+def test_older_tls_is_refused(settings: Settings) -> None:
+    (given,) = give_passwords(settings, A)
+    with connected(
+        settings, ports(settings).passwords, username=given.username, password=given.password,
+        tls=ssl.TLSVersion.TLSv1_2,
+    ):  # fmt: skip
+        pass
+    folder = broker_folder(settings)
+    text = (folder / "mosquitto.conf").read_text()
+    assert text.count("tls_version tlsv1.2") == 3 == text.count("certfile ")
+
+
+def test_secrets_are_for_their_owner_alone(settings: Settings) -> None:
+    folder = broker_folder(settings)
+    keys = authority_folder(settings)
+    for file in (
+        folder / "server.key", folder / "dynamic-security.json", folder / "mosquitto.conf",
+        keys / "authority.key", keys / "factory" / "authority.key",
+        settings.data_dir / "stack" / "state.json",
+    ):  # fmt: skip
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_a_device_with_a_password_has_its_own_branch_alone(settings: Settings) -> None:
+    a, b = give_passwords(settings, A, B)
+    with by_password(settings, a) as device, by_password(settings, b) as other:
+        check_own_branch_alone(device, A, B)
+        assert other.may_subscribe(topic(B, "command"))
+        assert not device.may_publish(topic(B, "command"))
+        assert device.may_publish(topic(A, "usage"))
+        assert other.heard == []
+
+
+def test_a_device_with_a_certificate_has_its_own_branch_alone(
+    settings: Settings, tmp_path: Path
+) -> None:
+    give_key(settings, A, tmp_path)
+    assert stat.S_IMODE((tmp_path / f"{A}.key").stat().st_mode) == 0o600
+    # Who else it says it is does not count.
+    with by_certificate(settings, tmp_path, A, username=f"{TENANT}/{B}", password="x") as device:
+        check_own_branch_alone(device, A, B)
+
+
+def test_what_the_platform_tells_a_device_reaches_it_alone(settings: Settings) -> None:
+    a, b = give_passwords(settings, A, B)
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+    with by_password(settings, a) as device, by_password(settings, b) as other:
+        assert device.may_subscribe(topic(A, "command"))
+        assert other.may_subscribe(topic(B, "command"))
+        with connected(
+            settings, process.port, username=process.username, password=process.password, tls=None
+        ) as platform:
+            assert platform.may_publish(topic(A, "command"), "to a")
+            wait(lambda: device.heard, "command")
+        assert device.heard == [(topic(A, "command"), b"to a")]
+        assert other.heard == []
+
+
+def test_nobody_ends_anothers_session_by_its_client_id(settings: Settings, tmp_path: Path) -> None:
+    a, b = give_passwords(settings, A, B)
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+    with connected(
+        settings, process.port, username=process.username, password=process.password,
+        client_id="an-ingester", tls=None,
+    ) as platform, by_password(settings, b) as other:  # fmt: skip
+        for client_id in ("an-ingester", b.username):
+            with by_password(settings, a, client_id=client_id) as device:
+                assert device.may_publish(topic(A, "usage"))
+            with pytest.raises(Refused), connected(
+                settings, process.port, username=a.username, password=a.password,
+                client_id=client_id, tls=None,
+            ):  # fmt: skip
+                pass
+        give_key(settings, A, tmp_path, anew=True)
+        with by_certificate(settings, tmp_path, A, client_id="an-ingester") as device:
+            assert device.may_publish(topic(A, "usage"))
+        assert platform.may_publish("t/still-here")
+        assert other.may_publish(topic(B, "usage"))
+        assert platform.ends == other.ends == []
+
+
+def test_another_password_ends_the_first_and_its_connection(settings: Settings) -> None:
+    (first,) = give_passwords(settings, A)
+    with pytest.raises(Conflict):
+        give_passwords(settings, A)
+    with by_password(settings, first) as device:
+        (second,) = give_passwords(settings, A, anew=True)
+        wait(lambda: device.ends, "end of the connection")
+    with pytest.raises(Refused), by_password(settings, first):
+        pass
+    with by_password(settings, second) as device:
+        assert device.may_publish(topic(A, "usage"))
+
+
+def test_a_revoked_password_lets_nobody_in(settings: Settings) -> None:
+    (given,) = give_passwords(settings, A)
+    with by_password(settings, given) as device:
+        assert revoke(settings, A) == 1
+        wait(lambda: device.ends, "end of the connection")
+    with pytest.raises(Refused), by_password(settings, given):
+        pass
+    assert revoke(settings, A) == 0
+
+
+def test_a_revoked_certificate_is_refused_and_its_connection_ends(
+    settings: Settings, tmp_path: Path
+) -> None:
+    give_key(settings, A, tmp_path)
+    give_key(settings, B, tmp_path)
+    with (
+        by_certificate(settings, tmp_path, A) as device,
+        by_certificate(settings, tmp_path, B) as other,
+    ):
+        assert revoke(settings, A) == 1
+        wait(lambda: device.ends, "end of the connection")
+        assert other.may_publish(topic(B, "usage"))
+    _refused_soon(settings, tmp_path, A)
+    with by_certificate(settings, tmp_path, B) as other:
+        assert other.may_publish(topic(B, "usage"))
+    # Another certificate of the same name is another one; the list, written twice within a second, counts.
+    again = tmp_path / "again"
+    again.mkdir()
+    give_key(settings, A, again)
+    with by_certificate(settings, again, A) as device:
+        assert device.may_publish(topic(A, "usage"))
+    _refused_soon(settings, tmp_path, A)
+    third = tmp_path / "third"
+    third.mkdir()
+    give_key(settings, A, third, anew=True)
+    _refused_soon(settings, again, A)
+    with by_certificate(settings, third, A) as device:
+        assert device.may_publish(topic(A, "usage"))
+
+
+def _refused_soon(settings: Settings, folder: Path, device: str) -> None:
+    """Wait until a device is refused: nothing answers the signal at which the broker reads its list."""
+
+    def is_refused() -> bool:
+        try:
+            with by_certificate(settings, folder, device):
+                return False
+        except Refused:
+            return True
+
+    wait(is_refused, "refusal")
+
+
+def test_an_expired_certificate_is_refused(settings: Settings, tmp_path: Path) -> None:
+    give_key(settings, A, tmp_path)
+    with by_certificate(settings, tmp_path, A):
+        pass
+    authority, key = Authority.open(authority_folder(settings)), new_key()
+    (tmp_path / f"{A}.key").write_bytes(key_pem(key))
+    for days, is_good in ((1, True), (-1, False)):
+        issued = authority.issue(
+            key.public_key(), f"{TENANT}/{A}", now=datetime.now(UTC), days=days
+        )
+        (tmp_path / f"{A}.pem").write_bytes(issued.pem)
+        if is_good:
+            with by_certificate(settings, tmp_path, A) as device:
+                assert device.may_publish(topic(A, "usage"))
+        else:
+            with pytest.raises(Refused), by_certificate(settings, tmp_path, A):
+                pass
+
+
+@pytest.mark.parametrize("name", ["+", "#", "a/b", "a\nb", "a\x00b", "", "$SYS", "é", "a" * 65])
+def test_an_id_that_could_bend_a_topic_is_refused(settings: Settings, name: str) -> None:
+    with pytest.raises(InvalidValue):
+        give_passwords(settings, name)
+    with pytest.raises(InvalidValue):
+        asyncio.run(_register_one(settings, name))
+    assert settings.database_url is not None
+    if "\x00" not in name:
+        with (
+            psycopg.connect(settings.database_url.get_secret_value()) as connection,
+            pytest.raises(psycopg.errors.CheckViolation, match="device_id_is_safe_in_topics"),
+        ):
+            connection.execute("UPDATE device SET device_id = %s", [name])
+
+
+async def _register_one(settings: Settings, name: str) -> None:
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    async with await connect(url, application="test") as connection:
+        operator = await Operator.of(connection)
+        await _ensure(operator, [name])
+
+
+@pytest.mark.parametrize("name", ["+", "#", f"{TENANT}/+", f"{TENANT}/#"])
+def test_a_wildcard_as_a_name_gets_nowhere(settings: Settings, tmp_path: Path, name: str) -> None:
+    authority, key = Authority.open(authority_folder(settings)), new_key()
+    issued = authority.issue(key.public_key(), name, now=datetime.now(UTC), days=1)
+    (tmp_path / "x.pem").write_bytes(issued.pem)
+    (tmp_path / "x.key").write_bytes(key_pem(key))
+    with by_certificate(settings, tmp_path, "x") as device:
+        assert not device.may_publish(topic(A, "usage"))
+        assert not device.may_publish(f"{ROOT}/x")
+        assert not device.may_subscribe(topic(A, "command"))
+        assert not device.may_subscribe(f"{ROOT}/{name.rstrip('#+/')}/#")
+        assert not device.may_subscribe(f"{ROOT}/+/+/command")
+
+
+def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
+    with pytest.raises(NotFound):
+        give_passwords(settings, A, "nobody")
+    (given,) = give_passwords(settings, A)  # all or nothing
+    assert given.username == f"{TENANT}/{A}"
+
+
+@contextmanager
+def running_control(settings: Settings) -> Iterator[None]:
+    """Run a control process's loops, in a thread of their own."""
+    loop = asyncio.new_event_loop()
+    made = settings.model_copy(update={"control_client_id": f"control-{secrets.token_hex(4)}"})
+    task = loop.create_task(Controller(made).run())
+    thread = threading.Thread(target=_until_cancelled, args=(loop, task))
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        gc.collect()  # a client that was connecting is closed while its loop still is there
+        loop.close()
+
+
+@pytest.fixture
+def control(settings: Settings) -> Iterator[None]:
+    with running_control(settings):
+        yield
+
+
+def _until_cancelled(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+    with suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+
+
+def be(settings: Settings, state: DeviceState, *, at: datetime | None = None) -> None:
+    async def change() -> None:
+        assert settings.database_url is not None
+        url = settings.database_url.get_secret_value()
+        async with await connect(url, application="test") as connection:
+            now = datetime.now(UTC)
+            found = await connection.execute(
+                "SELECT device_no, shard_no FROM device JOIN fleet USING (fleet_no) WHERE device_id = %s",
+                [A],
+            )
+            row = await found.fetchone()
+            assert row is not None
+            await lock_shard(connection, row[1])
+            await set_state(connection, [row[0]], state=state, at=at or now, now=now)
+
+    asyncio.run(change())
+
+
+@pytest.mark.usefixtures("control")
+def test_a_suspended_device_is_cut_off_until_it_is_resumed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (given,) = give_passwords(settings, A)
+    give_key(settings, B, tmp_path)
+    with by_password(settings, given) as device, by_certificate(settings, tmp_path, B) as other:
+        assert device.may_publish(topic(A, "usage"))
+        be(settings, DeviceState.SUSPENDED)
+        wait(lambda: device.ends, "end of the connection")
+        assert other.may_publish(topic(B, "usage"))
+    with by_password(settings, given) as device:
+        assert not device.may_publish(topic(A, "usage"))
+        assert not device.may_publish(topic(A, "quota"))
+        assert device.may_subscribe(topic(A, "command"))
+        assert device.may_publish(topic(A, "command-ack"))
+        be(settings, DeviceState.ACTIVE)
+        wait(lambda: device.may_publish(topic(A, "usage")), "right to publish")
+        be(settings, DeviceState.SUSPENDED, at=datetime.now(UTC) + timedelta(seconds=1))
+        wait(lambda: device.ends, "end of the connection when the date has come")
+    be(settings, DeviceState.RETIRED)
+
+    def is_out() -> bool:
+        try:
+            with by_password(settings, given):
+                return False
+        except Refused:
+            return True
+
+    wait(is_out, "refusal")
+
+
+def test_a_suspension_while_nobody_tells_holds_once_somebody_does(
+    settings: Settings, request: pytest.FixtureRequest
+) -> None:
+    (given,) = give_passwords(settings, A)
+    be(settings, DeviceState.SUSPENDED)
+    with by_password(settings, given) as device:
+        assert device.may_publish(topic(A, "usage"))  # nobody has told the broker yet
+        request.getfixturevalue("control")
+        wait(lambda: device.ends, "end of the connection")
+
+
+def test_what_the_broker_forgot_it_is_told_again(
+    settings: Settings, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    give_key(settings, A, tmp_path)
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+    with connected(
+        settings, process.port, username=process.username, password=process.password, tls=None
+    ) as platform:
+        commands = [{"command": "deleteRole", "rolename": f"{TENANT}/{A}"}]
+        platform.may_publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": commands}))
+    with by_certificate(settings, tmp_path, A) as device:
+        assert not device.may_publish(topic(A, "usage"))
+    request.getfixturevalue("control")
+
+    def may_again() -> bool:
+        with by_certificate(settings, tmp_path, A) as device, suppress(AssertionError):
+            return device.may_publish(topic(A, "usage"))
+        return False
+
+    wait(may_again, "right to publish")
+
+
+FLOOD = 5000
+"""Messages that one device publishes as fast as the broker takes them."""
+
+
+def test_a_flood_delays_others_by_what_came_before_alone(settings: Settings) -> None:
+    """A message of another waits for what the broker had taken of the flood, and for nothing later."""
+    a, b = give_passwords(settings, A, B)
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+    with (
+        connected(
+            settings, process.port, username=process.username, password=process.password, tls=None
+        ) as platform,
+        by_password(settings, a) as flooding,
+        by_password(settings, b) as other,
+    ):
+        assert platform.may_subscribe(f"{ROOT}/{TENANT}/+/usage")
+        for number in range(FLOOD):
+            flooding.client.publish(topic(A, "usage"), f"{number}", qos=1)
+        wait(lambda: len(flooding.published) > FLOOD // 10, "flood")
+        assert other.may_publish(topic(B, "usage"))
+        # What the broker has acknowledged by now, and what may be on the way beyond that.
+        taken = len(flooding.published) + flooding.client.max_inflight_messages
+        wait(lambda: len(platform.heard) == FLOOD + 1, "all messages")
+        before = [name for name, _ in platform.heard].index(topic(B, "usage"))
+        assert before <= taken
+        assert flooding.ends == other.ends == []
