@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from metering.errors import InvalidValue
 from metering.ids import checked_id
+from metering.wire import sparkplug
 from metering.wire.topics import (
     ack_topic,
     claim_answer_topic,
@@ -36,7 +37,7 @@ class Right(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topics:
-    """What a client may write and read: topics without wildcards."""
+    """What a client may write, with `+` and `#` for levels, and read: topics without wildcards."""
 
     writes: tuple[str, ...]
     reads: tuple[str, ...]
@@ -62,15 +63,26 @@ def checked_common_name(username: str) -> str:
 
 
 def device_topics(root: str, tenant: str, device: str, right: Right) -> Topics:
-    """Return what a device with a right may write and read: of its own branch alone."""
+    """Return what a device with a right may write and read: of its own branch alone.
+
+    It writes usage in every format; as an edge node of Sparkplug also what is of the devices behind it.
+    """
     if right is Right.NONE:
         return Topics(writes=(), reads=())
     writes = [command_ack_topic(root, tenant, device)]
     if right is Right.PUBLISH:
-        writes += [usage_topic(root, tenant, device), quota_topic(root, tenant, device)]
+        writes += [
+            f"{usage_topic(root, tenant, device)}/#",  # the level before is matched, too
+            quota_topic(root, tenant, device),
+            f"{sparkplug.NAMESPACE}/{tenant}/+/{device}/#",
+        ]
     return Topics(
         writes=tuple(writes),
-        reads=(ack_topic(root, tenant, device), command_topic(root, tenant, device)),
+        reads=(
+            ack_topic(root, tenant, device),
+            command_topic(root, tenant, device),
+            sparkplug.command_topic(tenant, device),
+        ),
     )
 
 

@@ -103,10 +103,19 @@ def topic(device: str, last: str) -> str:
 
 
 def check_own_branch_alone(device: Device, own: str, other: str) -> None:
-    assert all(device.may_publish(topic(own, last)) for last in ("usage", "quota", "command-ack"))
+    for last in ("usage", "usage/senml", "quota", "command-ack"):
+        assert device.may_publish(topic(own, last)), last
+    for kind in (f"NBIRTH/{own}", f"DDATA/{own}/behind"):
+        assert device.may_publish(f"spBv1.0/{TENANT}/{kind}"), kind
+    assert device.may_subscribe(f"spBv1.0/{TENANT}/NCMD/{own}")
     assert device.may_subscribe(topic(own, "ack"))
     assert device.may_subscribe(topic(own, "command"))
-    for last in ("usage", "quota", "command-ack", "ack", "command"):
+    for kind in (f"NBIRTH/{other}", f"DDATA/{other}/{own}"):
+        assert not device.may_publish(f"spBv1.0/{TENANT}/{kind}"), kind
+    assert not device.may_publish(f"spBv1.0/rival/NBIRTH/{own}")
+    for refused in (f"spBv1.0/{TENANT}/NCMD/{other}", "spBv1.0/#"):
+        assert not device.may_subscribe(refused), refused
+    for last in ("usage", "usage/senml", "quota", "command-ack", "ack", "command"):
         assert not device.may_publish(topic(other, last))
         assert not device.may_subscribe(topic(other, last))
     assert not device.may_publish(topic(own, "ack"))

@@ -95,7 +95,7 @@ SELECT tenant.tenant_id || '/' || device.device_id AS username,
 FROM broker_client AS client JOIN device USING (device_no) JOIN tenant USING (tenant_no)
     CROSS JOIN LATERAL (SELECT broker_right(client.device_no, client.revoked_at, now()) AS name) AS held
     JOIN (VALUES
-        ('publish', 'usage', 'publish'), ('publish', 'quota', 'publish'),
+        ('publish', 'usage/#', 'publish'), ('publish', 'quota', 'publish'),
         ('publish', 'command-ack', 'publish'), ('subscribe', 'ack', 'publish'),
         ('subscribe', 'command', 'publish'),
         ('publish', 'command-ack', 'listen'), ('subscribe', 'ack', 'listen'),
