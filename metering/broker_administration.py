@@ -97,5 +97,14 @@ async def administration(broker: BrokerAddress) -> AsyncIterator[Administration]
         password=broker.password,
         tls_context=broker.tls_context(),
     ) as client:
+        end_if_cancelled()
         await client.subscribe(RESPONSE_TOPIC, qos=1)
         yield Administration(client)
+    end_if_cancelled()
+
+
+def end_if_cancelled() -> None:
+    """End this task if it was told to end: aiomqtt may hide that as it connects or disconnects."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

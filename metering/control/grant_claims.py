@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from metering import clock
 from metering.broker_address import broker_of
-from metering.broker_administration import Administration, administration
+from metering.broker_administration import Administration, administration, end_if_cancelled
 from metering.control import metrics
-from metering.control.waking import away, end_if_cancelled
+from metering.control.waking import away
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
 from metering.credentials.dynamic_security import Command, let_in, shut_out
 from metering.credentials.password import hash_of
@@ -74,6 +74,7 @@ class ClaimGranter:
             )
             try:
                 async with administration(self._broker) as broker, self._claims() as client:
+                    end_if_cancelled()
                     await client.subscribe(claim_filter(self._settings.topic_root), qos=1)
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._close_for_ever())
@@ -234,4 +235,5 @@ class ClaimGranter:
                         await close_claims(connection, [each[0] for each in expired])
             finally:
                 await connection.close()
+            end_if_cancelled()
             await asyncio.sleep(_SWEEP_SECONDS)

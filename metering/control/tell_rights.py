@@ -8,9 +8,9 @@ import aiomqtt
 
 from metering import clock
 from metering.broker_address import broker_of
-from metering.broker_administration import Administration, administration
+from metering.broker_administration import Administration, administration, end_if_cancelled
 from metering.control import metrics
-from metering.control.waking import away, end_if_cancelled, woken_or_after
+from metering.control.waking import away, woken_or_after
 from metering.credentials.dynamic_security import (
     Command,
     allow,
@@ -74,6 +74,7 @@ class RightsTeller:
             except UNREACHABLE as error:
                 away(error)
                 metrics.RETRIES.inc()
+                end_if_cancelled()
             except (aiomqtt.MqttError, BrokerRefused, OSError) as error:
                 log.warning("the broker was not told what devices may do: %s", error)
                 metrics.UNTOLD.inc()

@@ -18,10 +18,3 @@ async def woken_or_after(wake: asyncio.Event, seconds: float) -> None:
 def away(error: Exception) -> None:
     """Say that the database does not answer."""
     log.warning("the database is away: %s", str(error).strip().splitlines()[:1])
-
-
-def end_if_cancelled() -> None:
-    """End this task if it was told to end: a connection that failed as it closed hides that."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
