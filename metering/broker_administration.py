@@ -70,6 +70,7 @@ class Administration:
         mark = secrets.token_hex(8)
         marked = [{**each, "correlationData": mark} for each in commands]
         await self._client.publish(CONTROL_TOPIC, json.dumps({"commands": marked}), qos=1)
+        end_if_cancelled()
         answers: list[dict[str, Any]] = []
         try:
             async with asyncio.timeout(_ANSWER_SECONDS_MAX):
@@ -97,14 +98,18 @@ async def administration(broker: BrokerAddress) -> AsyncIterator[Administration]
         password=broker.password,
         tls_context=broker.tls_context(),
     ) as client:
-        end_if_cancelled()
         await client.subscribe(RESPONSE_TOPIC, qos=1)
+        end_if_cancelled()
         yield Administration(client)
     end_if_cancelled()
 
 
 def end_if_cancelled() -> None:
-    """End this task if it was told to end: aiomqtt may hide that as it connects or disconnects."""
+    """End this task if it was told to end.
+
+    To be called after each wait of aiomqtt's: until Python 3.12 `asyncio.wait_for`, by which it waits,
+    hides that it was cancelled when what it waits for comes at the same moment.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

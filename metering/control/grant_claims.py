@@ -74,8 +74,8 @@ class ClaimGranter:
             )
             try:
                 async with administration(self._broker) as broker, self._claims() as client:
-                    end_if_cancelled()
                     await client.subscribe(claim_filter(self._settings.topic_root), qos=1)
+                    end_if_cancelled()
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._close_for_ever())
                         async for message in client.messages:
@@ -85,6 +85,7 @@ class ClaimGranter:
                                 )
                             if answer is not None:
                                 await client.publish(*answer, qos=1)
+                                end_if_cancelled()
             except* UNREACHABLE as errors:
                 away(errors.exceptions[0])
             except* (aiomqtt.MqttError, BrokerRefused, OSError) as errors:
