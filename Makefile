@@ -23,7 +23,7 @@ chaos: development ## kill tests at length; ARGS="--rounds 5 --seed 1 database_d
 	@exec .venv/bin/python -m tests.chaos $(ARGS)
 
 simulation: development ## simulate SEEDS histories with every fault, from seed FIRST on
-	@exec .venv/bin/pytest tests/simulation -k promise --seeds $(SEEDS) --first-seed $(FIRST) $(ARGS)
+	@exec .venv/bin/pytest tests/simulation -n 0 -k promise --seeds $(SEEDS) --first-seed $(FIRST) $(ARGS)
 
 check: development ## check format, rules, types and the direction of imports
 	.venv/bin/ruff format --check
