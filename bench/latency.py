@@ -20,8 +20,9 @@ from bench.percentiles import Latency, latency_of
 from bench.product import Product, product, start, stop
 from bench.reads import read
 from bench.replaying import audit
-from bench.waiting import free_port, wait_until
+from bench.waiting import wait_until
 from bench.workload import ONE, Population
+from metering.stack.probe import free_port
 
 _SETTLE_SECONDS = 1.0
 _SECONDS_A_COMMAND = 0.02

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from bench.databases import migrated_database_on
 from bench.servers import Servers
-from bench.waiting import free_port, wait_until
+from bench.waiting import wait_until
 from bench.workload import TENANT, Population
 from metering.charging.open_cycle import open_due_cycles
 from metering.charging.subscribe import subscribe
 from metering.demo.processes import Processes, Started
 from metering.plan_document import read_plan
+from metering.stack.probe import free_port
 from metering.store.api_keys import create_api_key
 from metering.store.connection import Connection, connect
 from metering.store.registry import (

@@ -1,6 +1,5 @@
 """Waiting for what another process does: asking is the only way to know."""
 
-import socket
 import time
 from collections.abc import Callable
 
@@ -14,10 +13,3 @@ def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 6
         if time.monotonic() > deadline:
             raise BenchError(f"not within {seconds:g} s: {what}")
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """Return a loopback port on which nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from metering.errors import InvalidValue, ProcessEnded
 from metering.provisioning.credentials import provisioning
 from metering.settings import Settings
 from metering.stack import lifecycle
+from metering.stack.probe import free_port
 
 _MEASURED = ("ingest", "charge", "control")
 """The platform's processes that serve metrics of their own."""
@@ -103,8 +103,8 @@ class _Demo:
             2
         )
         self._processes = Processes(self._folder / "logs")
-        self._ports = {name: _free_port() for name in _MEASURED}
-        self._ports["api"] = _free_port(settings.api_port)
+        self._ports = {name: free_port() for name in _MEASURED}
+        self._ports["api"] = free_port(settings.api_port)
         self._api_url = f"http://127.0.0.1:{self._ports['api']}"
         self._interfaces: list[str] = arguments.interface or _interfaces()
         # An agent goes on where it was, so its state and its ledger span all runs on a database.
@@ -321,19 +321,6 @@ def _interfaces() -> list[str]:
     loopback = [name for name in up if name.startswith("lo")][:1]
     others = sorted(name for name in up if name not in loopback)[:1]
     return loopback + others
-
-
-def _free_port(wanted: int = 0) -> int:
-    """Return `wanted` if nobody listens there, else some free port."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise InvalidValue("FLEETMETER_API_PORT", "no port is free", "end another server")
 
 
 def _short(path: Path) -> str:

@@ -15,6 +15,7 @@ import psycopg
 
 from metering.cli import COMMANDS
 from metering.ids import TenantId
+from metering.stack.probe import free_port
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.registry import tenant_no
@@ -24,7 +25,6 @@ from tests.integration.pipeline import (
     TENANT,
     Pipeline,
     SimulatedRun,
-    free_port,
     fresh_database,
     pipeline_of,
     wait_until,

@@ -4,7 +4,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
 from metering.period import cycle_at
 from metering.plan_document import read_plan
+from metering.stack.probe import free_port
 from metering.stack.scratch import migrated_template, scratch_database
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
@@ -167,13 +167,6 @@ def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 3
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(slots=True, kw_only=True)

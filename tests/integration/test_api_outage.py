@@ -11,6 +11,7 @@ import psycopg
 
 from api.app import create_app
 from metering.settings import Settings
+from metering.stack.probe import free_port
 from tests.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def listening_on_nothing() -> Iterator[int]:
     """Yield a loopback port that is taken, so that nobody else listens there, but refuses."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", free_port()))
         yield taken.getsockname()[1]
 
 

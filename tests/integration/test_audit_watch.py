@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from metering.insight.watch import Watch
+from metering.stack.probe import free_port
 from metering.store.connection import connect
-from tests.integration.pipeline import Pipeline, free_port, migrated, wait_until
+from tests.integration.pipeline import Pipeline, migrated, wait_until
 from tests.integration.test_audit import begin, everyday
 
 

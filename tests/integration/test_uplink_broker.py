@@ -27,6 +27,7 @@ from metering.settings import Settings
 from metering.stack import fetch, finder
 from metering.stack.folders import cache_folder
 from metering.stack.model import Program
+from metering.stack.probe import free_port
 from metering.uplink.ledger import LedgerFile
 from metering.uplink.outbox import MemoryOutbox
 from metering.uplink.schedule import Pace
@@ -47,9 +48,7 @@ class Broker:
     """A Mosquitto of this test's own, which it may kill; it keeps nothing on disk."""
 
     def __init__(self, command: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self._command = command
         self._config = folder / "mosquitto.conf"
