@@ -137,18 +137,20 @@ async def unequal_watermarks(
     What is kept and what the stored readings say are told as text: the latest measured time of all, and
     of those before the first gap. Of all fleets, or of the devices that one has now.
     """
+    of_boots = of_fleets_boots("boot_no", fleet_no)
     query = (
-        "SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"  # noqa: S608 - clauses of the store
-        " FROM boot LEFT JOIN (SELECT boot_no, max(measured_at) AS reached,"
+        f"WITH own AS (SELECT * FROM boot WHERE true{of_fleet('boot.device_no', fleet_no)}),"  # noqa: S608 - clauses of the store
+        " kept AS (SELECT boot_no, seq, measured_at FROM reading"
+        f"   WHERE true{of_boots}"
+        "   UNION ALL SELECT boot_no, seq, measured_at FROM compared_reading"
+        f"   WHERE true{of_boots}),"
+        " stored AS (SELECT boot_no, max(measured_at) AS reached,"
         "     max(measured_at) FILTER (WHERE seq <= up_to) AS complete"
-        "   FROM (SELECT boot_no, seq, measured_at FROM reading"
-        f"     WHERE true{of_fleets_boots('reading.boot_no', fleet_no)}"
-        "     UNION ALL SELECT boot_no, seq, measured_at FROM compared_reading"
-        f"     WHERE true{of_fleets_boots('compared_reading.boot_no', fleet_no)}) AS kept"
-        "   JOIN boot USING (boot_no)"
-        "   GROUP BY boot_no) AS stored USING (boot_no)"
+        "   FROM kept JOIN own USING (boot_no) GROUP BY boot_no)"
+        " SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"
+        " FROM own LEFT JOIN stored USING (boot_no)"
         " WHERE (measured_to, complete_to) IS DISTINCT FROM (reached, complete)"
-        f"{of_fleet('boot.device_no', fleet_no)} ORDER BY boot_no LIMIT 20"
+        " ORDER BY boot_no LIMIT 20"
     )
     found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
     return [(row[0], row[1], row[2]) for row in await found.fetchall()]
