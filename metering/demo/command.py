@@ -104,7 +104,7 @@ class _Demo:
         )
         self._processes = Processes(self._folder / "logs")
         self._ports = {name: free_port() for name in _MEASURED}
-        self._ports["api"] = free_port(settings.api_port)
+        self._ports["api"] = free_port(settings.api_port or None)
         self._api_url = f"http://127.0.0.1:{self._ports['api']}"
         self._interfaces: list[str] = arguments.interface or _interfaces()
         # An agent goes on where it was, so its state and its ledger span all runs on a database.
