@@ -5,7 +5,7 @@ what corrects them. Total = Σ rounded lines, always.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal, localcontext
 from enum import StrEnum
@@ -263,6 +263,22 @@ class Document:
         if not 1 <= number <= len(self.lines):
             raise InvalidValue("line", f"there is no line {number}", f"use 1 to {len(self.lines)}")
         return self.lines[number - 1]
+
+
+def finalised(
+    document: Document, *, series: str, number: str, issued: date, due: date | None = None
+) -> Document:
+    """Return a draft with its number and dates; raise `InvalidValue` if it is none any more."""
+    if document.state is not DocumentState.DRAFT:
+        raise InvalidValue("state", f"is {document.state}", "finalise a draft")
+    return replace(
+        document,
+        state=DocumentState.FINALISED,
+        series=series,
+        number=number,
+        issued=issued,
+        due=due,
+    )
 
 
 def sum_of(amounts: Iterable[Decimal]) -> Decimal:
