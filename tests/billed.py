@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
+from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.document import (
     BankAccount,
     Document,
     Party,
     PostalAddress,
     TaxCategory,
+    finalised,
 )
 from metering.billing.draw_up import Account, ManualAdjustment, NamedPlan, draw_up
 from metering.billing.tax import TaxRule, TaxRules
 from metering.whatif.run import RatedPeriod, RatingRun
+from tests.fleets import cycle
+from tests.property.rating_comparison import Case, run_core
 
 SELLER = Party(
     name="Mobile Things GmbH",
@@ -64,6 +70,7 @@ def drawn(
     period: RatedPeriod,
     by: TaxRules | None = None,
     *,
+    adjustments: Sequence[PeriodAdjustment] = (),
     manual: Sequence[ManualAdjustment] = (),
     wallet: Decimal = Decimal(0),
 ) -> Document:
@@ -74,6 +81,61 @@ def drawn(
         plans={number: NamedPlan(plan=t.plan, terms=t) for number, t in run.plans.items()},
         devices=run.devices,
         rules=by or rules(),
+        adjustments=adjustments,
         manual=manual,
         wallet=wallet,
+    )
+
+
+PLAN: dict[str, Any] = {
+    "plan": "tracker",
+    "currency": "EUR",
+    "time_zone": "Europe/Berlin",
+    "zones": {"eu": ["DE", "FR"]},
+    "meters": {
+        "data": {
+            "allowance": "1 MB",
+            "price": {"amount": "1.00", "per": "1 MB"},
+            "variants": [{"zones": ["eu"], "price": {"amount": "0.12", "per": "1 MB"}}],
+        },
+        "sms": {"price": {"amount": "0.07", "per": 1}},
+    },
+    "fees": [
+        {"name": "line", "amount": "1.50"},
+        {"name": "set-up", "amount": "9.90", "every": "once", "per": "fleet"},
+    ],
+    "adjustments": [
+        {"name": "spring offer", "type": "percentage_discount", "percent": "10", "on": "fees"},
+        {"name": "commitment", "type": "commitment", "amount": "20.00"},
+    ],
+}
+USAGE: list[dict[str, Any]] = [
+    {"device": "bike-1", "meter": "data", "quantity": "12.845678 MB", "time": "2026-04-05T10:00Z",
+     "country": "DE"},
+    {"device": "bike-2", "meter": "data", "quantity": 500_000, "time": "2026-04-06", "country": "US"},
+    {"device": "bike-2", "meter": "sms", "quantity": 3, "time": "2026-04-07"},
+]  # fmt: skip
+
+
+def sample_draft(by: TaxRules | None = None, **more: Any) -> Document:  # noqa: ANN401 - of `drawn`
+    """Return the draft of a bill with lines of every kind but rounding."""
+    run = run_core(Case([PLAN], USAGE))
+    march = cycle("2026-03-10")
+    late = PeriodAdjustment(
+        cycle=march, late_records=2, exact=Fraction("1.2345"), amount=Decimal("1.23")
+    )
+    goodwill = ManualAdjustment(
+        name="goodwill", amount=Decimal("-5.00"), reason="outage of 3 April"
+    )
+    return drawn(run, run.periods[0], by, adjustments=[late], manual=[goodwill], **more)
+
+
+def sample_bill(by: TaxRules | None = None, **more: Any) -> Document:  # noqa: ANN401 - of `drawn`
+    """Return the same, finalised."""
+    return finalised(
+        sample_draft(by, **more),
+        series="2026",
+        number="2026-000017",
+        issued=date(2026, 5, 4),
+        due=date(2026, 5, 18),
     )

@@ -6,7 +6,7 @@ it between `basis` and `finished`; else `draw_up` does all.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
@@ -33,6 +33,7 @@ from metering.billing.tax import (
 from metering.errors import InvalidValue
 from metering.money import Money, minor_digits
 from metering.period import BillCycle, local_day
+from metering.rating.membership import Interval
 from metering.rating.plan import (
     AdjustmentKind,
     FeeBasis,
@@ -45,6 +46,7 @@ from metering.rating.price import UnitPrice
 from metering.rating.statement import Line, LineKind, Statement
 
 _NOTHING = Decimal(0)
+_TICK = timedelta(microseconds=1)
 _NO_TAX = (TaxCategory.OUT_OF_SCOPE, _NOTHING)
 """How a line is taxed before anybody said; no document keeps it."""
 
@@ -313,17 +315,24 @@ def _of_meter(drawn: DocumentLine, line: Line, terms: PlanTerms) -> DocumentLine
 
 
 def _of_fee(drawn: DocumentLine, line: Line, terms: PlanTerms, time_zone: str) -> DocumentLine:
-    period = line.term and SupplyPeriod(
-        first_day=local_day(line.term[0], time_zone), end_day=local_day(line.term[1], time_zone)
-    )
     stated = [each for each in terms.fees if each.name == line.name]
     amount = stated[0].amount if len(stated) == 1 else None
     decides = amount is not None and line.exact == line.shares * Fraction(amount)
     return replace(
         drawn,
         shares=line.shares,
-        period=period,
+        period=_days_of(line.term, time_zone),
         unit_price=StatedPrice(amount=amount, per=Decimal(1)) if amount and decides else None,
+    )
+
+
+def _days_of(term: Interval | None, time_zone: str) -> SupplyPeriod | None:
+    """Return the local days that a term touches; None where it is none, as that of a one-time fee."""
+    if term is None or term[0] >= term[1]:
+        return None
+    last_day = local_day(term[1] - _TICK, time_zone)
+    return SupplyPeriod(
+        first_day=local_day(term[0], time_zone), end_day=last_day + timedelta(days=1)
     )
 
 
