@@ -15,7 +15,7 @@ from metering.billing.document import (
     TaxCategory,
     finalised,
 )
-from metering.billing.draw_up import Account, ManualAdjustment, NamedPlan, draw_up
+from metering.billing.draw_up import Account, Basis, ManualAdjustment, NamedPlan, basis, draw_up
 from metering.billing.tax import TaxRule, TaxRules
 from metering.whatif.run import RatedPeriod, RatingRun
 from tests.fleets import cycle
@@ -63,6 +63,26 @@ def untaxed(category: TaxCategory, *, reason: str | None = None) -> TaxRule:
 def rules(*of: TaxRule, inclusive: bool = False) -> TaxRules:
     """Return tax rules; of none: 20 % for businesses in France."""
     return TaxRules(rules=of or (standard("20"),), prices_include_tax=inclusive)
+
+
+def based(
+    run: RatingRun,
+    period: RatedPeriod,
+    *,
+    inclusive: bool = False,
+    adjustments: Sequence[PeriodAdjustment] = (),
+    manual: Sequence[ManualAdjustment] = (),
+) -> Basis:
+    """Return a rated period before its tax."""
+    return basis(
+        period.statement,
+        account=ACCOUNT,
+        plans={number: NamedPlan(plan=t.plan, terms=t) for number, t in run.plans.items()},
+        devices=run.devices,
+        adjustments=adjustments,
+        manual=manual,
+        prices_include_tax=inclusive,
+    )
 
 
 def drawn(
@@ -117,17 +137,22 @@ USAGE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+LATE = PeriodAdjustment(
+    cycle=cycle("2026-03-10"), late_records=2, exact=Fraction("1.2345"), amount=Decimal("1.23")
+)
+GOODWILL = ManualAdjustment(name="goodwill", amount=Decimal("-5.00"), reason="outage of 3 April")
+
+
+def sample_basis() -> Basis:
+    """Return a bill before its tax, with lines of every kind but rounding."""
+    run = run_core(Case([PLAN], USAGE))
+    return based(run, run.periods[0], adjustments=[LATE], manual=[GOODWILL])
+
+
 def sample_draft(by: TaxRules | None = None, **more: Any) -> Document:  # noqa: ANN401 - of `drawn`
     """Return the draft of a bill with lines of every kind but rounding."""
     run = run_core(Case([PLAN], USAGE))
-    march = cycle("2026-03-10")
-    late = PeriodAdjustment(
-        cycle=march, late_records=2, exact=Fraction("1.2345"), amount=Decimal("1.23")
-    )
-    goodwill = ManualAdjustment(
-        name="goodwill", amount=Decimal("-5.00"), reason="outage of 3 April"
-    )
-    return drawn(run, run.periods[0], by, adjustments=[late], manual=[goodwill], **more)
+    return drawn(run, run.periods[0], by, adjustments=[LATE], manual=[GOODWILL], **more)
 
 
 def sample_bill(by: TaxRules | None = None, **more: Any) -> Document:  # noqa: ANN401 - of `drawn`

@@ -19,11 +19,11 @@ from metering.whatif.bill_text import as_text
 from metering.whatif.billing import bills_of, note_of, read_orders
 from metering.whatif.command import configure_files, named, rated, tell_problems
 
-_FORMS: dict[str, tuple[str, Callable[[Document], bytes]]] = {
-    "html": ("a page for people", lambda document: as_html(document).encode()),
-    "csv": ("every line", lambda document: as_csv(document).encode()),
+_FORMS: dict[str, tuple[str, Callable[[Document], str | bytes]]] = {
+    "html": ("a page for people", as_html),
+    "csv": ("every line", as_csv),
     "pdf": ("PDF/A-3; finalised, with its e-invoice in it (Factur-X)", as_pdf),
-    "ubl": ("an e-invoice (EN 16931)", ubl),
+    "ubl": ("an e-invoice (EN 16931)", lambda document: ubl(document).decode()),
 }
 
 
@@ -99,17 +99,19 @@ def _write(arguments: argparse.Namespace, documents: Sequence[Document]) -> None
         told = {"documents": [json_of(document) for document in documents]}
         print(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    for document in documents:
-        print("\n".join(as_text(document)))
+    print("\n\n".join("\n".join(as_text(document)) for document in documents))
 
 
-def _put(out: str, content: bytes) -> None:
+def _put(out: str, content: str | bytes) -> None:
     if out == "-":
-        sys.stdout.flush()
-        sys.stdout.buffer.write(content)
+        if isinstance(content, str):
+            sys.stdout.write(content)
+        else:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
         return
     try:
-        Path(out).write_bytes(content)
+        Path(out).write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidValue(out, f"cannot be written: {reason}", "name another file") from error
