@@ -152,7 +152,8 @@ def sample_basis() -> Basis:
 def sample_draft(by: TaxRules | None = None, **more: Any) -> Document:  # noqa: ANN401 - of `drawn`
     """Return the draft of a bill with lines of every kind but rounding."""
     run = run_core(Case([PLAN], USAGE))
-    return drawn(run, run.periods[0], by, adjustments=[LATE], manual=[GOODWILL], **more)
+    entered = {"adjustments": [LATE], "manual": [GOODWILL], **more}
+    return drawn(run, run.periods[0], by, **entered)
 
 
 def sample_bill(by: TaxRules | None = None, **more: Any) -> Document:  # noqa: ANN401 - of `drawn`

@@ -72,7 +72,6 @@ class _Pages(FPDF):
         self.set_title(_title(document))
         self.set_author(document.seller.name)
         self.set_creator("fleetmeter")
-        # The same document is the same bytes.
         issued = document.issued or document.period.last_day
         self.set_creation_date(datetime.combine(issued, time(), UTC))
 
@@ -173,7 +172,9 @@ class _Pages(FPDF):
     def _draw_sums(self) -> None:
         told = [*words.sums(self.document)]
         height = 5.5
-        if self.get_y() + height * len(told) > self.page_break_trigger:
+        remarks = 10 * len([*words.remarks(self.document)])
+        # What is to pay, and how, stay together.
+        if self.get_y() + height * len(told) + remarks > self.page_break_trigger:
             self.add_page()
         self.ln(3)
         for position, fact in enumerate(told):

@@ -144,6 +144,8 @@ def _party(party: Party, document: Document) -> dict[str, Any]:
     return _present(
         {
             "name": party.name,
+            # What is out of scope of the tax may not show a number for it.
+            "identifiers": {None: party.tax_id} if party.tax_id and not is_taxed else None,
             "legal_identifier": party.registration_id,
             "vat_identifier": party.tax_id if is_taxed else None,
             "einvoicing_addr": party.email,

@@ -198,10 +198,11 @@ def remarks(document: Document) -> Iterator[str]:
         if total.reason:
             yield f"{total.reason}."
     totals, account = document.totals, document.seller.bank_account
-    if document.kind is not DocumentKind.CREDIT_NOTE and totals.due > 0 and account is not None:
+    is_owed = document.kind.sign > 0 and totals.due > 0 and document.number is not None
+    if is_owed and account is not None:
         by = f" by {document.due}" if document.due else ""
-        number = f", stating {document.number}" if document.number else ""
-        yield f"Please pay {amount_text(totals.due)} {document.currency}{by}{number}."
+        due = f"{amount_text(totals.due)} {document.currency}"
+        yield f"Please pay {due}{by}, stating {document.number}."
 
 
 def bank_text(document: Document) -> str:
