@@ -109,7 +109,7 @@ class TaxRules:
         if not of_customer:
             known = ", ".join(sorted({each.customer for each in of_country}))
             raise InvalidValue(
-                "customer",
+                "buyer.customer",
                 f"no tax rule is for {customer!r} in {country} (known: {known})",
                 "use a category that has one, or add one",
             )

@@ -177,17 +177,12 @@ class EarlierPeriodDocument(_Document):
     records: Annotated[int, Field(ge=0)] = 0
 
 
-class NumberedDocument(_Document):
-    """What finalises a document."""
+class NumberDocument(_Document):
+    """What finalises a bill or a note."""
 
     series: _Text = "1"
     number: _Text
     issued: _Day
-
-
-class BillNumberDocument(NumberedDocument):
-    """What finalises a bill."""
-
     due: _Day | None = None
 
 
@@ -200,8 +195,8 @@ class AccountDocument(StateDocument):
     wallet: _Amount = Decimal(0)
     adjustments: list[AdjustmentDocument] = Field(default_factory=list)
     earlier_periods: list[EarlierPeriodDocument] = Field(default_factory=list)
-    bill: BillNumberDocument | None = None
-    note: NumberedDocument | None = None
+    bill: NumberDocument | None = None
+    note: NumberDocument | None = None
 
     def tax_rules(self) -> TaxRules:
         """Return its rules; raise `InvalidValue` naming the path of one that cannot be."""

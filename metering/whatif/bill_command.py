@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Bill and print; exit code 1 when a usage line was not rated."""
     del settings
     account, run_ = rated(arguments, arguments.account, read_account)
-    with named(arguments.account, AccountDocument.model_fields):
+    with named(arguments.account, [*AccountDocument.model_fields, "tax_point"]):
         documents = bills_of(run_, account)
         if arguments.credit_note:
             documents = [_note(arguments, documents, account)]

@@ -12,13 +12,14 @@ from metering.billing.draw_up import (
     ManualAdjustment,
     NamedPlan,
     basis,
+    check_minor,
     finished,
 )
 from metering.billing.notes import NoteEntry, all_left, credit_note, left_of, share_left
 from metering.billing.tax import TaxAnswer, TaxRequest, taxed
 from metering.billing.tax_service import HttpTaxService
 from metering.errors import InvalidValue
-from metering.whatif.account_file import AccountDocument
+from metering.whatif.account_file import AccountDocument, NumberDocument
 from metering.whatif.run import RatedPeriod, RatingRun
 
 _FULL = "full"
@@ -51,13 +52,7 @@ def bills_of(run: RatingRun, account: AccountDocument) -> list[Document]:
         bill = _bill(run, period, account, wallet, is_first=position == 0)
         wallet = sum_of([wallet, -bill.totals.prepaid, period.statement.from_money])
         if account.bill is not None:
-            bill = finalised(
-                bill,
-                series=account.bill.series,
-                number=account.bill.number,
-                issued=account.bill.issued,
-                due=account.bill.due,
-            )
+            bill = _finalised(bill, account.bill)
         bills.append(bill)
     return bills
 
@@ -84,7 +79,7 @@ def _bill(
         },
         devices=run.devices,
         adjustments=_earlier_periods(run, account) if is_first else (),
-        manual=_manual(account) if is_first else (),
+        manual=_manual(account, run.currency) if is_first else (),
         prices_include_tax=account.tax.prices_include_tax,
     )
     return finished(drawn, _taxes(drawn.request, account), wallet=wallet)
@@ -109,7 +104,9 @@ def _earlier_periods(run: RatingRun, account: AccountDocument) -> list[PeriodAdj
     ]
 
 
-def _manual(account: AccountDocument) -> list[ManualAdjustment]:
+def _manual(account: AccountDocument, currency: str) -> list[ManualAdjustment]:
+    for position, each in enumerate(account.adjustments):
+        check_minor(each.amount, currency, f"adjustments.{position}.amount")
     return [
         ManualAdjustment(name=each.name, amount=each.amount, reason=each.reason)
         for each in account.adjustments
@@ -132,12 +129,11 @@ def note_of(
     note = credit_note(bill, earlier, entries, reason=reason)
     if account.note is None:
         return note
-    return finalised(
-        note,
-        series=account.note.series,
-        number=account.note.number,
-        issued=account.note.issued,
-    )
+    return _finalised(note, account.note)
+
+
+def _finalised(document: Document, by: NumberDocument) -> Document:
+    return finalised(document, series=by.series, number=by.number, issued=by.issued, due=by.due)
 
 
 def read_orders(told: Sequence[str]) -> CreditOrder:

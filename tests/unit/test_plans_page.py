@@ -560,7 +560,7 @@ BILL_MODELS: dict[str, type[BaseModel]] = {
     "Tax rule": account_file.TaxRuleDocument,
     "Adjustment": account_file.AdjustmentDocument,
     "Earlier period": account_file.EarlierPeriodDocument,
-    "Number": account_file.BillNumberDocument,
+    "Number": account_file.NumberDocument,
 }
 _OF_A_STATE = state_file.StateDocument.model_fields.keys()
 

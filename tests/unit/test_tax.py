@@ -165,7 +165,7 @@ def test_a_reverse_charge_needs_both_tax_ids(party: str) -> None:
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"customer": "consumer"}, "customer"),
+        ({"customer": "consumer"}, "buyer.customer"),
         ({"buyer": replace(billed.BUYER, address=billed.SELLER.address)}, "buyer.address.country"),
     ],
 )

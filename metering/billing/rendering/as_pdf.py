@@ -25,6 +25,8 @@ _ADDRESS_TOP = 45.0
 _FACTS_LEFT = 125.0
 _BODY_TOP = 95.0
 _FOOT = 22.0
+_PAGES = "{how many pages there are}"
+"""Stands for the number of pages until it is known; no name should read so."""
 
 
 def as_pdf(document: Document) -> bytes:
@@ -68,6 +70,7 @@ class _Pages(FPDF):
         self.add_font(_FONT, "B", str(fonts / "OpenSans-SemiBold.ttf"))
         self.set_margin(_MARGIN)
         self.set_auto_page_break(auto=True, margin=_FOOT + 5)
+        self.alias_nb_pages(_PAGES)
         self.set_lang("en")
         self.set_title(_title(document))
         self.set_author(document.seller.name)
@@ -107,7 +110,7 @@ class _Pages(FPDF):
             if line:
                 self._say(line, size=7.5, quiet=True, height=3.6)
         self.set_y(-8)
-        self._say(f"Page {self.page_no()} of {{nb}}", size=7.5, quiet=True, align="R")
+        self._say(f"Page {self.page_no()} of {_PAGES}", size=7.5, quiet=True)
 
     def draw(self) -> None:
         """Draw the whole document."""
