@@ -35,7 +35,7 @@ def documents_of(
         yield document, sum_of([period.statement.total, *(each.amount for each in manual)])
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     case=adjusted() | prepaid(),
     rate=RATES,
@@ -66,7 +66,7 @@ def test_a_document_sums(
         assert sum(nets) == totals.net
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(adjusted() | prepaid(), MANUAL, WALLETS)
 def test_json_loses_nothing(case: Case, manual: list[ManualAdjustment], wallet: Decimal) -> None:
     for document, _ in documents_of(case, "20", manual, wallet, inclusive=False):

@@ -135,7 +135,7 @@ def owed(documents: Sequence[Document]) -> tuple[Decimal, Decimal, Decimal]:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(bills(), st.data())
 def test_notes_never_exceed_and_the_rest_comes_to_nothing(
     bill: Document, draw: st.DataObject
@@ -162,7 +162,7 @@ def test_notes_never_exceed_and_the_rest_comes_to_nothing(
     assert not all_left(left_of(bill, notes))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(bills(), st.lists(SHARES, max_size=8))
 def test_shares_are_never_refused_and_sum_to_the_bill(
     bill: Document, shares: list[Fraction]

@@ -213,3 +213,33 @@ def test_tax_that_a_service_rounded_by_line_is_reversed_to_the_cent() -> None:
     notes.append(finalise(full_credit_note(bill, notes, reason="r"), "N9"))
     assert sum(note.totals.tax for note in notes) == D("3.27")
     assert all(note.totals.tax >= 0 for note in notes)
+
+
+def two_rates() -> Document:
+    """Return a bill of 10.00 at 20 % and -9.00 at 7 %: 2.37 in all."""
+    lines = (
+        replace(BILL.lines[0], number=1, amount=D("10.00")),
+        replace(BILL.lines[0], number=2, amount=D("-9.00"), rate=D(7)),
+    )
+    taxes = (
+        TaxTotal(category=S20[0], rate=D(20), net=D("10.00"), tax=D("2.00")),
+        TaxTotal(category=S20[0], rate=D(7), net=D("-9.00"), tax=D("-0.63")),
+    )
+    return replace(BILL, lines=lines, taxes=taxes, totals=totals_of(lines, taxes, prepaid=D(0)))
+
+
+def test_no_more_is_taken_than_the_whole_bill_came_to() -> None:
+    bill = two_rates()
+    for entry in (NoteEntry(line=1), NoteEntry(line=2)):
+        with pytest.raises(
+            InvalidValue, match=r"entries: bill: -?[0-9.]+ is not between 0 and the 2.37"
+        ):
+            credited(bill, [], entry)
+    assert sums(credited(bill, [], NoteEntry(line=1), NoteEntry(line=2)))[2] == "2.37"
+    assert sums(credited(bill, [], NoteEntry(line=1, amount=D("1.97"))))[2] == "2.36"
+
+
+def test_a_note_of_another_currency_is_refused() -> None:
+    note = credited(BILL, [], NoteEntry(line=3))
+    with pytest.raises(InvalidValue, match=r"notes.0.currency: is USD, the bill's EUR"):
+        credited(BILL, [replace(note, currency="USD")], NoteEntry(line=4))
