@@ -5,6 +5,7 @@ block holds commands and what they print. A table whose first column is `with` c
 above it, one row at a time, and says what comes of it. `a × b = c` in code is reckoned.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
+from metering.billing import document as billed
 from metering.cli import main
 from metering.plan_document import SUBUNIT_PRICE_MAX, SUBUNITS_PER_UNIT_MAX
 from metering.plan_document.file import parse_documents
@@ -580,6 +583,39 @@ def test_a_table_tells_every_field_of_a_file(page: str, title: str, model: type[
     assert set(told) == set(fields)
     for name, (_, default, _) in told.items():
         assert (default == "required") == fields[name].is_required(), name
+
+
+DOCUMENT_TABLES: dict[str, type] = {
+    "The document": billed.Document,
+    "Line of a document": billed.DocumentLine,
+    "Tax total": billed.TaxTotal,
+    "Totals": billed.Totals,
+    "Period of a document": billed.SupplyPeriod,
+    "Party": billed.Party,
+}
+
+
+@pytest.mark.parametrize("title", DOCUMENT_TABLES)
+def test_a_table_tells_every_field_of_a_document(title: str) -> None:
+    fields = {each.name: each.default for each in dataclasses.fields(DOCUMENT_TABLES[title])}
+    if title == "The document":
+        fields["form"] = dataclasses.MISSING
+    told = reference("bill", title)
+    assert set(told) == set(fields)
+    for name, (_, default, _) in told.items():
+        assert (default == "required") == (fields[name] is dataclasses.MISSING), name
+
+
+@pytest.mark.parametrize(
+    ("title", "field", "values"),
+    [
+        ("The document", "kind", billed.DocumentKind),
+        ("The document", "state", billed.DocumentState),
+        ("Line of a document", "kind", billed.DocumentLineKind),
+    ],
+)
+def test_a_table_tells_every_value(title: str, field: str, values: type[StrEnum]) -> None:
+    assert reference("bill", title)[field][0].split(", ") == list(values)
 
 
 ANSWERS = {
