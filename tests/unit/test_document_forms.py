@@ -29,11 +29,13 @@ from metering.billing.notes import (
 from metering.billing.rendering.as_csv import COLUMNS, as_csv
 from metering.billing.rendering.as_html import as_html
 from metering.billing.rendering.as_pdf import as_pdf
-from metering.billing.rendering.e_invoice import cii, ubl
+from metering.billing.rendering.e_invoice import cii, missing_of_en16931, ubl
 from metering.billing.rendering.words import quantity_text
 from metering.errors import InvalidValue
 from tests import billed, golden_documents
 from tests.golden_documents import pdf_text
+from tests.property.rating_comparison import Case, run_core
+from tests.property.test_rating_differential import adjusted, prepaid
 
 D = Decimal
 
@@ -140,6 +142,25 @@ def test_an_e_invoice_is_valid(
     assert broken_rules(xml) == []
 
 
+@settings(max_examples=12)
+@given(case=adjusted() | prepaid(), inclusive=st.booleans())
+def test_an_e_invoice_of_any_plan_is_valid(
+    *, broken_rules: Callable[[bytes], list[str]], case: Case, inclusive: bool
+) -> None:
+    run = run_core(case)
+    by = billed.rules(billed.standard("7.7"), inclusive=inclusive)
+    document = finalise(billed.drawn(run, run.periods[0], by, wallet=D("3.33")))
+    if missing_of_en16931(document) is None:
+        for write in (ubl, cii):
+            assert broken_rules(write(document)) == []
+
+
+def test_characters_that_no_xml_may_hold_are_replaced() -> None:
+    bill = billed.sample_bill()
+    odd = replace(bill, buyer=replace(bill.buyer, name="a\x00b\x1f\ud800\uffff🚲\u202e"))
+    assert "a\ufffdb\ufffd\ufffd\ufffd🚲\u202e" in values(ubl(odd), "RegistrationName")
+
+
 def test_the_rules_find_a_sum_that_is_wrong(
     broken_rules: Callable[[bytes], list[str]],
 ) -> None:
@@ -233,6 +254,18 @@ def test_many_lines_take_many_pages_with_heads_and_numbers() -> None:
     assert all("Description" in page for page in pages[:-1])
     assert all("Invoice, Mobile Things GmbH" in page for page in pages[1:])
     assert "Amount due" in pages[-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x00b\x1f", "自転車", "مرحبا", "🚲", "\u202eabc", "{nb}", "x" * 500]
+)
+def test_any_name_can_be_drawn(name: str) -> None:
+    bill = billed.sample_bill()
+    buyer = replace(bill.buyer, name=name)
+    line = replace(bill.lines[0], name=name, device=name)
+    assert "Total" in pdf_text(
+        as_pdf(replace(bill, buyer=buyer, fleet=name, lines=(line,), number=None))
+    )
 
 
 def test_an_empty_document_is_drawn() -> None:

@@ -5,6 +5,7 @@ line whose price and quantity are not all that decides its amount is one piece a
 where it is below 0; prices that include tax are stated without it, each rate's lines summing to its net.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -34,6 +35,7 @@ _PIECE = "C62"
 _CREDIT_TRANSFER = "30"
 """UNTDID 4461."""
 _DIGITS_MAX = 2
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def ubl(document: Document) -> bytes:
@@ -134,7 +136,21 @@ def terms_of_en16931(document: Document) -> dict[str, Any]:
             "BT-85": account.holder or document.seller.name,
             "BT-86": account.bic,
         }
-    return _present(terms)
+    cleaned: dict[str, Any] = _cleaned(_present(terms))
+    return cleaned
+
+
+def _cleaned(value: Any) -> Any:  # noqa: ANN401 - whatever terms hold
+    """Return a value with what no XML may hold, such as control characters, as U+FFFD in its texts."""
+    match value:
+        case str():
+            return _NOT_IN_XML.sub("\ufffd", value)
+        case list():
+            return [_cleaned(each) for each in value]
+        case dict():
+            return {name: _cleaned(each) for name, each in value.items()}
+        case _:
+            return value
 
 
 def _party(party: Party, document: Document) -> dict[str, Any]:
