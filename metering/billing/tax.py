@@ -5,7 +5,7 @@ one that an adjustment names. So after a change of rates an adjustment bears the
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -253,6 +253,7 @@ def checked(request: TaxRequest, answer: TaxAnswer) -> TaxAnswer:
     if sorted(total.key for total in answer.totals) != sorted(bases):
         raise _wrong("totals", "are not one for each category and rate of the lines")
     minor = Decimal(1).scaleb(-minor_digits(request.currency))
+    totals: list[TaxTotal] = []
     for total in answer.totals:
         name = f"totals {total.category} {total.rate}"
         base = sum_of(bases[total.key])
@@ -268,7 +269,11 @@ def checked(request: TaxRequest, answer: TaxAnswer) -> TaxAnswer:
             raise _wrong(name, f"have a tax of {total.tax}, which is not {total.rate} % of {base}")
         if total.category is TaxCategory.EXEMPT and not total.reason:
             raise _wrong(name, "are exempt without a reason")
-    return answer
+        # With as many digits as ours have: a service may say 8 for 8.00.
+        tax = total.tax.quantize(minor)
+        net = sum_of([base, -tax]) if request.prices_include_tax else base
+        totals.append(replace(total, net=net, tax=tax))
+    return replace(answer, totals=totals)
 
 
 def nets_of(

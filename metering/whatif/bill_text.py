@@ -27,7 +27,7 @@ def as_text(document: Document) -> Iterator[str]:
             words.priced_text(line),
             words.price_text(line),
             decimal_text(line.exact),
-            str(line.rate),
+            words.rate_text(line),
             words.amount_text(line.amount),
         ]
         for line in document.lines

@@ -176,6 +176,7 @@ def test_shares_are_never_refused_and_sum_to_the_bill(
     assert owed([bill, *notes]) == NOTHING
 
 
+@settings(max_examples=20)
 @given(bills())
 def test_a_note_of_another_currency_or_bill_is_refused(bill: Document) -> None:
     assume(all_left(left_of(bill, [])))

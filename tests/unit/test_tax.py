@@ -313,6 +313,15 @@ def test_an_answer_that_contradicts_is_refused(change: dict[str, Any], problem: 
         HttpTaxService(url=url).taxes(ASKED)
 
 
+def test_an_answer_is_told_with_the_digits_of_the_currency() -> None:
+    zero = {"number": 1, "category": "Z", "rate": 0}
+    short = {"category": "Z", "rate": 0, "net": "8", "tax": "0"}
+    asked = request(line(1, "8.00"))
+    with served(told({"reference": "r", "lines": [zero], "totals": [short]})) as (url, _):
+        found = total(HttpTaxService(url=url).taxes(asked))
+    assert (str(found.net), str(found.tax)) == ("8.00", "0.00")
+
+
 def test_an_answer_may_round_by_line() -> None:
     with served(told(RIGHT)) as (url, _):
         assert total(HttpTaxService(url=url).taxes(ASKED)).tax == D("0.67")

@@ -167,7 +167,7 @@ class _Pages(FPDF):
                     told,
                     words.priced_text(line),
                     words.price_text(line),
-                    str(line.rate),
+                    words.rate_text(line),
                     words.amount_text(line.amount),
                 )
                 table.row(cells)

@@ -129,6 +129,11 @@ def amount_text(amount: Decimal) -> str:
     return f"{amount:,f}"
 
 
+def rate_text(line: DocumentLine) -> str:
+    """Return a line's tax in per cent."""
+    return f"{line.rate:f}"
+
+
 def tax_name(total: TaxTotal) -> str:
     """Return what a tax total is of."""
     return f"Tax {_plain(Fraction(total.rate))} %" if total.rate else f"Tax 0 % ({total.category})"
