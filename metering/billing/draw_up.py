@@ -166,7 +166,11 @@ def basis(
             for line in numbered
         ],
     )
-    return Basis(document=document, request=request, from_money=statement.from_money)
+    return Basis(
+        document=document,
+        request=request,
+        from_money=_minor(statement.from_money, statement.currency),
+    )
 
 
 def finished(drawn: Basis, answer: TaxAnswer, *, wallet: Decimal = _NOTHING) -> Document:
@@ -375,10 +379,15 @@ def _manual_line(adjustment: ManualAdjustment, currency: str, position: int) -> 
 
 def _rounding_line(lines: Sequence[DocumentLine], currency: str) -> Iterator[DocumentLine]:
     total = sum_of(line.amount for line in lines)
-    exact = Fraction(total)
-    whole = Money(count=exact.numerator, per_unit=exact.denominator, currency=currency).rounded()
+    whole = _minor(total, currency)
     if whole != total:
         yield _plain_line(DocumentLineKind.ROUNDING, "rounding", sum_of([whole, -total]))
+
+
+def _minor(amount: Decimal, currency: str) -> Decimal:
+    """Round an amount that may be finer half-up to the currency's minor unit."""
+    exact = Fraction(amount)
+    return Money(count=exact.numerator, per_unit=exact.denominator, currency=currency).rounded()
 
 
 def _plain_line(

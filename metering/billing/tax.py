@@ -220,11 +220,18 @@ def tax_total(
     return TaxTotal(
         category=category,
         rate=rate,
-        net=sum_of([base, -tax]) if inclusive else base,
+        net=sum_of([base, -tax]) if inclusive else _in_minor_digits(base, currency),
         tax=tax,
         reason=reason,
         reason_code=reason_code,
     )
+
+
+def _in_minor_digits(amount: Decimal, currency: str) -> Decimal:
+    """Return an amount without digits that say nothing: 0.4000 as 0.40."""
+    exact = Fraction(amount)
+    rounded = Money(count=exact.numerator, per_unit=exact.denominator, currency=currency).rounded()
+    return rounded if rounded == amount else amount
 
 
 def rounded_tax(rate: Decimal, base: Decimal, *, currency: str, inclusive: bool) -> Decimal:

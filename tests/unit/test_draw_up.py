@@ -166,6 +166,19 @@ def test_lines_that_are_finer_than_the_currency_have_one_of_rounding() -> None:
     assert document.totals.net == D("0.67")
 
 
+def test_prepaid_money_that_is_finer_than_the_currency_is_rounded() -> None:
+    plan = {
+        "plan": "p",
+        "currency": "EUR",
+        "meters": {"sms": {"price": {"amount": "0.3333"}}},
+        "rounding": {"digits": 4},
+    }
+    usage = [{"device": "d", "meter": "sms", "quantity": 1, "time": "2026-04-07"}]
+    state = {"devices": {"d": {}}, "buckets": [{"id": "m", "money": "9"}]}
+    totals = of_plan(plan, usage, state=state).totals
+    assert (str(totals.gross), str(totals.prepaid), str(totals.due)) == ("0.40", "0.33", "0.07")
+
+
 def test_a_manual_amount_finer_than_the_currency_is_refused() -> None:
     credit = ManualAdjustment(name="goodwill", amount=D("-0.005"))
     with pytest.raises(InvalidValue, match=r"manual.0.amount: -0.005 is finer"):
