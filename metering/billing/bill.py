@@ -15,7 +15,7 @@ from metering.billing.adjustment import Amounts, PeriodAdjustment, period_adjust
 from metering.billing.draw_up import stated_unit_price
 from metering.billing.frozen import statement_of
 from metering.ids import TenantNo
-from metering.period import BillCycle, cycle_at
+from metering.period import BillCycle
 from metering.plan_document import stored_terms
 from metering.rating.membership import Fleet, Member
 from metering.rating.plan import PlanTerms
@@ -38,7 +38,7 @@ from metering.store.closing import (
 )
 from metering.store.connection import Connection
 from metering.store.cycles import fleet_members
-from metering.store.registry import BillingAccount, fleet_rule
+from metering.store.registry import BillingAccount, calendar_of, fleet_rule
 from metering.usage import METERS_BY_NO
 
 
@@ -92,7 +92,7 @@ async def bill_so_far(
     As it was frozen, if the cycle is closed; else as far as it is charged by now. Raises
     `InvalidValue` when a plan has another currency than the fleet.
     """
-    cycle = cycle_at(at, fleet.time_zone, fleet.anchor_day)
+    cycle = calendar_of(fleet).cycle_at(at)
     closed = await closed_cycle(connection, (fleet.fleet_no, cycle.start))
     if closed is None:
         bill = await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)

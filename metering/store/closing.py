@@ -56,13 +56,14 @@ async def cycles_to_close(
 ) -> list[tuple[Fleet, BillCycle]]:
     """Return the cycles that are not closed and ended by then, each fleet's in order."""
     found = await connection.execute(
-        "SELECT fleet.fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
+        "SELECT fleet.fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no,"
         " first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle JOIN fleet USING (fleet_no)"
         " WHERE closed_run_no IS NULL AND cycle_end <= %s"
         " ORDER BY shard_no, fleet.fleet_no, cycle_start",
         [ended_by],
     )
-    return [(fleet_of_row(row[:8]), _cycle(row[8:])) for row in await found.fetchall()]
+    return [(fleet_of_row(row[:10]), _cycle(row[10:])) for row in await found.fetchall()]
 
 
 async def unclosed_up_to(connection: Connection, key: CycleKey) -> list[datetime]:
