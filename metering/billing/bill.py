@@ -92,7 +92,15 @@ async def bill_so_far(
     As it was frozen, if the cycle is closed; else as far as it is charged by now. Raises
     `InvalidValue` when a plan has another currency than the fleet.
     """
-    cycle = calendar_of(fleet).cycle_at(at)
+    return await bill_of_cycle(
+        connection, tenant_no, fleet=fleet, cycle=calendar_of(fleet).cycle_at(at)
+    )
+
+
+async def bill_of_cycle(
+    connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, cycle: BillCycle
+) -> Bill:
+    """Return the bill of a fleet for one of its cycles, as `bill_so_far` does."""
     closed = await closed_cycle(connection, (fleet.fleet_no, cycle.start))
     if closed is None:
         bill = await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)
