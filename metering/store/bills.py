@@ -438,3 +438,31 @@ async def insert_billing_operation(
         ],
     )  # fmt: skip
     return made.rowcount == 1
+
+
+# The bill run ------------------------------------------------------------------------------------
+
+
+async def due_drafts(
+    connection: Connection,
+    *,
+    tenant_no: int | None,
+    by_hand: bool,
+    now: datetime,
+    after: int,
+    limit: int,
+) -> list[tuple[int, int]]:
+    """Return `(tenant_no, bill_no)` of drafts that may be final by now, ascending, after a number.
+
+    Of a tenant that finalises after days, those that were drafted so many days ago.
+    """
+    found = await connection.execute(
+        "SELECT tenant_no, bill_no FROM bill JOIN tenant_billing USING (tenant_no)"
+        " WHERE state = 'draft' AND bill_no > %(after)s"
+        " AND (%(tenant_no)s::int IS NULL OR tenant_no = %(tenant_no)s)"
+        " AND (%(by_hand)s OR finalising = 'at_once' OR (finalising = 'after_days'"
+        "   AND drafted_at + make_interval(days => finalise_after_days) <= %(now)s))"
+        " ORDER BY bill_no LIMIT %(limit)s",
+        {"tenant_no": tenant_no, "by_hand": by_hand, "now": now, "after": after, "limit": limit},
+    )
+    return [(row[0], row[1]) for row in await found.fetchall()]
