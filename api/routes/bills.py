@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query, Response
 
 from api import billing_schemas as schemas
-from api import presenting
+from api import presenting, rerating_schemas
 from api.auth import AsCaller, AsWriter, Caller
-from api.errors import ProblemError
+from api.errors import ProblemError, bad_input, given_as
 from api.parameters import (
     ALREADY_DONE,
     Cursor,
@@ -31,10 +31,12 @@ from metering.billing.notes import NoteEntry
 from metering.billing.preview import preview
 from metering.billing.settle import settle
 from metering.billing.void import void
+from metering.charging.rerate import RerateOrder, rerate
 from metering.errors import InvalidValue
 from metering.store import bills as store
 from metering.store.balances import fleet_of_id
-from metering.store.registry import fleets_by_no
+from metering.store.correction_views import device_nos_of_ids, plan_no_of
+from metering.store.registry import fleets_by_no, fleets_of_devices
 
 router = APIRouter(prefix="/v1", tags=["bills"])
 
@@ -261,6 +263,61 @@ async def post_resolution(
     )
     _tell_repeated(response, repeated=repeated)
     return _dispute(dispute)
+
+
+@router.post("/reratings/preview")
+async def post_rerating_preview(
+    caller: AsWriter, order: rerating_schemas.ReratingOrder
+) -> rerating_schemas.Rerating:
+    """Say who would gain and lose by another plan, and by how much; nothing is written."""
+    return await _rerate(caller, order, key=None, response=None)
+
+
+@router.post("/reratings", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_rerating(
+    caller: AsWriter,
+    order: rerating_schemas.ReratingOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> rerating_schemas.Rerating:
+    """Give devices the plan that they ought to have had; closed cycles settle it as is said."""
+    return await _rerate(caller, order, key=key, response=response)
+
+
+async def _rerate(
+    caller: Caller,
+    order: rerating_schemas.ReratingOrder,
+    *,
+    key: str | None,
+    response: Response | None,
+) -> rerating_schemas.Rerating:
+    connection, tenant_no = caller.connection, caller.tenant_no
+    with given_as("device_ids"):
+        numbers = await device_nos_of_ids(connection, tenant_no, order.device_ids)
+    with given_as("plan_id"):
+        plan_no = await plan_no_of(
+            connection, tenant_no, plan_id=order.plan_id, version=order.version
+        )
+    fleets, homes = await fleets_of_devices(connection, numbers)
+    if len(set(homes.values())) != 1:
+        raise bad_input("device_ids", "are of several fleets", "send a request for each fleet")
+    told, repeated = await rerate(
+        connection,
+        fleets[next(iter(homes.values()))],
+        RerateOrder(
+            device_nos=numbers,
+            plan_no=plan_no,
+            at=order.at,
+            settling=order.settling,
+            reason=order.reason,
+        ),
+        dry_run=key is None,
+        key=key,
+        now=caller.now,
+    )
+    if response is not None:
+        _tell_repeated(response, repeated=repeated)
+    return rerating_schemas.Rerating.model_validate(told)
 
 
 async def _enter(  # noqa: PLR0917 - a step of two routes

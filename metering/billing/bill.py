@@ -122,15 +122,17 @@ async def open_bill(
 
     Raises `InvalidValue` when a plan has another currency than the fleet.
     """
-    bill = await _as_charged(connection, tenant_no, fleet=fleet, cycle=cycle)
+    bill = await as_charged(connection, tenant_no, fleet=fleet, cycle=cycle)
     if await carrying_cycle(connection, fleet.fleet_no) != cycle.start:
         return bill
     changed = await changed_cycles(connection, fleet.fleet_no)
-    adjustments = [await _adjustment(connection, tenant_no, each, fleet=fleet) for each in changed]
+    adjustments = [
+        await adjustment_of(connection, tenant_no, each, fleet=fleet) for each in changed
+    ]
     return replace(bill, adjustments=adjustments)
 
 
-async def _as_charged(
+async def as_charged(
     connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, cycle: BillCycle
 ) -> Bill:
     """Return the bill of a cycle's own usage and fees, as charging and terms stand now."""
@@ -144,10 +146,11 @@ async def _as_charged(
     return bill_of(fleet=rule, cycle=cycle, plans=plans, members=members, uses=uses)
 
 
-async def _adjustment(
+async def adjustment_of(
     connection: Connection, tenant_no: TenantNo, changed: ChangedCycle, *, fleet: BilledFleet
 ) -> PeriodAdjustment:
-    owed = await _as_charged(connection, tenant_no, fleet=fleet, cycle=changed.cycle)
+    """Return what a closed cycle owes now less all that was billed of it."""
+    owed = await as_charged(connection, tenant_no, fleet=fleet, cycle=changed.cycle)
     frozen = statement_of(changed.statement, changed.cycle)
     return period_adjustment(
         changed.cycle,

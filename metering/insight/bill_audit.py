@@ -13,6 +13,7 @@ from metering.store.bill_audit import (
     last_adjustment,
     uncounted_numbers,
     undrafted_cycles,
+    unequal_settlements,
 )
 from metering.store.bills import Dispute, StoredBill, bill_by_no, disputes_of, notes_of
 from metering.store.connection import Connection
@@ -24,6 +25,12 @@ async def bill_differences(connection: Connection, fleet: Fleet) -> list[str]:
     differences = [
         f"cycle {first_day} is closed and has no bill"
         for first_day in await undrafted_cycles(connection, fleet.fleet_no)
+    ]
+    differences += [
+        f"cycle {first_day} is settled by note {name} with {settled}, its lines come to {amount}"
+        for first_day, name, settled, amount in await unequal_settlements(
+            connection, fleet.fleet_no
+        )
     ]
     for bill_no in await bill_nos_of_fleet(connection, fleet.fleet_no):
         bill = await bill_by_no(connection, fleet.tenant_no, bill_no)

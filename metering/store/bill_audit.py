@@ -1,6 +1,7 @@
 """What the auditor reads of bills: cycles without one, and how their numbers were counted."""
 
 from datetime import date, datetime
+from decimal import Decimal
 
 from metering.store.connection import Connection
 
@@ -25,6 +26,22 @@ async def undrafted_cycles(connection: Connection, fleet_no: int) -> list[date]:
         [fleet_no],
     )
     return [row[0] for row in await found.fetchall()]
+
+
+async def unequal_settlements(
+    connection: Connection, fleet_no: int
+) -> list[tuple[date, str | None, Decimal, Decimal]]:
+    """Return what notes settled and come otherwise to: `(first day, note, settled, its lines)`."""
+    found = await connection.execute(
+        "SELECT first_day, bill.name, noted_adjustment.amount, lines.amount FROM noted_adjustment"
+        " JOIN fleet_cycle USING (fleet_no, cycle_start) LEFT JOIN bill ON bill_no = note_no"
+        " CROSS JOIN LATERAL (SELECT coalesce(sum((line ->> 'amount')::numeric), 0)"
+        "   * CASE bill.kind WHEN 'credit_note' THEN -1 ELSE 1 END AS amount"
+        "   FROM jsonb_array_elements(bill.document -> 'lines') AS line) AS lines"
+        " WHERE noted_adjustment.fleet_no = %s AND noted_adjustment.amount <> lines.amount",
+        [fleet_no],
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]
 
 
 async def last_adjustment(connection: Connection, fleet_no: int, billed_in: datetime) -> int:

@@ -147,6 +147,8 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}/top-ups",
         "/v1/parked/charge",
         "/v1/plan-changes",
+        "/v1/reratings",
+        "/v1/reratings/preview",
         "/v1/state-changes",
         "/v1/subscription-ends",
         "/v1/subscriptions",
