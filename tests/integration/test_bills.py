@@ -1,8 +1,10 @@
 """Bills: drafted when their cycle closes, finalised once, immutable, corrected by notes."""
 
 import asyncio
+import random
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import psycopg
@@ -12,6 +14,7 @@ from metering.billing.document import DocumentKind, DocumentLineKind, DocumentSt
 from metering.billing.finalise import finalise
 from metering.billing.give_note import NoteOrder, give_note
 from metering.billing.notes import NoteEntry, left_of
+from metering.billing.preview import preview
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import TenantNo
 from metering.store.billing_settings import replace_tax_rules
@@ -314,5 +317,46 @@ def test_bills_of_other_series_begin_anew_each_year(database_url: str) -> None:
         old = await finalised(scene, FEBRUARY)
         new = await finalised(scene, MARCH, now=NOW.replace(year=2027))
         assert (old.name, new.name) == ("B2026-0001", "B2027-0001")
+
+    played(database_url, story)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_draft_of_any_day_and_the_rest_are_the_final_bill(database_url: str, seed: int) -> None:
+    """Usage of a preview and what is charged after it come to the final bill's usage, before rounding."""
+    chance = random.Random(seed)
+
+    async def usage(scene: Scene) -> Fraction:
+        drawn = await preview(scene.connection, scene.fleet, at=FEBRUARY.start)
+        return sum(
+            (line.exact for line in drawn.lines if line.kind is DocumentLineKind.USAGE), Fraction(0)
+        )
+
+    async def charged(scene: Scene) -> Fraction:
+        rows = await scene.connection.execute(
+            "SELECT sum(amount), subunits_per_unit FROM charge JOIN plan USING (plan_no)"
+            " WHERE cycle_start = %s GROUP BY subunits_per_unit",
+            [FEBRUARY.start],
+        )
+        return sum(
+            (Fraction(int(row[0]), int(row[1])) for row in await rows.fetchall()), Fraction(0)
+        )
+
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        drafts: list[tuple[Fraction, Fraction]] = []
+        for number in sorted(chance.sample(range(1, 29), 10)):
+            van = chance.choice(["van-1", "van-2", "van-3"])
+            at = day(FEBRUARY, number)
+            await scene.use(van, at, sms=chance.randint(0, 3), data=chance.randint(1, 2500))
+            drafts.append((await usage(scene), await charged(scene)))
+        await scene.close(FEBRUARY)
+        final = document(await finalised(scene, FEBRUARY))
+        billed_usage = sum(
+            (line.exact for line in final.lines if line.kind is DocumentLineKind.USAGE), Fraction(0)
+        )
+        whole = await charged(scene)
+        assert {before + (whole - so_far) for before, so_far in drafts} == {billed_usage}
+        assert len(set(drafts)) > 3
 
     played(database_url, story)
