@@ -324,7 +324,7 @@ def test_bills_of_other_series_begin_anew_each_year(database_url: str) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_draft_of_any_day_and_the_rest_are_the_final_bill(database_url: str, seed: int) -> None:
     """Usage of a preview and what is charged after it come to the final bill's usage, before rounding."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 - no secret
 
     async def usage(scene: Scene) -> Fraction:
         drawn = await preview(scene.connection, scene.fleet, at=FEBRUARY.start)
