@@ -165,6 +165,12 @@ REFUSED = {
         bill_no, 'finalised', drafted_at, 'note', year, 77, 'N7', issued, currency, gross, owed, document
         || '{"lines": [{"number": 1, "corrects": 1, "amount": "1000.00"}]}', drawn_from, finalised_at,
         state_at FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
+    "a note in another currency": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
+        document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, 77, 'N7', issued, 'USD', 0, 0,
+        document || '{"lines": []}', drawn_from, finalised_at, state_at
+        FROM bill WHERE kind = 'credit_note'""",
     "a note of a draft": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no,
         state, drafted_at, series, year, number, name, issued, currency, gross, owed, document,
         drawn_from, finalised_at, state_at) SELECT note.tenant_no, note.fleet_no, note.cycle_start,
@@ -323,7 +329,7 @@ def test_bills_of_other_series_begin_anew_each_year(database_url: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_draft_of_any_day_and_the_rest_are_the_final_bill(database_url: str, seed: int) -> None:
-    """Usage of a preview and what is charged after it come to the final bill's usage, before rounding."""
+    """A preview's usage and what is charged after it come to the final bill's, before rounding."""
     chance = random.Random(seed)  # noqa: S311 - no secret
 
     async def usage(scene: Scene) -> Fraction:
@@ -358,5 +364,11 @@ def test_a_draft_of_any_day_and_the_rest_are_the_final_bill(database_url: str, s
         whole = await charged(scene)
         assert {before + (whole - so_far) for before, so_far in drafts} == {billed_usage}
         assert len(set(drafts)) > 3
+        # Voided amid notes and billed anew, it is the same.
+        first = await bill_of(scene, FEBRUARY)
+        await noted(scene, first, share=Fraction(chance.randint(1, 9), 10))
+        await voided(scene, first)
+        rebilled = document(await finalised(scene, FEBRUARY))
+        assert (rebilled.lines, rebilled.totals) == (final.lines, final.totals)
 
     played(database_url, story)
