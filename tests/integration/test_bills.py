@@ -142,6 +142,7 @@ def die_after(connection: Connection, statements: int) -> None:
 
 REFUSED = {
     "an amount": "UPDATE bill SET gross = gross + 1 WHERE state <> 'draft'",
+    "an amount with the state": "UPDATE bill SET state = 'paid', gross = gross + 1 WHERE name = 'B2026-0001'",
     "a document": "UPDATE bill SET document = '{}' WHERE state <> 'draft'",
     "a number": "UPDATE bill SET number = 7, name = 'B7' WHERE kind = 'bill' AND state <> 'draft'",
     "a draft again": "UPDATE bill SET state = 'draft' WHERE state <> 'draft'",
@@ -159,12 +160,18 @@ REFUSED = {
         state_at) SELECT tenant_no, fleet_no, cycle_start, state, drafted_at, series, year, number + 1,
         'B7', issued, currency, gross, owed, document, drawn_from, finalised_at, state_at
         FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
-    "a note that takes more": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no,
-        state, drafted_at, series, year, number, name, issued, currency, gross, owed, document,
-        drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start, 'credit_note',
-        bill_no, 'finalised', drafted_at, 'note', year, 77, 'N7', issued, currency, gross, owed, document
-        || '{"lines": [{"number": 1, "corrects": 1, "amount": "1000.00"}]}', drawn_from, finalised_at,
-        state_at FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
+    "a note that takes more of a line": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
+        document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start,
+        'credit_note', bill_no, 'finalised', drafted_at, 'note', year, 77, 'N7', issued, currency, 0.01,
+        0.01, document || '{"lines": [{"number": 1, "corrects": 1, "amount": "0.01"}]}', drawn_from,
+        finalised_at, state_at FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
+    "a note that takes more of all": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
+        document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start,
+        'credit_note', bill_no, 'finalised', drafted_at, 'note', year, 77, 'N7', issued, currency, gross,
+        owed, document || '{"lines": []}', drawn_from, finalised_at, state_at
+        FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
     "a note in another currency": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
         corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
         document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start, kind,
