@@ -77,6 +77,10 @@ _BILLS = (
 )
 
 
+# A page of bills tells no documents: they may be large.
+_LISTED = _BILLS.replace("bill.document, bill.drawn_from", "NULL::jsonb, NULL::jsonb")
+
+
 def _bill(row: Sequence[Any]) -> StoredBill:
     cycle = BillCycle(first_day=row[4], next_first_day=row[5], start=row[6], end=row[7])
     values = [*row[:4], cycle, *row[8:]]
@@ -145,9 +149,9 @@ async def list_bills(
     after: int,
     limit: int,
 ) -> list[StoredBill]:
-    """Return a tenant's bills and notes, ascending by number, after one."""
+    """Return a tenant's bills and notes without their documents, ascending by number, after one."""
     found = await connection.execute(
-        _BILLS.encode() + b" WHERE bill.tenant_no = %(tenant_no)s AND bill.bill_no > %(after)s"
+        _LISTED.encode() + b" WHERE bill.tenant_no = %(tenant_no)s AND bill.bill_no > %(after)s"
         b" AND (%(fleet_no)s::int IS NULL OR bill.fleet_no = %(fleet_no)s)"
         b" AND (%(state)s::text IS NULL OR bill.state = %(state)s)"
         b" ORDER BY bill.bill_no LIMIT %(limit)s",

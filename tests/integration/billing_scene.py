@@ -131,9 +131,11 @@ async def count(scene: Scene) -> int:
 
 async def every(scene: Scene) -> list[StoredBill]:
     """Return all bills and notes."""
-    return await list_bills(
-        scene.connection, scene.operator.tenant, fleet_no=None, state=None, after=0, limit=500
+    tenant = scene.operator.tenant
+    listed = await list_bills(
+        scene.connection, tenant, fleet_no=None, state=None, after=0, limit=500
     )
+    return [await bill_by_no(scene.connection, tenant, each.bill_no) for each in listed]
 
 
 async def voided(scene: Scene, bill: StoredBill, *, rebill: bool = True) -> StoredBill:

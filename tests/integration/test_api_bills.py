@@ -140,3 +140,20 @@ def test_a_preview_is_not_stored(api: "ApiUnderTest", at: str) -> None:
     usage = Decimal(document["totals"]["lines"]) - sum(map(Decimal, manual))
     assert usage == Decimal(bill["total"])
     assert len(body(api.acme.get("/v1/bills"))["items"]) == 1
+
+
+def test_re_rating_over_http(api: "ApiUnderTest") -> None:
+    order = {
+        "device_ids": ["acme-1"], "plan_id": "acme-basic", "at": "2026-01-31T23:00:00Z",
+        "settling": "note", "reason": "it is the right plan already",
+    }  # fmt: skip
+    nothing: dict[str, Any] = {"correction_no": None, "devices": 0, "charges": 0, "cycles": []}
+    preview = api.acme.post("/v1/reratings/preview", json=order)
+    assert (preview.status_code, preview.json()) == (200, nothing)
+    assert made(post(api.acme, "/v1/reratings", order)) == nothing
+    again = post(api.acme, "/v1/reratings", order)
+    assert (again.status_code, again.json()) == (200, nothing)
+    problem(post(api.acme, "/v1/reratings", order | {"reason": "another"}), 422)
+    problem(post(api.acme, "/v1/reratings", order, key=None), 422)
+    problem(post(api.rival, "/v1/reratings", order), 404)
+    problem(api.rival.post("/v1/reratings/preview", json=order), 404)
