@@ -121,6 +121,23 @@ class Settings(BaseSettings):
         60.0, gt=0, description="the bill run looks for drafts that may be final this often"
     )
 
+    # Payments
+    payment_provider_url: str = Field(
+        "https://api.stripe.com", description="where the payment provider's API is"
+    )
+    payment_provider_key: SecretStr | None = Field(
+        None, description="secret key of the payment provider's API; unset: nothing is asked of it"
+    )
+    payment_webhook_secret: SecretStr | None = Field(
+        None, description="by which the payment provider signs its events; unset: none is taken"
+    )
+    payment_timeout_seconds: float = Field(
+        30.0, gt=0, description="a payment provider that has not answered by then is asked again"
+    )
+    payment_retry_seconds: float = Field(
+        30.0, gt=0, description="it is asked again after this, then twice that, up to an hour"
+    )
+
     # Control
     control_client_id: str = Field(
         "fleetmeter-control", description="names the control process's session; one a process"

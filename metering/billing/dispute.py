@@ -15,10 +15,10 @@ from metering.store.bills import (
     disputes_of,
     end_dispute,
     insert_dispute,
-    notes_of,
     own_bill,
 )
 from metering.store.connection import Connection
+from metering.store.payments import standing_of
 
 
 async def open_dispute(
@@ -125,12 +125,10 @@ async def resolve_dispute(
 async def payable(connection: Connection, bill: StoredBill) -> tuple[Decimal, Decimal]:
     """Return what of a final bill is to be paid now, and what open disputes hold of it.
 
-    Its amount due with what notes took off or added, less what is held; nothing once it is paid or void.
+    Its amount due with what notes took off or added, less what was paid, less what is held; nothing once
+    it is paid or void.
     """
-    if bill.owed is None or bill.kind != "bill" or bill.state in {"paid", "void"}:
+    if bill.kind != "bill" or bill.state != "finalised":
         return Decimal(0), Decimal(0)
-    notes = await notes_of(connection, bill.bill_no)
-    owed = sum((each.owed for each in notes if each.owed is not None), bill.owed)
-    disputes = await disputes_of(connection, bill.bill_no)
-    held = sum((each.held for each in disputes if each.state == "open"), Decimal(0))
-    return owed - held, held
+    standing = await standing_of(connection, bill.fleet_no, bill.bill_no)
+    return standing.open - standing.held, standing.held

@@ -281,6 +281,19 @@ def finalised(
     )
 
 
+def with_prepaid(document: Document, amount: Decimal) -> Document:
+    """Return a draft of which prepaid money pays more, by an amount."""
+    totals = document.totals
+    return replace(
+        document,
+        totals=replace(
+            totals,
+            prepaid=sum_of([totals.prepaid, amount]),
+            due=sum_of([totals.due, -amount]),
+        ),
+    )
+
+
 def sum_of(amounts: Iterable[Decimal]) -> Decimal:
     """Return a sum of amounts, exactly."""
     with localcontext() as context:

@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 
+from metering.billing.account import enter_bill
+from metering.billing.document import with_prepaid
 from metering.billing.issue import issue
 from metering.billing.live_document import (
     current_basis,
@@ -15,6 +18,7 @@ from metering.ids import TenantNo
 from metering.store.bills import StoredBill, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
+from metering.store.payments import account_balances
 from metering.store.registry import fleets_by_no
 
 
@@ -34,6 +38,10 @@ async def finalise(
         _, adjusted_to = await manual_adjustments(connection, fleet, bill.cycle)
         basis = replace(await current_basis(connection, fleet), adjusted_to=adjusted_to)
         draft = await draw_live(connection, fleet, bill.cycle, basis)
+        wallet = (await account_balances(connection, fleet.fleet_no)).wallet
+        basis = replace(basis, wallet=wallet)
+        from_wallet = min(wallet, max(draft.totals.due, Decimal(0)))
+        draft = with_prepaid(draft, from_wallet)
         _, issued = await issue(
             connection,
             tenant_no,
@@ -44,6 +52,8 @@ async def finalise(
             now=now,
         )
         await make_final(connection, bill_no, issued, now=now)
+        final = await bill_by_no(connection, tenant_no, bill_no)
+        await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
         event = NewEvent(
             tenant_no=tenant_no,
             fleet_no=fleet.fleet_no,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from metering.billing.account import enter_note
 from metering.billing.document import Document, document_of
 from metering.billing.issue import issue
 from metering.billing.live_document import settings_of
@@ -24,6 +25,7 @@ from metering.ids import TenantNo
 from metering.store.bills import StoredBill, bill_by_no, insert_note, notes_of, own_bill
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
+from metering.store.registry import fleets_by_no
 
 Way = Literal["credit", "debit"]
 
@@ -92,6 +94,9 @@ async def add_note(
         now=now,
     )
     number = await insert_note(connection, bill, final.kind.value, issued, now=now)
+    fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
+    note = await bill_by_no(connection, bill.tenant_no, number)
+    await enter_note(connection, fleet, note, now=now)
     event = NewEvent(
         tenant_no=bill.tenant_no,
         fleet_no=bill.fleet_no,

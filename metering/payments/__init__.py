@@ -1,0 +1,1 @@
+"""Payments by a provider, and what follows when bills are not paid."""

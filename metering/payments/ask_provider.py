@@ -1,0 +1,94 @@
+"""Asking the provider for payments: a request is asked again by its one key until it is answered."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from random import Random
+
+from metering.payments.provider import (
+    Answer,
+    Asked,
+    PaymentOrder,
+    PaymentProvider,
+    Refused,
+    Unanswered,
+)
+from metering.payments.reconcile import fail_request, take_facts
+from metering.settings import Settings
+from metering.store.connection import Connection
+from metering.store.payment_requests import PaymentRequest, claim_request, store_request
+
+ASKED_HOURS_MAX = 20
+"""A provider forgets an idempotency key after a day: asked by it later, it would take the money again."""
+_SPARE_SECONDS = 10.0
+
+
+async def ask_due(
+    connection: Connection,
+    provider: PaymentProvider,
+    settings: Settings,
+    *,
+    now: datetime,
+    random: Random,
+) -> int:
+    """Ask for what is due; return how many requests that was.
+
+    No transaction is open while the provider is asked. A request whose asker died is asked again, by the
+    same key.
+    """
+    asked = 0
+    while True:
+        left_alone = timedelta(seconds=settings.payment_timeout_seconds + _SPARE_SECONDS)
+        async with connection.transaction():
+            request = await claim_request(connection, now=now, until=now + left_alone)
+            if request is None:
+                return asked
+            if _too_old(request, now):
+                problem = request.problem or "nobody was there to ask for it"
+                await fail_request(connection, request, problem, intent_id=None, now=now)
+                continue
+        answer = await provider.request_payment(
+            PaymentOrder(
+                request_id=request.request_id,
+                amount=request.amount,
+                currency=request.currency,
+                customer=request.customer,
+                payment_method=request.payment_method,
+            )
+        )
+        asked += 1
+        again = _again_at(request, settings, now=now, random=random)
+        async with connection.transaction():
+            await _take_answer(connection, request, answer, again=again, now=now)
+
+
+async def _take_answer(
+    connection: Connection,
+    request: PaymentRequest,
+    answer: Answer,
+    *,
+    again: datetime,
+    now: datetime,
+) -> None:
+    match answer:
+        case Asked(facts=facts):
+            named = replace(facts, request_id=request.request_id)
+            await take_facts(connection, named, now=now)
+        case Refused(problem=problem):
+            await fail_request(connection, request, problem, intent_id=None, now=now)
+        case Unanswered(problem=problem):
+            await store_request(
+                connection, request.request_no, state="queued", due_at=again, intent_id=None,
+                problem=problem,
+            )  # fmt: skip
+
+
+def _too_old(request: PaymentRequest, now: datetime) -> bool:
+    return now - request.created_at > timedelta(hours=ASKED_HOURS_MAX)
+
+
+def _again_at(
+    request: PaymentRequest, settings: Settings, *, now: datetime, random: Random
+) -> datetime:
+    """Return when an unanswered request is asked again: after a wait that doubles, up to an hour."""
+    seconds = min(settings.payment_retry_seconds * (1 << min(request.attempts - 1, 20)), 3600.0)
+    return now + timedelta(seconds=seconds * (0.5 + random.random() / 2))
