@@ -156,8 +156,11 @@ async def change_state(
     at: datetime | None = None,
     now: datetime,
     key: str | None = None,
+    because: str | None = None,
 ) -> ChangeMade:
     """Let devices be in a state from an instant on, past or future, until their next change.
+
+    `because` names what asked for it where no person did, such as "bill:7".
 
     Inventory, then active and suspended in turns, then retired for good; any may come at once after
     inventory but suspended. Raises `InvalidValue` for what does not follow so. Retirement ends their
@@ -175,8 +178,11 @@ async def change_state(
                 changed = max(changed, await _end(connection, own, since))
         return changed
 
+    detail: dict[str, object] = {"state": state.value}
+    if because is not None:
+        detail["because"] = because
     return await change_once(
-        connection, Cause.STATE_CHANGE, {"state": state.value}, write,
+        connection, Cause.STATE_CHANGE, detail, write,
         tenant_no=tenant_no, device_nos=device_nos, at=at, now=now,
         key=key,
     )  # fmt: skip

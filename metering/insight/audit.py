@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import zip_longest
 from typing import TypeVar
 
+from metering.insight.account_audit import account_differences
 from metering.insight.bill_audit import bill_differences, number_differences
 from metering.insight.closing_audit import closed_cycle_differences
 from metering.insight.operations import operation_differences
@@ -217,6 +218,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
         _compare_grants(fleet, cycle, members, replay)
     differences += await closed_cycle_differences(connection, fleet, members)
     differences += await bill_differences(connection, fleet)
+    differences += await account_differences(connection, fleet)
     differences += await audit_thresholds(connection, fleet)
     reservations = await stored_reservations(connection, fleet.fleet_no)
     differences += _compare_reservations(reservations, replay)

@@ -76,7 +76,7 @@ class Stripe:
         }
         try:
             response = await self._client.post("/v1/payment_intents", data=form, headers=headers)
-            return _answer(response.status_code, msgspec.json.decode(response.content))
+            return _answer(response)
         except httpx.HTTPError as error:
             return Unanswered(problem=_short(f"{type(error).__name__}: {error}"))
         except (msgspec.DecodeError, InvalidValue, UnicodeDecodeError) as error:
@@ -137,18 +137,19 @@ def check_signature(body: bytes, header: str, *, secret: str, now: datetime) -> 
         raise SignatureRefused("the signature is not of the form t=…,v1=…")
     signed = times[0].encode() + b"." + body
     due = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest().encode()
-    if not any([hmac.compare_digest(each.encode(), due) for each in given]):
+    if not any(hmac.compare_digest(each.encode(), due) for each in given):
         raise SignatureRefused("the signature is by another secret, or of another message")
     if abs(now.timestamp() - int(times[0])) > TOLERANCE_SECONDS:
         raise SignatureRefused(f"the signature is more than {TOLERANCE_SECONDS} seconds off")
 
 
-def _answer(status: int, told: Any) -> Answer:  # noqa: ANN401 - JSON
-    if status < 300:
+def _answer(response: httpx.Response) -> Answer:
+    told, status = msgspec.json.decode(response.content), response.status_code
+    if response.is_success:
         return Asked(facts=_facts_of_intent(told))
     error = _mapping(told, "error")
     problem = _short(f"answered {status}: {error.get('code') or error.get('type')}")
-    if status >= 500 or status in _TRY_AGAIN or status < 400:
+    if not response.is_client_error or status in _TRY_AGAIN:
         return Unanswered(problem=problem)
     # Of an intent whose payment failed it tells the intent: it is known by both from then on.
     if isinstance(error.get("payment_intent"), dict):

@@ -1,13 +1,19 @@
-"""`fleetmeter bill-run`: makes drafts final as tenants say, again and again, or once."""
+"""`fleetmeter bill-run`: makes drafts final, asks for payments and follows up on bills, or once."""
 
 import argparse
 import asyncio
 import logging
 from datetime import datetime
+from random import SystemRandom
+
+import httpx
 
 from metering import clock
 from metering.billing.run_bills import BillRun, run_bills
 from metering.ids import TenantNo
+from metering.payments.ask_provider import ask_due
+from metering.payments.collect import collect
+from metering.payments.stripe import provider_of
 from metering.process import serve
 from metering.settings import Settings
 from metering.store.connection import (
@@ -37,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Finalise what is due until told to stop, or once."""
+    """Do what is due until told to stop, or once."""
     if arguments.by_hand and not (arguments.tenant and arguments.once):
         print("fleetmeter bill-run: --by-hand wants --tenant and --once")
         return 2
@@ -50,7 +56,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 class BillRunner:
-    """A process that finalises bills. Any number may run: a draft becomes final once."""
+    """A process that finalises bills, and sees to their payment. Any number may run at once."""
 
     def __init__(self, settings: Settings, *, tenant: str | None, by_hand: bool) -> None:
         self._settings = settings
@@ -58,7 +64,7 @@ class BillRunner:
         self._by_hand = by_hand
 
     async def run(self) -> None:
-        """Finalise what is due, again and again, until cancelled."""
+        """Do what is due, again and again, until cancelled."""
         while True:
             try:
                 await self.once()
@@ -67,7 +73,7 @@ class BillRunner:
             await asyncio.sleep(self._settings.billing_poll_seconds)
 
     async def once(self) -> BillRun:
-        """Finalise what is due now; return what was done."""
+        """Do what is due now; return which bills became final."""
         connection = await connect_patiently(
             database_url(self._settings),
             application="bill-run",
@@ -76,9 +82,26 @@ class BillRunner:
             waiting=_away,
         )
         try:
-            return await self._finalised(connection, clock.now())
+            done = await self._finalised(connection, clock.now())
+            if self._tenant is None:
+                await self._see_to_payment(connection)
+            return done
         finally:
             await connection.close()
+
+    async def _see_to_payment(self, connection: Connection) -> None:
+        settings = self._settings
+        if settings.payment_provider_key is not None:
+            async with httpx.AsyncClient(
+                base_url=settings.payment_provider_url,
+                timeout=settings.payment_timeout_seconds,
+                trust_env=False,
+            ) as client:
+                provider = provider_of(settings, client)
+                await ask_due(
+                    connection, provider, settings, now=clock.now(), random=SystemRandom()
+                )
+        await collect(connection, now=clock.now())
 
     async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
         tenant: TenantNo | None = None
