@@ -62,6 +62,12 @@ async def snapshot(request: Request) -> AsyncIterator[Connection]:
         yield connection
 
 
+async def transaction(request: Request) -> AsyncIterator[Connection]:
+    """Give a connection whose transaction may write, for a request that is known without a key."""
+    async with _transaction(state_of(request)) as connection:
+        yield connection
+
+
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 
 
@@ -110,6 +116,9 @@ AsWriter = Annotated[Caller, Depends(writer, scope="function")]
 
 InSnapshot = Annotated[Connection, Depends(snapshot, scope="function")]
 """A connection for a route that asks for no key."""
+
+InTransaction = Annotated[Connection, Depends(transaction, scope="function")]
+"""The same, where something is changed: committed before the response is sent, or not at all."""
 
 
 def _unauthorised(detail: str, error: str) -> ProblemError:

@@ -20,6 +20,7 @@ from api.app import create_app
 from metering.billing.dispute import open_dispute
 from metering.billing.enter_adjustment import Entry, enter_adjustment
 from metering.billing.finalise import finalise
+from metering.billing.pay import record_payment
 from metering.charging.change_thresholds import create_threshold
 from metering.ids import TenantNo
 from metering.period import cycle_at
@@ -37,6 +38,7 @@ from metering.store.bills import insert_draft
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
+from metering.store.payments import NewPayment
 from metering.store.registry import (
     Fleet,
     ensure_devices,
@@ -208,6 +210,11 @@ async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:
     )
     of_tenant: dict[str, Any] = {"tenant_no": fleet.tenant_no, "bill_no": number, "now": NOW}
     await finalise(connection, **of_tenant)
+    payment = NewPayment(
+        purpose="account", amount=Decimal(50), currency="EUR", method="transfer",
+        reference=f"of {name}", received_at=NOW,
+    )  # fmt: skip
+    await record_payment(connection, fleet=fleet, payment=payment, key="payment", now=NOW)
     await open_dispute(
         connection,
         line=1,
