@@ -1,0 +1,266 @@
+"""The payment provider: asked by one key however often, believed whatever order its events come in."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from api.app import create_app
+from metering.errors import InvalidValue
+from metering.payments.ask_provider import ask_due
+from metering.payments.provider import PaymentOrder, SignatureRefused, Unanswered
+from metering.payments.reconcile import receive_event
+from metering.payments.request_payment import Wanted, request_payment
+from metering.payments.stripe import Stripe, amount_of, minor_amount
+from metering.settings import Settings
+from metering.store.connection import connect
+from metering.store.payment_requests import PaymentRequest, list_requests
+from metering.store.payments import Purpose, list_payments
+from tests.integration.billing_scene import again, billed, entered, finalised
+from tests.integration.billing_scene import bill_of as draft_of
+from tests.integration.closing_scene import FEBRUARY, Scene
+from tests.integration.payment_provider import (
+    KEY,
+    SECRET,
+    Provider,
+    Way,
+    event_of,
+    providing,
+    recorded,
+    signature_of,
+)
+from tests.integration.payment_scene import NOW, account, events, money, wallet
+
+READER = Stripe(None, secret=None, webhook_secret=SECRET)
+SETTINGS = Settings(payment_retry_seconds=8)
+
+
+async def wanted(
+    scene: Scene, amount: str, key: str, *, purpose: Purpose = "wallet"
+) -> PaymentRequest:
+    request, _ = await request_payment(
+        scene.connection,
+        fleet=scene.fleet,
+        wanted=Wanted(
+            purpose=purpose, amount=money(amount), currency="EUR", customer="cus_1",
+            payment_method="pm_1",
+        ),
+        key=key,
+        now=NOW,
+    )  # fmt: skip
+    return request
+
+
+async def asked(scene: Scene, provider: Provider, *, now: datetime) -> int:
+    async with httpx.AsyncClient(base_url=provider.url, timeout=60) as client:
+        stripe = Stripe(client, secret=KEY, webhook_secret=SECRET)
+        return await ask_due(scene.connection, stripe, SETTINGS, now=now, random=Random(1))  # noqa: S311 - reproducible
+
+
+async def told(scene: Scene, body: bytes) -> bool:
+    event = READER.read_event(body, signature_of(body, NOW), now=NOW)
+    assert event is not None
+    return await receive_event(scene.connection, event, now=NOW)
+
+
+async def the_requests(scene: Scene) -> list[PaymentRequest]:
+    return await list_requests(scene.connection, scene.fleet.fleet_no, after=0, limit=500)
+
+
+def test_a_wallet_that_is_low_is_topped_up_once_whatever_the_provider_answers(
+    database_url: str,
+) -> None:
+    ways: Sequence[Way] = ["takes and drops", "in use", "fails", "takes"]
+
+    async def story(scene: Scene, provider: Provider) -> None:
+        await wallet(scene, low_balance="10", top_up_below="10", top_up_amount="60")
+        now = NOW
+        for attempt in range(4):
+            assert await asked(scene, provider, now=now) == 1
+            assert await asked(scene, provider, now=now) == 0, "it waits before it asks again"
+            assert len(provider.requests) == attempt + 1
+            now += timedelta(hours=1)
+        (request,) = await the_requests(scene)
+        assert (request.state, request.attempts, request.intent_id) == ("succeeded", 4, "pi_1")
+        assert len(provider.intents) == 1
+        first = provider.requests[0]
+        assert {each["idempotency-key"] for each in provider.requests} == {str(request.request_id)}
+        assert (first["path"], first["authorization"]) == ("/v1/payment_intents", f"Bearer {KEY}")
+        assert (first["amount"], first["currency"], first["confirm"]) == ("6000", "eur", "true")
+        assert (await account(scene)).wallet == 60
+        # The event that tells the same changes nothing.
+        body = event_of(
+            "payment_intent.succeeded", "evt_late", intent_id="pi_1",
+            request_id=str(request.request_id),
+        )  # fmt: skip
+        assert (await told(scene, body), await told(scene, body)) == (True, False)
+        assert (await account(scene)).wallet == 60
+        assert await asked(scene, provider, now=now + timedelta(days=2)) == 0
+
+    with providing(Provider(ways=list(ways))) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def test_an_event_before_the_answer_and_a_card_that_is_declined(database_url: str) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        await entered(scene, "100.00", bill=await draft_of(scene, FEBRUARY))
+        bill = await finalised(scene, FEBRUARY)
+        assert bill.owed is not None
+        request = await wanted(scene, str(bill.owed), "pay", purpose="account")
+        provider.tell = _teller(database_url)
+        assert await asked(scene, provider, now=NOW) == 1
+        assert (await again(scene, bill)).state == "paid"
+        assert len(await list_payments(
+            scene.connection, scene.operator.tenant, fleet_no=None, after=0, limit=5
+        )) == 1  # fmt: skip
+        assert (await the_requests(scene))[0].state == "succeeded"
+        assert await wanted(scene, str(bill.owed), "pay", purpose="account") != request
+        # A decline ends the request and is told; the next crossing may ask again.
+        await wallet(scene, top_up_below="10", top_up_amount="60")
+        assert await asked(scene, provider, now=NOW) == 1
+        declined = (await the_requests(scene))[-1]
+        assert (declined.state, declined.problem) == ("failed", "answered 402: card_declined")
+        assert await events(scene, "payment.failed") == 1
+        assert await asked(scene, provider, now=NOW + timedelta(hours=3)) == 0
+        # Who gave no answer for a day is not asked by a key that the provider may have forgotten.
+        await wanted(scene, "5.00", "never")
+        assert await asked(scene, provider, now=NOW + timedelta(hours=21)) == 0
+        assert (await the_requests(scene))[-1].state == "failed"
+        assert len(provider.requests) == 2
+
+    with providing(Provider(ways=["tells first", "declines"])) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def _teller(database_url: str) -> Callable[[dict[str, Any]], None]:
+    """Return what sends an event of an intent as the provider does, on a connection of its own."""
+
+    async def tell(intent: dict[str, Any]) -> None:
+        event = recorded("payment_intent.succeeded")
+        body = json.dumps(event | {"data": {"object": intent}}).encode()
+        read = READER.read_event(body, signature_of(body, NOW), now=NOW)
+        assert read is not None
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            assert await receive_event(connection, read, now=NOW)
+
+    return lambda intent: asyncio.run(tell(intent))
+
+
+def test_a_provider_that_never_answers_is_given_up_for_now() -> None:
+    async def attempt(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=0.2) as client:
+            order = PaymentOrder(
+                request_id=uuid4(), amount=money("1.00"), currency="EUR",
+                customer="c", payment_method="p",
+            )  # fmt: skip
+            answer = await Stripe(client, secret=KEY, webhook_secret=None).request_payment(order)
+            assert isinstance(answer, Unanswered)
+            assert "ReadTimeout" in answer.problem
+
+    with providing(Provider(ways=["hangs"])) as provider:
+        asyncio.run(attempt(provider.url))
+
+
+def test_the_order_and_the_number_of_events_change_nothing(database_url: str) -> None:
+    """60.00 came; 20.00, then 25.00 in all was refunded, and 30.00 is disputed: 5.00 stay."""
+
+    async def story(scene: Scene) -> None:
+        random = Random(7)  # noqa: S311 - reproducible
+        for number in range(30):
+            request = await wanted(scene, "60.00", f"r{number}")
+            intent, named = f"pi_{number}", str(request.request_id)
+            bodies = [
+                event_of("payment_intent.payment_failed", f"f{number}", intent_id=intent, request_id=named),
+                event_of("payment_intent.succeeded", f"s{number}", intent_id=intent, request_id=named),
+                event_of("charge.refunded", f"a{number}", intent_id=intent, request_id=named),
+                event_of(
+                    "charge.refunded", f"b{number}", intent_id=intent, request_id=named,
+                    amount_refunded=2500,
+                ),
+                event_of("charge.dispute.created", f"d{number}", intent_id=intent),
+            ]  # fmt: skip
+            order = bodies + random.sample(bodies, 3)
+            random.shuffle(order)
+            seen: set[bytes] = set()
+            for body in order:
+                assert await told(scene, body) == (body not in seen)
+                seen.add(body)
+            assert (await account(scene)).wallet == 5 * (number + 1), number
+            (payment,) = await list_payments(
+                scene.connection, scene.operator.tenant, fleet_no=None, after=number, limit=5
+            )
+            assert (payment.amount, payment.returned) == (money("60.00"), money("55.00"))
+        assert {each.state for each in await the_requests(scene)} == {"succeeded"}
+
+    billed(database_url, story)
+
+
+def test_what_does_not_come_from_the_provider_is_refused() -> None:
+    body = json.dumps(recorded("payment_intent.succeeded")).encode()
+    good = signature_of(body, NOW)
+    assert READER.read_event(body, good, now=NOW + timedelta(seconds=300)) is not None
+    for signature, now, problem in (
+        ("", NOW, "form"),
+        ("t=1,v1=" + "0" * 64, NOW, "another secret"),
+        (good.replace("t=", "t=1"), NOW, "another secret"),
+        (signature_of(body, NOW, secret="whsec_other"), NOW, "another secret"),
+        (signature_of(body + b" ", NOW), NOW, "another message"),
+        (good, NOW + timedelta(seconds=301), "300 seconds"),
+        (good, NOW - timedelta(seconds=301), "300 seconds"),
+        ("t=x,v1=é", NOW, "form"),
+    ):
+        with pytest.raises(SignatureRefused, match=problem):
+            READER.read_event(body, signature, now=now)
+    for wrong in (b"\xff", b"{", b"[]", b'{"type": "charge.refunded"}'):
+        with pytest.raises(InvalidValue):
+            READER.read_event(wrong, signature_of(wrong, NOW), now=NOW)
+    other = json.dumps(recorded("payment_intent.succeeded") | {"type": "invoice.paid"}).encode()
+    assert READER.read_event(other, signature_of(other, NOW), now=NOW) is None
+
+
+def test_amounts_are_in_the_providers_minor_units() -> None:
+    for text, currency, minor in (
+        ("60.00", "EUR", 6000), ("500", "JPY", 500), ("5.120", "KWD", 5120), ("5", "ISK", 500),
+        ("3", "UGX", 300), ("7", "MGA", 7),
+    ):  # fmt: skip
+        assert minor_amount(money(text), currency) == minor
+        assert amount_of(minor, currency) == money(text)
+
+
+def test_the_route_takes_what_is_signed(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        request = await wanted(scene, "60.00", "one")
+        body = event_of(
+            "payment_intent.succeeded",
+            "evt_1",
+            intent_id="pi_1",
+            request_id=str(request.request_id),
+        )
+        settings = Settings(database_url=database_url, payment_webhook_secret=SECRET)
+        app = create_app(settings, now=lambda: NOW)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            path, headers = (
+                "/v1/payment-provider/events",
+                {"Stripe-Signature": signature_of(body, NOW)},
+            )
+            refused = await client.post(path, content=body + b" ", headers=headers)
+            assert refused.status_code == 401
+            assert SECRET not in refused.text
+            for new in (True, False):
+                taken = await client.post(path, content=body, headers=headers)
+                assert (taken.status_code, taken.json()) == (200, {"new": new})
+            large = await client.post(path, content=b"x" * 300_000, headers=headers)
+            assert large.status_code == 413
+        assert (await account(scene)).wallet == 60
+
+    billed(database_url, story)
