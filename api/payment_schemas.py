@@ -209,7 +209,7 @@ class ReversalOrder(BaseModel):
     reason: Reason
 
 
-class Standing(BaseModel):
+class UnpaidBill(BaseModel):
     """An unpaid bill: what of it is open, what of that disputes hold, and what is to be paid now."""
 
     bill_no: int
@@ -242,7 +242,7 @@ class Account(BaseModel):
     credit: Decimals = Field(description="money that pays no bill yet")
     owed: Decimals = Field(description="what is open of all final bills")
     wallet: Decimals = Field(description="prepaid, beside the balance")
-    unpaid_bills: list[Standing]
+    unpaid_bills: list[UnpaidBill]
     suspensions: list[Suspension]
 
 

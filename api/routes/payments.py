@@ -279,7 +279,7 @@ async def _account(caller: Caller, fleet: Fleet) -> schemas.Account:
         owed=format(held.owed, "f"),
         wallet=format(held.wallet, "f"),
         unpaid_bills=[
-            schemas.Standing(
+            schemas.UnpaidBill(
                 bill_no=each.bill_no,
                 number=each.name,
                 due=each.due,

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from random import SystemRandom
 
@@ -58,7 +59,15 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 class BillRunner:
     """A process that finalises bills, and sees to their payment. Any number may run at once."""
 
-    def __init__(self, settings: Settings, *, tenant: str | None, by_hand: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tenant: str | None,
+        by_hand: bool,
+        now: Callable[[], datetime] = clock.now,
+    ) -> None:
+        self._now = now
         self._settings = settings
         self._tenant = tenant
         self._by_hand = by_hand
@@ -82,7 +91,7 @@ class BillRunner:
             waiting=_away,
         )
         try:
-            done = await self._finalised(connection, clock.now())
+            done = await self._finalised(connection, self._now())
             if self._tenant is None:
                 await self._see_to_payment(connection)
             return done
@@ -99,9 +108,9 @@ class BillRunner:
             ) as client:
                 provider = provider_of(settings, client)
                 await ask_due(
-                    connection, provider, settings, now=clock.now(), random=SystemRandom()
+                    connection, provider, settings, now=self._now(), random=SystemRandom()
                 )
-        await collect(connection, now=clock.now())
+        await collect(connection, now=self._now())
 
     async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
         tenant: TenantNo | None = None

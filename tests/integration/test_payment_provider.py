@@ -12,13 +12,16 @@ import httpx
 import pytest
 
 from api.app import create_app
+from metering import clock
 from metering.errors import InvalidValue
 from metering.payments.ask_provider import ask_due
+from metering.payments.bill_run_command import BillRunner
 from metering.payments.provider import PaymentOrder, SignatureRefused, Unanswered
 from metering.payments.reconcile import receive_event
 from metering.payments.request_payment import Wanted, request_payment
 from metering.payments.stripe import Stripe, amount_of, minor_amount
 from metering.settings import Settings
+from metering.store.collecting import PaymentPolicy, set_payment_policy
 from metering.store.connection import connect
 from metering.store.payment_requests import PaymentRequest, list_requests
 from metering.store.payments import Purpose, list_payments
@@ -42,7 +45,7 @@ SETTINGS = Settings(payment_retry_seconds=8)
 
 
 async def wanted(
-    scene: Scene, amount: str, key: str, *, purpose: Purpose = "wallet"
+    scene: Scene, amount: str, key: str, *, purpose: Purpose = "wallet", now: datetime = NOW
 ) -> PaymentRequest:
     request, _ = await request_payment(
         scene.connection,
@@ -52,7 +55,7 @@ async def wanted(
             payment_method="pm_1",
         ),
         key=key,
-        now=NOW,
+        now=now,
     )  # fmt: skip
     return request
 
@@ -264,3 +267,26 @@ def test_the_route_takes_what_is_signed(database_url: str) -> None:
         assert (await account(scene)).wallet == 60
 
     billed(database_url, story)
+
+
+def test_the_bill_run_asks_for_payments_and_follows_up_on_bills(database_url: str) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        await entered(scene, "100.00", bill=await draft_of(scene, FEBRUARY))
+        bill = await finalised(scene, FEBRUARY)
+        policy = PaymentPolicy(reminder_days=(1,))
+        await set_payment_policy(scene.connection, scene.operator.tenant, policy, now=NOW)
+        now = max(clock.now(), NOW + timedelta(days=60))
+        await wanted(scene, "60.00", "now", now=now)
+        settings = Settings(
+            database_url=database_url, payment_provider_url=provider.url, payment_provider_key=KEY
+        )
+        runner = BillRunner(settings, tenant=None, by_hand=False, now=lambda: now)
+        for _ in range(2):
+            await runner.once()
+            assert (await account(scene)).wallet == 60
+            assert await events(scene, "bill.overdue") == 1
+        assert len(provider.requests) == 1
+        assert (await again(scene, bill)).state == "finalised"
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
