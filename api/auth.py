@@ -49,7 +49,8 @@ async def _snapshot(state: ApiState) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def _transaction(state: ApiState) -> AsyncIterator[Connection]:
+async def open_transaction(state: ApiState) -> AsyncIterator[Connection]:
+    """Give a connection whose transaction may write: committed at the end, or not at all."""
     async with state.pool.connection(timeout=_CHECKOUT_SECONDS) as connection:
         await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
         await connection.set_read_only(False)
@@ -59,12 +60,6 @@ async def _transaction(state: ApiState) -> AsyncIterator[Connection]:
 async def snapshot(request: Request) -> AsyncIterator[Connection]:
     """Give a connection whose transaction sees one state of the database and cannot write."""
     async with _snapshot(state_of(request)) as connection:
-        yield connection
-
-
-async def transaction(request: Request) -> AsyncIterator[Connection]:
-    """Give a connection whose transaction may write, for a request that is known without a key."""
-    async with _transaction(state_of(request)) as connection:
         yield connection
 
 
@@ -86,7 +81,7 @@ async def writer(
     """Find whose key came with a request that changes something, as `caller` does."""
     state = state_of(request)
     key = _given(credentials)
-    async with _transaction(state) as connection:
+    async with open_transaction(state) as connection:
         yield await _caller(state, connection, key)
 
 
@@ -116,9 +111,6 @@ AsWriter = Annotated[Caller, Depends(writer, scope="function")]
 
 InSnapshot = Annotated[Connection, Depends(snapshot, scope="function")]
 """A connection for a route that asks for no key."""
-
-InTransaction = Annotated[Connection, Depends(transaction, scope="function")]
-"""The same, where something is changed: committed before the response is sent, or not at all."""
 
 
 def _unauthorised(detail: str, error: str) -> ProblemError:

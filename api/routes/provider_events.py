@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 
 from api import payment_schemas as schemas
-from api.auth import InTransaction
+from api.auth import open_transaction
 from api.errors import ProblemError
 from api.state import state_of
 from metering.payments.provider import SignatureRefused
@@ -21,7 +21,6 @@ _OCTETS_MAX = 256 * 1024
 @router.post("/payment-provider/events")
 async def post_provider_event(
     request: Request,
-    connection: InTransaction,
     signature: Annotated[
         str,
         Header(
@@ -42,5 +41,9 @@ async def post_provider_event(
         event = provider.read_event(body, signature, now=now)
     except SignatureRefused as error:
         raise ProblemError(HTTPStatus.UNAUTHORIZED, str(error)) from error
-    new = event is not None and await receive_event(connection, event, now=now)
+    if event is None:
+        return schemas.EventTaken(new=False)
+    # Only now: who is not known holds no connection to the database.
+    async with open_transaction(state) as connection:
+        new = await receive_event(connection, event, now=now)
     return schemas.EventTaken(new=new)

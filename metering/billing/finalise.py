@@ -52,8 +52,6 @@ async def finalise(
             now=now,
         )
         await make_final(connection, bill_no, issued, now=now)
-        final = await bill_by_no(connection, tenant_no, bill_no)
-        await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
         event = NewEvent(
             tenant_no=tenant_no,
             fleet_no=fleet.fleet_no,
@@ -63,4 +61,6 @@ async def finalise(
             cause=f"bill:{bill_no}",
         )
         await record_events(connection, [event], now=now)
+        final = await bill_by_no(connection, tenant_no, bill_no)
+        await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
         return await bill_by_no(connection, tenant_no, bill_no), False

@@ -128,7 +128,7 @@ def test_devices_are_suspended_and_only_those_are_resumed_when_the_bill_is_paid(
         (suspension,) = await suspensions_of(scene.connection, scene.fleet.fleet_no)
         assert (suspension.state, suspension.bill_no) == ("suspended", bill.bill_no)
         found = await scene.connection.execute(
-            b"SELECT detail FROM correction WHERE detail ? 'because'"
+            b"SELECT detail - 'at' FROM correction WHERE detail ? 'because'"
         )
         assert [row[0] for row in await found.fetchall()] == [
             {"state": "suspended", "because": f"bill:{bill.bill_no}"}
