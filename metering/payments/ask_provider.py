@@ -20,6 +20,8 @@ from metering.store.payment_requests import PaymentRequest, claim_request, store
 ASKED_HOURS_MAX = 20
 """A provider forgets an idempotency key after a day: asked by it later, it would take the money again."""
 _SPARE_SECONDS = 10.0
+_UNANSWERED_MAX = 3
+"""After so many without an answer, the others wait for the next look: each may take the whole time-out."""
 
 
 async def ask_due(
@@ -32,16 +34,16 @@ async def ask_due(
 ) -> int:
     """Ask for what is due; return how many requests that was.
 
-    No transaction is open while the provider is asked. A request whose asker died is asked again, by the
+    A provider that does not answer is left alone until the next look. No transaction is open while the provider is asked. A request whose asker died is asked again, by the
     same key.
     """
-    asked = 0
-    while True:
+    asked = unanswered = 0
+    while unanswered < _UNANSWERED_MAX:
         left_alone = timedelta(seconds=settings.payment_timeout_seconds + _SPARE_SECONDS)
         async with connection.transaction():
             request = await claim_request(connection, now=now, until=now + left_alone)
             if request is None:
-                return asked
+                break
             if _too_old(request, now):
                 problem = request.problem or "nobody was there to ask for it"
                 await fail_request(connection, request, problem, intent_id=None, now=now)
@@ -56,9 +58,11 @@ async def ask_due(
             )
         )
         asked += 1
+        unanswered += isinstance(answer, Unanswered)
         again = _again_at(request, settings, now=now, random=random)
         async with connection.transaction():
             await _take_answer(connection, request, answer, again=again, now=now)
+    return asked
 
 
 async def _take_answer(

@@ -100,6 +100,7 @@ class BillRunner:
 
     async def _see_to_payment(self, connection: Connection) -> None:
         settings = self._settings
+        await collect(connection, now=self._now())
         if settings.payment_provider_key is not None:
             async with httpx.AsyncClient(
                 base_url=settings.payment_provider_url,
@@ -110,7 +111,6 @@ class BillRunner:
                 await ask_due(
                     connection, provider, settings, now=self._now(), random=SystemRandom()
                 )
-        await collect(connection, now=self._now())
 
     async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
         tenant: TenantNo | None = None

@@ -67,6 +67,9 @@ class Stripe:
             "payment_method": order.payment_method,
             "off_session": "true",
             "confirm": "true",
+            # Nobody is there to be sent elsewhere; without this it asks for an address to return to.
+            "automatic_payment_methods[enabled]": "true",
+            "automatic_payment_methods[allow_redirects]": "never",
             f"metadata[{REQUEST}]": str(order.request_id),
         }
         headers = {

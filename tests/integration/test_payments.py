@@ -189,7 +189,9 @@ def test_a_wallet_tells_that_it_is_low_and_asks_for_a_top_up_once_a_crossing(
         await paid(scene, "50.00", key="ahead", purpose="wallet")
         await wallet(scene, low_balance="30", top_up_below="20", top_up_amount="60")
         assert (await events(scene, "wallet.low"), await requests(scene)) == (0, 0)
-        await two_bills(scene)
+        await entered(scene, "100.00", bill=await draft_of(scene, FEBRUARY))
+        await entered(scene, "100.00", bill=await draft_of(scene, MARCH), key="march")
+        await finalised(scene, FEBRUARY)
         assert (await account(scene)).wallet == 0
         assert (await events(scene, "wallet.low"), await requests(scene)) == (1, 1)
         await paid(scene, "5.00", key="little", purpose="wallet")
@@ -199,6 +201,14 @@ def test_a_wallet_tells_that_it_is_low_and_asks_for_a_top_up_once_a_crossing(
         assert (await events(scene, "wallet.low"), await requests(scene)) == (2, 2)
         with pytest.raises(InvalidValue, match="only 5"):
             await given_back(scene, "5.01", key="more", payment=much)
+        # It becomes low after a top-up was asked for: that is told, and nothing is asked again.
+        await paid(scene, "80.00", key="again", purpose="wallet")
+        await wallet(scene, low_balance="10", top_up_below="95", top_up_amount="60")
+        assert (await events(scene, "wallet.low"), await requests(scene)) == (2, 3)
+        await given_back(scene, "5.00", key="a little", payment=much)
+        assert (await events(scene, "wallet.low"), await requests(scene)) == (2, 3)
+        await finalised(scene, MARCH)
+        assert (await events(scene, "wallet.low"), await requests(scene)) == (3, 3)
 
     billed(database_url, story)
 
