@@ -34,8 +34,8 @@ async def ask_due(
 ) -> int:
     """Ask for what is due; return how many requests that was.
 
-    A provider that does not answer is left alone until the next look. No transaction is open while the provider is asked. A request whose asker died is asked again, by the
-    same key.
+    A provider that does not answer is left alone until the next look. No transaction is open while it is
+    asked. A request whose asker died is asked again, by the same key.
     """
     asked = unanswered = 0
     while unanswered < _UNANSWERED_MAX:
