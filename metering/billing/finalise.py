@@ -18,7 +18,6 @@ from metering.ids import TenantNo
 from metering.store.bills import StoredBill, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
-from metering.store.payments import account_balances
 from metering.store.registry import fleets_by_no
 
 
@@ -37,10 +36,9 @@ async def finalise(
         fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
         _, adjusted_to = await manual_adjustments(connection, fleet, bill.cycle)
         basis = replace(await current_basis(connection, fleet), adjusted_to=adjusted_to)
-        draft = await draw_live(connection, fleet, bill.cycle, basis)
-        wallet = (await account_balances(connection, fleet.fleet_no)).wallet
-        basis = replace(basis, wallet=wallet)
-        from_wallet = min(wallet, max(draft.totals.due, Decimal(0)))
+        unpaid = replace(basis, wallet=Decimal(0))
+        draft = await draw_live(connection, fleet, bill.cycle, unpaid)
+        from_wallet = min(basis.wallet, max(draft.totals.due, Decimal(0)))
         draft = with_prepaid(draft, from_wallet)
         _, issued = await issue(
             connection,

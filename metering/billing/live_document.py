@@ -30,6 +30,7 @@ from metering.store.billing_settings import (
 )
 from metering.store.bills import bill_adjustments
 from metering.store.connection import Connection
+from metering.store.payments import account_balances
 from metering.store.registry import Fleet
 
 PARTY = TypeAdapter(Party)
@@ -101,6 +102,7 @@ async def current_basis(connection: Connection, fleet: Fleet) -> DrawnFrom:
         customer=buyer.customer,
         rules=tuple(tax_rule_of(row) for row in await tax_rules(connection, fleet.tenant_no)),
         prices_include_tax=settings.prices_include_tax,
+        wallet=(await account_balances(connection, fleet.fleet_no)).wallet,
         payment=timedelta(days=settings.payment_days),
     )
 

@@ -20,7 +20,7 @@ from api.app import create_app
 from metering.billing.dispute import open_dispute
 from metering.billing.enter_adjustment import Entry, enter_adjustment
 from metering.billing.finalise import finalise
-from metering.billing.pay import record_payment
+from metering.billing.pay import record_payment, reverse
 from metering.charging.change_thresholds import create_threshold
 from metering.ids import TenantNo
 from metering.period import cycle_at
@@ -175,7 +175,10 @@ async def _tenant(connection: Connection, name: str) -> str:
 
 
 async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:
-    """Finalise the bill of January: of nothing but a debit of 500, of which 200 are disputed."""
+    """Finalise the bill of January: of nothing but a debit of 500, of which 200 are disputed.
+
+    Of a payment of 50 nothing is left.
+    """
     january = cycle_at(BEGAN + timedelta(days=9), "Europe/Berlin", 1)
     statement = {"exact": "0", "total": "0", "from_money": "0", "due": "0", "lines": []}
     await connection.execute(
@@ -214,7 +217,13 @@ async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:
         purpose="account", amount=Decimal(50), currency="EUR", method="transfer",
         reference=f"of {name}", received_at=NOW,
     )  # fmt: skip
-    await record_payment(connection, fleet=fleet, payment=payment, key="payment", now=NOW)
+    bounced, _ = await record_payment(
+        connection, fleet=fleet, payment=payment, key="payment", now=NOW
+    )
+    await reverse(
+        connection, tenant_no=fleet.tenant_no, payment_no=bounced.payment_no, reason="bounced",
+        key="reversal", now=NOW,
+    )  # fmt: skip
     await open_dispute(
         connection,
         line=1,

@@ -20,15 +20,15 @@ def posted(client: httpx.Client, path: str, order: dict[str, Any], *, key: str, 
 
 
 def test_an_account_from_the_first_payment_to_the_last(api: "ApiUnderTest") -> None:
-    # The bill of January: 500 and 19 % of tax, 50 of it paid, 200 and tax disputed.
+    # The bill of January: 500 and 19 % of tax, 200 and tax disputed. A payment bounced.
     before = body(api.acme.get(f"{NORTH}/account"))
     (bill,) = before["unpaid_bills"]
-    assert (bill["open"], bill["held"], bill["payable"]) == ("545.00", "238.00", "307.00")
-    assert (before["balance"], before["credit"], before["owed"]) == ("-545.00", "0.00", "545.00")
+    assert (bill["open"], bill["held"], bill["payable"]) == ("595.00", "238.00", "357.00")
+    assert (before["balance"], before["credit"], before["owed"]) == ("-595.00", "0.00", "595.00")
     shown = body(api.acme.get(f"/v1/bills/{bill['bill_no']}"))
-    assert (shown["payable"], shown["held"]) == ("307.00", "238.00")
+    assert (shown["payable"], shown["held"]) == ("357.00", "238.00")
     order = {
-        "amount": "310.00", "currency": "EUR", "method": "transfer", "reference": "4711",
+        "amount": "360.00", "currency": "EUR", "method": "transfer", "reference": "4711",
         "received_at": AT,
     }  # fmt: skip
     payment = posted(api.acme, f"{NORTH}/payments", order, key="p", status=201)
@@ -47,14 +47,14 @@ def test_an_account_from_the_first_payment_to_the_last(api: "ApiUnderTest") -> N
     assert (account["credit"], account["owed"]) == ("0.00", "236.00")
     path = f"/v1/payments/{number}/reversal"
     taken = posted(api.acme, path, {"reason": "returned"}, key="v", status=201)
-    assert (taken["free"], taken["returned"]) == ("0.00", "310.00")
+    assert (taken["free"], taken["returned"]) == ("0.00", "360.00")
     after = body(api.acme.get(f"{NORTH}/account"))
     assert after == before
     entries = body(api.acme.get(f"{NORTH}/account/entries", params={"limit": 3}))
     assert [each["kind"] for each in entries["items"]] == ["billing", "payment", "allocation"]
     rest = body(api.acme.get(f"{NORTH}/account/entries", params={"cursor": entries["next_cursor"]}))
     assert [each["kind"] for each in rest["items"]] == [
-        "payment", "allocation", "refund", "allocation", "release", "reversal",
+        "release", "reversal", "payment", "allocation", "refund", "allocation", "release", "reversal",
     ]  # fmt: skip
     # Nothing of another tenant can be paid or taken back.
     foreign = {"Idempotency-Key": "x"}

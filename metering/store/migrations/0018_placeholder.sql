@@ -1,0 +1,3 @@
+-- Kept for a change that is not made yet.
+
+SELECT;
