@@ -198,13 +198,13 @@ async def set_suspension_state(
 async def devices_to_suspend(
     connection: Connection, suspension: Suspension, *, now: datetime, limit: int
 ) -> list[int]:
-    """Return devices of the fleet that are active now and not in the suspension yet, ascending."""
+    """Return devices of the fleet that are active now, ascending, after those that it holds already."""
     found = await connection.execute(
         "SELECT device_no FROM device WHERE fleet_no = %(fleet_no)s"
         " AND (SELECT state FROM device_state_change AS said WHERE said.device_no = device.device_no"
         "   AND effective_from <= %(now)s ORDER BY effective_from DESC LIMIT 1) = 'active'"
-        " AND NOT EXISTS (SELECT FROM payment_suspension_device AS held"
-        "   WHERE held.device_no = device.device_no AND suspension_no = %(suspension_no)s)"
+        " AND device_no > (SELECT coalesce(max(device_no), 0) FROM payment_suspension_device"
+        "   WHERE suspension_no = %(suspension_no)s)"
         " ORDER BY device_no LIMIT %(limit)s",
         {
             "fleet_no": suspension.fleet_no,

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from api.app import create_app
@@ -22,7 +23,7 @@ from metering.payments.request_payment import Wanted, request_payment
 from metering.payments.stripe import Stripe, amount_of, minor_amount
 from metering.settings import Settings
 from metering.store.collecting import PaymentPolicy, set_payment_policy
-from metering.store.connection import connect
+from metering.store.connection import Connection, connect
 from metering.store.payment_requests import PaymentRequest, list_requests
 from metering.store.payments import Purpose, list_payments
 from tests.integration.billing_scene import again, billed, entered, finalised
@@ -39,6 +40,7 @@ from tests.integration.payment_provider import (
     signature_of,
 )
 from tests.integration.payment_scene import NOW, account, events, money, wallet
+from tests.integration.test_bills import die_after
 
 READER = Stripe(None, secret=None, webhook_secret=SECRET)
 SETTINGS = Settings(payment_retry_seconds=8)
@@ -60,10 +62,14 @@ async def wanted(
     return request
 
 
-async def asked(scene: Scene, provider: Provider, *, now: datetime) -> int:
+async def asked(
+    scene: Scene, provider: Provider, *, now: datetime, connection: Connection | None = None
+) -> int:
     async with httpx.AsyncClient(base_url=provider.url, timeout=60) as client:
         stripe = Stripe(client, secret=KEY, webhook_secret=SECRET)
-        return await ask_due(scene.connection, stripe, SETTINGS, now=now, random=Random(1))  # noqa: S311 - reproducible
+        return await ask_due(
+            connection or scene.connection, stripe, SETTINGS, now=now, random=Random(1)
+        )
 
 
 async def told(scene: Scene, body: bytes) -> bool:
@@ -107,6 +113,34 @@ def test_a_wallet_that_is_low_is_topped_up_once_whatever_the_provider_answers(
         assert await asked(scene, provider, now=now + timedelta(days=2)) == 0
 
     with providing(Provider(ways=list(ways))) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def test_a_crash_while_the_provider_is_asked_takes_the_money_once(database_url: str) -> None:
+    """The session dies after each statement in turn: before the provider is asked, and after it took it."""
+
+    async def story(scene: Scene, provider: Provider) -> None:
+        await wanted(scene, "60.00", "one")
+        now, survived = NOW, 0
+        while True:
+            async with await connect(database_url, application="test", autocommit=True) as other:
+                die_after(other, survived)
+                try:
+                    await asked(scene, provider, now=now, connection=other)
+                except psycopg.OperationalError:
+                    survived += 1
+                else:
+                    break
+            # Whoever died leaves it alone for as long as an answer may take.
+            now += timedelta(minutes=2)
+            assert survived < 100
+        assert survived > 10
+        assert len(provider.requests) > 5
+        assert len(provider.intents) == 1
+        assert (await account(scene)).wallet == 60
+        assert await events(scene, "payment.received") == 1
+
+    with providing(Provider()) as provider:
         billed(database_url, lambda scene: story(scene, provider))
 
 

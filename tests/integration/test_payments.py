@@ -11,6 +11,7 @@ import pytest
 from metering.billing.dispute import open_dispute
 from metering.billing.notes import NoteEntry
 from metering.billing.pay import Share, allocate_credit, record_payment
+from metering.billing.preview import preview
 from metering.billing.settle import settle
 from metering.billing.void import void
 from metering.errors import Conflict, InvalidValue
@@ -160,7 +161,9 @@ def test_a_bill_that_is_voided_gives_back_its_money_to_where_it_came_from(
     async def story(scene: Scene) -> None:
         await paid(scene, "40.00", key="ahead", purpose="wallet")
         await entered(scene, "100.00", bill=await draft_of(scene, FEBRUARY))
+        shown = await preview(scene.connection, scene.fleet, at=FEBRUARY.start)
         february = await finalised(scene, FEBRUARY)
+        assert (shown.totals.prepaid, shown.totals.due) == (money("40.00"), owed(february))
         prepaid = money("40.00")
         assert february.drawn_from is not None
         assert february.drawn_from["wallet"] == "40.00"
