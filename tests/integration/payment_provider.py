@@ -23,7 +23,7 @@ Way = Literal["takes", "takes and drops", "hangs", "in use", "fails", "declines"
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """Return a recorded message."""
+    """Return a message of the shape that the provider's API reference (2024-06-20) shows."""
     document: dict[str, Any] = json.loads((RECORDED / f"{name}.json").read_text())
     return document
 
@@ -31,7 +31,7 @@ def recorded(name: str) -> dict[str, Any]:
 def event_of(
     kind: str, event_id: str, *, intent_id: str, request_id: str | None = None, **amounts: int
 ) -> bytes:
-    """Return an event as it was recorded, but of another intent, request and amounts."""
+    """Return an event of that shape, of an intent and a request, with amounts."""
     event = recorded(kind)
     told = event["data"]["object"]
     event["id"] = event_id

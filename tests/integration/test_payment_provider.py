@@ -68,7 +68,11 @@ async def asked(
     async with httpx.AsyncClient(base_url=provider.url, timeout=60) as client:
         stripe = Stripe(client, secret=KEY, webhook_secret=SECRET)
         return await ask_due(
-            connection or scene.connection, stripe, SETTINGS, now=now, random=Random(1)
+            connection or scene.connection,
+            stripe,
+            SETTINGS,
+            now=now,
+            random=Random(1),  # noqa: S311 - reproducible
         )
 
 
