@@ -26,6 +26,7 @@ from metering.ingest.admission import (
     unknown_device,
 )
 from metering.ingest.device_cache import DeviceCache
+from metering.ingest.host_state import HostState
 from metering.ingest.narrowing import narrowed
 from metering.ingest.translating import Translator
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
@@ -102,6 +103,8 @@ class Ingester:
             tasks.create_task(self._write_for_ever())
             tasks.create_task(self._acknowledger.run())
             tasks.create_task(self._broker.run())
+            if self._settings.ingest_sparkplug:
+                tasks.create_task(HostState(self._settings).run())
 
     def _received(self, delivery: Delivery) -> None:
         if delivery.properties or not delivery.topic.endswith(_NATIVE):

@@ -4,6 +4,7 @@ A metric and its timestamp identify a value. The sequence number, 0 to 255, tell
 lost: it comes round too soon to identify anything.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from metering.wire.sample import (
     Sample,
     Translated,
     instant_of_microseconds,
+    json_document,
     microseconds_of,
     number_of,
     refused,
@@ -31,6 +33,8 @@ from metering.wire.sparkplug_schema import PAYLOAD
 NAMESPACE = "spBv1.0"
 SEQ_COUNT = 256
 """Sequence numbers go from 0 to one less, and round (§6.4.3)."""
+HOST_ID = "fleetmeter"
+"""How the platform is called as a host application; a broker has one deployment of it."""
 REBIRTH = "Node Control/Rebirth"
 BD_SEQ = "bdSeq"
 _BOOLEAN, _UINT64 = 11, 8
@@ -89,6 +93,31 @@ def parse_topic(topic: str) -> SparkplugTopic | None:
 def command_topic(group: str, edge_node: str) -> str:
     """Return the topic on which an edge node hears commands."""
     return f"{NAMESPACE}/{group}/NCMD/{edge_node}"
+
+
+def state_topic() -> str:
+    """Return the topic on which the platform says whether it is there (§6.4.13)."""
+    return f"{NAMESPACE}/STATE/{HOST_ID}"
+
+
+def host_state(at: datetime, *, is_online: bool) -> bytes:
+    """Write what the platform says there; the later of two instants counts, in milliseconds."""
+    state = {"online": is_online, "timestamp": microseconds_of(at) // 1000}
+    return json.dumps(state, separators=(",", ":")).encode()
+
+
+def offline_since(payload: object) -> datetime | None:
+    """Return the instant of a state that says that nobody is there; None for any other payload."""
+    try:
+        state = json_document(payload if isinstance(payload, bytes) else b"")
+        if not isinstance(state, dict) or state.get("online") is not False:
+            return None
+        told = state.get("timestamp")
+        if isinstance(told, bool) or not isinstance(told, int):
+            return None
+        return instant_of_microseconds(told * 1000, "timestamp")
+    except InvalidValue:
+        return None
 
 
 class WireMetric(Protocol):

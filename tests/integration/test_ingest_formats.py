@@ -373,6 +373,31 @@ def test_an_edge_node_s_births_are_known_after_the_ingester_s_death(
     wait_until(lambda: len(node.asked) == 2, "a request for rebirth by who saw a gap")
 
 
+def test_edge_nodes_hear_whether_the_platform_is_there(
+    pipeline: Pipeline, client: DeviceClient
+) -> None:
+    topic, states = sparkplug.state_topic(), list[dict[str, int]]()
+    client.client.message_callback_add(
+        topic, lambda _c, _d, message: states.append(json.loads(message.payload))
+    )
+    client.client.subscribe(topic, qos=1)
+    wait_until(lambda: states and states[-1]["online"], "the state of an ingester that runs")
+    # What another ingester's end says is denied: with a later instant, for edge nodes heed the latest.
+    denied = states[-1]["timestamp"] + 60_000
+    client.publish_to(topic, json.dumps({"online": False, "timestamp": denied}).encode())
+    wait_until(lambda: states[-1]["online"] and states[-1]["timestamp"] > denied, "a denial")
+    last = states[-1]["timestamp"]
+    pipeline.kill("ingest")
+    wait_until(lambda: not states[-1]["online"], "the broker's word for an ingester that is gone")
+    assert states[-1]["timestamp"] >= last
+    pipeline.start_ingest()
+    wait_until(
+        lambda: states[-1]["online"] and states[-1]["timestamp"] > last,
+        "the state of an ingester that is back, later than all before",
+    )
+    client.client.unsubscribe(topic)
+
+
 CARRIER_MAPPING: Mapping[str, object] = {
     "carrier": {"charged": "device", "devices": {"probe-36": "carrier"}, "senders": ["probe-34"]}
 }

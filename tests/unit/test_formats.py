@@ -262,6 +262,22 @@ def test_the_request_for_rebirth_is_what_the_standard_says() -> None:
     assert sparkplug.rebirth_request(AT) == golden("sparkplug_rebirth.hex")
 
 
+def test_the_host_s_state_is_what_the_standard_says() -> None:
+    assert sparkplug.state_topic() == "spBv1.0/STATE/fleetmeter"
+    online, offline = (sparkplug.host_state(AT, is_online=each) for each in (True, False))
+    assert online == b'{"online":true,"timestamp":1774746000000}'
+    assert sparkplug.offline_since(offline) == AT
+    for other in (
+        online,
+        b"",
+        b"OFFLINE",
+        b"[]",
+        b'{"online":false}',
+        b'{"online":0,"timestamp":1}',
+    ):
+        assert sparkplug.offline_since(other) is None
+
+
 def test_signed_values_are_read_as_they_were_written() -> None:
     payload: Any = PAYLOAD(timestamp=int(AT.timestamp() * 1000))
     payload.metrics.add(name="Net/Tx", datatype=3, int_value=2**32 - 5)
