@@ -70,18 +70,42 @@ def let_in(
     A client of a `password` of None keeps the one that it has; one that never had any gets in by
     certificate only. `client_id` is the only one under which it may connect; None: its name.
     """
-    client: Command = {"username": username, "clientid": client_id or username}
-    if password is not None:
-        client["password"] = password
-    roles = [{"rolename": username, "priority": 0}]
-    rules = rules_of(topics)
+    role, client = _role_and_client(username, topics, password=password, client_id=client_id)
     return [
-        {"command": "createRole", "rolename": username, "acls": rules},
-        {"command": "modifyRole", "rolename": username, "acls": rules},
-        {"command": "createClient", **client, "roles": roles},
-        {"command": "modifyClient", **client, "roles": roles},
+        {"command": "createRole", **role},
+        {"command": "modifyRole", **role},
+        {"command": "createClient", **client},
+        {"command": "modifyClient", **client},
         {"command": "enableClient", "username": username},
     ]
+
+
+def make_anew(
+    username: str, topics: Topics, *, password: str | None, client_id: str | None = None
+) -> list[Command]:
+    """Return the commands that make a client as `let_in` does, but with nothing of one of that name.
+
+    For a name that was not known only two of them change anything: the plugin writes its file no oftener.
+    """
+    role, client = _role_and_client(username, topics, password=password, client_id=client_id)
+    return [
+        *shut_out(username),
+        {"command": "createRole", **role},
+        {"command": "createClient", **client},
+    ]
+
+
+def _role_and_client(
+    username: str, topics: Topics, *, password: str | None, client_id: str | None
+) -> tuple[Command, Command]:
+    client: Command = {
+        "username": username,
+        "clientid": client_id or username,
+        "roles": [{"rolename": username, "priority": 0}],
+    }
+    if password is not None:
+        client["password"] = password
+    return {"rolename": username, "acls": rules_of(topics)}, client
 
 
 def allow(username: str, topics: Topics) -> list[Command]:

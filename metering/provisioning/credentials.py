@@ -11,7 +11,7 @@ import aiomqtt
 from metering.broker_address import broker_of
 from metering.broker_administration import Administration, administration
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder, write_private
-from metering.credentials.dynamic_security import Command, let_in, shut_out
+from metering.credentials.dynamic_security import Command, make_anew, shut_out
 from metering.credentials.password import hash_of, new_password
 from metering.credentials.rights import (
     Right,
@@ -166,8 +166,7 @@ class Provisioning:
                     self._connection, numbers[device_id], now=now, expires_at=now + good_for
                 )
                 name = claim_username(self._tenant_id, device_id)
-                commands += shut_out(name)
-                commands += let_in(
+                commands += make_anew(
                     name,
                     claim_topics(self._settings.topic_root, self._tenant_id, device_id),
                     password=code,
@@ -209,7 +208,7 @@ class Provisioning:
         topics = device_topics(self._settings.topic_root, self._tenant_id, device_id, right)
         if right is Right.NONE:
             return shut_out(name)
-        return [*shut_out(name), *let_in(name, topics, password=password)]
+        return make_anew(name, topics, password=password)
 
     async def _tell(self, commands: Sequence[Command]) -> None:
         if self._broker is not None and commands:
