@@ -1,8 +1,9 @@
 """Measure what credentials cost at the broker, and how soon a suspension holds there.
 
-Run by `make bench-credentials`. For each number of devices that have a credential: how long it takes to
-give more of them one, all at once; and from the commit of a device's suspension to the moment at which the
-broker takes nothing more of it, with a real `fleetmeter control` and a device that never stops publishing.
+Run by `make bench-credentials`. For each number of devices: how long it takes to give all of them a
+credential with a restart of the broker, and some more while it runs; and from the commit of a device's
+suspension to the moment at which the broker takes nothing more of it, with a real `fleetmeter control` and
+a device that never stops publishing.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from metering.store.registry import Fleet, ensure_devices, ensure_fleet, ensure_
 from metering.store.terms import set_state
 
 WAIT_SECONDS_MAX = 120.0
-TOGETHER = 1000
+TOGETHER = 100
 """Devices that are given a credential by one command."""
 
 
@@ -92,7 +93,7 @@ class Bench:
         self.fleet = fleet
         self.devices = 0
 
-    async def add(self, count: int) -> tuple[float, list[Given]]:
+    async def add(self, count: int, *, restart_broker: bool = False) -> tuple[float, list[Given]]:
         """Give more devices a password each, so many at once; return the seconds and the passwords."""
         names = [f"device-{number}" for number in range(self.devices, self.devices + count)]
         self.devices += count
@@ -101,12 +102,9 @@ class Bench:
             await ensure_devices(
                 self.connection, fleet=self.fleet, device_ids=names, active_from=now, now=now
             )
-        given: list[Given] = []
         began = time.monotonic()
-        async with provisioning(self.settings, TENANT) as made:
-            for first in range(0, count, TOGETHER):
-                some = names[first : first + TOGETHER]
-                given += await made.give_passwords(some, now=now, anew=False)
+        async with provisioning(self.settings, TENANT, restart_broker=restart_broker) as made:
+            given = await made.give_passwords(names, now=now, anew=False)
         return time.monotonic() - began, given
 
     async def suspend(self, given: Given) -> float:
@@ -173,20 +171,22 @@ async def measure(settings: Settings, sizes: Sequence[int], rounds: int) -> dict
             time_zone="Europe/Berlin", anchor_day=1, now=now,
         )  # fmt: skip
         bench = Bench(settings, connection, fleet)
-        print("devices   100 more at once   1 more   suspended until cut off: median, longest (ms)")
+        print(
+            "devices   all, with a restart   100 more   1 more   suspension, ms: median   longest"
+        )
         for size in sizes:
-            if size > bench.devices:
-                await bench.add(size - bench.devices)
-            (many, given), (one, _) = await bench.add(100), await bench.add(1)
+            first, _ = await bench.add(size - bench.devices, restart_broker=True)
+            (many, given), (one, _) = await bench.add(TOGETHER), await bench.add(1)
             with tempfile.TemporaryDirectory() as folder, control(settings, Path(folder)):
                 await bench.suspend(given.pop())  # the first one waits until the process is up
                 delays = [await bench.suspend(given.pop()) for _ in range(rounds)]
             print(
-                f"{size:>7} {many:>16.2f} s {one:>6.2f} s"
-                f" {1000 * median(delays):>32.0f} {1000 * max(delays):>8.0f}",
+                f"{size:>7} {first:>19.2f} s {many:>8.2f} s {one:>6.2f} s"
+                f" {1000 * median(delays):>23.0f} {1000 * max(delays):>9.0f}",
                 flush=True,
             )
             written |= {
+                f"add_{size}_with_a_restart_s": round(first, 3),
                 f"add_100_at_{size}_s": round(many, 3),
                 f"add_1_at_{size}_s": round(one, 3),
                 f"suspension_at_{size}_ms_p50": round(1000 * median(delays), 1),

@@ -20,8 +20,8 @@ from metering.credentials.dynamic_security import (
 from metering.errors import BrokerRefused
 
 _ANSWER_SECONDS_MAX = 30.0
-_COMMANDS_MAX = 500
-"""Most commands of a message: the plugin writes its file once for each of them."""
+_COMMANDS_MAX = 10
+"""Most commands of a message: the plugin writes its whole file for each, and serves nobody meanwhile."""
 _PAGE = 1000
 
 
@@ -70,7 +70,12 @@ class Administration:
     async def _ask(self, commands: Sequence[Command]) -> list[dict[str, Any]]:
         mark = secrets.token_hex(8)
         marked = [{**each, "correlationData": mark} for each in commands]
-        await self._client.publish(CONTROL_TOPIC, json.dumps({"commands": marked}), qos=1)
+        await self._client.publish(
+            CONTROL_TOPIC,
+            json.dumps({"commands": marked}),
+            qos=1,
+            timeout=_ANSWER_SECONDS_MAX,
+        )
         end_if_cancelled()
         answers: list[dict[str, Any]] = []
         try:

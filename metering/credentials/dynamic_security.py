@@ -7,7 +7,7 @@ the topics themselves leaves nothing to a pattern that a name could bend.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metering.credentials.password import PasswordHash
+from metering.credentials.password import PasswordHash, hash_of
 from metering.credentials.rights import PROCESS_TOPICS, PROCESS_USERNAME, Topics
 
 CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
@@ -71,11 +71,12 @@ def let_in(
     certificate only. `client_id` is the only one under which it may connect; None: its name.
     """
     role, client = _role_and_client(username, topics, password=password, client_id=client_id)
+    roles = [{"rolename": username, "priority": 0}]
     return [
         {"command": "createRole", **role},
         {"command": "modifyRole", **role},
         {"command": "createClient", **client},
-        {"command": "modifyClient", **client},
+        {"command": "modifyClient", **client, "roles": roles},
         {"command": "enableClient", "username": username},
     ]
 
@@ -85,24 +86,26 @@ def make_anew(
 ) -> list[Command]:
     """Return the commands that make a client as `let_in` does, but with nothing of one of that name.
 
-    For a name that was not known only two of them change anything: the plugin writes its file no oftener.
+    For a name that was not known only three of them change anything: the plugin writes its file no oftener.
     """
     role, client = _role_and_client(username, topics, password=password, client_id=client_id)
     return [
         *shut_out(username),
         {"command": "createRole", **role},
         {"command": "createClient", **client},
+        {"command": "addClientRole", "username": username, "rolename": username, "priority": 0},
     ]
 
 
 def _role_and_client(
     username: str, topics: Topics, *, password: str | None, client_id: str | None
 ) -> tuple[Command, Command]:
-    client: Command = {
-        "username": username,
-        "clientid": client_id or username,
-        "roles": [{"rolename": username, "priority": 0}],
-    }
+    """Return a role, and a client without it.
+
+    A role that a client was created with, Mosquitto 2.0 does not know to have it: it deletes the role and
+    leaves the client pointing to where it was, and crashes when the client publishes.
+    """
+    client: Command = {"username": username, "clientid": client_id or username}
     if password is not None:
         client["password"] = password
     return {"rolename": username, "acls": rules_of(topics)}, client
@@ -136,6 +139,34 @@ def shut_out(username: str) -> list[Command]:
         {"command": "disableClient", "username": username},
         {"command": "deleteClient", "username": username},
     ]
+
+
+def with_commands(document: Mapping[str, Any], commands: Sequence[Command]) -> dict[str, Any]:
+    """Return the plugin's file as it is after the commands of this module, for a broker that is stopped."""
+    clients = {each["username"]: each for each in document.get("clients", ())}
+    roles = {each["rolename"]: each for each in document.get("roles", ())}
+    for command in commands:
+        given = {key: value for key, value in command.items() if key != "command"}
+        username = str(given.get("username"))
+        match command["command"]:
+            case "createRole" | "modifyRole":
+                roles[given["rolename"]] = given
+            case "deleteRole":
+                roles.pop(given["rolename"], None)
+            case "createClient" | "modifyClient":
+                password = given.pop("password", None)
+                hashed = {} if password is None else hash_of(password).as_dynamic_security()
+                clients[username] = {**clients.get(username, {}), **given, **hashed}
+            case "addClientRole":
+                role = {"rolename": given["rolename"], "priority": given["priority"]}
+                clients[username]["roles"] = [role]
+            case "enableClient":
+                clients[username].pop("disabled", None)
+            case "disableClient" if username in clients:
+                clients[username]["disabled"] = True
+            case "deleteClient":
+                clients.pop(username, None)
+    return {**document, "clients": list(clients.values()), "roles": list(roles.values())}
 
 
 def rules_of(topics: Topics) -> list[dict[str, object]]:

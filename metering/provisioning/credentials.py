@@ -5,11 +5,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import aiomqtt
 
 from metering.broker_address import broker_of
-from metering.broker_administration import Administration, administration
+from metering.broker_administration import administration
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder, write_private
 from metering.credentials.dynamic_security import Command, make_anew, shut_out
 from metering.credentials.password import hash_of, new_password
@@ -23,6 +24,7 @@ from metering.credentials.rights import (
 )
 from metering.errors import BrokerRefused, Conflict
 from metering.ids import TenantNo
+from metering.provisioning.broker_file import BrokerFile
 from metering.settings import Settings
 from metering.stack import lifecycle
 from metering.stack.broker_files import REVOKED_FILE, write_revoked
@@ -52,6 +54,13 @@ class Given:
     certificate: bytes | None = field(default=None, repr=False)
 
 
+class Teller(Protocol):
+    """Whoever makes a broker do what the plugin's commands say."""
+
+    async def tell(self, commands: Sequence[Command]) -> None:
+        """Have the commands done; raises `BrokerRefused`."""
+
+
 class Provisioning:
     """Credentials of one tenant's devices. Who else tells the broker waits meanwhile."""
 
@@ -59,7 +68,7 @@ class Provisioning:
         self,
         settings: Settings,
         connection: Connection,
-        broker: Administration | None,
+        broker: Teller | None,
         tenant_id: str,
         tenant: TenantNo,
     ) -> None:
@@ -221,9 +230,12 @@ class Provisioning:
 
 
 @asynccontextmanager
-async def provisioning(settings: Settings, tenant_id: str) -> AsyncIterator[Provisioning]:
+async def provisioning(
+    settings: Settings, tenant_id: str, *, restart_broker: bool = False
+) -> AsyncIterator[Provisioning]:
     """Connect to database and broker for the credentials of a tenant's devices.
 
+    With `restart_broker` the stack's broker is told of each operation by its file, while it is stopped.
     Raises `NotFound` when there is no such tenant, `BrokerRefused` when the broker cannot be told.
     """
     async with (
@@ -232,9 +244,14 @@ async def provisioning(settings: Settings, tenant_id: str) -> AsyncIterator[Prov
         ) as connection,
         telling(connection),
     ):
+        # A transaction waits while the broker is told, of thousands of devices for minutes.
+        await connection.execute("SET idle_in_transaction_session_timeout = 0")
         tenant = await tenant_no(connection, tenant_id)
         if settings.broker_rights == "database":
             yield Provisioning(settings, connection, None, tenant_id, tenant)
+            return
+        if restart_broker:
+            yield Provisioning(settings, connection, BrokerFile(settings), tenant_id, tenant)
             return
         try:
             async with administration(broker_of(None, settings)) as broker:

@@ -16,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
+from metering.cli import main
 from metering.control.controller import Controller
 from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
@@ -353,6 +354,48 @@ def test_a_wildcard_as_a_name_gets_nowhere(settings: Settings, tmp_path: Path, n
         assert not device.may_subscribe(topic(A, "command"))
         assert not device.may_subscribe(f"{ROOT}/{name.rstrip('#+/')}/#")
         assert not device.may_subscribe(f"{ROOT}/+/+/command")
+
+
+def test_many_are_told_at_once_while_the_broker_is_stopped(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert settings.database_url is not None
+    monkeypatch.setenv("FLEETMETER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", settings.database_url.get_secret_value())
+    (a,) = give_passwords(settings, A)
+    ids = tmp_path / "ids"
+    ids.write_text(f"{B}\n")
+    with_restart = ["--tenant", TENANT, "--restart-broker"]
+    assert main(["device", "add", *with_restart, "--from", str(ids)]) == 0
+    username, password = capsys.readouterr().out.split()
+    b = Given(username=username, password=password)
+    with by_password(settings, a) as device, by_password(settings, b) as other:
+        check_own_branch_alone(device, A, B)
+        check_own_branch_alone(other, B, A)
+    a = give_passwords(settings, A, anew=True)[0]  # the plugin writes the file anew
+    assert _entries(settings, A) == _entries(settings, B)
+    assert main(["device", "rotate", *with_restart, A]) == 0
+    with pytest.raises(Refused), by_password(settings, a):
+        pass
+    assert main(["device", "revoke", *with_restart, A, B]) == 0
+    with pytest.raises(Refused), by_password(settings, b):
+        pass
+    assert _entries(settings, B) == ([], [])
+
+
+def _entries(settings: Settings, device: str) -> tuple[list[object], list[object]]:
+    """Return what the plugin's file says of a device, but for its name and its password."""
+    text = (broker_folder(settings) / "dynamic-security.json").read_text("utf-8")
+    document = json.loads(text.replace(device, "DEVICE"))
+    name = f"{TENANT}/DEVICE"
+    secret = {"password": "", "salt": "", "iterations": 0}
+    return (
+        [each | secret for each in document["clients"] if each["username"] == name],
+        [each for each in document["roles"] if each["rolename"] == name],
+    )
 
 
 def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
