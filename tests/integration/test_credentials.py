@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from pydantic import SecretStr
@@ -24,6 +25,7 @@ from metering.provisioning.command import make_key
 from metering.provisioning.credentials import Given, provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
+from metering.stack import lifecycle, mosquitto
 from metering.store.connection import connect
 from metering.store.registry import ensure_devices, lock_shard
 from metering.store.terms import set_state
@@ -32,6 +34,7 @@ from tests.integration.pipeline import TENANT, Operator
 
 A, B = "sensor-a", "sensor-b"
 ROOT = "fm/v1"
+SHIPPED = Path(__file__).parents[2] / "broker_config" / "mosquitto" / "mosquitto.conf"
 NOW = datetime.now(UTC)
 
 
@@ -161,6 +164,55 @@ def test_older_tls_is_refused(settings: Settings) -> None:
     folder = broker_folder(settings)
     text = (folder / "mosquitto.conf").read_text()
     assert text.count("tls_version tlsv1.2") == 3 == text.count("certfile ")
+
+
+def _directives(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_what_the_broker_serves_is_what_is_shipped(settings: Settings) -> None:
+    folder, at = broker_folder(settings), ports(settings)
+    pid = next(each.pid for each in lifecycle.status(_own(settings)) if each.name == "broker")
+    broker = psutil.Process(pid)
+    assert broker.cmdline()[1:] == ["-c", str(folder / "mosquitto.conf")]
+    served = _directives((folder / "mosquitto.conf").read_text())
+    shipped = _directives(SHIPPED.read_text().replace("/etc/fleetmeter/", f"{folder}/"))
+    of_machine = [(one, other) for one, other in zip(shipped, served, strict=True) if one != other]
+    assert [one.split()[0] for one, _ in of_machine] == [
+        "plugin", "persistence_location", "log_dest", *["listener"] * 4,
+    ]  # fmt: skip
+    assert served.count("allow_anonymous false") == served.count("persistence true") == 1
+    numbers = [at.processes, at.passwords, at.certificates, at.claims]
+    listening = sorted(each.laddr for each in broker.net_connections() if each.status == "LISTEN")
+    assert listening == sorted(("127.0.0.1", each) for each in numbers)
+    # Of our own processes on the loopback interface only, wherever devices are listened to.
+    assert [one for one, _ in of_machine][-4:] == [
+        "listener 1883 127.0.0.1", *(f"listener {each} 0.0.0.0" for each in (8883, 8884, 8885)),
+    ]  # fmt: skip
+    elsewhere = settings.model_copy(update={"device_listen_host": "192.0.2.1"})
+    text = mosquitto.render(
+        SHIPPED.read_text(), ports=at, host=elsewhere.device_listen_host, folder=folder,
+        plugin=folder, log="stderr",
+    )  # fmt: skip
+    assert f"\nlistener {at.processes} 127.0.0.1\n" in text
+    assert text.count("192.0.2.1") == 3
+
+
+def test_the_broker_holds_devices_to_its_limits(settings: Settings) -> None:
+    (given,) = give_passwords(settings, A)
+    limits = dict(line.split(" ", 1) for line in _directives(SHIPPED.read_text()))
+    largest = int(limits["max_packet_size"])
+    assert int(limits["max_queued_bytes"]) > 0
+    with by_password(settings, given) as device:
+        assert device.limits["MaximumPacketSize"] == largest
+        assert device.limits["ReceiveMaximum"] == int(limits["max_inflight_messages"])
+        assert device.may_publish(topic(A, "usage"), "x" * (largest // 2))
+        assert not device.may_publish(topic(A, "usage"), "x" * largest), "too large a packet"
+
+
+def _own(settings: Settings) -> Settings:
+    """Return settings by which the stack's servers are its own, not somebody's."""
+    return settings.model_copy(update={"broker_url": None, "database_url": None})
 
 
 def test_secrets_are_for_their_owner_alone(settings: Settings) -> None:
