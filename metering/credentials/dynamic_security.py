@@ -141,8 +141,19 @@ def shut_out(username: str) -> list[Command]:
     ]
 
 
+def hashed(commands: Sequence[Command]) -> list[Command]:
+    """Return commands with what the plugin's file keeps of a password in the password's place."""
+    return [
+        {key: value for key, value in each.items() if key != "password"}
+        | hash_of(each["password"]).as_dynamic_security()
+        if "password" in each
+        else each
+        for each in commands
+    ]
+
+
 def with_commands(document: Mapping[str, Any], commands: Sequence[Command]) -> dict[str, Any]:
-    """Return the plugin's file as it is after the commands of this module, for a broker that is stopped."""
+    """Return the plugin's file as it is after `hashed` commands of this module, for a stopped broker."""
     clients = {each["username"]: each for each in document.get("clients", ())}
     roles = {each["rolename"]: each for each in document.get("roles", ())}
     for command in commands:
@@ -154,9 +165,7 @@ def with_commands(document: Mapping[str, Any], commands: Sequence[Command]) -> d
             case "deleteRole":
                 roles.pop(given["rolename"], None)
             case "createClient" | "modifyClient":
-                password = given.pop("password", None)
-                hashed = {} if password is None else hash_of(password).as_dynamic_security()
-                clients[username] = {**clients.get(username, {}), **given, **hashed}
+                clients[username] = {**clients.get(username, {}), **given}
             case "addClientRole":
                 role = {"rolename": given["rolename"], "priority": given["priority"]}
                 clients[username]["roles"] = [role]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from metering.credentials.dynamic_security import Command, with_commands
+from metering.credentials.dynamic_security import Command, hashed, with_commands
 from metering.errors import BrokerRefused
 from metering.settings import Settings
 from metering.stack import lifecycle
@@ -26,10 +26,13 @@ class BrokerFile:
 
         Raises `BrokerRefused` where the stack runs no broker.
         """
+        done = await asyncio.to_thread(
+            hashed, commands
+        )  # before: nobody is served while it is stopped
 
         def write(folder: Path) -> None:
             known = json.loads((folder / DYNAMIC_SECURITY_FILE).read_text("utf-8"))
-            write_dynamic_security(folder, with_commands(known, commands))
+            write_dynamic_security(folder, with_commands(known, done))
 
         if not await asyncio.to_thread(lifecycle.while_broker_is_stopped, self._settings, write):
             raise BrokerRefused("no broker of the stack runs here; leave out --restart-broker")

@@ -193,6 +193,11 @@ class SimulatedRun:
         )
         assert self.process.poll() is None, "the simulator ended early; see its log"
 
+    def end(self) -> int:
+        """Have the devices measure no more; return the exit code, as `finish` does."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.finish()
+
     def finish(self, seconds: float = 100.0) -> int:
         """Wait for the end and return the exit code: 0 when all is acknowledged end to end."""
         return self.process.wait(seconds)
