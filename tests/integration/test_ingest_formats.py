@@ -253,6 +253,7 @@ MAPPING: Mapping[str, object] = {
     "formats": {
         "thingsboard": {
             "count": {"meter": "messages", "quantity": "published", "kind": "total"},
+            "running": {"meter": "sms", "quantity": "seen", "kind": "total", "first": "baseline"},
             "used": {"meter": "data", "up": "tx", "down": "rx", "unit": "kB"},
         },
         "cloudevents": {"sent": {"meter": "sms", "quantity": "*/sms"}},
@@ -280,6 +281,19 @@ def test_thingsboard_telemetry_is_known_by_its_key_and_ts(probe: Probe) -> None:
         probe.send(telemetry, level="/thingsboard")
     probe.expect_charged(**{"by time: thingsboard/count": 5, "by time: thingsboard/used": 3500})
     assert "the other direction" in str(probe.wait_for_rejection()["detail"])
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_counter_that_ran_before_is_charged_from_its_first_value_on(probe: Probe) -> None:
+    series, at = "by time: thingsboard/running", SECONDS * 1000
+    # The first to come is not the first in time, and what stood on the counter then costs nothing.
+    for second, seen, charged in ((10, 1_000_007, 0), (20, 1_000_009, 2), (0, 1_000_000, 9)):
+        telemetry = {"ts": at + second * 1000, "values": {"seen": seen}}
+        for _ in range(2):
+            probe.send(telemetry, level="/thingsboard")
+        probe.expect_charged(**{series: charged})
+    probe.send({"ts": at + 30_000, "values": {"seen": 4}}, level="/thingsboard")
+    probe.expect_charged(**{series: 13})
 
 
 @pytest.mark.usefixtures("mapped")

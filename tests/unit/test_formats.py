@@ -385,6 +385,19 @@ def test_a_mapping_that_is_not_sound_is_refused_with_its_field(
     assert refused.value.field == field
 
 
+def test_a_counter_without_an_epoch_may_begin_at_its_first_value() -> None:
+    series = {"meter": "data", "up": "*/7/0/2", "kind": "total", "unit": "kB"}
+    for first, epoch in (("baseline", "from first"), ("usage", None)):
+        mapping = read_mapping({"formats": {"senml": {"tx": series | {"first": first}}}})
+        pack = golden("senml_object_7.json")
+        (found,) = translated(Format.SENML_JSON, pack, mapping=TenantMapping(mapping)).series
+        assert [each.epoch for each in found.readings] == [epoch] * 2
+    for changes in ({"kind": "delta"}, {"epoch": {"metric": "bearer"}}):
+        broken = series | {"first": "baseline"} | changes
+        with pytest.raises(InvalidValue, match="baseline"):
+            read_mapping({"formats": {"senml": {"tx": broken}}})
+
+
 def test_who_sets_no_mapping_has_connectivity_statistics() -> None:
     mapping = TenantMapping(DEFAULT_DOCUMENT)
     assert mapping.of_format("senml").roles_of("urn:imei:1:/7/0/3") == (
