@@ -116,11 +116,6 @@ def allow(username: str, topics: Topics) -> list[Command]:
     return [{"command": "modifyRole", "rolename": username, "acls": rules_of(topics)}]
 
 
-def restrict(username: str, topics: Topics) -> list[Command]:
-    """Return the commands that change what a client may do, and end its connection."""
-    return [*allow(username, topics), *disconnect(username)]
-
-
 def disconnect(username: str) -> list[Command]:
     """Return the commands that end a client's connection; it may come again."""
     return [
