@@ -7,6 +7,7 @@ import ssl
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -202,6 +203,7 @@ def test_the_broker_holds_devices_to_its_limits(settings: Settings) -> None:
     (given,) = give_passwords(settings, A)
     limits = dict(line.split(" ", 1) for line in _directives(SHIPPED.read_text()))
     largest = int(limits["max_packet_size"])
+    assert largest == 2 * 1024 * 1024, "as operations.md and mqtt.md say"
     assert int(limits["max_queued_bytes"]) > 0
     with by_password(settings, given) as device:
         assert device.limits["MaximumPacketSize"] == largest
@@ -459,29 +461,30 @@ def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
 
 @contextmanager
 def running_control(settings: Settings) -> Iterator[None]:
-    """Run a control process's loops, in a thread of their own."""
-    loop = asyncio.new_event_loop()
+    """Run a control process's loops as `fleetmeter control` does, in a thread of their own."""
     made = settings.model_copy(update={"control_client_id": f"control-{secrets.token_hex(4)}"})
-    task = loop.create_task(Controller(made).run())
-    thread = threading.Thread(target=_until_cancelled, args=(loop, task))
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def run() -> None:
+        task = asyncio.create_task(Controller(made).run())
+        begun.set_result((asyncio.get_running_loop(), task))
+        with suppress(asyncio.CancelledError):
+            await task
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
+    loop, task = begun.result()
     try:
         yield
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
-        loop.close()
 
 
 @pytest.fixture
 def control(settings: Settings) -> Iterator[None]:
     with running_control(settings):
         yield
-
-
-def _until_cancelled(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
-    with suppress(asyncio.CancelledError):
-        loop.run_until_complete(task)
 
 
 def be(settings: Settings, state: DeviceState, *, at: datetime | None = None) -> None:
