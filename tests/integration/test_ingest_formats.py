@@ -413,7 +413,16 @@ def test_edge_nodes_hear_whether_the_platform_is_there(
 
 
 CARRIER_MAPPING: Mapping[str, object] = {
-    "carrier": {"charged": "device", "devices": {"probe-36": "carrier"}, "senders": ["probe-34"]}
+    "formats": {
+        "thingsboard": {
+            "running": {"meter": "data", "up": "tx", "kind": "total", "first": "baseline"}
+        }
+    },
+    "carrier": {
+        "charged": "device",
+        "devices": {"probe-36": "carrier", "probe-33": "carrier"},
+        "senders": ["probe-34"],
+    },
 }
 CARRIER_BOOT = "by id: carrier/probe-34"
 
@@ -499,6 +508,33 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     assert main(load) == 0
     assert "1 new, 1 known, 0 rejected" in capsys.readouterr().out
     by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7002})
+
+
+@pytest.mark.usefixtures("reconciled")
+def test_a_compared_counter_may_begin_at_its_first_value(
+    pipeline: Pipeline,
+    client: DeviceClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    probe = Probe(pipeline, client, "probe-33")
+    at = SECONDS * 1000
+    probe.send(
+        [
+            {"ts": at + second, "values": {"tx": tx}}
+            for second, tx in ((0, 9000), (1, 9500), (2, 20))
+        ],
+        level="/thingsboard",
+    )
+    kept = (
+        "SELECT count(*) FROM compared_reading JOIN device USING (device_no) WHERE device_id = %s"
+    )
+    wait_until(lambda: pipeline.query(kept, probe.device) == [(3,)], "what is kept beside")
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    day = START.date()
+    period = ["--from", f"{day}", "--to", f"{day + timedelta(days=1)}"]
+    assert main(["carrier", "compare", "--tenant", TENANT, *period]) == 0
+    assert "probe-33  data  charged 0  other count 520  " in capsys.readouterr().out
 
 
 def test_only_those_entitled_hand_in_a_carrier_s_records(probe: Probe) -> None:
