@@ -109,6 +109,15 @@ def test_sums_are_counters_and_base_fields_hold_until_they_change() -> None:
     ]
 
 
+def test_a_sum_is_no_delta() -> None:
+    series = {"sent": {"meter": "messages", "quantity": "count"}}
+    mapping = TenantMapping(read_mapping({"formats": {"senml": series}}))
+    pack = b'[{"bt":1774746000,"n":"count","v":4,"s":100},{"n":"count","t":10,"s":104}]'
+    assert told(translated(Format.SENML_JSON, pack, mapping=mapping)) == [
+        ("by time: senml/sent", "01:00:00.000", 0, 0, 4)
+    ]
+
+
 def test_a_relative_time_counts_from_when_the_message_was_sent() -> None:
     pack = (
         b'[{"n":"/7/0/2","v":1},{"n":"/7/0/2","t":-10.5,"v":1},{"bt":-1,"n":"/7/0/2","t":-4,"v":1}]'
