@@ -244,6 +244,43 @@ def test_sparkplug_s_births_define_aliases_and_gaps_ask_for_a_rebirth() -> None:
     assert nodes.rebirths_due(AT + ASKED_APART_MIN) == [("acme", "edge")]
 
 
+def test_a_device_behind_an_edge_node_is_born_with_it_and_again() -> None:
+    nodes = EdgeNodes(watch_sequence=True)
+
+    def take(kind: str, *metrics: sparkplug.Metric, seq: int) -> Translated:
+        topic = sparkplug.parse_topic(f"spBv1.0/acme/{kind}/edge{'/meter' * (kind[0] == 'D')}")
+        assert topic is not None
+        payload = sparkplug.encode(metrics, seq=seq, at=AT)
+        mapping = MAPPING.of_format("sparkplug")
+        outcome = nodes.take(
+            Undecoded(topic, payload, MessageProperties()), mapping, readings_max=9
+        )
+        assert isinstance(outcome, Translated)
+        return outcome
+
+    def due() -> bool:
+        return bool(nodes.rebirths_due(AT + ASKED_APART_MIN * next(turns)))
+
+    turns = iter(range(1, 9))
+    by_alias = sparkplug.Metric(30, AT, alias=7)
+    take("NBIRTH", seq=0)
+    take("DDATA", by_alias, seq=1)
+    assert due(), "the device was not born yet"
+    (born,) = take("DBIRTH", sparkplug.Metric(10, AT, "Net/Tx", 7), seq=2).series
+    (data,) = take("DDATA", by_alias, seq=3).series
+    assert (born.device, data.device) == ("meter", "meter")
+    assert [each.uplink for series in (born, data) for each in series.readings] == [10, 30]
+    assert not due()
+    take("DDEATH", seq=4)
+    take("DDATA", by_alias, seq=5)
+    assert due(), "the device is dead"
+    take("DBIRTH", sparkplug.Metric(10, AT, "Net/Tx", 7), seq=6)
+    take("NBIRTH", seq=0)
+    refused = take("DDATA", by_alias, seq=1)
+    assert "alias 7" in refused.rejections[0].detail, "a node's birth ends those of its devices"
+    assert due()
+
+
 def test_a_late_death_of_an_earlier_birth_is_passed_over() -> None:
     nodes = EdgeNodes(watch_sequence=True)
 
