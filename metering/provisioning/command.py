@@ -79,6 +79,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         raise InvalidValue("device", "none is named", "name one, or a file with --from")
     if len(set(arguments.devices)) < len(arguments.devices):
         raise InvalidValue("device", "named twice", "name each once")
+    certified = getattr(arguments, "make_key", None) or getattr(arguments, "csr", None)
+    if certified is not None and arguments.restart_broker:
+        raise InvalidValue(
+            "--restart-broker", "certificates are given one by one", "use it for passwords"
+        )
     if getattr(arguments, "make_key", None) is not None:
         arguments.make_key.mkdir(parents=True, exist_ok=True)
     return asyncio.run(_run(arguments, settings))

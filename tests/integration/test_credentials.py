@@ -434,6 +434,7 @@ def test_many_are_told_at_once_while_the_broker_is_stopped(
     assert main(["device", "rotate", *with_restart, A]) == 0
     with pytest.raises(Refused), by_password(settings, a):
         pass
+    assert main(["device", "add", *with_restart, "--make-key", str(tmp_path), A]) != 0
     assert main(["device", "revoke", *with_restart, A, B]) == 0
     with pytest.raises(Refused), by_password(settings, b):
         pass
