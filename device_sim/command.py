@@ -1,11 +1,9 @@
 """`fleetmeter simulate`: publish as a fleet of simulated devices."""
 
 import argparse
-import asyncio
 import json
 import resource
 import secrets
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +16,8 @@ from device_sim.mischief import Misdeed, Rates
 from device_sim.progress import Progress
 from device_sim.scene import Scenario, outbox_readings_of
 from device_sim.series import mapping_document
-from device_sim.simulation import Simulation, Watcher
+from device_sim.simulation import Simulation, Watcher, run_simulation
 from device_sim.soak import Soak
-from device_sim.tally import Tally
 from metering import clock
 from metering.broker_address import BrokerAddress, broker_of
 from metering.credentials.rights import broker_username
@@ -134,7 +131,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     check_format(scenario, arguments, settings)
     broker = broker_of(arguments.broker, settings)
     brokers = brokers_of(arguments, broker, scenario)
-    _allow_many_connections(len(scenario.devices))
+    allow_many_connections(len(scenario.devices))
     progress = Progress(sys.stdout)
     progress.say(
         f"simulating {len(scenario.devices)} devices of tenant {scenario.tenant}"
@@ -153,7 +150,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             say=progress.say,
             watchers=watchers,
         )
-        tally = asyncio.run(_simulate(simulation))
+        tally = run_simulation(simulation)
     progress.say("  ".join([f"done: {tally}", *tally.faults_left]))
     return 0 if tally.is_clean and simulation.failure is None else 1
 
@@ -270,20 +267,7 @@ def check_format(scenario: Scenario, arguments: argparse.Namespace, settings: Se
         )
 
 
-async def _simulate(simulation: Simulation) -> Tally:
-    loop = asyncio.get_running_loop()
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(stop_signal, simulation.stop)
-    return await simulation.run()
-
-
-def _pairs(file: Path) -> dict[str, str]:
-    """Return what a file of lines says: a name, a space, and what belongs to it."""
-    lines = file.read_text("utf-8").splitlines()
-    return dict(line.split(" ", 1) for line in lines if " " in line)
-
-
-def _allow_many_connections(devices: int) -> None:
+def allow_many_connections(devices: int) -> None:
     """Raise the soft limit of open files; raises `InvalidValue` where the hard one is too low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < devices + _OTHER_FILES:
@@ -293,3 +277,9 @@ def _allow_many_connections(devices: int) -> None:
             "raise the hard limit (ulimit -Hn), or simulate in several processes",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _pairs(file: Path) -> dict[str, str]:
+    """Return what a file of lines says: a name, a space, and what belongs to it."""
+    lines = file.read_text("utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines if " " in line)

@@ -1,6 +1,7 @@
 """A fleet of simulated devices on one event loop: measure, write the ledger, publish, drain."""
 
 import asyncio
+import signal
 import ssl
 import time
 from collections import deque
@@ -221,6 +222,18 @@ class Simulation:
                 for device in self._devices.values():
                     device.abort()
             await asyncio.sleep(_REST_SECONDS_MIN)
+
+
+def run_simulation(simulation: Simulation) -> Tally:
+    """Run a simulation on an event loop of its own, until it is over or this process is told to end."""
+
+    async def run() -> Tally:
+        loop = asyncio.get_running_loop()
+        for stop_signal in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(stop_signal, simulation.stop)
+        return await simulation.run()
+
+    return asyncio.run(run())
 
 
 def _pace_of(scenario: Scenario) -> Pace:

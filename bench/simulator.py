@@ -1,0 +1,294 @@
+"""Measure the simulator: how many connected devices one process drives, and what that costs.
+
+Run by `make bench-simulator`. Database, broker, an ingester and a charging worker run on the same machine;
+each step keeps the devices that are connected and has them publish more often. Read the steps that the
+platform keeps up with: acknowledged is as much as published, and what is pending does not grow.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
+from time import monotonic
+
+import psutil
+
+from bench.machine import machine
+from bench.product import Processing, Product, product, start, stop
+from bench.servers import BenchError, own_servers
+from bench.workload import TENANT, Population
+from device_sim.command import allow_many_connections
+from device_sim.groups import Group
+from device_sim.scene import Scenario, outbox_readings_of
+from device_sim.simulation import Simulation, run_simulation
+from device_sim.tally import Status
+from metering import clock
+from metering.broker_address import parse_broker_url
+from metering.settings import Settings
+from metering.uplink.ledger import LedgerFile
+
+FLEETS = 100
+INTERVALS = (60.0, 10.0, 4.0, 2.0, 1.0)
+_SETTLE_SECONDS = 10.0
+_CONNECT_SECONDS_MAX = 300.0
+_MEBIBYTE = 2**20
+OUTPUT = Path(__file__).with_name("simulator.json")
+
+
+class Simulated(Population):
+    """Fleets whose devices are named as the simulator names those of a group."""
+
+    def device_ids(self) -> dict[str, list[str]]:
+        """Return the devices of each fleet."""
+        return {
+            f"{self.name}-{fleet}": Group(
+                name=f"{self.name}-{fleet}", count=self.devices_a_fleet
+            ).devices()
+            for fleet in range(self.fleets)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What was measured while each device published one message of `readings` an interval."""
+
+    interval_seconds: float
+    readings: int
+    devices: int
+    connected: int
+    messages_per_second: float
+    acknowledged_per_second: float
+    pending_before: int
+    pending_after: int
+    oldest_seconds: float
+    cpu_cores: float
+    broker_cores: float
+    ingester_cores: float
+    memory_mib: float
+    memory_kib_per_device: float
+    load_average: float
+
+
+class _Reports:
+    """Sends how far a simulation is through a pipe, and lets it be stopped."""
+
+    interval_seconds = 0.5
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self.simulation: Simulation | None = None
+
+    def look(self, status: Status) -> None:
+        """Send the status; stop when told to."""
+        self._pipe.send(status)
+        if self._pipe.poll() and self.simulation is not None:
+            self._pipe.recv()
+            self.simulation.stop()
+
+
+def _simulate(pipe: Pipe, scenario: Scenario, broker_url: str, topic_root: str) -> None:
+    """Run a simulation in a process of its own."""
+    allow_many_connections(len(scenario.devices))
+    pipe.recv()  # by now memory was looked at
+    reports = _Reports(pipe)
+    with LedgerFile(None) as ledger:
+        reports.simulation = Simulation(
+            scenario,
+            brokers=lambda _device: parse_broker_url(broker_url),
+            settings=Settings(topic_root=topic_root),
+            ledger=ledger,
+            clock=clock.now,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+            watchers=[reports],
+        )
+        tally = run_simulation(reports.simulation)
+    pipe.send(tally.is_clean)
+
+
+class _Running:
+    """A simulation that runs, and its last report."""
+
+    def __init__(self, scenario: Scenario, made: Product) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        arguments = (other, scenario, made.servers.broker_url, made.roots[0])
+        self.process = context.Process(target=_simulate, args=arguments, daemon=True)
+        self.process.start()
+        other.close()
+        self._of_process = psutil.Process(self.process.pid)
+
+    def status(self) -> Status:
+        """Wait for the next report."""
+        while True:
+            if not self.pipe.poll(60):
+                raise BenchError("the simulator does not report")
+            told = self.pipe.recv()
+            if isinstance(told, Status) and not self.pipe.poll():
+                return told
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the process used so far."""
+        times = self._of_process.cpu_times()
+        return float(times.user + times.system)
+
+    def memory_octets(self) -> int:
+        """Return the memory that the process holds."""
+        return int(self._of_process.memory_info().rss)
+
+    def finish(self) -> bool:
+        """Have it drained; return whether everything was acknowledged."""
+        self.pipe.send("stop")
+        while True:
+            if not self.pipe.poll(120):
+                raise BenchError("the simulator does not come to an end")
+            told = self.pipe.recv()
+            if isinstance(told, bool):
+                self.process.join(30)
+                return told
+
+
+@contextlib.contextmanager
+def _running(scenario: Scenario, made: Product) -> Iterator[_Running]:
+    running = _Running(scenario, made)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.join()
+
+
+def _measure(
+    made: Product, devices: Sequence[str], interval: float, readings: int, seconds: float
+) -> Step:
+    """Connect all devices, let them settle, and measure for some seconds."""
+    scenario = Scenario(
+        tenant=TENANT,
+        devices=devices,
+        seed=1,
+        interval_seconds=interval,
+        readings_per_message=readings,
+        outbox_readings=outbox_readings_of(len(devices)),
+    )
+    with _running(scenario, made) as simulated:
+        _wait_until_started(simulated)
+        empty = simulated.memory_octets()
+        simulated.pipe.send("go")
+        deadline = monotonic() + _CONNECT_SECONDS_MAX
+        while (before := simulated.status()).connected < len(devices):
+            if monotonic() > deadline:
+                raise BenchError(f"{before.connected} of {len(devices)} devices are connected")
+        settled = before.at_seconds + _SETTLE_SECONDS
+        while before.at_seconds < settled:
+            before = simulated.status()
+        cpu = [simulated.cpu_seconds(), *_cpu_of(made)]
+        after = before
+        while after.at_seconds < before.at_seconds + seconds:
+            after = simulated.status()
+        used = [
+            now - then
+            for now, then in zip([simulated.cpu_seconds(), *_cpu_of(made)], cpu, strict=True)
+        ]
+        memory = simulated.memory_octets()
+        load = os.getloadavg()[0]
+        if not simulated.finish():
+            raise BenchError("readings were left that nobody acknowledged")
+    elapsed = after.at_seconds - before.at_seconds
+    return Step(
+        interval_seconds=interval,
+        readings=readings,
+        devices=len(devices),
+        connected=after.connected,
+        messages_per_second=(after.messages - before.messages) / elapsed,
+        acknowledged_per_second=(after.acknowledged - before.acknowledged) / elapsed,
+        pending_before=before.pending,
+        pending_after=after.pending,
+        oldest_seconds=after.oldest_seconds,
+        cpu_cores=used[0] / elapsed,
+        broker_cores=used[1] / elapsed,
+        ingester_cores=used[2] / elapsed,
+        memory_mib=memory / _MEBIBYTE,
+        memory_kib_per_device=(memory - empty) / 1024 / len(devices),
+        load_average=load,
+    )
+
+
+def _wait_until_started(simulated: _Running) -> None:
+    """Wait until a process has loaded its modules: it then uses no more CPU time."""
+    before, used = -1.0, simulated.cpu_seconds()
+    while used == 0 or used != before:
+        if simulated.process.exitcode is not None:
+            raise BenchError("the simulator has ended by itself")
+        before = used
+        simulated.process.join(0.5)
+        used = simulated.cpu_seconds()
+
+
+def _cpu_of(made: Product) -> list[float]:
+    spent: list[float] = []
+    for role in ("broker", "ingester"):
+        times = [psutil.Process(pid).cpu_times() for pid in made.pids.get(role, ())]
+        spent.append(sum(each.user + each.system for each in times))
+    return spent
+
+
+def main() -> int:
+    """Measure, print a table, and write bench/simulator.json."""
+    parser = argparse.ArgumentParser(prog="bench.simulator", description=__doc__)
+    parser.add_argument("--devices", type=int, default=10_000, help="a multiple of 100 (10 000)")
+    parser.add_argument("--readings", type=int, default=1, help="readings a message (1)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="to measure a step for (20)")
+    parser.add_argument(
+        "--intervals", type=float, nargs="+", default=INTERVALS, help="seconds between messages"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="file of the result")
+    arguments = parser.parse_args()
+    allow_many_connections(arguments.devices)  # the broker inherits it
+    population = Simulated(name="sim", fleets=FLEETS, devices_a_fleet=arguments.devices // FLEETS)
+    devices = population.interleaved()
+    steps: list[Step] = []
+    try:
+        with own_servers() as servers, tempfile.TemporaryDirectory() as folder:
+            told = machine(servers)
+            print(
+                "interval  msg/s  acknowledged/s  pending  oldest  CPU: simulator  broker  ingester"
+            )
+            with product(servers, [population], Processing(), Path(folder)) as made:
+                start(made)
+                for interval in arguments.intervals:
+                    step = _measure(made, devices, interval, arguments.readings, arguments.seconds)
+                    steps.append(step)
+                    print(_line(step), flush=True)
+                stop(made)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    last = steps[0]
+    print(
+        f"{last.connected} connected, {last.memory_mib:.0f} MiB,"
+        f" {last.memory_kib_per_device:.1f} KiB a device; load average"
+        f" {min(each.load_average for each in steps):.1f} to"
+        f" {max(each.load_average for each in steps):.1f}"
+    )
+    result = {"machine": told, "steps": [asdict(each) for each in steps]}
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _line(step: Step) -> str:
+    return (
+        f"{step.interval_seconds:6g} s {step.messages_per_second:6,.0f}"
+        f" {step.acknowledged_per_second:15,.0f} {step.pending_after:8,}"
+        f" {step.oldest_seconds:5.1f} s {step.cpu_cores:15.2f} {step.broker_cores:7.2f}"
+        f" {step.ingester_cores:9.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
