@@ -64,7 +64,7 @@ class SimulatedDevice:
 
     __slots__ = (
         "_around", "_balance_told_by", "_connect_due", "_connection", "_device", "_dialogue", "_failures",
-        "_faults", "_measure_due", "_measured_until", "_mischief", "_ping_due", "_state", "_writer",
+        "_faults", "_is_held_up", "_measure_due", "_measured_until", "_mischief", "_ping_due", "_state", "_writer",
         "arranged_for", "balance", "outbox",
     )  # fmt: skip
 
@@ -117,11 +117,12 @@ class SimulatedDevice:
             mqtt5=settings.mqtt_version == "5",
             heard=self._heard,
             began=self._began,
-            room=self._publish,
+            room=self._use_room,
             lost=self._lost,
         )
         self._state = _State.AWAY
         self._failures = 0
+        self._is_held_up = False
         now = around.steady()
         self._connect_due = now
         self._measure_due = now + around.random.uniform(0, scenario.interval_seconds)
@@ -162,8 +163,7 @@ class SimulatedDevice:
             return min(due, self._connect_due)
         if self._state is _State.CONNECTED:
             due = min(due, self._ping_due)
-            # Without room, what the broker confirms next has it published.
-            if self._connection.has_room(self._around.pace.window_messages):
+            if not self._is_held_up:
                 due = min(due, self._dialogue.schedule.next_due() or NEVER)
             if self._mischief is not None:
                 due = min(due, self._mischief.next_due() or NEVER)
@@ -281,13 +281,22 @@ class SimulatedDevice:
         for message in self._writer.greeting(self._around.clock()):
             self._connection.publish(message)
 
+    def _use_room(self) -> None:
+        """Publish what the broker had no room for."""
+        if self._is_held_up:
+            self._publish()
+
     def _publish(self) -> None:
         """Publish whatever is due, as much as the broker takes."""
         around, connection = self._around, self._connection
         if not connection.is_ready:
             return
         window = around.pace.window_messages
-        while connection.has_room(window):
+        self._is_held_up = False
+        while len(self.outbox):
+            if not connection.has_room(window):
+                self._is_held_up = True
+                break
             batch = self._dialogue.next_batch(around.steady())
             if batch is None:
                 break
@@ -326,7 +335,8 @@ class SimulatedDevice:
             ack = self._mischief.without_expected(ack)
         if ack is not None:
             self._dialogue.hear(self._writer.decided(ack), self._around.steady())
-            self._publish()
+            if len(self.outbox):
+                self._publish()
 
     def _hear_command(self, payload: bytes) -> None:
         answer = self._dialogue.read_command(payload)
