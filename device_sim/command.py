@@ -94,6 +94,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="devices that connect in a second at most (500)",
     )  # fmt: skip
     add(
+        "--resend", type=float, default=5.0, metavar="SECONDS",
+        help="what is not acknowledged for so long is sent again (5)",
+    )  # fmt: skip
+    add(
         "--outbox", type=int, metavar="N",
         help="readings that a device keeps; default: 10 000, less where all would keep over a million",
     )  # fmt: skip
@@ -133,13 +137,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     brokers = brokers_of(arguments, broker, scenario)
     allow_many_connections(len(scenario.devices))
     progress = Progress(sys.stdout)
+    watchers: list[Watcher] = [progress]
+    if arguments.soak:
+        watchers.append(Soak(arguments.watch, arguments.check))
     progress.say(
         f"simulating {len(scenario.devices)} devices of tenant {scenario.tenant}"
         f" at {broker.host}:{broker.port}, seed {scenario.seed}"
     )
-    watchers: list[Watcher] = [progress]
-    if arguments.soak:
-        watchers.append(Soak(arguments.watch, arguments.check))
     with LedgerFile(arguments.ledger) as ledger:
         simulation = Simulation(
             scenario,
@@ -197,6 +201,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         ("rate", 0),
         ("offline_seconds", 0),
         ("connections", 1),
+        ("resend", 0.05),
         ("check", 0.05),
     ):
         if not getattr(arguments, name) >= least:
@@ -236,6 +241,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         iccids={} if arguments.sims is None else _pairs(arguments.sims),
         outbox_readings=arguments.outbox or outbox_readings_of(len(devices)),
         connections_per_second=arguments.connections,
+        resend_seconds=arguments.resend,
     )
 
 

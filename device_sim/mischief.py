@@ -19,7 +19,6 @@ from metering.wire.formats import Format
 from metering.wire.mqtt import FAILURE
 from metering.wire.topics import usage_topic
 
-RESEND_SECONDS = 10.0
 _MARGIN = timedelta(days=1)
 _NO_SIM = "89000000000000000000"
 
@@ -101,6 +100,7 @@ class Mischief:
         random: Random,
         started: datetime,
         verdicts: Verdicts,
+        resend_seconds: float,
     ) -> None:
         self._tenant = tenant
         self._device = device
@@ -109,6 +109,7 @@ class Mischief:
         self._rates = rates
         self._random = random
         self._verdicts = verdicts
+        self._resend_seconds = resend_seconds
         self._skewed_boot = f"skewed-{started.timestamp():.6f}"
         self._skewed = 0
         self._on_its_way: dict[Misdeed, _OnItsWay] = {}
@@ -131,7 +132,7 @@ class Mischief:
         """Return what is to be published now, counted as sent."""
         due = [(kind, one) for kind, one in self._on_its_way.items() if one.due <= steady]
         for kind, one in due:
-            one.due = steady + RESEND_SECONDS
+            one.due = steady + self._resend_seconds
             self._unjudged[kind] += 1
         return [(kind, one.message) for kind, one in due]
 

@@ -38,6 +38,8 @@ class Scenario:
     """The SIM of each device, for formats that speak of SIMs."""
     outbox_readings: int = OUTBOX_READINGS_MAX
     connections_per_second: float = 500.0
+    resend_seconds: float = 5.0
+    """What is not acknowledged for so long is sent again; then after twice as long, up to six times."""
 
 
 def outbox_readings_of(devices: int) -> int:

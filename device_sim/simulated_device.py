@@ -64,8 +64,8 @@ class SimulatedDevice:
 
     __slots__ = (
         "_around", "_balance_told_by", "_connect_due", "_connection", "_device", "_dialogue", "_failures",
-        "_faults", "_is_held_up", "_measure_due", "_measured_until", "_mischief", "_ping_due", "_state", "_writer",
-        "arranged_for", "balance", "outbox",
+        "_faults", "_is_held_up", "_measure_due", "_measured_until", "_mischief", "_ping_due", "_state",
+        "_writer", "arranged_for", "balance", "outbox",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +108,7 @@ class SimulatedDevice:
                 random=around.random,
                 started=started,
                 verdicts=around.verdicts,
+                resend_seconds=2 * scenario.resend_seconds,
             )
             if scenario.misdeeds.any
             else None
@@ -250,7 +251,7 @@ class SimulatedDevice:
 
     def _go_offline(self, now: float) -> None:
         around = self._around
-        around.faults["went offline"] += 1
+        around.faults["offline"] += 1
         self._connection.close()
         self._be_away()
         self._connect_due = now + around.scenario.offline_seconds * around.random.uniform(0.5, 1)
@@ -324,7 +325,7 @@ class SimulatedDevice:
             self._hear_ack(payload)
         elif topic == self._writer.command_topic:
             if self._writer.is_greeting_asked(payload):
-                self._around.faults["asked to be born again"] += 1
+                self._around.faults["rebirths"] += 1
                 self._greet()
         else:
             self._hear_command(payload)

@@ -6,6 +6,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -237,6 +238,11 @@ def run_simulation(simulation: Simulation) -> Tally:
 
 
 def _pace_of(scenario: Scenario) -> Pace:
+    pace = Pace(
+        readings_per_message=scenario.readings_per_message,
+        resend_seconds=scenario.resend_seconds,
+        resend_seconds_max=6 * scenario.resend_seconds,
+    )
     if FORMATS[scenario.payload_format].one_by_one:
-        return Pace(readings_per_message=1, window_readings=1)
-    return Pace(readings_per_message=scenario.readings_per_message)
+        return replace(pace, readings_per_message=1, window_readings=1)
+    return pace

@@ -1,6 +1,5 @@
 """Payloads of other formats through the real broker: charged once, at what they say was used."""
 
-import asyncio
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +10,16 @@ import pytest
 
 from device_sim.formats import FORMATS
 from device_sim.series import mapping_document
-from metering import clock
 from metering.cli import main
 from metering.settings import Settings
-from metering.store.connection import connect
-from metering.store.mappings import set_mapping
-from metering.store.registry import tenant_no
 from metering.wire import cbor, sparkplug
-from metering.wire.mapping import read_mapping
 from tests.integration.pipeline import (
     TENANT,
     DeviceClient,
     Pipeline,
     fresh_database,
     pipeline_of,
+    use_mapping,
     wait_until,
 )
 
@@ -215,16 +210,6 @@ def test_an_unknown_level_of_the_topic_is_no_format(probe: Probe) -> None:
     rejected = probe.wait_for_rejection()
     assert rejected["reason"] == "bad_topic"
     assert "senml-cbor" in str(rejected["detail"])
-
-
-def use_mapping(pipeline: Pipeline, document: Mapping[str, object]) -> None:
-    async def store() -> None:
-        async with await connect(pipeline.database_url, application="test") as connection:
-            tenant = await tenant_no(connection, TENANT)
-            mapping = read_mapping(document)
-            await set_mapping(connection, tenant=tenant, mapping=mapping, now=clock.now())
-
-    asyncio.run(store())
 
 
 def test_a_tenant_s_mapping_holds_from_the_next_message_on(
