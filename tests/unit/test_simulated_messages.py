@@ -43,13 +43,17 @@ def measured(*readings: Reading) -> list[Measured]:
     return [Measured(reading=one, used=(0,)) for one in readings]
 
 
-def read(message: Outgoing) -> list[tuple[str, Reading]]:
-    """Return what the platform makes of a message: each reading with its boot."""
+def properties_of(message: Outgoing) -> bytes:
+    """Return a message's properties as they arrive."""
     packet = mqtt.publish_packet("t", b"", mqtt5=True, packet_id=1, properties=message.properties)
     _, body = mqtt.length_at(packet, 1) or (0, 0)
-    told = mqtt.published(packet[0], packet, body, len(packet), mqtt5=True).properties
+    return mqtt.published(packet[0], packet, body, len(packet), mqtt5=True).properties
+
+
+def read(message: Outgoing) -> list[tuple[str, Reading]]:
+    """Return what the platform makes of a message: each reading with its boot."""
     admitted = admit_of_format(
-        message.topic, message.payload, told, received_at=AT, settings=SETTINGS
+        message.topic, message.payload, properties_of(message), received_at=AT, settings=SETTINGS
     )
     assert admitted.rejections in ([], ())
     if admitted.undecoded is None:
@@ -87,6 +91,19 @@ def test_the_platform_reads_what_was_measured_under_the_name_that_the_device_exp
         if is_of(name, one.reading):
             assert read(writer.write(known[0], AT, [known[1]])) == [known]
     assert NODES.rebirths_due(AT) == []
+
+
+def test_a_binary_event_says_what_it_is_in_its_properties() -> None:
+    writer = FORMATS["cloudevents-binary"].writer(SENDER)
+    properties = mqtt.message_properties(properties_of(writer.write("boot", AT, [DELTA])))
+    assert properties.content_type == "application/json"
+    assert dict(properties.user) == {
+        "specversion": "1.0",
+        "id": "boot-1-1",
+        "source": "/simulator",
+        "type": "usage",
+        "time": "2026-03-02T12:00:00.125000Z",
+    }
 
 
 def test_an_edge_node_numbers_its_messages_round_and_is_born_again_when_asked() -> None:
@@ -235,6 +252,7 @@ def test_what_only_grows_is_told_and_what_swings_or_stays_is_not() -> None:
     assert not growth([1000.0] * 10 * LOOKS)
     assert not growth([1000 + 10.0 * (at % 15) for at in range(10 * LOOKS)]), "it swings"
     assert not growth([1000 + 100 * (1 - 0.8**at) for at in range(10 * LOOKS)]), "to a level"
+    assert not growth([1000.0] * (LOOKS // 2) + [2000.0] * LOOKS), "it grew once"
     assert not growth([1000 + 2 * at for at in range(10 * LOOKS)]), "too little to tell"
 
 
