@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -154,18 +155,16 @@ class Simulation:
 
     async def _work(self, is_over: Callable[[float], bool]) -> None:
         """Have the devices do what is due, until it is over."""
-        now = self._steady()
-        while not is_over(now):
-            for number, device in enumerate(self._agenda.take_due(now), 1):
+        while not is_over(now := self._steady()):
+            for device in islice(self._agenda.take_due(now), _STEPS_AT_ONCE):
                 device.step(now)
                 self._agenda.arrange(device)
-                if number % _STEPS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
             self._connect_some(now)
             self._have_looked_at(now)
             rest = self._agenda.next_due() - self._steady()
-            await asyncio.sleep(min(max(rest, _REST_SECONDS_MIN), _REST_SECONDS_MAX))
-            now = self._steady()
+            if rest > 0:
+                rest = min(max(rest, _REST_SECONDS_MIN), _REST_SECONDS_MAX)
+            await asyncio.sleep(max(0.0, rest))
 
     def _is_over(self, now: float) -> bool:
         seconds = self._scenario.for_seconds
