@@ -6,19 +6,21 @@ platform keeps up with: acknowledged is as much as published, and what is pendin
 """
 
 import argparse
+import asyncio
 import contextlib
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from time import monotonic
 
 import psutil
+from pydantic import SecretStr
 
 from bench.machine import machine
 from bench.product import Processing, Product, product, start, stop
@@ -30,8 +32,10 @@ from device_sim.scene import Scenario, outbox_readings_of
 from device_sim.simulation import Simulation, run_simulation
 from device_sim.tally import Status
 from metering import clock
-from metering.broker_address import parse_broker_url
+from metering.broker_address import BrokerAddress, parse_broker_url
+from metering.provisioning.credentials import Given, provisioning
 from metering.settings import Settings
+from metering.stack import lifecycle
 from metering.uplink.ledger import LedgerFile
 
 FLEETS = 100
@@ -39,6 +43,8 @@ INTERVALS = (60.0, 10.0, 4.0, 2.0)
 _SETTLE_SECONDS = 10.0
 _CONNECT_SECONDS_MAX = 300.0
 _MEBIBYTE = 2**20
+_PASSWORDS_AT_ONCE = 100
+"""The broker writes all that it knows of clients with each change: more would take it too long."""
 OUTPUT = Path(__file__).with_name("simulator.json")
 
 
@@ -95,7 +101,54 @@ class _Reports:
             self.simulation.stop()
 
 
-def _simulate(pipe: Pipe, scenario: Scenario, broker_url: str, topic_root: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Where devices connect, and with which passwords; without any, all as the platform's processes do."""
+
+    broker: BrokerAddress
+    passwords: Mapping[str, tuple[str, str]]
+    """Username and password by device."""
+
+    def of(self, device: str) -> BrokerAddress:
+        """Return where a device connects, and with what."""
+        if device not in self.passwords:
+            return self.broker
+        username, password = self.passwords[device]
+        return replace(self.broker, username=username, password=password)
+
+
+def _access(made: Product, devices: Sequence[str], *, tls: bool) -> Access:
+    """Return how devices connect; over TLS each is given a password of its own."""
+    if not tls:
+        return Access(broker=made.servers.broker, passwords={})
+    settings = made.servers.settings.model_copy(
+        update={"database_url": SecretStr(made.database_url), "topic_root": made.roots[0]}
+    )
+    record = lifecycle.broker_record(settings)
+    if record is None:
+        raise BenchError("the broker is not ours: it cannot be told of devices")
+
+    async def give() -> list[Given]:
+        given: list[Given] = []
+        async with provisioning(settings, TENANT) as provisioner:
+            for first in range(0, len(devices), _PASSWORDS_AT_ONCE):
+                some = devices[first : first + _PASSWORDS_AT_ONCE]
+                given += await provisioner.give_passwords(some, now=clock.now(), anew=False)
+        return given
+
+    given = asyncio.run(give())
+    broker = replace(
+        parse_broker_url(f"mqtts://localhost:{lifecycle.ports_of(record).passwords}"),
+        ca_file=Path(record.folder) / "authority.pem",
+    )
+    passwords = {
+        device: (each.username, each.password or "")
+        for device, each in zip(devices, given, strict=True)
+    }
+    return Access(broker=broker, passwords=passwords)
+
+
+def _simulate(pipe: Pipe, scenario: Scenario, access: Access, topic_root: str) -> None:
     """Run a simulation in a process of its own."""
     allow_many_connections(len(scenario.devices))
     pipe.recv()  # by now memory was looked at
@@ -103,7 +156,7 @@ def _simulate(pipe: Pipe, scenario: Scenario, broker_url: str, topic_root: str) 
     with LedgerFile(None) as ledger:
         reports.simulation = Simulation(
             scenario,
-            brokers=lambda _device: parse_broker_url(broker_url),
+            brokers=access.of,
             settings=Settings(topic_root=topic_root),
             ledger=ledger,
             clock=clock.now,
@@ -117,10 +170,10 @@ def _simulate(pipe: Pipe, scenario: Scenario, broker_url: str, topic_root: str) 
 class _Running:
     """A simulation that runs, and its last report."""
 
-    def __init__(self, scenario: Scenario, made: Product) -> None:
+    def __init__(self, scenario: Scenario, access: Access, topic_root: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        arguments = (other, scenario, made.servers.broker_url, made.roots[0])
+        arguments = (other, scenario, access, topic_root)
         self.process = context.Process(target=_simulate, args=arguments, daemon=True)
         self.process.start()
         other.close()
@@ -157,8 +210,8 @@ class _Running:
 
 
 @contextlib.contextmanager
-def _running(scenario: Scenario, made: Product) -> Iterator[_Running]:
-    running = _Running(scenario, made)
+def _running(scenario: Scenario, access: Access, topic_root: str) -> Iterator[_Running]:
+    running = _Running(scenario, access, topic_root)
     try:
         yield running
     finally:
@@ -167,7 +220,13 @@ def _running(scenario: Scenario, made: Product) -> Iterator[_Running]:
 
 
 def _measure(
-    made: Product, devices: Sequence[str], interval: float, readings: int, seconds: float
+    made: Product,
+    access: Access,
+    devices: Sequence[str],
+    *,
+    interval: float,
+    readings: int,
+    seconds: float,
 ) -> Step:
     """Connect all devices, let them settle, and measure for some seconds."""
     scenario = Scenario(
@@ -178,7 +237,7 @@ def _measure(
         readings_per_message=readings,
         outbox_readings=outbox_readings_of(len(devices)),
     )
-    with _running(scenario, made) as simulated:
+    with _running(scenario, access, made.roots[0]) as simulated:
         _wait_until_started(simulated)
         empty = simulated.memory_octets()
         simulated.pipe.send("go")
@@ -249,6 +308,9 @@ def main() -> int:
     parser.add_argument(
         "--intervals", type=float, nargs="+", default=INTERVALS, help="seconds between messages"
     )
+    parser.add_argument(
+        "--tls", action="store_true", help="over TLS, each device with a password of its own"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file of the result")
     arguments = parser.parse_args()
     allow_many_connections(arguments.devices)  # the broker inherits it
@@ -263,8 +325,16 @@ def main() -> int:
             )
             with product(servers, [population], Processing(), Path(folder)) as made:
                 start(made)
+                access = _access(made, devices, tls=arguments.tls)
                 for interval in arguments.intervals:
-                    step = _measure(made, devices, interval, arguments.readings, arguments.seconds)
+                    step = _measure(
+                        made,
+                        access,
+                        devices,
+                        interval=interval,
+                        readings=arguments.readings,
+                        seconds=arguments.seconds,
+                    )
                     steps.append(step)
                     print(_line(step), flush=True)
                 stop(made)
