@@ -204,7 +204,7 @@ def main() -> None:
     print(f"{arguments.rounds} suspensions each, Python {platform.python_version()}")
     with own_servers() as servers, database_on(servers.database_url) as url:
         settings = Settings(
-            database_url=url, broker_url=servers.broker_url, data_dir=servers.data_dir
+            database_url=url, broker_url=servers.broker_url, data_dir=servers.settings.data_dir
         )
         written = asyncio.run(measure(settings, arguments.devices, arguments.rounds))
     Path(__file__).with_name("credentials.json").write_text(

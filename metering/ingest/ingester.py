@@ -15,7 +15,8 @@ import psycopg
 
 from metering import clock
 from metering.broker_address import broker_of
-from metering.broker_connection import BrokerConnection, Delivery
+from metering.broker_connection import BrokerConnection
+from metering.broker_link import Delivery
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import (

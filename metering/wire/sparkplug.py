@@ -37,7 +37,7 @@ HOST_ID = "fleetmeter"
 """How the platform is called as a host application; a broker has one deployment of it."""
 REBIRTH = "Node Control/Rebirth"
 BD_SEQ = "bdSeq"
-_BOOLEAN, _UINT64 = 11, 8
+_BOOLEAN, _UINT64, _STRING = 11, 8, 12
 _SIGNED_BITS: Mapping[int, int] = {1: 8, 2: 16, 3: 32, 4: 64}
 """Data types that are signed, and their bits: protobuf carries them as what they are modulo 2^32 or 2^64."""
 _NAME_LENGTH_MAX = 300
@@ -277,25 +277,39 @@ def rebirth_request(at: datetime) -> bytes:
 
 
 class Metric(NamedTuple):
-    """A metric to be written: a birth gives name and alias, data one of them."""
+    """A metric to be written: a birth gives name and alias, data one of them; None: no value yet."""
 
-    value: int
+    value: int | str | None
     at: datetime
     name: str | None = None
     alias: int | None = None
 
 
 def encode(metrics: Sequence[Metric], *, seq: int | None, at: datetime) -> bytes:
-    """Write a payload of whole numbers."""
+    """Write a payload of whole numbers and texts."""
     message: Any = PAYLOAD(timestamp=microseconds_of(at) // 1000)
     if seq is not None:
         message.seq = seq
     for each in metrics:
-        written = message.metrics.add(
-            timestamp=microseconds_of(each.at) // 1000, datatype=_UINT64, long_value=each.value
-        )
+        written = message.metrics.add(timestamp=microseconds_of(each.at) // 1000, datatype=_UINT64)
+        if each.value is None:
+            written.is_null = True
+        elif isinstance(each.value, str):
+            written.datatype, written.string_value = _STRING, each.value
+        else:
+            written.long_value = each.value
         if each.name is not None:
             written.name = each.name
         if each.alias is not None:
             written.alias = each.alias
     return bytes(message.SerializeToString())
+
+
+def is_rebirth_request(payload: bytes) -> bool:
+    """Whether a command asks an edge node to announce itself and its devices again."""
+    message: Any = PAYLOAD()
+    try:
+        message.ParseFromString(payload)
+    except DecodeError:
+        return False
+    return any(each.name == REBIRTH and each.boolean_value for each in message.metrics)

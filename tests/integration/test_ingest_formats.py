@@ -1,6 +1,5 @@
 """Payloads of other formats through the real broker: charged once, at what they say was used."""
 
-import asyncio
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,20 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from metering import clock
+from device_sim.formats import FORMATS
+from device_sim.series import mapping_document
 from metering.cli import main
 from metering.settings import Settings
-from metering.store.connection import connect
-from metering.store.mappings import set_mapping
-from metering.store.registry import tenant_no
 from metering.wire import cbor, sparkplug
-from metering.wire.mapping import read_mapping
 from tests.integration.pipeline import (
     TENANT,
     DeviceClient,
     Pipeline,
     fresh_database,
     pipeline_of,
+    use_mapping,
     wait_until,
 )
 
@@ -213,16 +210,6 @@ def test_an_unknown_level_of_the_topic_is_no_format(probe: Probe) -> None:
     rejected = probe.wait_for_rejection()
     assert rejected["reason"] == "bad_topic"
     assert "senml-cbor" in str(rejected["detail"])
-
-
-def use_mapping(pipeline: Pipeline, document: Mapping[str, object]) -> None:
-    async def store() -> None:
-        async with await connect(pipeline.database_url, application="test") as connection:
-            tenant = await tenant_no(connection, TENANT)
-            mapping = read_mapping(document)
-            await set_mapping(connection, tenant=tenant, mapping=mapping, now=clock.now())
-
-    asyncio.run(store())
 
 
 def test_a_tenant_s_mapping_holds_from_the_next_message_on(
@@ -542,23 +529,69 @@ def test_only_those_entitled_hand_in_a_carrier_s_records(probe: Probe) -> None:
     assert probe.wait_for_rejection()["reason"] == "not_entitled"
 
 
-@pytest.mark.parametrize("format_name", ["cbor", "cloudevents"])
-def test_simulated_devices_speak_formats_that_keep_their_numbers(
-    pipeline: Pipeline, format_name: str, tmp_path: Path
+FAULTS = (
+    "--duplicates", "0.2", "--offline", "0.1", "--offline-seconds", "1", "--reboots", "0.05",
+    "--resets", "0.05",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ledger of all simulations: where a series is no run's alone, only all of them tell it."""
+    return tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+
+
+@pytest.fixture(scope="module")
+def simulated(pipeline: Pipeline) -> Iterator[None]:
+    """Have the platform read what simulated devices write, with a SIM in each of two."""
+    use_mapping(pipeline, mapping_document(["tracker-0001", "tracker-0002"]))
+    for number in (1, 2):
+        pipeline.query(
+            "INSERT INTO device_sim (tenant_no, device_no, iccid, valid, recorded_at)"
+            " SELECT tenant_no, device_no, %s, '[2020-01-01,)', now() FROM device WHERE device_id = %s"
+            " RETURNING 1",
+            f"898830300000000900{number}",
+            f"tracker-000{number}",
+        )
+    yield
+    pipeline.execute("DELETE FROM payload_mapping")
+
+
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name != "carrier"])
+def test_simulated_devices_speak_each_format_and_lose_nothing_to_any_fault(
+    pipeline: Pipeline, format_name: str, ledger: Path
 ) -> None:
-    ledger = tmp_path / "ledger.jsonl"
     before = pipeline.count("reading")
+    noted = len(ledger.read_text().splitlines()) if ledger.exists() else 0
     process = pipeline.start(
         "simulate", "--tenant", TENANT, "--group", "tracker:4", "--seed", "7", "--for", "1",
-        "--interval", "0.2", "--duplicates", "0.3", "--format", format_name, "--ledger", str(ledger),
+        "--interval", "0.2", "--cumulative", "0.7", *FAULTS, "--format", format_name,
+        "--ledger", str(ledger),
     )  # fmt: skip
-    assert process.wait(60) == 0, "every reading is durable, and none was rejected"
-    assert pipeline.count("reading") - before == len(ledger.read_text().splitlines()) > 0
+    assert process.wait(90) == 0, "every reading is durable, and none was rejected"
+    made = len(ledger.read_text().splitlines()) - noted
+    assert pipeline.count("reading") - before == made > 0
 
 
-def test_the_audit_finds_all_of_it_equal(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("simulated")
+def test_simulated_carrier_records_are_durable_by_their_count(
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
+    sims = tmp_path / "sims"
+    sims.write_text("".join(f"tracker-000{one} 898830300000000900{one}\n" for one in (1, 2)))
+    for _ in range(2):  # the second time the platform has records of these devices
+        before = pipeline.count("compared_reading")
+        process = pipeline.start(
+            "simulate", "--tenant", TENANT, "--group", "tracker:2", "--seed", "7", "--for", "2",
+            "--interval", "0.5", *FAULTS, "--format", "carrier", "--sims", str(sims),
+        )  # fmt: skip
+        assert process.wait(90) == 0, pipeline.log("simulate").read_text()
+        done = pipeline.log("simulate").read_text().splitlines()[-1]
+        made = int(done.partition("readings ")[2].split()[0])
+        assert pipeline.count("compared_reading") - before == made > 0
+
+
+def test_the_audit_finds_all_of_it_equal(pipeline: Pipeline, ledger: Path) -> None:
     wait_until(lambda: pipeline.count("work_item") == 0, "the end of charging")
-    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
-    assert main(["audit"]) == 0, capsys.readouterr()
+    assert pipeline.audit(ledger)[0] == 0, pipeline.log("audit").read_text()

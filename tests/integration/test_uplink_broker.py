@@ -19,7 +19,8 @@ import aiomqtt
 import pytest
 
 from device_sim.device import Habits
-from device_sim.simulation import Scenario, Simulation
+from device_sim.scene import Scenario
+from device_sim.simulation import Simulation
 from metering import clock
 from metering.broker_address import parse_broker_url
 from metering.sequence import SequenceSet
