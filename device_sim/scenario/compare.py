@@ -14,7 +14,7 @@ from device_sim.scenario.expected import ExpectedCycle, line_name
 from device_sim.scenario.output import Expectation
 from metering.period import instant_text
 
-_PAGE = 1000
+_PAGE = 500
 _ADJUSTMENT = "period_adjustment"
 
 
@@ -63,7 +63,7 @@ class Bills:
 
     def parked(self) -> Sequence[Mapping[str, Any]]:
         """Return usage that could not be charged, the first page of it."""
-        items: Sequence[Mapping[str, Any]] = self._get("/v1/parked", limit="1000")["items"]
+        items: Sequence[Mapping[str, Any]] = self._get("/v1/parked", limit=str(_PAGE))["items"]
         return items
 
     def _get(self, path: str, **query: str) -> Mapping[str, Any]:
