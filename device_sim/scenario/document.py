@@ -88,6 +88,7 @@ _Id = Annotated[str, AfterValidator(_id)]
 _Label = Annotated[str, Field(min_length=1, max_length=64)]
 _Time = Annotated[str, Field(min_length=1)]
 _Numbers = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+_A_PLAN = "a plan"
 _Plan = Annotated[
     dict[str, Any],
     WithJsonSchema(
@@ -99,7 +100,7 @@ _Plan = Annotated[
                     "required": ["file"],
                     "additionalProperties": False,
                 },
-                {"$ref": "plan.schema.json"},
+                {"const": _A_PLAN},
             ]
         }
     ),
@@ -303,6 +304,8 @@ def _bare(value: Any, *, names: bool = False) -> Any:  # noqa: ANN401 - JSON
         return [_bare(each) for each in value if each != {"type": "null"}]
     if not isinstance(value, dict):
         return value
+    if value == {"const": _A_PLAN}:
+        return {"$ref": "plan.schema.json"}
     if names:
         return {key: _bare(each) for key, each in value.items()}
     kept = {

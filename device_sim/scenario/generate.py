@@ -189,7 +189,8 @@ class _Network:
             yield replace(sound, at=planned.at + timedelta(seconds=seconds))
         if self._happens(faults.malformed):
             yield self._broken(planned, readings)
-        if self._happens(faults.forged_id):
+        # Of a message that is refused for its clock, too, the platform keeps no content to count by.
+        if self._happens(faults.forged_id) and not any(sent.rejected for sent in message.sent):
             self.refused[RejectReason.UNKNOWN_DEVICE] += 1
             yield Published(
                 at=planned.at,
