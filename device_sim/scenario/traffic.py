@@ -139,7 +139,7 @@ class _Run:
         """Yield messages; measuring ends with the scenario, or with the device."""
         gathered: list[Sent] = []
         steps = 0
-        at = self.scenario.begins + self.phase
+        at = measured_at = self.scenario.begins + self.phase
         while at < self.ends:
             if at <= self.group.begins or self._is_suspended(at):
                 at += self.scenario.step
@@ -151,16 +151,17 @@ class _Run:
                 self.swaps.pop(0)
                 self._connect()
             if self.boot != boot and gathered:
-                yield Message(boot=boot, sent=gathered, ready_at=at)
+                yield Message(boot=boot, sent=gathered, ready_at=measured_at)
                 gathered, steps = [], 0
             gathered += self._measured(at)
+            measured_at = at
             steps += 1
             if steps >= self.group.steps_per_message and gathered:
                 yield Message(boot=self.boot, sent=gathered, ready_at=at)
                 gathered, steps = [], 0
             at += self.scenario.step
         if gathered:
-            yield Message(boot=self.boot, sent=gathered, ready_at=at - self.scenario.step)
+            yield Message(boot=self.boot, sent=gathered, ready_at=measured_at)
 
     def lost(self) -> dict[str, tuple[int, ...]]:
         """Return what was used and never told, by meter; once all is measured."""

@@ -39,7 +39,7 @@ SHIPPED = {path.stem: path for path in command.shipped_files()}
 GOLDEN = {
     "dst-autumn": "0578407f1c0f2216df2d6325b998afc64c7cfb15ed4656ae02f23bc89c256cd3",
     "dst-spring": "2009068174695a7a60d56cbd2c7c424aa15f7ec0fd34ca4c72cf86324f2612ed",
-    "firmware-storm": "38c50b8acb0b2aaf86af9d0479404d413611d8484f0bcfc2af142c392eb451d6",
+    "firmware-storm": "91cf7ad747839b1adacb8a5ee1d670d889e6f834289f64ba73881c045c7ad7c2",
     "leap-day": "61f9cae3595b138b92c20081a3b25ed162521732d7ced5947bb5c00d018a0be7",
     "month-end": "329cdea98936f1fa71cf6ea8692c9c84cf1cffd8cb2c28df25d71d4d95cee619",
     "roaming-storm": "56e8b92385137027dc9994cc8e9135d8682bb45dcccf7b95ac71622c23d8df09",
