@@ -14,9 +14,11 @@ import psycopg
 
 from device_sim.profile import SHAPES
 from device_sim.scenario.compare import table
-from device_sim.scenario.document import Scenario, read_scenario_file, scenario_schema_text
+from device_sim.scenario.definition import Scenario
+from device_sim.scenario.document import scenario_schema_text
 from device_sim.scenario.generate import make
 from device_sim.scenario.output import expectation, read_expectation, write_files
+from device_sim.scenario.reading import read_scenario_file
 from device_sim.scenario.run import Against, check_takes, run_scenario
 from metering import clock
 from metering.broker_address import broker_of

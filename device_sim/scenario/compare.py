@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from device_sim.scenario.document import Scenario, ScenarioFleet
+from device_sim.scenario.definition import Scenario, ScenarioFleet
 from device_sim.scenario.expected import ExpectedCycle, line_name
 from device_sim.scenario.output import Expectation
 from metering.period import instant_text

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from device_sim.scenario.document import DeviceGroup, Scenario, ScenarioFleet
+from device_sim.scenario.definition import DeviceGroup, Scenario, ScenarioFleet
 from device_sim.scenario.traffic import TrueUsage
 from metering.errors import InvalidValue
 from metering.money import decimal_text

@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from random import Random
+from typing import assert_never
 
-from device_sim.formats import FORMATS
-from device_sim.scenario.document import DeviceGroup, Scenario, ScenarioFleet
+from device_sim.scenario.definition import DeviceGroup, Scenario, ScenarioFleet
+from device_sim.scenario.document import PayloadFormat
 from device_sim.scenario.traffic import Message, TrueUsage, measure
 from metering.usage import Reading, RejectReason
-from metering.wire import native
+from metering.wire import native, native_cbor
+from metering.wire.formats import Format
 from metering.wire.ledger import LedgerLine, line_of
 
 FORGED = "forged"
@@ -173,13 +175,13 @@ class _Network:
     def published(self, planned: _Planned) -> Iterator[Published]:
         """Yield what goes to the broker for a message: it, perhaps again, and what is not sound."""
         message, faults = planned.message, self.group.faults
-        payload_format = FORMATS[self.group.payload_format]
         readings = [sent.reading for sent in message.sent]
+        level, payload = _written(self.group.payload_format, message.boot, planned.at, readings)
         sound = Published(
             at=planned.at,
             device=self.device,
-            topic=self._topic(self.device) + payload_format.topic_level,
-            payload=payload_format.encode(message.boot, planned.at, readings),
+            topic=self._topic(self.device) + level,
+            payload=payload,
             boot=message.boot,
             seqs=tuple(reading.seq for reading in readings),
         )
@@ -219,6 +221,21 @@ class _Network:
 
     def _happens(self, share: Decimal) -> bool:
         return share > 0 and self.random.random() < share
+
+
+def _written(
+    form: PayloadFormat, boot: str, sent: datetime, readings: list[Reading]
+) -> tuple[str, bytes]:
+    """Return what follows `usage` in the topic, and the payload."""
+    match form:
+        case PayloadFormat.JSON:
+            return "", native.encode(boot, sent, readings)
+        case PayloadFormat.CBOR:
+            return f"/{Format.NATIVE_CBOR}", native_cbor.encode(
+                native.document_of(boot, sent, readings)
+            )
+        case _:
+            assert_never(form)
 
 
 def _cuts(scenario: Scenario, fleet: ScenarioFleet, group: DeviceGroup) -> list[datetime]:

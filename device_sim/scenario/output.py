@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_sim.scenario.document import Scenario
+from device_sim.scenario.definition import Scenario
 from device_sim.scenario.expected import (
     ExpectedBill,
     bill_document,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from device_sim.scenario.document import Change, Scenario, ScenarioFleet
+from device_sim.scenario.definition import Change, Scenario, ScenarioFleet
 from metering.charging.change_terms import change_plan, change_state, swap_sim
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo

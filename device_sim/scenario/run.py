@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import httpx
 
 from device_sim.scenario.compare import Bills, Comparison, compare
-from device_sim.scenario.document import Scenario
+from device_sim.scenario.definition import Scenario
 from device_sim.scenario.generate import Made
 from device_sim.scenario.output import Expectation
 from device_sim.scenario.publish import Publisher

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from device_sim.device import boot_id, grown, may_reset
 from device_sim.profile import SATURDAY, SHAPES, Use
-from device_sim.scenario.document import READING_OCTETS_MAX, DeviceGroup, Scenario, ScenarioFleet
+from device_sim.scenario.definition import READING_OCTETS_MAX, DeviceGroup, Scenario, ScenarioFleet
 from metering.period import zone
 from metering.rating.plan import DeviceState
 from metering.usage import DATA, Meter, Reading, ReadingKind, RejectReason

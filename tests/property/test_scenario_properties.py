@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_sim.scenario.document import Scenario, read_scenario
+from device_sim.scenario.definition import Scenario
 from device_sim.scenario.generate import Made, make
+from device_sim.scenario.reading import read_scenario
 from device_sim.scenario.traffic import TrueUsage
 from metering.rating.record import CounterEpoch, EpochKey, StoredReading, Usage, usage_of
 from metering.usage import Rejection

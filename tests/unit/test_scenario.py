@@ -17,13 +17,11 @@ from referencing import Registry, Resource
 
 from device_sim.profile import SHAPES, Kind
 from device_sim.scenario import command
-from device_sim.scenario.document import (
-    Scenario,
-    read_scenario,
-    scenario_schema_text,
-)
+from device_sim.scenario.definition import Scenario
+from device_sim.scenario.document import scenario_schema_text
 from device_sim.scenario.generate import Made, make
 from device_sim.scenario.output import expectation
+from device_sim.scenario.reading import read_scenario
 from device_sim.scenario.run import check_takes
 from metering.cli import main
 from metering.errors import InvalidValue
@@ -171,7 +169,7 @@ def test_the_ledger_is_one(tmp_path: Path) -> None:
         (document(explodes="2026-05-01"), "fleets.0.groups.0.explodes: is not for a meter; "),
         (document(profile="runaway"), "fleets.0.groups.0.explodes: is missing; "),
         (document(profile="firmware_storm"), "fleets.0.groups.0.storm: is missing; "),
-        (document(format="morse"), "fleets.0.groups.0.format: 'morse' is no format; use one of json"),
+        (document(format="morse"), "fleets.0.groups.0.format: is not allowed; use 'json' or 'cbor'"),
         (document(faults={"skew": 2}), "fleets.0.groups.0.faults.skew: is not a share; "),
         (document(faults={"skew_by": "1 week"}), "fleets.0.groups.0.faults.skew_by: is no duration; "),
         (document(faults={"lightning": 1}), "fleets.0.groups.0.faults.lightning: is no field here; "),
