@@ -1,5 +1,6 @@
 """Scenarios through the real pipeline: what the platform bills is what was expected, or it is told."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,32 +12,25 @@ from metering.settings import Settings
 from metering.stack.probe import free_port
 from tests.integration.pipeline import Pipeline, fresh_database, wait_until
 
-SMALL = """
-scenario: small
-tenant: small
-seed: 7
-time_zone: Europe/Berlin
-from: 2026-03-28T18:00
-to: 2026-03-29T06:00
-step: 20 min
-plans:
-  - plan: small
-    currency: EUR
-    monthly_fee: "1.00"
-    meters:
-      data: {allowance: 10 kB, pooled: true, price: {amount: "PRICE", per: 10 kB}}
-fleets:
-  - id: small
-    currency: EUR
-    time_zone: Europe/Berlin
-    anchor_day: 29
-    groups:
-      - name: meter
-        count: 3
-        profile: meter
-        plan: small
-        faults: {reboot: 0.05, wrap: 1, reset: 0.2, duplicate: 0.1, reorder: 0.2, clock_lost: 0.05}
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text("utf-8")
+"""The page whose example is run, and shows what is printed."""
+
+
+def block(name: str) -> str:
+    """Return a fenced block of the page, by its language and name."""
+    found = re.search(rf"^```{name}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def depot(folder: Path, **replaced: str) -> str:
+    """Write the page's scenario, values of its fields replaced, and return its path."""
+    text = block("yaml depot.yaml")
+    for field, value in replaced.items():
+        text = re.sub(rf"\b{field}: [^,}}\n]+", f"{field}: {value}", text, count=1)
+    path = folder / f"depot{len(list(folder.iterdir()))}.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
 
 
 @dataclass(slots=True)
@@ -102,44 +96,37 @@ def test_a_shipped_scenario_is_billed_as_expected(platform: Platform, name: str)
     assert "equal: " in said
 
 
-def small(folder: Path, *, price: str = "0.10") -> str:
-    path = folder / f"small-{price}.yaml"
-    path.write_text(SMALL.replace("PRICE", price), "utf-8")
-    return str(path)
+def test_the_pages_example_prints_what_the_page_shows(platform: Platform, tmp_path: Path) -> None:
+    code, said = platform.run(depot(tmp_path))
+    assert code == 0, said
+    assert said == block("text depot.yaml")
 
 
 def test_at_a_pace_and_again_it_is_the_same(platform: Platform, tmp_path: Path) -> None:
-    paced = ["--accelerate", "36000", "--tenant", "paced"]
+    paced = ["--accelerate", "172800", "--tenant", "paced"]
     for _ in range(2):
-        code, said = platform.run(small(tmp_path), *paced)
+        code, said = platform.run(depot(tmp_path), *paced)
         assert code == 0, said
 
 
 def test_another_price_at_the_platform_is_told(platform: Platform, tmp_path: Path) -> None:
+    dear = ["--tenant", "dear"]
     expected = str(tmp_path / "expected")
-    code, said = platform.scenario("make", small(tmp_path), "--tenant", "dear", "--out", expected)
+    code, said = platform.scenario("make", depot(tmp_path), *dear, "--out", expected)
     assert code == 0, said
-    code, said = platform.run(
-        small(tmp_path, price="0.13"), "--tenant", "dear", "--expected", expected
-    )
+    other = depot(tmp_path, amount='"0.30"')
+    code, said = platform.run(other, *dear, "--expected", expected)
     assert code == 1, said
-    assert "usage data of small: amount" in said
-    assert "differences" in said
+    assert block("text differing") in said
+    assert said.endswith("4 differences\n")
 
 
 def test_what_cannot_be_run_says_so(platform: Platform, tmp_path: Path) -> None:
-    path = tmp_path / "ahead.yaml"
-    later = SMALL.replace("2026-03-29T06:00", "2126-03-29T06:00").replace("20 min", "20 days")
-    path.write_text(later.replace("PRICE", "0.10"), "utf-8")
-    code, said = platform.run(str(path))
+    code, said = platform.run(depot(tmp_path, to="2126-04-02T00:00", step="20 days"))
     assert code == 2
     assert "to: is in the future" in said
-    code, said = platform.run("no-such-scenario")
-    assert code == 2
-    assert "use one of dst-autumn" in said
-    code, said = platform.scenario(
-        "run", small(tmp_path), "--api", f"http://127.0.0.1:{free_port()}"
-    )
+    nobody = f"http://127.0.0.1:{free_port()}"
+    code, said = platform.scenario("run", depot(tmp_path), "--tenant", "none", "--api", nobody)
     assert code == 2, said
 
 
@@ -147,6 +134,11 @@ def test_cycles_that_closed_before_their_usage_came_are_billed_by_adjustments(
     stack_settings: Settings, broker_url: str, tmp_path: Path
 ) -> None:
     with platform_of(stack_settings, broker_url, tmp_path, grace_hours=0) as platform:
-        code, said = platform.run(small(tmp_path))
+        # Registered, and not run: nobody answers for the API. So its cycles close empty.
+        nobody = f"http://127.0.0.1:{free_port()}"
+        code, said = platform.scenario("run", depot(tmp_path), "--api", nobody)
+        assert code == 2, said
+        wait_until(lambda: platform.pipeline.count("closed_cycle") > 1, "the cycles' closing")
+        code, said = platform.run(depot(tmp_path))
         assert code == 0, said
-        assert "had closed before their usage came" in said
+        assert "2 cycles had closed before their usage came" in said
