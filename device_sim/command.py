@@ -12,6 +12,7 @@ from pathlib import Path
 from device_sim.device import Habits
 from device_sim.formats import FORMATS
 from device_sim.groups import Group
+from device_sim.profile import Kind
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
 from metering.broker_address import BrokerAddress, broker_of
@@ -57,6 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--reboots", type=float, default=0.002, metavar="RATE", help="messages after a boot (0.002)"
     )
     add("--wraps", type=float, default=0.06, metavar="SHARE", help="counters that soon wrap (0.06)")
+    add("--profile", choices=list(Kind), help="what all devices are; default: a mix")
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="how much is used (1.0)")
     add("--format", choices=list(FORMATS), default="json", help="of the messages (%(default)s)")
     add("--ledger", type=Path, metavar="FILE", help="append what was truly used, as JSON Lines")
@@ -135,6 +137,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
             reboot_rate=arguments.reboots,
             nearly_full_share=arguments.wraps,
             rate=arguments.rate,
+            kind=arguments.profile and Kind(arguments.profile),
         ),
         duplicates=arguments.duplicates,
         reorder=arguments.reorder,

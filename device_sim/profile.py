@@ -15,6 +15,15 @@ _HOUR_FACTORS = (
     *(1.35, 1.40, 1.45, 1.50, 1.55, 1.60, 1.50, 1.25, 0.95, 0.70, 0.45, 0.25),
 )
 """By local hour."""
+_HOUR = timedelta(hours=1)
+_HOUR_TICKS = _HOUR // timedelta(microseconds=1)
+_ALL = 100
+"""Percent."""
+_UPLINK_STRAYS = 5
+"""By so many percent the share of the uplink strays, up or down."""
+_DOUBLED_MAX = 10
+FIRMWARE_OCTETS = 20_000_000
+"""A firmware image, unless something else is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,30 @@ class Shape:
     hours: tuple[int, ...]
     weekend_percent: int = 100
     uses: tuple[Use, ...]
+
+    def drawn(
+        self, random: Random, use: Use, *, ticks: int, local: datetime, percent: int, fraction: int
+    ) -> tuple[tuple[int, ...], int]:
+        """Draw what was used of a meter in so many microseconds up to a local time.
+
+        `percent` is how much of the usual; `fraction` is what was left over the last time, and is
+        returned again, so that no use is lost to rounding.
+        """
+        busy = self.hours[local.hour] * percent
+        busy *= self.weekend_percent if local.weekday() >= SATURDAY else _ALL
+        quantity, fraction = divmod(fraction + use.per_hour * ticks * busy, _HOUR_TICKS * _ALL**3)
+        spread = use.spread_percent
+        quantity = quantity * (_ALL - spread + random.randrange(2 * spread + 1)) // _ALL
+        if not use.meter.directed:
+            return (quantity,), fraction
+        share = use.uplink_percent - _UPLINK_STRAYS + random.randrange(2 * _UPLINK_STRAYS + 1)
+        uplink = quantity * min(_ALL, max(0, share)) // _ALL
+        return (uplink, quantity - uplink), fraction
+
+
+def explosion(since: datetime, at: datetime) -> int:
+    """Return how many times as much a runaway uses that runs away since an instant."""
+    return 1 if at < since else 1 << min((at - since) // _HOUR, _DOUBLED_MAX)
 
 
 _ALL_DAY = (100,) * 24

@@ -12,7 +12,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 from device_sim.device import boot_id, grown, may_reset
-from device_sim.profile import SATURDAY, SHAPES, Use
+from device_sim.profile import SHAPES, Use, explosion
 from device_sim.scenario.definition import READING_OCTETS_MAX, DeviceGroup, Scenario, ScenarioFleet
 from metering.period import zone
 from metering.rating.plan import DeviceState
@@ -26,8 +26,6 @@ LOST_CLOCKS = (
 
 _TICK = timedelta(microseconds=1)
 _HOUR = timedelta(hours=1)
-_EXPLOSION_MAX = 10
-"""A runaway's use doubles so often."""
 _WIDTH_MIN, _WIDTH_MAX = 8, 32
 _PARTS_OF_RANGE = 8
 """A narrow counter counts so many of its largest readings before it wraps."""
@@ -223,28 +221,26 @@ class _Run:
         state = self.meters[use.meter.meter]
         ticks = (at - self._resumed(state.last_at, at)) // _TICK
         began, state.last_at = state.last_at, at
-        local = at.astimezone(self.zone)
-        busy = self.shape.hours[local.hour]
-        busy *= self.shape.weekend_percent if local.weekday() >= SATURDAY else 100
-        busy *= self.group.scale_percent * self._exploded(use, at)
-        whole = (_HOUR // _TICK) * 100**3
-        quantity, state.fraction = divmod(state.fraction + use.per_hour * ticks * busy, whole)
-        spread = use.spread_percent
-        quantity = quantity * (100 - spread + self.random.randrange(2 * spread + 1)) // 100
+        used, state.fraction = self.shape.drawn(
+            self.random,
+            use,
+            ticks=ticks,
+            local=at.astimezone(self.zone),
+            percent=self.group.scale_percent * self._exploded(use, at),
+            fraction=state.fraction,
+        )
         if not use.meter.directed:
-            return (quantity,)
-        share = min(100, max(0, use.uplink_percent - 5 + self.random.randrange(11)))
-        uplink = quantity * share // 100
-        downlink = quantity - uplink
+            return used
+        uplink, downlink = used
         if self.storm_at is not None and began < self.storm_at <= at and self.group.storm:
             downlink += self.group.storm.octets
         return (min(uplink, READING_OCTETS_MAX), min(downlink, READING_OCTETS_MAX))
 
     def _exploded(self, use: Use, at: datetime) -> int:
         explodes = self.group.explodes_at
-        if explodes is None or at < explodes or use.meter is not DATA:
+        if explodes is None or use.meter is not DATA:
             return 1
-        return 1 << min((at - explodes) // _HOUR, _EXPLOSION_MAX)
+        return explosion(explodes, at)
 
     def _delta(
         self,
