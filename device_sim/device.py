@@ -188,7 +188,7 @@ class Device:
         before = self._counters.get(meter)
         if before is None:
             before = (0,) * len(used)
-            if meter is DATA and width == 32 and self._is_first_epoch:  # noqa: PLR2004 - bits
+            if meter is DATA and self._counted_before and self._is_first_epoch:
                 used = (used[0], self.profile.counted_octets + used[1] % 2**12)
         elif self._random.random() < self._habits.reset_rate and may_reset(before, width):
             # Below the value before, or the platform could not see that it fell.
@@ -201,6 +201,12 @@ class Device:
             self._seq, at, meter, ReadingKind.TOTAL, values, epoch=epoch, width=width
         )
         return Measured(reading=reading, used=used)
+
+    @property
+    def _counted_before(self) -> bool:
+        """Whether the first counter is one that had counted something before."""
+        is_short = self.profile.width == 32  # noqa: PLR2004 - bits
+        return is_short and (self._shape is None or self.profile.counted_octets > 0)
 
     @property
     def _is_first_epoch(self) -> bool:

@@ -124,9 +124,10 @@ class Shape:
         """
         busy = self.hours[local.hour] * percent
         busy *= self.weekend_percent if local.weekday() >= SATURDAY else _ALL
-        quantity, fraction = divmod(fraction + use.per_hour * ticks * busy, _HOUR_TICKS * _ALL**3)
-        spread = use.spread_percent
-        quantity = quantity * (_ALL - spread + random.randrange(2 * spread + 1)) // _ALL
+        # Before it is divided, so that a few messages an hour are not rounded away.
+        strays = _ALL - use.spread_percent + random.randrange(2 * use.spread_percent + 1)
+        used = use.per_hour * ticks * busy * strays
+        quantity, fraction = divmod(fraction + used, _HOUR_TICKS * _ALL**4)
         if not use.meter.directed:
             return (quantity,), fraction
         share = use.uplink_percent - _UPLINK_STRAYS + random.randrange(2 * _UPLINK_STRAYS + 1)

@@ -9,17 +9,16 @@ from random import Random
 import pytest
 
 from device_sim import command
-from device_sim.device import Device, Habits, boot_id, grown, may_reset, moments
+from device_sim.device import Habits, boot_id, grown, may_reset, moments
 from device_sim.faults import Faults
 from device_sim.groups import Group
-from device_sim.profile import FIRMWARE_OCTETS, SHAPES, Kind, profile_of, rhythm
+from device_sim.profile import profile_of, rhythm
 from device_sim.simulation import Scenario, Simulation
 from metering import clock
 from metering.broker_address import parse_broker_url
 from metering.errors import InvalidValue
 from metering.settings import Settings
 from metering.uplink.ledger import LedgerFile
-from metering.usage import ReadingKind
 
 AT = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)  # a Monday
 
@@ -150,26 +149,3 @@ def test_without_a_broker_nothing_is_lost_and_the_run_says_so(tmp_path: Path) ->
         assert tally.acknowledged == 0
 
     asyncio.run(scene())
-
-
-@pytest.mark.parametrize("kind", list(Kind))
-def test_a_device_of_a_kind_uses_the_meters_of_its_shape(kind: Kind) -> None:
-    given = command.scenario_of(arguments("--profile", kind.value, "--wraps", "0")).habits
-    device = Device(seed=3, device="d", started=AT, habits=given)
-    found: dict[str, int] = {}
-    kinds = set()
-    for hour in range(1, 7 * 24):
-        instants = [AT + timedelta(hours=hour, minutes=minute) for minute in (0, 20, 40)]
-        for one in device.measure(instants)[1]:
-            name = one.reading.meter.meter
-            found[name] = found.get(name, 0) + sum(one.used)
-            kinds.add(one.reading.kind)
-    shape = SHAPES[kind]
-    assert set(found) == {use.meter.meter for use in shape.uses}
-    assert kinds == {ReadingKind.TOTAL if shape.cumulative else ReadingKind.DELTA}
-    usual = shape.uses[0].per_hour * 7 * 24
-    if kind is Kind.RUNAWAY:
-        assert found["data"] > 100 * usual
-    else:
-        usual += FIRMWARE_OCTETS if kind is Kind.FIRMWARE_STORM else 0
-        assert usual / 2 < found["data"] < usual * 2
