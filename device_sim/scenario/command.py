@@ -44,14 +44,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     run_.add_argument("--api", metavar="URL", help="of the HTTP API; default: by the settings")
     run_.add_argument(
-        "--accelerate", type=_factor, metavar="FACTOR",
+        "--accelerate", type=_positive, metavar="FACTOR",
         help="let the scenario's time pass so many times as fast (3600: an hour a second); default: at once",
     )  # fmt: skip
     run_.add_argument(
         "--expected", type=Path, metavar="DIR", help="compare with the bills of an earlier `make`"
     )
     run_.add_argument(
-        "--wait", type=_factor, default=120.0, metavar="SECONDS",
+        "--wait", type=_positive, default=120.0, metavar="SECONDS",
         help="for acknowledgements, then for charging (120)",
     )  # fmt: skip
     commands.add_parser("list", help="list the scenarios and profiles that are shipped")
@@ -66,7 +66,7 @@ def _add_scenario(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's own")
 
 
-def _factor(text: str) -> float:
+def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be more than 0")

@@ -37,7 +37,6 @@ class Unacknowledged:
     """Readings that the platform has to say something of: that they are durable, or refused."""
 
     seqs: dict[_Boot, set[int]] = field(default_factory=dict)
-    refused: int = 0
 
     @classmethod
     def of(cls, messages: Sequence[Published]) -> "Unacknowledged":
@@ -59,7 +58,6 @@ class Unacknowledged:
         refused = {each.seq for each in ack.rejected} & waiting
         settled = {seq for seq in waiting if ack.holds(seq)} | refused
         waiting -= settled
-        self.refused += len(refused)
         if not waiting:
             del self.seqs[device, ack.boot]
         return bool(settled)

@@ -1,5 +1,6 @@
 """Scenarios through the real pipeline: what the platform bills is what was expected, or it is told."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,16 +110,20 @@ def test_at_a_pace_and_again_it_is_the_same(platform: Platform, tmp_path: Path) 
         assert code == 0, said
 
 
-def test_another_price_at_the_platform_is_told(platform: Platform, tmp_path: Path) -> None:
+def test_another_price_at_the_platform_and_another_refusal_are_told(platform: Platform, tmp_path: Path) -> None:
     dear = ["--tenant", "dear"]
-    expected = str(tmp_path / "expected")
-    code, said = platform.scenario("make", depot(tmp_path), *dear, "--out", expected)
+    made = tmp_path / "made"
+    code, said = platform.scenario("make", depot(tmp_path), *dear, "--out", str(made))
     assert code == 0, said
+    expected = json.loads((made / "expected.json").read_text("utf-8"))
+    expected["rejected"]["clock_ahead"] -= 1
+    (made / "expected.json").write_text(json.dumps(expected), "utf-8")
     other = depot(tmp_path, amount='"0.30"')
-    code, said = platform.run(other, *dear, "--expected", expected)
+    code, said = platform.run(other, *dear, "--expected", str(made))
     assert code == 1, said
     assert block("text differing") in said
-    assert said.endswith("4 differences\n")
+    assert re.search(r"^rejected +clock_ahead +4 +5$", said, re.MULTILINE)
+    assert said.endswith("5 differences\n")
 
 
 def test_what_cannot_be_run_says_so(platform: Platform, tmp_path: Path) -> None:

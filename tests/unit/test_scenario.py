@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,36 @@ def test_some_messages_come_again_and_some_after_the_next_one() -> None:
         seqs = [seq for key in first if key[0] == device for seq in key[2]]
         assert sorted(seqs) == list(range(1, len(seqs) + 1))
         assert seqs != sorted(seqs)
+
+
+def test_a_counters_messages_keep_their_order_around_a_cycles_boundary() -> None:
+    made = made_of(faults=shares(reorder="1"), count=10)
+    cut = datetime(2026, 4, 30, 22, tzinfo=UTC)  # when May begins in Berlin
+    arrived: dict[str, list[Reading]] = {}
+    for message in made.messages:
+        arrived.setdefault(message.device, []).extend(decoded(message.payload))
+    for readings in arrived.values():
+        late = [(one, other) for one, other in pairwise(readings) if other.seq < one.seq]
+        assert len(late) > 10
+        at = {reading.seq: reading.at for reading in readings}
+        for one, other in late:
+            around = [at[seq] for seq in range(other.seq - 1, one.seq + 2) if seq in at]
+            assert not min(around) < cut <= max(around)
+
+
+def test_a_skewed_clock_never_leaves_the_time_of_the_devices_plan() -> None:
+    retires = {"at": "2026-05-01T12:00Z", "devices": [1, 2, 3], "state": "retired"}
+    made = made_of(count=20, faults={"skew": Decimal("0.8"), "skew_by": "6 h"}, changes=[retires])
+    begins, retired, ends = (
+        datetime(2026, month, day, hour, tzinfo=UTC)
+        for month, day, hour in ((4, 28, 22), (5, 1, 12), (5, 2, 22))
+    )
+    for line in made.ledger:
+        gone = retired if line.device in {"d-0001", "d-0002", "d-0003"} else ends
+        assert begins <= line.at < gone
+    sent = {each.at - line.at for each in made.messages for line in decoded(each.payload)}
+    assert min(sent) < timedelta(hours=-5)
+    assert max(sent) > timedelta(hours=5)
 
 
 def test_counters_fall_where_they_wrap_or_reset_and_the_platform_can_tell() -> None:
