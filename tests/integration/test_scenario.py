@@ -110,7 +110,9 @@ def test_at_a_pace_and_again_it_is_the_same(platform: Platform, tmp_path: Path) 
         assert code == 0, said
 
 
-def test_another_price_at_the_platform_and_another_refusal_are_told(platform: Platform, tmp_path: Path) -> None:
+def test_another_price_at_the_platform_and_another_refusal_are_told(
+    platform: Platform, tmp_path: Path
+) -> None:
     dear = ["--tenant", "dear"]
     made = tmp_path / "made"
     code, said = platform.scenario("make", depot(tmp_path), *dear, "--out", str(made))
