@@ -13,6 +13,7 @@ from device_sim.device import Habits
 from device_sim.formats import FORMATS
 from device_sim.groups import Group
 from device_sim.mischief import Misdeed, Rates
+from device_sim.profile import Kind
 from device_sim.progress import Progress
 from device_sim.scene import Scenario, outbox_readings_of
 from device_sim.series import mapping_document
@@ -79,6 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--reboots", type=float, default=0.002, metavar="RATE", help="messages after a boot (0.002)"
     )
     add("--wraps", type=float, default=0.06, metavar="SHARE", help="counters that soon wrap (0.06)")
+    add("--profile", choices=list(Kind), help="what all devices are; default: a mix")
     add("--rate", type=float, default=1.0, metavar="FACTOR", help="how much is used (1.0)")
     add("--format", choices=list(FORMATS), default="json", help="of the messages (%(default)s)")
     add(
@@ -226,6 +228,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
             reboot_rate=arguments.reboots,
             nearly_full_share=arguments.wraps,
             rate=arguments.rate,
+            kind=arguments.profile and Kind(arguments.profile),
         ),
         duplicates=arguments.duplicates,
         reorder=arguments.reorder,

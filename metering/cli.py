@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "carrier": ("metering.ingest.carrier_command", "take a carrier's usage records, and compare"),
     "mapping": ("metering.store.mapping_command", "say which metric of a payload is which meter"),
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),
+    "scenario": ("device_sim.scenario.command", "play what fleets did, and compare the bills"),
     "agent": ("metering.agent.command", "publish what this machine's modem or interface counts"),
     "rate": ("metering.whatif.command", "say what usage costs under a plan, without a database"),
     "audit": ("metering.insight.command", "compare ledger, readings and charges"),

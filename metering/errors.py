@@ -11,6 +11,7 @@
     ├── ShardBusy               a run may be tried again (metering/charging/charge_usage.py)
     ├── BrokerRefused           the broker does not do what it is told
     ├── ProcessEnded            a process of ours ended that should be running
+    ├── NotRun                  a scenario was not brought to its end (device_sim/scenario/run.py)
     └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
 
 Expected outcomes (a duplicate, an exhausted pool, a rejected message) are returned values, not
