@@ -6,25 +6,25 @@ platform keeps up with: acknowledged is as much as published, and what is pendin
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from time import monotonic
 
 import psutil
-from pydantic import SecretStr
 
 from bench.machine import machine
 from bench.product import Processing, Product, product, start, stop
-from bench.servers import BenchError, own_servers
+from bench.servers import BenchError, Servers, own_servers, program
+from bench.waiting import wait_until
 from bench.workload import TENANT, Population
 from device_sim.command import allow_many_connections
 from device_sim.groups import Group
@@ -33,9 +33,9 @@ from device_sim.simulation import Simulation, run_simulation
 from device_sim.tally import Status
 from metering import clock
 from metering.broker_address import BrokerAddress, parse_broker_url
-from metering.provisioning.credentials import Given, provisioning
 from metering.settings import Settings
-from metering.stack import lifecycle
+from metering.stack import lifecycle, probe
+from metering.stack.probe import free_port
 from metering.uplink.ledger import LedgerFile
 
 FLEETS = 100
@@ -43,8 +43,6 @@ INTERVALS = (60.0, 10.0, 4.0, 2.0)
 _SETTLE_SECONDS = 10.0
 _CONNECT_SECONDS_MAX = 300.0
 _MEBIBYTE = 2**20
-_PASSWORDS_AT_ONCE = 100
-"""The broker writes all that it knows of clients with each change: more would take it too long."""
 OUTPUT = Path(__file__).with_name("simulator.json")
 
 
@@ -101,54 +99,38 @@ class _Reports:
             self.simulation.stop()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """Where devices connect, and with which passwords; without any, all as the platform's processes do."""
+@contextlib.contextmanager
+def _tls_broker(servers: Servers) -> Iterator[tuple[Servers, BrokerAddress]]:
+    """Yield servers whose broker is one that lets anybody in over TLS, and where that is.
 
-    broker: BrokerAddress
-    passwords: Mapping[str, tuple[str, str]]
-    """Username and password by device."""
-
-    def of(self, device: str) -> BrokerAddress:
-        """Return where a device connects, and with what."""
-        if device not in self.passwords:
-            return self.broker
-        username, password = self.passwords[device]
-        return replace(self.broker, username=username, password=password)
-
-
-def _access(made: Product, devices: Sequence[str], *, tls: bool) -> Access:
-    """Return how devices connect; over TLS each is given a password of its own."""
-    if not tls:
-        return Access(broker=made.servers.broker, passwords={})
-    settings = made.servers.settings.model_copy(
-        update={"database_url": SecretStr(made.database_url), "topic_root": made.roots[0]}
-    )
-    record = lifecycle.broker_record(settings)
+    The stack's own is told of each device's credential, which takes long for thousands.
+    """
+    record = lifecycle.broker_record(servers.settings)
     if record is None:
-        raise BenchError("the broker is not ours: it cannot be told of devices")
+        raise BenchError("the broker is not ours: there is none to take the certificate of")
+    kept, plain, secure = Path(record.folder), free_port(), free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "mosquitto.conf"
+        config.write_text(
+            f"user root\nallow_anonymous true\nmax_queued_messages 0\nlistener {plain} 127.0.0.1\n"
+            f"listener {secure} 127.0.0.1\ncertfile {kept}/server.pem\nkeyfile {kept}/server.key\n"
+        )
+        command = [program(servers, "mosquitto_sub").removesuffix("_sub"), "-c", str(config)]
+        executable = Path(command[0])
+        if not executable.exists():
+            command[0] = str(executable.parent.parent / "sbin" / executable.name)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as broker:
+            try:
+                url = f"mqtt://127.0.0.1:{plain}"
+                wait_until(lambda: probe.broker_answers(url) is None, "a broker that speaks TLS")
+                told = replace(servers, broker_url=url, pids={**servers.pids, "broker": broker.pid})
+                address = parse_broker_url(f"mqtts://localhost:{secure}")
+                yield told, replace(address, ca_file=kept / "authority.pem")
+            finally:
+                broker.terminate()
 
-    async def give() -> list[Given]:
-        given: list[Given] = []
-        async with provisioning(settings, TENANT) as provisioner:
-            for first in range(0, len(devices), _PASSWORDS_AT_ONCE):
-                some = devices[first : first + _PASSWORDS_AT_ONCE]
-                given += await provisioner.give_passwords(some, now=clock.now(), anew=False)
-        return given
 
-    given = asyncio.run(give())
-    broker = replace(
-        parse_broker_url(f"mqtts://localhost:{lifecycle.ports_of(record).passwords}"),
-        ca_file=Path(record.folder) / "authority.pem",
-    )
-    passwords = {
-        device: (each.username, each.password or "")
-        for device, each in zip(devices, given, strict=True)
-    }
-    return Access(broker=broker, passwords=passwords)
-
-
-def _simulate(pipe: Pipe, scenario: Scenario, access: Access, topic_root: str) -> None:
+def _simulate(pipe: Pipe, scenario: Scenario, address: BrokerAddress, topic_root: str) -> None:
     """Run a simulation in a process of its own."""
     allow_many_connections(len(scenario.devices))
     pipe.recv()  # by now memory was looked at
@@ -156,7 +138,7 @@ def _simulate(pipe: Pipe, scenario: Scenario, access: Access, topic_root: str) -
     with LedgerFile(None) as ledger:
         reports.simulation = Simulation(
             scenario,
-            brokers=access.of,
+            brokers=lambda _device: address,
             settings=Settings(topic_root=topic_root),
             ledger=ledger,
             clock=clock.now,
@@ -170,10 +152,10 @@ def _simulate(pipe: Pipe, scenario: Scenario, access: Access, topic_root: str) -
 class _Running:
     """A simulation that runs, and its last report."""
 
-    def __init__(self, scenario: Scenario, access: Access, topic_root: str) -> None:
+    def __init__(self, scenario: Scenario, address: BrokerAddress, topic_root: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        arguments = (other, scenario, access, topic_root)
+        arguments = (other, scenario, address, topic_root)
         self.process = context.Process(target=_simulate, args=arguments, daemon=True)
         self.process.start()
         other.close()
@@ -210,8 +192,8 @@ class _Running:
 
 
 @contextlib.contextmanager
-def _running(scenario: Scenario, access: Access, topic_root: str) -> Iterator[_Running]:
-    running = _Running(scenario, access, topic_root)
+def _running(scenario: Scenario, address: BrokerAddress, topic_root: str) -> Iterator[_Running]:
+    running = _Running(scenario, address, topic_root)
     try:
         yield running
     finally:
@@ -221,7 +203,7 @@ def _running(scenario: Scenario, access: Access, topic_root: str) -> Iterator[_R
 
 def _measure(
     made: Product,
-    access: Access,
+    address: BrokerAddress,
     devices: Sequence[str],
     *,
     interval: float,
@@ -237,7 +219,7 @@ def _measure(
         readings_per_message=readings,
         outbox_readings=outbox_readings_of(len(devices)),
     )
-    with _running(scenario, access, made.roots[0]) as simulated:
+    with _running(scenario, address, made.roots[0]) as simulated:
         _wait_until_started(simulated)
         empty = simulated.memory_octets()
         simulated.pipe.send("go")
@@ -308,9 +290,7 @@ def main() -> int:
     parser.add_argument(
         "--intervals", type=float, nargs="+", default=INTERVALS, help="seconds between messages"
     )
-    parser.add_argument(
-        "--tls", action="store_true", help="over TLS, each device with a password of its own"
-    )
+    parser.add_argument("--tls", action="store_true", help="over TLS")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file of the result")
     arguments = parser.parse_args()
     allow_many_connections(arguments.devices)  # the broker inherits it
@@ -318,18 +298,20 @@ def main() -> int:
     devices = population.interleaved()
     steps: list[Step] = []
     try:
-        with own_servers() as servers, tempfile.TemporaryDirectory() as folder:
+        with contextlib.ExitStack() as running:
+            servers = running.enter_context(own_servers())
             told = machine(servers)
-            print(
-                "interval  msg/s  acknowledged/s  pending  oldest  CPU: simulator  broker  ingester"
-            )
+            address = servers.broker
+            if arguments.tls:
+                servers, address = running.enter_context(_tls_broker(servers))
+            folder = running.enter_context(tempfile.TemporaryDirectory())
+            print(_HEADING)
             with product(servers, [population], Processing(), Path(folder)) as made:
                 start(made)
-                access = _access(made, devices, tls=arguments.tls)
                 for interval in arguments.intervals:
                     step = _measure(
                         made,
-                        access,
+                        address,
                         devices,
                         interval=interval,
                         readings=arguments.readings,
@@ -349,6 +331,11 @@ def main() -> int:
     result = {"machine": told, "steps": [asdict(each) for each in steps]}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+_HEADING = (
+    "interval  msg/s  acknowledged/s  pending  oldest  CPU: simulator  broker  ingester   load"
+)
 
 
 def _line(step: Step) -> str:
