@@ -90,7 +90,7 @@ def platform(
         yield found
 
 
-@pytest.mark.parametrize("name", ["month-end", "dst-autumn", "leap-day", "runaway"])
+@pytest.mark.parametrize("name", ["month-end", "dst-autumn", "leap-day", "runaway", "everything"])
 def test_a_shipped_scenario_is_billed_as_expected(platform: Platform, name: str) -> None:
     code, said = platform.run(name, "--tenant", name)
     assert code == 0, said

@@ -38,6 +38,7 @@ SHIPPED = {path.stem: path for path in command.shipped_files()}
 GOLDEN = {
     "dst-autumn": "daa91fac499931af3f984218d98ddd13385ed4b4e1e47550627b9d356ba0b7da",
     "dst-spring": "93713ab843ceebaa5b6999def783072398b7520627bfad5d53d26819549bccb5",
+    "everything": "ab8f991e8e47e2351ab94fe167f9f3f05da349c3efb7f305dc0f1409c5e1302d",
     "firmware-storm": "c53ba51633525cb24f117d9a69fa1c5a9966d7a5ff95a8a4bd3090a6922a3fc0",
     "leap-day": "507c884949c8d4a69081dd17ddd29491674531fd79266f9091c2b7148a757e1b",
     "month-end": "ca20391658ab16c591591b7f8a52609c75d9774e5504ac885c494b7c5bb5c58b",
