@@ -35,13 +35,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scenario": ("device_sim.scenario.command", "play what fleets did, and compare the bills"),
     "agent": ("metering.agent.command", "publish what this machine's modem or interface counts"),
     "rate": ("metering.whatif.command", "say what usage costs under a plan, without a database"),
+    "bill": (
+        "metering.whatif.bill_command",
+        "draw up a bill, or a credit note for it, without a database",
+    ),
     "audit": ("metering.insight.command", "compare ledger, readings and charges"),
     "plan": ("metering.plan_document.command", "check plan files, or print their schema"),
     "demo": ("metering.demo.command", "run the whole pipeline and watch it"),
 }
 
 
-_ASKS_NO_SERVER = ("stack", "demo", "plan", "rate")
+_ASKS_NO_SERVER = ("stack", "demo", "plan", "rate", "bill")
 """Commands that start the stack themselves, or need none."""
 
 

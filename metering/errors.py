@@ -10,6 +10,7 @@
     ├── ScopeGrew               a change of terms may be tried again (metering/charging/make_change.py)
     ├── ShardBusy               a run may be tried again (metering/charging/charge_usage.py)
     ├── BrokerRefused           the broker does not do what it is told
+    ├── TaxServiceFailed        an external tax service gives no answer, or one that is none
     ├── ProcessEnded            a process of ours ended that should be running
     ├── NotRun                  a scenario was not brought to its end (device_sim/scenario/run.py)
     └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
@@ -63,6 +64,10 @@ class Conflict(InvalidValue):
 
 class BrokerRefused(FleetmeterError):
     """The broker does not do what it is told; the text says why, in its words where it has any."""
+
+
+class TaxServiceFailed(FleetmeterError):
+    """An external tax service gives no answer in time, or one that is none; the text says which."""
 
 
 class ProcessEnded(FleetmeterError):

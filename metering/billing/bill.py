@@ -12,12 +12,13 @@ from fractions import Fraction
 from typing import Protocol
 
 from metering.billing.adjustment import Amounts, PeriodAdjustment, period_adjustment
+from metering.billing.draw_up import stated_unit_price
 from metering.billing.frozen import statement_of
 from metering.ids import TenantNo
 from metering.period import BillCycle, cycle_at
 from metering.plan_document import stored_terms
 from metering.rating.membership import Fleet, Member
-from metering.rating.plan import PlanTerms, RoundAt
+from metering.rating.plan import PlanTerms
 from metering.rating.price import UnitPrice
 from metering.rating.statement import Line, Statement, UseTotal, statement
 from metering.store.bill_views import (
@@ -80,18 +81,7 @@ class Bill:
 
     def unit_price(self, line: Line) -> UnitPrice | None:
         """Return the price of a usage line's overage, where that is all that decides its amount."""
-        if line.meter is None or line.variant is None:
-            return None
-        terms = self.terms[line.plan_no]
-        price = terms.meters[line.meter].variants[line.variant].price
-        plain = (
-            not price.free
-            and price.maximum is None
-            and not (price.counts_alone and price.minimum)
-            and not price.connection_fee
-            and terms.round_at is not RoundAt.RECORD
-        )
-        return price.shape if plain and isinstance(price.shape, UnitPrice) else None
+        return stated_unit_price(self.terms[line.plan_no], line)
 
 
 async def bill_so_far(

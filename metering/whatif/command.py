@@ -3,9 +3,10 @@
 import argparse
 import gc
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from metering.errors import InvalidValue
 from metering.plan_document import terms_of
@@ -13,13 +14,22 @@ from metering.plan_document.file import check_ids_differ, read_document, read_pl
 from metering.rating.plan import PlanTerms
 from metering.settings import Settings
 from metering.whatif.present import as_json, as_tables
-from metering.whatif.run import rate
+from metering.whatif.run import RatingRun, rate
 from metering.whatif.state_file import StateDocument, calendar_of, read_state
 from metering.whatif.usage_file import MeterUnits, read_instant, read_usage
+
+S = TypeVar("S", bound=StateDocument)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the files, the periods and the form of the answer."""
+    configure_files(parser)
+    parser.add_argument("--state", metavar="FILE", help="fleet, devices and balances")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+
+
+def configure_files(parser: argparse.ArgumentParser) -> None:
+    """Declare the plans, the usage and the periods."""
     parser.add_argument(
         "--plan", action="append", required=True, metavar="FILE", help="a plan (again: another)"
     )
@@ -29,10 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="readings, one JSON object a line; - for stdin",
     )
-    parser.add_argument("--state", metavar="FILE", help="fleet, devices and balances")
     parser.add_argument("--from", dest="from_", metavar="TIME", help="the first period holds it")
     parser.add_argument("--to", metavar="TIME", help="periods that begin before it")
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -49,10 +57,23 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    _, run_ = rated(arguments, arguments.state, read_state)
+    if arguments.json:
+        sys.stdout.writelines(as_json(run_))
+        print()
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in as_tables(run_))
+    return tell_problems(arguments.usage, run_, lines=arguments.json)
+
+
+def rated(
+    arguments: argparse.Namespace, file: str | None, read: Callable[[object], S]
+) -> tuple[S, RatingRun]:
+    """Rate the files of a command; return what `read` makes of the state `file` too."""
     plans = [terms for path in arguments.plan for terms in _plans(path)]
     check_ids_differ([terms.plan for terms in plans])
-    with _named(arguments.state):
-        state = read_state(read_document(Path(arguments.state)) if arguments.state else None)
+    with named(file):
+        state = read(read_document(Path(file)) if file else None)
         calendar = calendar_of(state, plans)
     from_ = arguments.from_ and read_instant(arguments.from_, calendar.time_zone, "--from")
     to = arguments.to and read_instant(arguments.to, calendar.time_zone, "--to")
@@ -62,8 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
     usage = read_usage(
         _lines(arguments.usage), meters=units, time_zone=calendar.time_zone, default_time=from_
     )
-    with _named(arguments.state, StateDocument.model_fields):
-        rated = rate(
+    with named(file, StateDocument.model_fields):
+        return state, rate(
             plans=plans,
             usage=usage,
             state=state,
@@ -72,31 +93,30 @@ def _run(arguments: argparse.Namespace) -> int:
             from_=from_,
             to=to,
         )
-    if arguments.json:
-        sys.stdout.writelines(as_json(rated))
-        print()
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in as_tables(rated))
-    usage_name = _shown_name(arguments.usage)
-    for rejected in rated.rejected if arguments.json else ():
+
+
+def tell_problems(usage: str, run_: RatingRun, *, lines: bool) -> int:
+    """Tell on standard error why there is nothing, and bad `lines`; return the exit code."""
+    usage_name = _shown_name(usage)
+    for rejected in run_.rejected if lines else ():
         place = f"{usage_name}:{rejected.line}"
         print(f"{place}: {rejected.field}: {rejected.problem}; {rejected.fix}", file=sys.stderr)
-    if not rated.periods:
+    if not run_.periods:
         print(
             f"{usage_name}: holds nothing that tells which periods; correct it, or give --from",
             file=sys.stderr,
         )
-    return 1 if rated.rejected or not rated.periods else 0
+    return 1 if run_.rejected or not run_.periods else 0
 
 
 def _plans(path: str) -> list[PlanTerms]:
     # Several plans may be rated together: say whose path it is.
-    with _named(path):
+    with named(path):
         return [terms_of(plan) for plan in read_plans(Path(path))]
 
 
 @contextmanager
-def _named(file: str | None, roots: Collection[str] | None = None) -> Iterator[None]:
+def named(file: str | None, roots: Collection[str] | None = None) -> Iterator[None]:
     """Let an error say which file it is in: any, or one whose path begins with one of `roots`."""
     try:
         yield

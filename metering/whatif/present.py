@@ -344,7 +344,7 @@ def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[st
                 priced.amount(parts.amount),
             ]
         )
-    return _table(_RECORD_COLUMNS, rows)
+    return table(_RECORD_COLUMNS, rows)
 
 
 def _step_text(step: PriceStep, priced: _Priced) -> str:
@@ -385,10 +385,11 @@ def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:
     if statement.from_money:
         rows.append(["prepaid", *[""] * 6, format(-statement.from_money, "f")])
         rows.append(["due", *[""] * 6, format(statement.due, "f")])
-    return _table(_LINE_COLUMNS, rows)
+    return table(_LINE_COLUMNS, rows)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table, numbers to the right; an empty one comes last."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in [columns, *rows]:
         cells = [

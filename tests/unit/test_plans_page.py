@@ -1,10 +1,11 @@
-"""docs/plans.md and docs/rate.md say what the code does: each example is run, each figure compared.
+"""docs/plans.md, rate.md and bill.md say what the code does: each example is run, each figure compared.
 
 A fenced block with a file's name (`yaml plan.yaml`) is that file, until the next heading. A `console`
 block holds commands and what they print. A table whose first column is `with` changes the example
 above it, one row at a time, and says what comes of it. `a × b = c` in code is reckoned.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -22,16 +24,18 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
+from metering.billing import document as billed
 from metering.cli import main
 from metering.plan_document import SUBUNIT_PRICE_MAX, SUBUNITS_PER_UNIT_MAX
 from metering.plan_document.file import parse_documents
 from metering.plan_document.schema import plan_schema
 from metering.units import MULTIPLES, NUMBER_WORDS
 from metering.usage import QUANTITY_MAX
-from metering.whatif import state_file, usage_file
+from metering.whatif import account_file, state_file, usage_file
 
 DOCS = Path(__file__).parents[2] / "docs"
 PLANS, RATE = (DOCS / "plans.md").read_text("utf-8"), (DOCS / "rate.md").read_text("utf-8")
+BILL = (DOCS / "bill.md").read_text("utf-8")
 README = (DOCS.parent / "README.md").read_text("utf-8")
 SCHEMA: dict[str, Any] = plan_schema()
 
@@ -100,11 +104,17 @@ def _tables(text: str) -> Iterator[list[list[str]]]:
             rows = []
 
 
-ALL_SECTIONS = [*sections("plans", PLANS), *sections("rate", RATE), *sections("README", README)]
+PAGES = {"plans": PLANS, "rate": RATE, "bill": BILL}
+ALL_SECTIONS = [
+    section
+    for page, text in [*PAGES.items(), ("README", README)]
+    for section in sections(page, text)
+]
+_COMMANDS = ("fleetmeter plan", "fleetmeter rate", "fleetmeter bill")
 EXAMPLES = [
     each
     for each in ALL_SECTIONS
-    if any("fleetmeter plan" in b.text or "fleetmeter rate" in b.text for b in each.blocks)
+    if any(command in block.text for block in each.blocks for command in _COMMANDS)
     or any(table[0][0] == "with" for table in each.tables)
 ]
 
@@ -210,7 +220,7 @@ def anchors(page: str) -> set[str]:
     return set(found)
 
 
-@pytest.mark.parametrize(("page", "text"), [("plans", PLANS), ("rate", RATE)])
+@pytest.mark.parametrize(("page", "text"), PAGES.items())
 def test_a_link_leads_somewhere(page: str, text: str) -> None:
     for file, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", _FENCE.sub("", text)):
         if file:
@@ -397,7 +407,7 @@ def reckoned(text: str) -> Fraction:
 
 SUMS = [
     code
-    for text in (PLANS, RATE)
+    for text in PAGES.values()
     for code in _CODE.findall(_FENCE.sub("", text))
     if _SUM.fullmatch(code) and re.search("[=≈]", code) and re.search("[×+−/]", code)
 ]
@@ -543,13 +553,69 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 
 
-@pytest.mark.parametrize("title", MODELS)
-def test_a_table_tells_every_field_of_a_file_for_rating(title: str) -> None:
-    fields = {field.alias or name: field for name, field in MODELS[title].model_fields.items()}
-    told = reference("rate", title)
+BILL_MODELS: dict[str, type[BaseModel]] = {
+    "Account file": account_file.AccountDocument,
+    "Seller": account_file.SellerDocument,
+    "Buyer": account_file.BuyerDocument,
+    "Address": account_file.AddressDocument,
+    "Bank account": account_file.BankDocument,
+    "Tax rules": account_file.TaxDocument,
+    "Tax rule": account_file.TaxRuleDocument,
+    "Adjustment": account_file.AdjustmentDocument,
+    "Earlier period": account_file.EarlierPeriodDocument,
+    "Number": account_file.NumberDocument,
+}
+_OF_A_STATE = state_file.StateDocument.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "model"),
+    [
+        *(("rate", title, model) for title, model in MODELS.items()),
+        *(("bill", title, model) for title, model in BILL_MODELS.items()),
+    ],
+)
+def test_a_table_tells_every_field_of_a_file(page: str, title: str, model: type[BaseModel]) -> None:
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    if page == "bill":
+        fields = {name: field for name, field in fields.items() if name not in _OF_A_STATE}
+    told = reference(page, title)
     assert set(told) == set(fields)
     for name, (_, default, _) in told.items():
         assert (default == "required") == fields[name].is_required(), name
+
+
+DOCUMENT_TABLES: dict[str, type] = {
+    "The document": billed.Document,
+    "Line of a document": billed.DocumentLine,
+    "Tax total": billed.TaxTotal,
+    "Totals": billed.Totals,
+    "Period of a document": billed.SupplyPeriod,
+    "Party": billed.Party,
+}
+
+
+@pytest.mark.parametrize("title", DOCUMENT_TABLES)
+def test_a_table_tells_every_field_of_a_document(title: str) -> None:
+    fields = {each.name: each.default for each in dataclasses.fields(DOCUMENT_TABLES[title])}
+    if title == "The document":
+        fields["form"] = dataclasses.MISSING
+    told = reference("bill", title)
+    assert set(told) == set(fields)
+    for name, (_, default, _) in told.items():
+        assert (default == "required") == (fields[name] is dataclasses.MISSING), name
+
+
+@pytest.mark.parametrize(
+    ("title", "field", "values"),
+    [
+        ("The document", "kind", billed.DocumentKind),
+        ("The document", "state", billed.DocumentState),
+        ("Line of a document", "kind", billed.DocumentLineKind),
+    ],
+)
+def test_a_table_tells_every_value(title: str, field: str, values: type[StrEnum]) -> None:
+    assert reference("bill", title)[field][0].split(", ") == list(values)
 
 
 ANSWERS = {
