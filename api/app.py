@@ -13,6 +13,8 @@ from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
 from api.routes import (
     balances,
+    billing_settings,
+    bills,
     carriers,
     control,
     devices,
@@ -89,6 +91,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         fleets,
         devices,
         balances,
+        bills,
+        billing_settings,
         reservations,
         terms,
         usage,

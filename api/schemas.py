@@ -43,7 +43,9 @@ _FLEET: JsonDict = {
     "name": "North",
     "currency": "EUR",
     "time_zone": "Europe/Berlin",
+    "cycle": "month",
     "anchor_day": 1,
+    "anchor_month": None,
     "devices": 100,
     "created_at": "2026-01-01T00:00:00Z",
 }
@@ -127,7 +129,13 @@ class Fleet(BaseModel):
     name: str
     currency: str = Field(description="ISO 4217; each bill of the fleet is in it")
     time_zone: str = Field(description="IANA name; days and bill cycles are local to it")
-    anchor_day: int = Field(description="the day of the month on which a bill cycle begins")
+    cycle: str = Field(description="how long a bill cycle is: month, quarter or year")
+    anchor_day: int = Field(
+        description="the day of the month on which a bill cycle begins; in a shorter one its last"
+    )
+    anchor_month: int | None = Field(
+        description="a month in which a quarter or a year begins; null: cycles are months"
+    )
     devices: int = Field(description="how many devices it has, in whatever state")
     created_at: Time
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("metering.store.command", "bring the database's schema up to this release"),
     "ingest": ("metering.ingest.command", "write what devices publish to the database"),
     "charge": ("metering.charging.command", "charge stored usage as it lands"),
+    "bill-run": ("metering.billing.bill_run_command", "make drafts of bills final, as tenants say"),
     "control": ("metering.control.command", "deliver commands to devices, and webhooks"),
     "api": ("api.command", "serve the HTTP API"),
     "device": (

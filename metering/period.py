@@ -79,6 +79,20 @@ def cycle_of_day(
     )
 
 
+CYCLE_MONTHS = {"month": 1, "quarter": 3, "year": 12}
+"""How many months the bill cycles of a live fleet may have, by name."""
+
+
+def checked_cycle(months: int, anchor_day: int, anchor_month: int) -> None:
+    """Raise `InvalidValue` for what is no rule of a live fleet's bill cycles."""
+    if months not in CYCLE_MONTHS.values():
+        raise InvalidValue("cycle_months", f"a cycle has no {months} months", "use 1, 3 or 12")
+    if not 1 <= anchor_day <= 31:  # noqa: PLR2004 - the days of a month
+        raise InvalidValue("anchor_day", f"{anchor_day} is no day of a month", "use 1 to 31")
+    if not 1 <= anchor_month <= 12:  # noqa: PLR2004 - the months of a year
+        raise InvalidValue("anchor_month", f"{anchor_month} is no month", "use 1 to 12")
+
+
 class Calendar:
     """A fleet's bill cycles: its time zone, its anchor, and how many months each has.
 

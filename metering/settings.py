@@ -117,6 +117,10 @@ class Settings(BaseSettings):
         description="a device unheard of, or a gap open, for longer holds no watermark back",
     )
 
+    billing_poll_seconds: float = Field(
+        60.0, gt=0, description="the bill run looks for drafts that may be final this often"
+    )
+
     # Control
     control_client_id: str = Field(
         "fleetmeter-control", description="names the control process's session; one a process"

@@ -7,7 +7,6 @@ from fastapi import APIRouter
 from api import presenting, schemas
 from api.auth import AsCaller
 from api.parameters import Cursor, DeviceId, Limit, OfFleet, cursor_of, read_cursor
-from metering.period import cycle_at
 from metering.plan_document import stored_terms
 from metering.rating.bucket import Bucket, BucketKind, burn_order
 from metering.rating.grants import lot_of
@@ -27,6 +26,7 @@ from metering.store.device_views import (
     subscriptions_in_cycle,
 )
 from metering.store.fleet_views import cycle_opened_at, fleet_view
+from metering.store.registry import calendar_of
 from metering.usage import METERS
 
 _GAPS_MAX = 32
@@ -81,7 +81,7 @@ async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.D
     connection, tenant_no = caller.connection, caller.tenant_no
     device = await device_view(connection, tenant_no, device_id=device_id, now=caller.now)
     fleet = await fleet_view(connection, tenant_no, fleet_id=device.fleet_id)
-    cycle = cycle_at(caller.now, fleet.time_zone, fleet.anchor_day)
+    cycle = calendar_of(fleet).cycle_at(caller.now)
     opened_at = await cycle_opened_at(
         connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )

@@ -15,15 +15,18 @@ from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.bill import Bill, bill_so_far
 from metering.errors import InvalidValue
 from metering.money import decimal_text
-from metering.period import cycle_at
+from metering.period import CYCLE_MONTHS
 from metering.rating.statement import Line, LineKind
 from metering.store.balances import fleet_of_id
 from metering.store.bucket_views import LotView, pool_lots
 from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view, list_fleets
+from metering.store.registry import calendar_of
 from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
 from metering.usage import METERS, METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["fleets"])
+
+_CYCLE_OF_MONTHS = {months: name for name, months in CYCLE_MONTHS.items()}
 
 
 @router.get("/fleets")
@@ -60,7 +63,7 @@ async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> closing_schemas.Flee
 async def get_fleet_balance(caller: AsCaller, fleet_id: FleetId) -> schemas.FleetBalance:
     """Show what is left now of each pool of the fleet."""
     fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
-    cycle = cycle_at(caller.now, fleet.time_zone, fleet.anchor_day)
+    cycle = calendar_of(fleet).cycle_at(caller.now)
     opened_at = await cycle_opened_at(
         caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
@@ -122,7 +125,9 @@ def _fleet(fleet: FleetView) -> schemas.Fleet:
         name=fleet.name,
         currency=fleet.currency,
         time_zone=fleet.time_zone,
+        cycle=_CYCLE_OF_MONTHS[fleet.cycle_months],
         anchor_day=fleet.anchor_day,
+        anchor_month=None if fleet.cycle_months == 1 else fleet.anchor_month,
         devices=fleet.devices,
         created_at=fleet.created_at,
     )

@@ -15,7 +15,7 @@ from metering.billing.adjustment import Amounts, PeriodAdjustment, period_adjust
 from metering.billing.draw_up import stated_unit_price
 from metering.billing.frozen import statement_of
 from metering.ids import TenantNo
-from metering.period import BillCycle, cycle_at
+from metering.period import BillCycle
 from metering.plan_document import stored_terms
 from metering.rating.membership import Fleet, Member
 from metering.rating.plan import PlanTerms
@@ -38,7 +38,7 @@ from metering.store.closing import (
 )
 from metering.store.connection import Connection
 from metering.store.cycles import fleet_members
-from metering.store.registry import BillingAccount, fleet_rule
+from metering.store.registry import BillingAccount, calendar_of, fleet_rule
 from metering.usage import METERS_BY_NO
 
 
@@ -92,7 +92,15 @@ async def bill_so_far(
     As it was frozen, if the cycle is closed; else as far as it is charged by now. Raises
     `InvalidValue` when a plan has another currency than the fleet.
     """
-    cycle = cycle_at(at, fleet.time_zone, fleet.anchor_day)
+    return await bill_of_cycle(
+        connection, tenant_no, fleet=fleet, cycle=calendar_of(fleet).cycle_at(at)
+    )
+
+
+async def bill_of_cycle(
+    connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, cycle: BillCycle
+) -> Bill:
+    """Return the bill of a fleet for one of its cycles, as `bill_so_far` does."""
     closed = await closed_cycle(connection, (fleet.fleet_no, cycle.start))
     if closed is None:
         bill = await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)
@@ -114,15 +122,17 @@ async def open_bill(
 
     Raises `InvalidValue` when a plan has another currency than the fleet.
     """
-    bill = await _as_charged(connection, tenant_no, fleet=fleet, cycle=cycle)
+    bill = await as_charged(connection, tenant_no, fleet=fleet, cycle=cycle)
     if await carrying_cycle(connection, fleet.fleet_no) != cycle.start:
         return bill
     changed = await changed_cycles(connection, fleet.fleet_no)
-    adjustments = [await _adjustment(connection, tenant_no, each, fleet=fleet) for each in changed]
+    adjustments = [
+        await adjustment_of(connection, tenant_no, each, fleet=fleet) for each in changed
+    ]
     return replace(bill, adjustments=adjustments)
 
 
-async def _as_charged(
+async def as_charged(
     connection: Connection, tenant_no: TenantNo, *, fleet: BilledFleet, cycle: BillCycle
 ) -> Bill:
     """Return the bill of a cycle's own usage and fees, as charging and terms stand now."""
@@ -136,10 +146,11 @@ async def _as_charged(
     return bill_of(fleet=rule, cycle=cycle, plans=plans, members=members, uses=uses)
 
 
-async def _adjustment(
+async def adjustment_of(
     connection: Connection, tenant_no: TenantNo, changed: ChangedCycle, *, fleet: BilledFleet
 ) -> PeriodAdjustment:
-    owed = await _as_charged(connection, tenant_no, fleet=fleet, cycle=changed.cycle)
+    """Return what a closed cycle owes now less all that was billed of it."""
+    owed = await as_charged(connection, tenant_no, fleet=fleet, cycle=changed.cycle)
     frozen = statement_of(changed.statement, changed.cycle)
     return period_adjustment(
         changed.cycle,

@@ -20,6 +20,7 @@ from metering.store.connection import Connection
 from metering.store.corrections import Cause
 from metering.store.registry import (
     Fleet,
+    calendar_of,
     fleets_by_no,
     lock_shard,
     plan_terms,
@@ -73,7 +74,7 @@ async def change_plan(
             fleet = (await fleets_by_no(connection, [running.fleet_no]))[running.fleet_no]
             await check_currency(connection, plan_no, fleet)
             terms = await plan_terms(connection, sorted({running.plan_no, plan_no}))
-            calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+            calendar = calendar_of(fleet)
             starts = _takes_effect(running, plan_no, since, terms, calendar)
             if running.valid_to is not None and starts >= running.valid_to:
                 raise InvalidValue(

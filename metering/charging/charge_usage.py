@@ -10,7 +10,7 @@ from metering.charging.open_cycle import open_cycle
 from metering.charging.thresholds import ChargedUsage, RaisedAlert, count_usage
 from metering.charging.uniform_usage import Terms, charge_uniformly, charged_usage, part
 from metering.errors import FleetmeterError
-from metering.period import BillCycle, Calendar
+from metering.period import BillCycle
 from metering.rating.account import Charge, CountKey, UseKey, charge_records, count_keys
 from metering.rating.guide import ParkReason, Subscription, UsageRecord
 from metering.rating.plan import PlanTerms
@@ -49,6 +49,7 @@ from metering.store.cycles import opened_cycles
 from metering.store.leases import Leases
 from metering.store.registry import (
     Fleet,
+    calendar_of,
     fleets_of_devices,
     plan_terms,
     subscriptions_of_devices,
@@ -142,8 +143,7 @@ async def _charge_items(
         fleets=fleets,
         members=members,
         of_fleets={
-            number: FleetTerms(number, Calendar(fleet.time_zone, fleet.anchor_day))
-            for number, fleet in fleets.items()
+            number: FleetTerms(number, calendar_of(fleet)) for number, fleet in fleets.items()
         },
         subscriptions=subscriptions,
         plans=await _plans_of(connection, subscriptions),

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from metering.billing.bill import open_bill
 from metering.billing.frozen import document_of
 from metering.period import BillCycle
+from metering.store.bills import insert_draft, lock_billing
 from metering.store.closing import (
     CycleKey,
     StoredAdjustment,
@@ -96,4 +97,6 @@ async def close_cycle(
             for each in bill.adjustments
         ],
     )
+    await lock_billing(connection, fleet.fleet_no)
+    await insert_draft(connection, fleet.tenant_no, key, now=now)
     return True

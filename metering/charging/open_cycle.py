@@ -5,7 +5,7 @@ from datetime import datetime
 
 from metering.charging.end_reservations import end_where_cut
 from metering.errors import InvalidValue
-from metering.period import BillCycle, Calendar
+from metering.period import BillCycle
 from metering.rating.grants import cycle_grants
 from metering.rating.lots import rolled_into
 from metering.rating.membership import Member
@@ -23,7 +23,7 @@ from metering.store.cycles import (
     store_rolled,
 )
 from metering.store.leases import Leases, try_lock_leased
-from metering.store.registry import Fleet, fleet_rule, plan_terms, try_lock_shard
+from metering.store.registry import Fleet, calendar_of, fleet_rule, plan_terms, try_lock_shard
 from metering.store.work import next_run_no
 
 
@@ -52,7 +52,7 @@ async def _unopened(
     connection: Connection, fleet: Fleet, begins: datetime | None, last: BillCycle
 ) -> list[BillCycle]:
     """Return a fleet's cycles that are not open, from the one of an instant up to another, in order."""
-    calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+    calendar = calendar_of(fleet)
     cycle = last if begins is None or begins >= last.start else calendar.cycle_at(begins)
     cycles = [cycle]
     while cycle.start < last.start:
@@ -138,7 +138,7 @@ async def open_due_cycles(
             connection, now, shards=leases.fences if leases else None
         )
     for fleet in due:
-        present = Calendar(fleet.time_zone, fleet.anchor_day).cycle_at(now)
+        present = calendar_of(fleet).cycle_at(now)
         async with connection.transaction():
             begins = await first_subscribed(connection, fleet.fleet_no)
             cycles = await _unopened(connection, fleet, begins, present)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from metering.charging.open_cycle import plans_of_members
-from metering.period import BillCycle, Calendar
+from metering.period import BillCycle
 from metering.rating.bucket import BucketKind
 from metering.rating.grants import Grant, cycle_grants
 from metering.rating.membership import Member
@@ -20,7 +20,7 @@ from metering.store.cycles import (
     store_grants,
 )
 from metering.store.history import Place
-from metering.store.registry import Fleet, fleet_rule
+from metering.store.registry import Fleet, calendar_of, fleet_rule
 from metering.usage import METERS
 
 
@@ -80,7 +80,7 @@ async def _unopened(
     connection: Connection, fleet: Fleet, members: Iterable[Member], touched: TouchedUsage
 ) -> list[BillCycle]:
     """Return the cycles that are not open in which members were subscribed when usage touched them."""
-    calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+    calendar = calendar_of(fleet)
     spans = [
         (max(each.valid_from, touched.begins), min(each.valid_to or touched.ends, touched.ends))
         for member in members

@@ -14,7 +14,6 @@ import psycopg
 
 from metering.charging.end_reservations import end_reservations
 from metering.charging.open_cycle import open_cycle
-from metering.period import Calendar
 from metering.rating import reservation as core
 from metering.rating.bucket import burn_order
 from metering.rating.guide import ParkReason, UsageRecord
@@ -27,6 +26,7 @@ from metering.store.connection import Connection
 from metering.store.cycles import opened_cycles
 from metering.store.registry import (
     Fleet,
+    calendar_of,
     fleets_of_devices,
     lock_shard,
     plan_terms,
@@ -173,10 +173,7 @@ async def _placed(
         Usage(0, 0, now, now, zone=request.zone),
         meter=request.meter.meter,
         fleet_no=members[device_no],
-        fleets={
-            number: FleetTerms(number, Calendar(each.time_zone, each.anchor_day))
-            for number, each in fleets.items()
-        },
+        fleets={number: FleetTerms(number, calendar_of(each)) for number, each in fleets.items()},
         subscriptions=subscriptions,
         plans=plans,
     )

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from metering.money import decimal_text
-from metering.period import Calendar, instant_text
+from metering.period import instant_text
 from metering.rating.account import Charge
 from metering.rating.plan import PlanTerms
 from metering.rating.threshold import (
@@ -35,7 +35,7 @@ from metering.rating.threshold import (
 )
 from metering.store.connection import Connection
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
-from metering.store.registry import Fleet, try_lock_shard
+from metering.store.registry import Fleet, calendar_of, try_lock_shard
 from metering.store.thresholds import (
     Action,
     Lots,
@@ -104,7 +104,7 @@ class Standing(NamedTuple):
 
 def calendars_of(fleet: Fleet) -> Calendars:
     """Return the periods of a fleet's thresholds."""
-    return Calendars(Calendar(fleet.time_zone, fleet.anchor_day))
+    return Calendars(calendar_of(fleet))
 
 
 # Charging ------------------------------------------------------------------------------------------

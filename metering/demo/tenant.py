@@ -9,7 +9,7 @@ from importlib import resources
 
 from metering.charging.change_thresholds import create_threshold
 from metering.charging.subscribe import subscribe
-from metering.period import cycle_at
+from metering.period import Calendar
 from metering.plan_document import PlanDocument, read_plan
 from metering.rating.threshold import Measure, Per, Recurrence
 from metering.store.api_keys import create_api_key, tenant_of_api_key
@@ -51,6 +51,7 @@ class DemoFleet:
     anchor_day: int
     plan: str
     device_ids: Sequence[str]
+    cycle_months: int = 1
     limit: DemoLimit | None = None
 
 
@@ -121,7 +122,8 @@ async def good_api_key(url: str, kept: str, *, now: datetime) -> str:
 
 
 async def _load_fleet(connection: Connection, described: DemoFleet, *, now: datetime) -> None:
-    cycle = cycle_at(now, described.time_zone, described.anchor_day)
+    calendar = Calendar(described.time_zone, described.anchor_day, months=described.cycle_months)
+    cycle = calendar.cycle_at(now)
     # A little earlier than the cycle, because the first readings may look back over its start.
     begins = cycle.start - timedelta(days=1)
     async with connection.transaction():
@@ -134,6 +136,7 @@ async def _load_fleet(connection: Connection, described: DemoFleet, *, now: date
             currency="EUR",
             time_zone=described.time_zone,
             anchor_day=described.anchor_day,
+            cycle_months=described.cycle_months,
             now=now,
         )
         plan_no = await ensure_plan(connection, tenant=tenant, plan=_plan(described.plan), now=now)

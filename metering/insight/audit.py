@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import zip_longest
 from typing import TypeVar
 
+from metering.insight.bill_audit import bill_differences, number_differences
 from metering.insight.closing_audit import closed_cycle_differences
 from metering.insight.operations import operation_differences
 from metering.insight.thresholds import audit_thresholds
@@ -101,6 +102,7 @@ async def audit_database(connection: Connection) -> AuditResult:
         charges, differences = await _audit_fleet(connection, fleet)
         replayed += charges
         result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
+    result.differences += await number_differences(connection)
     if replayed != result.charges:
         result.differences.append(
             f"{result.charges} charges, of which {replayed} belong to a fleet"
@@ -214,6 +216,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     for cycle in await stored_cycles(connection, fleet.fleet_no):
         _compare_grants(fleet, cycle, members, replay)
     differences += await closed_cycle_differences(connection, fleet, members)
+    differences += await bill_differences(connection, fleet)
     differences += await audit_thresholds(connection, fleet)
     reservations = await stored_reservations(connection, fleet.fleet_no)
     differences += _compare_reservations(reservations, replay)

@@ -38,7 +38,9 @@ async def closed_cycle_differences(
     if all(each.marked_run_no is None and each.document is None for each in cycles):
         return []
     plan_nos = {each.plan_no for member in members for each in member.subscriptions}
-    runs = sorted(each.run_no for each in cycles if each.run_no is not None)
+    closings = {each.run_no for each in cycles if each.run_no is not None}
+    noted = {own.run_no for each in cycles for own in each.adjustments if own.billed_in is None}
+    runs = sorted(closings | noted)
     audit = _ClosingAudit(
         fleet=fleet,
         members=members,
@@ -51,7 +53,7 @@ async def closed_cycle_differences(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ClosingAudit:
-    """A fleet's charges by when they came; `runs` are its closings' places among the runs."""
+    """A fleet's charges by when they came; `runs` are where cycles closed or notes settled them."""
 
     fleet: Fleet
     members: Sequence[Member]

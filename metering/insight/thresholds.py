@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 
-from metering.period import Calendar
 from metering.rating.threshold import (
     WHOLE_FLEET,
     Calendars,
@@ -26,7 +25,7 @@ from metering.rating.threshold import (
     value_of,
 )
 from metering.store.connection import Connection
-from metering.store.registry import Fleet
+from metering.store.registry import Fleet, calendar_of
 from metering.store.threshold_audit import StoredAlert, counted_charges, most_granted, stored_alerts
 from metering.store.thresholds import (
     Lots,
@@ -50,7 +49,7 @@ async def audit_thresholds(connection: Connection, fleet: Fleet) -> list[str]:
     tallies = await fleet_tallies(connection, fleet.fleet_no)
     if not thresholds and not tallies:
         return []
-    calendars = Calendars(Calendar(fleet.time_zone, fleet.anchor_day))
+    calendars = Calendars(calendar_of(fleet))
     changes = await threshold_changes(connection, fleet.fleet_no)
     alerts = await stored_alerts(connection, fleet.fleet_no)
     replay = ThresholdReplay(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from metering.period import Calendar
 from metering.rating.guide import Subscription
 from metering.rating.plan import PlanTerms
 from metering.rating.record import FleetTerms
@@ -19,7 +18,7 @@ from metering.store.history import (
     stored_openings,
     stored_top_ups,
 )
-from metering.store.registry import Fleet, fleets_by_no, plan_terms
+from metering.store.registry import Fleet, calendar_of, fleets_by_no, plan_terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +44,7 @@ async def load_terms(
     fleet_nos = {each.fleet_no for each in of_devices} | {fleet.fleet_no} | set(homes.values())
     fleets = await fleets_by_no(connection, sorted(fleet_nos))
     return ReplayTerms(
-        fleets={
-            number: FleetTerms(number, Calendar(each.time_zone, each.anchor_day))
-            for number, each in fleets.items()
-        },
+        fleets={number: FleetTerms(number, calendar_of(each)) for number, each in fleets.items()},
         homes=homes,
         subscriptions=subscriptions,
         plan_of=plan_of,

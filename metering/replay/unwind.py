@@ -21,7 +21,6 @@ find why.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from metering.period import Calendar
 from metering.rating.account import CountKey, MeterUse, UseKey, count_of_use
 from metering.rating.bucket import Bucket
 from metering.rating.increment import IncrementScope
@@ -41,7 +40,7 @@ from metering.store.history import (
     stored_top_ups,
 )
 from metering.store.kept_sums import HourKey, stored_counts, stored_hours, stored_uses
-from metering.store.registry import Fleet, ever_subscribed, plan_terms
+from metering.store.registry import Fleet, calendar_of, ever_subscribed, plan_terms
 from metering.store.unwinding import (
     HeldThen,
     Since,
@@ -123,7 +122,7 @@ async def unwind(
     openings = await openings_since(connection, fleet_no, start)
     span = None
     if usage and not openings:
-        calendar = Calendar(fleet.time_zone, fleet.anchor_day)
+        calendar = calendar_of(fleet)
         span = (calendar.cycle_at(usage.begins).start, calendar.cycle_at(usage.ends).end)
     buckets = await buckets_concerned(
         connection, fleet_no, owners=owners, shared=shared, span=span, place=start

@@ -23,7 +23,8 @@ async def read_from_one_snapshot(connection: Connection) -> None:
 async def all_fleets(connection: Connection) -> list[Fleet]:
     """Return every fleet."""
     found = await connection.execute(
-        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no"
         " FROM fleet ORDER BY fleet_no"
     )
     return [fleet_of_row(row) for row in await found.fetchall()]

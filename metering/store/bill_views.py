@@ -66,6 +66,20 @@ async def uses_of_cycle(
     )
 
 
+async def device_amounts(
+    connection: Connection, fleet_no: int, cycle_start: datetime
+) -> list[tuple[int, int, int]]:
+    """Return what devices of a fleet used in a cycle: `(device_no, amount, sub-units of a unit)`."""
+    found = await connection.execute(
+        "SELECT subscription.device_no, sum(amount), plan.subunits_per_unit FROM meter_use"
+        " JOIN subscription USING (subscription_no) JOIN plan USING (plan_no)"
+        " WHERE meter_use.fleet_no = %s AND cycle_start = %s"
+        " GROUP BY subscription.device_no, plan.subunits_per_unit",
+        [fleet_no, cycle_start],
+    )
+    return [(row[0], int(row[1]), int(row[2])) for row in await found.fetchall()]
+
+
 async def billed_plans(
     connection: Connection, tenant_no: TenantNo, *, plan_nos: Sequence[int]
 ) -> list[BilledPlan]:

@@ -56,13 +56,14 @@ async def cycles_to_close(
 ) -> list[tuple[Fleet, BillCycle]]:
     """Return the cycles that are not closed and ended by then, each fleet's in order."""
     found = await connection.execute(
-        "SELECT fleet.fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
+        "SELECT fleet.fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no,"
         " first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle JOIN fleet USING (fleet_no)"
         " WHERE closed_run_no IS NULL AND cycle_end <= %s"
         " ORDER BY shard_no, fleet.fleet_no, cycle_start",
         [ended_by],
     )
-    return [(fleet_of_row(row[:8]), _cycle(row[8:])) for row in await found.fetchall()]
+    return [(fleet_of_row(row[:10]), _cycle(row[10:])) for row in await found.fetchall()]
 
 
 async def unclosed_up_to(connection: Connection, key: CycleKey) -> list[datetime]:
@@ -249,6 +250,7 @@ async def changed_cycles(connection: Connection, fleet_no: int) -> list[ChangedC
     for row in await found.fetchall():
         cycle = _cycle(row[:4])
         adjustments = await _adjustments(connection, fleet_no, "cycle_start", cycle.start)
+        adjustments += await _noted(connection, fleet_no, cycle)
         counted = sum(each.late_records for each in adjustments)
         changed.append(
             ChangedCycle(
@@ -264,6 +266,58 @@ async def changed_cycles(connection: Connection, fleet_no: int) -> list[ChangedC
 async def adjustments_in(connection: Connection, key: CycleKey) -> list[StoredAdjustment]:
     """Return the adjustments that a closed cycle's bill carries, by the cycle that they name."""
     return await _adjustments(connection, key[0], "billed_in", key[1])
+
+
+async def closed_cycles_since(
+    connection: Connection, fleet_no: int, since: datetime
+) -> list[BillCycle]:
+    """Return a fleet's closed cycles that end after an instant, ascending."""
+    found = await connection.execute(
+        "SELECT first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle"
+        " WHERE fleet_no = %s AND cycle_end > %s AND closed_run_no IS NOT NULL ORDER BY cycle_start",
+        [fleet_no, since],
+    )
+    return [_cycle(row) for row in await found.fetchall()]
+
+
+async def store_noted_adjustment(
+    connection: Connection,
+    key: CycleKey,
+    *,
+    run_no: int,
+    late_records: int,
+    exact: Fraction,
+    amount: Decimal,
+    note_no: int | None,
+) -> None:
+    """Keep what a closed cycle owes since and a note settled; it counts as unchanged from then on."""
+    await connection.execute(
+        "INSERT INTO noted_adjustment"
+        " (fleet_no, cycle_start, run_no, late_records, amount, exact_amount, note_no)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        [*key, run_no, late_records, amount, str(exact), note_no],
+    )
+    await connection.execute(
+        "UPDATE fleet_cycle SET changed = false WHERE fleet_no = %s AND cycle_start = %s", [*key]
+    )
+
+
+async def _noted(connection: Connection, fleet_no: int, cycle: BillCycle) -> list[StoredAdjustment]:
+    found = await connection.execute(
+        "SELECT run_no, late_records, amount, exact_amount FROM noted_adjustment"
+        " WHERE fleet_no = %s AND cycle_start = %s ORDER BY run_no",
+        [fleet_no, cycle.start],
+    )
+    return [
+        StoredAdjustment(
+            cycle=cycle,
+            run_no=row[0],
+            late_records=row[1],
+            amount=row[2],
+            exact=Fraction(row[3]),
+        )
+        for row in await found.fetchall()
+    ]
 
 
 async def _adjustments(

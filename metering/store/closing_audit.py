@@ -15,9 +15,12 @@ from metering.store.tally import of_fleet, of_fleets_boots
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedAdjustment:
-    """A frozen adjustment of a cycle, and in which run the bill that carries it says it closed."""
+    """A frozen adjustment of a cycle, and in which run the bill that carries it says it closed.
 
-    billed_in: datetime
+    `billed_in` is the cycle whose bill it is in; None: a note settled it.
+    """
+
+    billed_in: datetime | None
     run_no: int
     bill_run_no: int
     late_records: int
@@ -76,8 +79,10 @@ async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedC
         " late_records, exact_amount, amount FROM period_adjustment"
         " JOIN closed_cycle AS bill ON bill.fleet_no = period_adjustment.fleet_no"
         "   AND bill.cycle_start = period_adjustment.billed_in"
-        " WHERE period_adjustment.fleet_no = %s ORDER BY period_adjustment.run_no",
-        [fleet_no],
+        " WHERE period_adjustment.fleet_no = %(fleet_no)s"
+        " UNION ALL SELECT cycle_start, NULL, run_no, run_no, late_records, exact_amount, amount"
+        "   FROM noted_adjustment WHERE fleet_no = %(fleet_no)s ORDER BY 3",
+        {"fleet_no": fleet_no},
     )
     by_cycle: dict[datetime, list[AuditedAdjustment]] = {}
     for start, billed_in, run_no, bill_run_no, late, exact, amount in await adjusted.fetchall():

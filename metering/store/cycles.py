@@ -317,7 +317,8 @@ async def fleets_without_open_cycle(
     """Return the fleets, of some shards or of all, that have no open cycle for the present instant."""
     wanted = None if shards is None else list(shards)
     found = await connection.execute(
-        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no"
         " FROM fleet WHERE NOT EXISTS (SELECT FROM fleet_cycle"
         "   WHERE fleet_cycle.fleet_no = fleet.fleet_no"
         "   AND cycle_start <= %s AND cycle_end > %s)"

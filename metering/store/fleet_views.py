@@ -19,6 +19,8 @@ class FleetView:
     currency: str
     time_zone: str
     anchor_day: int
+    cycle_months: int
+    anchor_month: int
     created_at: datetime
     devices: int
 
@@ -30,7 +32,7 @@ class _Opened:
 
 _FLEET = (
     "SELECT fleet.fleet_no, fleet.fleet_id, fleet.name, fleet.currency, fleet.time_zone,"
-    " fleet.anchor_day, fleet.created_at,"
+    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.created_at,"
     " (SELECT count(*) FROM device WHERE device.fleet_no = fleet.fleet_no) AS devices"
     " FROM fleet WHERE fleet.tenant_no = %(tenant_no)s"
 )

@@ -13,7 +13,7 @@ from psycopg.types.range import TimestamptzRange
 from metering.errors import InvalidValue, NotFound
 from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
 from metering.money import minor_digits
-from metering.period import Calendar, cycle_of_day, local_day, zone
+from metering.period import Calendar, checked_cycle, local_day, zone
 from metering.plan_document import PlanDocument, stored_document, stored_terms, terms_of
 from metering.rating.guide import Subscription
 from metering.rating.membership import Fleet as FleetRule
@@ -38,6 +38,8 @@ class Fleet:
     currency: str
     time_zone: str
     anchor_day: int
+    cycle_months: int
+    anchor_month: int
     shard_no: ShardNo
 
 
@@ -94,21 +96,39 @@ async def ensure_fleet(
     time_zone: str,
     anchor_day: int,
     now: datetime,
+    cycle_months: int = 1,
+    anchor_month: int = 1,
 ) -> Fleet:
-    """Return the fleet of that id, creating it as described if there is none."""
+    """Return the fleet of that id, creating it as described if there is none.
+
+    Its bill cycles have one month, or three or twelve from `anchor_month` on.
+    """
     checked_id(fleet_id, "fleet_id")
     minor_digits(currency)
     zone(time_zone)
-    cycle_of_day(now.date(), time_zone, anchor_day)
+    checked_cycle(cycle_months, anchor_day, anchor_month)
     await connection.execute(
         "INSERT INTO fleet"
-        " (tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no, created_at)"
-        " SELECT %s, %s, %s, %s, %s, %s, (count(*) %% %s)::smallint, %s FROM fleet"
+        " (tenant_no, fleet_id, name, currency, time_zone, anchor_day, cycle_months, anchor_month,"
+        " shard_no, created_at)"
+        " SELECT %s, %s, %s, %s, %s, %s, %s, %s, (count(*) %% %s)::smallint, %s FROM fleet"
         " ON CONFLICT (tenant_no, fleet_id) DO NOTHING",
-        [tenant, fleet_id, name, currency, time_zone, anchor_day, SHARDS, now],
+        [
+            tenant,
+            fleet_id,
+            name,
+            currency,
+            time_zone,
+            anchor_day,
+            cycle_months,
+            anchor_month,
+            SHARDS,
+            now,
+        ],
     )
     found = await connection.execute(
-        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no"
         " FROM fleet WHERE tenant_no = %s AND fleet_id = %s",
         [tenant, fleet_id],
     )
@@ -286,7 +306,8 @@ async def fleets_of_devices(
 ) -> tuple[dict[int, Fleet], dict[int, FleetNo]]:
     """Return the fleets in which some devices are or were, by number, and each device's now."""
     found = await connection.execute(
-        "SELECT fleet.fleet_no, fleet.tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no,"
+        "SELECT fleet.fleet_no, fleet.tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no,"
         " array_agg(home.device_no) FILTER (WHERE home.is_now)"
         " FROM (SELECT device_no, fleet_no, bool_or(is_now) AS is_now FROM ("
         "     SELECT device_no, fleet_no, true AS is_now FROM device WHERE device_no = ANY(%(nos)s)"
@@ -298,16 +319,17 @@ async def fleets_of_devices(
     fleets: dict[int, Fleet] = {}
     members: dict[int, FleetNo] = {}
     for row in await found.fetchall():
-        fleet = fleet_of_row(row[:8])
+        fleet = fleet_of_row(row[:10])
         fleets[fleet.fleet_no] = fleet
-        members.update(dict.fromkeys(row[8] or (), fleet.fleet_no))
+        members.update(dict.fromkeys(row[10] or (), fleet.fleet_no))
     return fleets, members
 
 
 async def fleets_by_no(connection: Connection, fleet_nos: Sequence[int]) -> dict[int, Fleet]:
     """Return some fleets by number."""
     found = await connection.execute(
-        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day, shard_no"
+        "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
+        " cycle_months, anchor_month, shard_no"
         " FROM fleet WHERE fleet_no = ANY(%s)",
         [list(fleet_nos)],
     )
@@ -370,6 +392,24 @@ class BillingAccount(Protocol):
     def anchor_day(self) -> int:
         """The day of the month on which a cycle begins."""
 
+    @property
+    def cycle_months(self) -> int:
+        """How many months a cycle has."""
+
+    @property
+    def anchor_month(self) -> int:
+        """A month in which a cycle begins, 1 to 12."""
+
+
+def calendar_of(account: BillingAccount) -> Calendar:
+    """Return an account's bill cycles."""
+    return Calendar(
+        account.time_zone,
+        account.anchor_day,
+        months=account.cycle_months,
+        anchor_month=account.anchor_month,
+    )
+
 
 def fleet_rule(fleet: BillingAccount, members: Iterable[Member]) -> FleetRule:
     """Return what a fleet's periods are reckoned by; it starts with its first subscription."""
@@ -380,7 +420,7 @@ def fleet_rule(fleet: BillingAccount, members: Iterable[Member]) -> FleetRule:
     return FleetRule(
         currency=fleet.currency,
         time_zone=fleet.time_zone,
-        cycle_of=Calendar(fleet.time_zone, fleet.anchor_day).cycle_at,
+        cycle_of=calendar_of(fleet).cycle_at,
         first_day=local_day(begins, fleet.time_zone),
     )
 

@@ -20,7 +20,7 @@ from metering.period import BillCycle, Calendar
 from metering.store.connection import Connection, connect
 from metering.store.cycles import opened_cycles
 from metering.store.fleet_views import fleet_view
-from metering.store.registry import Fleet
+from metering.store.registry import Fleet, calendar_of
 from metering.usage import DATA, SMS, Meter, Reading, ReadingKind, Rejection
 from tests.integration.pipeline import TENANT, Operator, migrated
 
@@ -140,9 +140,22 @@ class Scene:
         """Close a cycle at the end of its grace."""
         assert await self.look(cycle.end + GRACE) == 1
 
+    async def close_fleet(self, cycle: BillCycle) -> None:
+        """Close what is due at the end of a cycle's grace, of whichever fleet; the cycle is, too."""
+        await self.look(cycle.end + GRACE)
+        assert (await self.bill_of(self.fleet, cycle)).closed_at is not None
+
+    def cycle_of_fleet(self, at: datetime) -> BillCycle:
+        """Return the cycle of the fleet that holds an instant."""
+        return calendar_of(self.fleet).cycle_at(at)
+
     async def bill(self, cycle: BillCycle) -> Bill:
         """Return the bill that is shown of a cycle."""
-        view = await fleet_view(self.connection, self.operator.tenant, fleet_id="vans")
+        return await self.bill_of(self.fleet, cycle)
+
+    async def bill_of(self, fleet: Fleet, cycle: BillCycle) -> Bill:
+        """Return the bill that is shown of a fleet's cycle."""
+        view = await fleet_view(self.connection, self.operator.tenant, fleet_id=fleet.fleet_id)
         return await bill_so_far(self.connection, self.operator.tenant, fleet=view, at=cycle.start)
 
     async def owed(self, cycles: Iterable[BillCycle]) -> Decimal:

@@ -5,16 +5,21 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from psycopg.types.json import Jsonb
 
 from api.app import create_app
+from metering.billing.dispute import open_dispute
+from metering.billing.enter_adjustment import Entry, enter_adjustment
+from metering.billing.finalise import finalise
 from metering.charging.change_thresholds import create_threshold
 from metering.ids import TenantNo
 from metering.period import cycle_at
@@ -22,6 +27,13 @@ from metering.plan_document import read_plan
 from metering.rating.threshold import Measure, Per, Recurrence
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
+from metering.store.billing_settings import (
+    FleetBilling,
+    replace_tax_rules,
+    set_fleet_billing,
+    set_tenant_billing,
+)
+from metering.store.bills import insert_draft
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
@@ -35,6 +47,7 @@ from metering.store.registry import (
 )
 from metering.store.thresholds import NewThreshold, Terms
 from metering.wire.command import CommandKind
+from tests.integration.billing_scene import BUYER, RULE, SELLER, settings
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -155,7 +168,54 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _told(connection, fleet, numbers[f"{name}-1"], name)
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
     await _corrected(connection, fleet, numbers[f"{name}-1"])
+    await _billed(connection, fleet, name)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
+
+
+async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:
+    """Finalise the bill of January: of nothing but a debit of 500, of which 200 are disputed."""
+    january = cycle_at(BEGAN + timedelta(days=9), "Europe/Berlin", 1)
+    statement = {"exact": "0", "total": "0", "from_money": "0", "due": "0", "lines": []}
+    await connection.execute(
+        "INSERT INTO fleet_cycle (fleet_no, cycle_start, cycle_end, first_day, next_first_day,"
+        " opened_at, run_no, closed_run_no) VALUES (%s, %s, %s, %s, %s, %s, 1, 2)",
+        [
+            fleet.fleet_no,
+            january.start,
+            january.end,
+            january.first_day,
+            january.next_first_day,
+            january.start,
+        ],
+    )
+    await connection.execute(
+        "INSERT INTO closed_cycle (fleet_no, cycle_start, run_no, closed_at, statement, total)"
+        " VALUES (%s, %s, 2, %s, %s, 0)",
+        [fleet.fleet_no, january.start, january.end, Jsonb(statement | {"currency": "EUR"})],
+    )
+    given = replace(settings(), seller=SELLER | {"name": f"{name} Networks"})
+    await set_tenant_billing(connection, fleet.tenant_no, given, now=NOW)
+    await replace_tax_rules(connection, fleet.tenant_no, [replace(RULE, reason=f"as {name} says")])
+    await set_fleet_billing(
+        connection, fleet.fleet_no, FleetBilling(buyer=BUYER, customer="business"), now=NOW
+    )
+    number = await insert_draft(
+        connection, fleet.tenant_no, (fleet.fleet_no, january.start), now=NOW
+    )
+    entry = Entry(name="setup", amount=Decimal(500), currency="EUR", reason="agreed")
+    await enter_adjustment(
+        connection, fleet=fleet, bill_no=number, entry=entry, key="setup", now=NOW
+    )
+    of_tenant: dict[str, Any] = {"tenant_no": fleet.tenant_no, "bill_no": number, "now": NOW}
+    await finalise(connection, **of_tenant)
+    await open_dispute(
+        connection,
+        line=1,
+        amount=Decimal(200),
+        reason="half was agreed",
+        key="dispute",
+        **of_tenant,
+    )
 
 
 def _plan(name: str) -> dict[str, object]:

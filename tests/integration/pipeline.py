@@ -34,6 +34,7 @@ from metering.store.mappings import set_mapping
 from metering.store.migrate import migrate
 from metering.store.registry import (
     Fleet,
+    calendar_of,
     ensure_devices,
     ensure_fleet,
     ensure_plan,
@@ -108,10 +109,20 @@ class Operator:
         tenant = await ensure_tenant(connection, tenant_id=TENANT, name="Demo", now=now)
         return cls(connection=connection, tenant=tenant, now=now)
 
-    async def fleet(self, fleet_id: str, *, time_zone: str = "Europe/Berlin") -> Fleet:
+    async def fleet(
+        self,
+        fleet_id: str,
+        *,
+        time_zone: str = "Europe/Berlin",
+        anchor_day: int = 1,
+        cycle_months: int = 1,
+        anchor_month: int = 1,
+        currency: str = "EUR",
+    ) -> Fleet:
         return await ensure_fleet(
-            self.connection, tenant=self.tenant, fleet_id=fleet_id, name=fleet_id, currency="EUR",
-            time_zone=time_zone, anchor_day=1, now=self.now,
+            self.connection, tenant=self.tenant, fleet_id=fleet_id, name=fleet_id,
+            currency=currency, time_zone=time_zone, anchor_day=anchor_day,
+            cycle_months=cycle_months, anchor_month=anchor_month, now=self.now,
         )  # fmt: skip
 
     async def plan(self, document: Mapping[str, object]) -> PlanNo:
@@ -132,7 +143,7 @@ class Operator:
         Unless it is said since when, they have it for the present cycle.
         """
         since = self.now - LONG_AGO
-        present = cycle_at(self.now, fleet.time_zone, fleet.anchor_day)
+        present = calendar_of(fleet).cycle_at(self.now)
         numbers = await ensure_devices(
             self.connection, fleet=fleet, device_ids=device_ids, active_from=since, now=self.now
         )

@@ -287,7 +287,7 @@ ITEM = work.WorkItem(
 )  # fmt: skip
 FLEET_ROW = registry.Fleet(
     fleet_no=FleetNo(FLEET), tenant_no=TENANT, fleet_id="fleet-1", name="Fleet", currency="EUR",
-    time_zone="UTC", anchor_day=1, shard_no=ShardNo(1),
+    time_zone="UTC", anchor_day=1, cycle_months=1, anchor_month=1, shard_no=ShardNo(1),
 )  # fmt: skip
 SINCE = unwinding.Since(fleet_no=FLEET, place=(990, 0), devices=OWN)
 EDGES = [CYCLE + number * DAY for number in range(15)]

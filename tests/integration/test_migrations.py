@@ -263,3 +263,36 @@ def test_boots_are_complete_up_to_their_first_gap(empty_database_url: str) -> No
         (NOW, None, NOW + timedelta(days=2), NOW + timedelta(days=2)),
         (None, None, None, None),
     ]
+
+
+def test_cycles_that_closed_before_there_were_bills_have_drafts(empty_database_url: str) -> None:
+    async def upgraded() -> list[tuple[Any, ...]]:
+        async with await connect(
+            empty_database_url, application="test", autocommit=True
+        ) as connection:
+            await first_schema(connection, steps=14)
+            await insert(
+                connection, "tenant", tenant_no=1, tenant_id="demo", name="Demo", created_at=NOW
+            )
+            await insert(
+                connection, "fleet", fleet_no=1, tenant_no=1, fleet_id="meters", name="Meters",
+                currency="EUR", time_zone="Europe/Berlin", anchor_day=1, shard_no=7,
+                created_at=NOW,
+            )  # fmt: skip
+            await insert(
+                connection, "fleet_cycle", fleet_no=1, cycle_start=CYCLE.start,
+                cycle_end=CYCLE.end, first_day=CYCLE.first_day,
+                next_first_day=CYCLE.next_first_day, opened_at=NOW, run_no=1, closed_run_no=2,
+            )  # fmt: skip
+            await insert(
+                connection, "closed_cycle", fleet_no=1, cycle_start=CYCLE.start, run_no=2,
+                closed_at=NOW, statement="{}", total=0,
+            )  # fmt: skip
+            await migrate(connection)
+            found = await connection.execute(
+                "SELECT kind, state, cycle_start, drafted_at, cycle_months, anchor_month"
+                " FROM bill JOIN fleet USING (fleet_no)"
+            )
+            return await found.fetchall()
+
+    assert asyncio.run(upgraded()) == [("bill", "draft", CYCLE.start, NOW, 1, 1)]

@@ -419,7 +419,8 @@ def rate(
     intake = take_in(usage, begins, zone)
     starts = instant(of_fleet["starts"], zone) if "starts" in of_fleet else None
     months = MONTHS[of_fleet.get("cycle", "month")]
-    cycle = cycle_of(zone, months, int(of_fleet.get("anchor_day", 1)))
+    anchor = int(of_fleet.get("anchor_day", 1)), int(of_fleet.get("anchor_month", 1))
+    cycle = cycle_of(zone, months, *anchor)
     shown = shown_periods(
         cycle, intake, begins, instant(until, zone) if until is not None else None
     )

@@ -80,9 +80,9 @@ class Cycle(NamedTuple):
         return number
 
 
-def cycle_of(zone: ZoneInfo, months: int, anchor_day: int) -> Cycle:
+def cycle_of(zone: ZoneInfo, months: int, anchor_day: int, anchor_month: int = 1) -> Cycle:
     # reading: quarters and years are counted from January, whenever the fleet starts.
-    return Cycle(zone, months, anchor_day, 1970 * 12)
+    return Cycle(zone, months, anchor_day, 1970 * 12 + anchor_month - 1)
 
 
 def terms_from(start: datetime, months: int, until: datetime, zone: ZoneInfo) -> list[Span]:

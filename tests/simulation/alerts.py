@@ -245,7 +245,9 @@ def _amount(asked: AskedThreshold, found: "Found", charged: "Charged") -> Fracti
 def _span(fleet: SimulatedFleet, period: Recurrence, at: datetime) -> tuple[datetime, datetime]:
     zone = ZoneInfo(fleet.fleet.time_zone)
     if period is Recurrence.CYCLE:
-        cycle = cycle_of(zone, 1, fleet.fleet.anchor_day)
+        cycle = cycle_of(
+            zone, fleet.fleet.cycle_months, fleet.fleet.anchor_day, fleet.fleet.anchor_month
+        )
         span = cycle.period(cycle.number_at(at))
         return span.start, span.end
     day: date = local_day(at, zone)

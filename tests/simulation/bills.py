@@ -62,7 +62,9 @@ class _Reference:
         documents: Mapping[int, Mapping[str, Any]],
     ) -> None:
         zone = ZoneInfo(fleet.fleet.time_zone)
-        cycle = cycle_of(zone, 1, fleet.fleet.anchor_day)
+        cycle = cycle_of(
+            zone, fleet.fleet.cycle_months, fleet.fleet.anchor_day, fleet.fleet.anchor_month
+        )
         first = min(row[4] for row in subscriptions)
         plan_nos = sorted(
             {row[3] for row in subscriptions}, key=lambda no: (str(documents[no]["plan"]), no)

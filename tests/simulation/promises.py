@@ -469,7 +469,9 @@ def _rated_again(fleet: SimulatedFleet, found: Found) -> list[str]:
     named = {number: str(document["plan"]) for number, document in fleet.plans.items()}
     state = {
         "fleet": {
-            "time_zone": fleet.fleet.time_zone, "anchor_day": fleet.fleet.anchor_day, "starts": began,
+            "time_zone": fleet.fleet.time_zone, "anchor_day": fleet.fleet.anchor_day,
+            "cycle": {1: "month", 3: "quarter", 12: "year"}[fleet.fleet.cycle_months],
+            "anchor_month": fleet.fleet.anchor_month, "starts": began,
         },
         "devices": {
             device_id: {"plan": named[plan_no], "from": began, "state": "active"}

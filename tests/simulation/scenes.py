@@ -11,7 +11,14 @@ from metering.ids import PlanNo, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan
 from metering.store.connection import Connection
-from metering.store.registry import Fleet, ensure_devices, ensure_fleet, ensure_plan, ensure_tenant
+from metering.store.registry import (
+    Fleet,
+    calendar_of,
+    ensure_devices,
+    ensure_fleet,
+    ensure_plan,
+    ensure_tenant,
+)
 from metering.store.thresholds import NewThreshold, Terms
 from tests.integration import rich
 from tests.simulation.device import SimulatedDevice
@@ -102,7 +109,7 @@ class SimulatedFleet:
 
     @property
     def calendar(self) -> Calendar:
-        return Calendar(self.fleet.time_zone, self.fleet.anchor_day)
+        return calendar_of(self.fleet)
 
 
 async def begin(
@@ -159,10 +166,11 @@ async def _fleet(
 ) -> SimulatedFleet:
     fleet = await ensure_fleet(
         connection, tenant=tenant, fleet_id=kind, name=kind, currency="EUR",
-        time_zone=chance.choice(ZONES), anchor_day=chance.choice([1, 1, 15, 31]), now=now,
+        time_zone=chance.choice(ZONES), anchor_day=chance.choice([1, 1, 15, 31]),
+        cycle_months=chance.choice([1, 1, 1, 3, 12]), anchor_month=chance.choice([1, now.month]),
+        now=now,
     )  # fmt: skip
-    calendar = Calendar(fleet.time_zone, fleet.anchor_day)
-    began = calendar.cycle_at(now - timedelta(days=40)).start
+    began = calendar_of(fleet).cycle_at(now - timedelta(days=40)).start
     plans = {
         await ensure_plan(connection, tenant=tenant, plan=read_plan(document), now=began): document
         for document in PLANS[kind]

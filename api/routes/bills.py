@@ -1,0 +1,403 @@
+"""Bills and notes: shown, adjusted, finalised, voided, corrected, disputed."""
+
+from decimal import Decimal
+from fractions import Fraction
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+
+from api import billing_schemas as schemas
+from api import presenting, rerating_schemas
+from api.auth import AsCaller, AsWriter, Caller
+from api.errors import ProblemError, bad_input, given_as
+from api.parameters import (
+    ALREADY_DONE,
+    Cursor,
+    FleetId,
+    IdempotencyKey,
+    Instant,
+    Limit,
+    OfFleet,
+    cursor_of,
+    read_cursor,
+)
+from metering.billing.dispute import open_dispute, payable, resolve_dispute
+from metering.billing.document import json_of
+from metering.billing.enter_adjustment import Entry, enter_adjustment
+from metering.billing.finalise import finalise
+from metering.billing.give_note import NoteOrder, give_note
+from metering.billing.notes import NoteEntry
+from metering.billing.preview import preview
+from metering.billing.settle import settle
+from metering.billing.void import void
+from metering.charging.rerate import RerateOrder, rerate
+from metering.errors import InvalidValue
+from metering.store import bills as store
+from metering.store.balances import fleet_of_id
+from metering.store.correction_views import device_nos_of_ids, plan_no_of
+from metering.store.registry import fleets_by_no, fleets_of_devices
+
+router = APIRouter(prefix="/v1", tags=["bills"])
+
+_CREATED = HTTPStatus.CREATED
+BillNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the bill's number", examples=[7])]
+DisputeNo = Annotated[
+    int, Path(ge=1, le=2**63 - 1, description="the dispute's number", examples=[3])
+]
+
+
+@router.get("/bills")
+async def get_bills(
+    caller: AsCaller,
+    fleet: OfFleet = None,
+    state: Annotated[
+        Literal["draft", "finalised", "paid", "void"] | None,
+        Query(description="only in this state", examples=["draft"]),
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.CustomerBills:
+    """List bills and notes, in the order in which they were made."""
+    of = await fleet_of_id(caller.connection, caller.tenant_no, fleet) if fleet else None
+    rows = await store.list_bills(
+        caller.connection,
+        caller.tenant_no,
+        fleet_no=of.fleet_no if of else None,
+        state=state,
+        after=int(str(read_cursor(cursor, "i")[0])) if cursor else 0,
+        limit=limit + 1,
+    )
+    more = len(rows) > limit
+    return schemas.CustomerBills(
+        items=[_bill(row) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].bill_no]) if more else None,
+    )
+
+
+@router.get("/bills/{bill_no}")
+async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDetail:
+    """Show one bill or note: its document, what is to be paid of it, its notes and disputes."""
+    bill = await store.bill_by_no(caller.connection, caller.tenant_no, bill_no)
+    to_pay, held = await payable(caller.connection, bill)
+    return schemas.CustomerBillDetail(
+        **_bill(bill).model_dump(),
+        payable=format(to_pay, "f"),
+        held=format(held, "f"),
+        notes=[_bill(each) for each in await store.notes_of(caller.connection, bill_no)],
+        disputes=[_dispute(each) for each in await store.disputes_of(caller.connection, bill_no)],
+        document=None if bill.document is None else dict(bill.document),
+    )
+
+
+@router.get("/fleets/{fleet_id}/bill-preview")
+async def get_bill_preview(
+    caller: AsCaller,
+    fleet_id: FleetId,
+    at: Annotated[
+        Instant | None, Query(description="an instant of the cycle to bill; unset: the present one")
+    ] = None,
+) -> schemas.BillPreview:
+    """Show what a cycle's bill would be if it were finalised now; nothing is stored."""
+    fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
+    try:
+        drawn = await preview(caller.connection, fleet, at=at or caller.now)
+    except InvalidValue as error:
+        raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
+    return schemas.BillPreview(document=json_of(drawn))
+
+
+@router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_finalisation(
+    caller: AsWriter, bill_no: BillNo, response: Response
+) -> schemas.CustomerBill:
+    """Make a draft final: drawn up, numbered and frozen. Once: again, it answers the same."""
+    bill, repeated = await finalise(
+        caller.connection, tenant_no=caller.tenant_no, bill_no=bill_no, now=caller.now
+    )
+    _tell_repeated(response, repeated=repeated)
+    return _bill(bill)
+
+
+@router.post("/bills/{bill_no}/void", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_void(
+    caller: AsWriter,
+    bill_no: BillNo,
+    order: schemas.VoidOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.Voided:
+    """Void a final bill: a note takes back what is left of it; a new draft is made if wanted."""
+    bill, note_no, draft_no, repeated = await void(
+        caller.connection,
+        tenant_no=caller.tenant_no,
+        bill_no=bill_no,
+        reason=order.reason,
+        rebill=order.rebill,
+        key=key,
+        now=caller.now,
+    )
+    _tell_repeated(response, repeated=repeated)
+    return schemas.Voided(bill=_bill(bill), note_no=note_no, draft_no=draft_no)
+
+
+@router.post("/bills/{bill_no}/settlement", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_bill_settlement(
+    caller: AsWriter,
+    bill_no: BillNo,
+    order: schemas.SettlementOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.CustomerBill:
+    """Say that a final bill is paid, or that it is not after all."""
+    bill, repeated = await settle(
+        caller.connection,
+        tenant_no=caller.tenant_no,
+        bill_no=bill_no,
+        paid=order.paid,
+        key=key,
+        now=caller.now,
+    )
+    _tell_repeated(response, repeated=repeated)
+    return _bill(bill)
+
+
+@router.post("/bills/{bill_no}/notes", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_note(
+    caller: AsWriter,
+    bill_no: BillNo,
+    order: schemas.NoteOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.CustomerBill:
+    """Give a credit or debit note on a final bill, never taking more than is left of it."""
+    note, repeated = await give_note(
+        caller.connection,
+        tenant_no=caller.tenant_no,
+        bill_no=bill_no,
+        order=NoteOrder(
+            way=order.way,
+            entries=[_entry(each) for each in order.entries],
+            share=None if order.share is None else Fraction(order.share),
+            reason=order.reason,
+        ),
+        key=key,
+        now=caller.now,
+    )
+    _tell_repeated(response, repeated=repeated)
+    return _bill(note)
+
+
+@router.post("/bills/{bill_no}/adjustments", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_bill_adjustment(
+    caller: AsWriter,
+    bill_no: BillNo,
+    order: schemas.BillAdjustmentOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.BillAdjustment:
+    """Enter a credit or debit into a draft."""
+    bill = await store.bill_by_no(caller.connection, caller.tenant_no, bill_no)
+    return await _enter(caller, bill.fleet_no, bill_no, order, key, response)
+
+
+@router.post("/fleets/{fleet_id}/bill-adjustments", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_fleet_adjustment(
+    caller: AsWriter,
+    fleet_id: FleetId,
+    order: schemas.BillAdjustmentOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.BillAdjustment:
+    """Enter a credit or debit into the fleet's first draft, or into its next bill if it has none."""
+    fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
+    return await _enter(caller, fleet.fleet_no, None, order, key, response)
+
+
+@router.post("/bills/{bill_no}/disputes", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_dispute(
+    caller: AsWriter,
+    bill_no: BillNo,
+    order: schemas.DisputeOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.Dispute:
+    """Open a dispute on a line of a final bill; its amount is not to be paid while it is open."""
+    dispute, repeated = await open_dispute(
+        caller.connection,
+        tenant_no=caller.tenant_no,
+        bill_no=bill_no,
+        line=order.line,
+        amount=order.decimal,
+        reason=order.reason,
+        key=key,
+        now=caller.now,
+    )
+    _tell_repeated(response, repeated=repeated)
+    return _dispute(dispute)
+
+
+@router.get("/disputes/{dispute_no}")
+async def get_dispute(caller: AsCaller, dispute_no: DisputeNo) -> schemas.Dispute:
+    """Show one dispute."""
+    return _dispute(await store.dispute_by_no(caller.connection, caller.tenant_no, dispute_no))
+
+
+@router.post("/disputes/{dispute_no}/resolution", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_resolution(
+    caller: AsWriter,
+    dispute_no: DisputeNo,
+    order: schemas.ResolutionOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.Dispute:
+    """Resolve a dispute, with a reason; one that is granted gives a credit note."""
+    dispute, repeated = await resolve_dispute(
+        caller.connection,
+        tenant_no=caller.tenant_no,
+        dispute_no=dispute_no,
+        granted=order.granted,
+        resolution=order.resolution,
+        key=key,
+        now=caller.now,
+    )
+    _tell_repeated(response, repeated=repeated)
+    return _dispute(dispute)
+
+
+@router.post("/reratings/preview")
+async def post_rerating_preview(
+    caller: AsWriter, order: rerating_schemas.ReratingOrder
+) -> rerating_schemas.Rerating:
+    """Say who would gain and lose by another plan, and by how much; nothing is written."""
+    return await _rerate(caller, order, key=None, response=None)
+
+
+@router.post("/reratings", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_rerating(
+    caller: AsWriter,
+    order: rerating_schemas.ReratingOrder,
+    key: IdempotencyKey,
+    response: Response,
+) -> rerating_schemas.Rerating:
+    """Give devices the plan that they ought to have had; closed cycles settle it as is said."""
+    return await _rerate(caller, order, key=key, response=response)
+
+
+async def _rerate(
+    caller: Caller,
+    order: rerating_schemas.ReratingOrder,
+    *,
+    key: str | None,
+    response: Response | None,
+) -> rerating_schemas.Rerating:
+    connection, tenant_no = caller.connection, caller.tenant_no
+    with given_as("device_ids"):
+        numbers = await device_nos_of_ids(connection, tenant_no, order.device_ids)
+    with given_as("plan_id"):
+        plan_no = await plan_no_of(
+            connection, tenant_no, plan_id=order.plan_id, version=order.version
+        )
+    fleets, homes = await fleets_of_devices(connection, numbers)
+    if len(set(homes.values())) != 1:
+        raise bad_input("device_ids", "are of several fleets", "send a request for each fleet")
+    told, repeated = await rerate(
+        connection,
+        fleets[next(iter(homes.values()))],
+        RerateOrder(
+            device_nos=numbers,
+            plan_no=plan_no,
+            at=order.at,
+            settling=order.settling,
+            reason=order.reason,
+        ),
+        dry_run=key is None,
+        key=key,
+        now=caller.now,
+    )
+    if response is not None:
+        _tell_repeated(response, repeated=repeated)
+    return rerating_schemas.Rerating.model_validate(told)
+
+
+async def _enter(  # noqa: PLR0917 - a step of two routes
+    caller: Caller,
+    fleet_no: int,
+    bill_no: int | None,
+    order: schemas.BillAdjustmentOrder,
+    key: str,
+    response: Response,
+) -> schemas.BillAdjustment:
+    fleet = (await fleets_by_no(caller.connection, [fleet_no]))[fleet_no]
+    entry = Entry(
+        name=order.name,
+        amount=Decimal(order.amount),
+        currency=order.currency,
+        reason=order.reason,
+    )
+    made, repeated = await enter_adjustment(
+        caller.connection, fleet=fleet, bill_no=bill_no, entry=entry, key=key, now=caller.now
+    )
+    _tell_repeated(response, repeated=repeated)
+    return schemas.BillAdjustment(
+        adjustment_no=made.adjustment_no,
+        name=made.name,
+        amount=format(made.amount, "f"),
+        currency=made.currency,
+        reason=made.reason,
+        billed_in=made.billed_in,
+        made_at=made.made_at,
+    )
+
+
+def _entry(order: schemas.NoteEntryOrder) -> NoteEntry:
+    return NoteEntry(
+        line=order.line,
+        amount=None if order.amount is None else Decimal(order.amount),
+        quantity=None if order.quantity is None else Decimal(order.quantity),
+        reason=order.reason,
+    )
+
+
+def _tell_repeated(response: Response, *, repeated: bool) -> None:
+    if repeated:
+        response.status_code = HTTPStatus.OK
+
+
+def _bill(row: store.StoredBill) -> schemas.CustomerBill:
+    return schemas.CustomerBill.model_validate(
+        {
+            "bill_no": row.bill_no,
+            "fleet_id": row.fleet_id,
+            "kind": row.kind,
+            "corrects_no": row.corrects_no,
+            "state": row.state,
+            "cycle": presenting.cycle(row.cycle),
+            "number": row.name,
+            "issued": row.issued,
+            "due": row.due,
+            "currency": row.currency,
+            "gross": None if row.gross is None else format(row.gross, "f"),
+            "drafted_at": row.drafted_at,
+            "finalised_at": row.finalised_at,
+            "state_at": row.state_at,
+        }
+    )
+
+
+def _dispute(row: store.Dispute) -> schemas.Dispute:
+    return schemas.Dispute.model_validate(
+        {
+            "dispute_no": row.dispute_no,
+            "bill_no": row.bill_no,
+            "line": row.line,
+            "amount": format(row.amount, "f"),
+            "held": format(row.held, "f"),
+            "reason": row.reason,
+            "state": row.state,
+            "opened_at": row.opened_at,
+            "resolution": row.resolution,
+            "resolved_at": row.resolved_at,
+            "note_no": row.note_no,
+        }
+    )

@@ -1,0 +1,97 @@
+"""`fleetmeter bill-run`: makes drafts final as tenants say, again and again, or once."""
+
+import argparse
+import asyncio
+import logging
+from datetime import datetime
+
+from metering import clock
+from metering.billing.run_bills import BillRun, run_bills
+from metering.ids import TenantNo
+from metering.process import serve
+from metering.settings import Settings
+from metering.store.connection import (
+    UNREACHABLE,
+    Connection,
+    connect_patiently,
+    database_url,
+    reason_of,
+)
+from metering.store.registry import tenant_no
+
+log = logging.getLogger(__name__)
+
+_TOLD_EVERY = 1000
+"""After so many drafts a run tells how far it is."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--once", action="store_true", help="end when nothing is due any more")
+    parser.add_argument("--tenant", help="only the bills of this tenant")
+    parser.add_argument(
+        "--by-hand",
+        action="store_true",
+        help="also drafts that wait for somebody, of the tenant, once",
+    )
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Finalise what is due until told to stop, or once."""
+    if arguments.by_hand and not (arguments.tenant and arguments.once):
+        print("fleetmeter bill-run: --by-hand wants --tenant and --once")
+        return 2
+    runner = BillRunner(settings, tenant=arguments.tenant, by_hand=arguments.by_hand)
+    if not arguments.once:
+        return serve(runner.run, metrics_port=settings.metrics_port)
+    done = asyncio.run(runner.once())
+    print(f"{done.finalised} bills finalised, {done.refused} drafts cannot be drawn up")
+    return 1 if done.refused else 0
+
+
+class BillRunner:
+    """A process that finalises bills. Any number may run: a draft becomes final once."""
+
+    def __init__(self, settings: Settings, *, tenant: str | None, by_hand: bool) -> None:
+        self._settings = settings
+        self._tenant = tenant
+        self._by_hand = by_hand
+
+    async def run(self) -> None:
+        """Finalise what is due, again and again, until cancelled."""
+        while True:
+            try:
+                await self.once()
+            except UNREACHABLE as error:
+                _away(error)
+            await asyncio.sleep(self._settings.billing_poll_seconds)
+
+    async def once(self) -> BillRun:
+        """Finalise what is due now; return what was done."""
+        connection = await connect_patiently(
+            database_url(self._settings),
+            application="bill-run",
+            autocommit=True,
+            answer_seconds_max=self._settings.database_answer_seconds_max,
+            waiting=_away,
+        )
+        try:
+            return await self._finalised(connection, clock.now())
+        finally:
+            await connection.close()
+
+    async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
+        tenant: TenantNo | None = None
+        if self._tenant is not None:
+            tenant = await tenant_no(connection, self._tenant)
+        done = BillRun()
+        async for done in run_bills(connection, tenant_no=tenant, by_hand=self._by_hand, now=now):
+            if (done.finalised + done.refused) % _TOLD_EVERY == 0:
+                log.info("%d bills finalised, %d refused", done.finalised, done.refused)
+        if done.finalised:
+            log.info("%d bills finalised, %d refused", done.finalised, done.refused)
+        return done
+
+
+def _away(error: Exception) -> None:
+    log.warning("the database is away: %s", reason_of(error))

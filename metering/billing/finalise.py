@@ -1,0 +1,56 @@
+"""Finalising a draft: its document is drawn up, numbered and frozen in one transaction. Once."""
+
+from dataclasses import replace
+from datetime import datetime
+
+from metering.billing.issue import issue
+from metering.billing.live_document import (
+    current_basis,
+    draw_live,
+    json_of_basis,
+    manual_adjustments,
+    settings_of,
+)
+from metering.ids import TenantNo
+from metering.store.bills import StoredBill, bill_by_no, make_final, own_bill
+from metering.store.connection import Connection
+from metering.store.outbox import NewEvent, record_events
+from metering.store.registry import fleets_by_no
+
+
+async def finalise(
+    connection: Connection, *, tenant_no: TenantNo, bill_no: int, now: datetime
+) -> tuple[StoredBill, bool]:
+    """Make a draft final; return the bill, and whether it was final before: then nothing is done.
+
+    Raises `NotFound` for a bill that the tenant has not, and `InvalidValue` when no document can be drawn
+    up: then it stays a draft.
+    """
+    async with connection.transaction():
+        bill = await own_bill(connection, tenant_no, bill_no)
+        if bill.state != "draft":
+            return bill, True
+        fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
+        _, adjusted_to = await manual_adjustments(connection, fleet, bill.cycle)
+        basis = replace(await current_basis(connection, fleet), adjusted_to=adjusted_to)
+        draft = await draw_live(connection, fleet, bill.cycle, basis)
+        _, issued = await issue(
+            connection,
+            tenant_no,
+            draft,
+            await settings_of(connection, tenant_no),
+            drawn_from=json_of_basis(basis),
+            payment=basis.payment,
+            now=now,
+        )
+        await make_final(connection, bill_no, issued, now=now)
+        event = NewEvent(
+            tenant_no=tenant_no,
+            fleet_no=fleet.fleet_no,
+            device_no=None,
+            kind="bill.finalised",
+            payload={"bill_no": bill_no, "number": issued.name, "gross": str(issued.gross)},
+            cause=f"bill:{bill_no}",
+        )
+        await record_events(connection, [event], now=now)
+        return await bill_by_no(connection, tenant_no, bill_no), False

@@ -1,0 +1,62 @@
+"""Voiding a final bill: a full credit note takes it back, and a new draft may be made of the same cycle."""
+
+from datetime import datetime
+
+from metering.billing.give_note import NoteOrder, add_note, final_documents
+from metering.billing.notes import all_left, left_of
+from metering.billing.once import checked_text, once
+from metering.errors import Conflict
+from metering.ids import TenantNo
+from metering.store.bills import (
+    StoredBill,
+    bill_by_no,
+    disputes_of,
+    insert_draft,
+    own_bill,
+    set_state,
+)
+from metering.store.connection import Connection
+
+
+async def void(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    bill_no: int,
+    reason: str,
+    rebill: bool,
+    key: str,
+    now: datetime,
+) -> tuple[StoredBill, int, int | None, bool]:
+    """Void a bill; return it, the number of its note, that of the new draft, and whether it was before.
+
+    What notes left of it is taken back by one more, also where that is nothing. A draft of the same frozen
+    cycle is made if `rebill`. Raises `Conflict` when the bill is a draft or void, or a dispute is open.
+    """
+    checked_text(reason, "reason")
+    content: dict[str, object] = {"bill_no": bill_no, "reason": reason, "rebill": rebill}
+    async with connection.transaction():
+        bill = await own_bill(connection, tenant_no, bill_no)
+
+        async def do() -> dict[str, object]:
+            disputes = await disputes_of(connection, bill_no)
+            if any(each.state == "open" for each in disputes):
+                raise Conflict("bill_no", "has an open dispute", "resolve it first")
+            billed, notes = await final_documents(connection, bill)
+            order = NoteOrder(way="credit", entries=all_left(left_of(billed, notes)), reason=reason)
+            note_no = await add_note(connection, bill, order, now=now)
+            await set_state(connection, bill_no, "void", now=now)
+            draft_no = None
+            if rebill:
+                draft_no = await insert_draft(
+                    connection, tenant_no, (bill.fleet_no, bill.cycle.start), now=now
+                )
+            return {"note_no": note_no, "draft_no": draft_no}
+
+        done = await once(connection, tenant_no, key, ("void", content), do, now=now)
+        return (
+            await bill_by_no(connection, tenant_no, bill_no),
+            done.outcome["note_no"],
+            done.outcome["draft_no"],
+            done.repeated,
+        )

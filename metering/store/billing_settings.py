@@ -1,0 +1,194 @@
+"""How a tenant bills: who it is, its numbers, its taxes, and whom its fleets' bills are for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from psycopg.types.json import Jsonb
+from psycopg.types.range import DateRange
+
+from metering.store.connection import Connection
+
+Finalising = Literal["at_once", "after_days", "by_hand"]
+SeriesName = Literal["bill", "note"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberSeries:
+    """How the numbers of bills, or those of notes, are written.
+
+    A prefix, the year if the count begins anew `by_year`, and the count in at least so many digits.
+    """
+
+    series: SeriesName
+    prefix: str
+    by_year: bool
+    digits: int
+
+    def name(self, year: int, number: int) -> str:
+        """Return a number as it is written."""
+        count = f"{number:0{self.digits}}"
+        return f"{self.prefix}{year}-{count}" if self.by_year else f"{self.prefix}{count}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantBilling:
+    """A tenant's settings; `seller` is a party as documents tell it."""
+
+    seller: Mapping[str, Any]
+    prices_include_tax: bool
+    payment_days: int
+    finalising: Finalising
+    finalise_after_days: int | None
+    series: Mapping[SeriesName, NumberSeries]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetBilling:
+    """Whom a fleet's bills are for, as a party, and its category for tax."""
+
+    buyer: Mapping[str, Any]
+    customer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaxRuleRow:
+    """A tax rule that holds `[first_day, end_day)`; None: ever."""
+
+    country: str
+    customer: str
+    category: str
+    rate: Decimal
+    first_day: date | None
+    end_day: date | None
+    reason: str | None
+    reason_code: str | None
+
+
+async def tenant_billing(connection: Connection, tenant_no: int) -> TenantBilling | None:
+    """Return a tenant's settings; None while it has none."""
+    found = await connection.execute(
+        "SELECT seller, prices_include_tax, payment_days, finalising, finalise_after_days"
+        " FROM tenant_billing WHERE tenant_no = %s",
+        [tenant_no],
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    series = await connection.execute(
+        "SELECT series, prefix, by_year, digits FROM number_series WHERE tenant_no = %s",
+        [tenant_no],
+    )
+    return TenantBilling(
+        seller=row[0],
+        prices_include_tax=row[1],
+        payment_days=row[2],
+        finalising=row[3],
+        finalise_after_days=row[4],
+        series={
+            name: NumberSeries(series=name, prefix=prefix, by_year=by_year, digits=digits)
+            for name, prefix, by_year, digits in await series.fetchall()
+        },
+    )
+
+
+async def set_tenant_billing(
+    connection: Connection, tenant_no: int, settings: TenantBilling, *, now: datetime
+) -> None:
+    """Set a tenant's settings, all of them."""
+    await connection.execute(
+        "INSERT INTO tenant_billing (tenant_no, seller, prices_include_tax, payment_days, finalising,"
+        " finalise_after_days, updated_at) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (tenant_no) DO UPDATE SET seller = EXCLUDED.seller,"
+        " prices_include_tax = EXCLUDED.prices_include_tax, payment_days = EXCLUDED.payment_days,"
+        " finalising = EXCLUDED.finalising, finalise_after_days = EXCLUDED.finalise_after_days,"
+        " updated_at = EXCLUDED.updated_at",
+        [
+            tenant_no, Jsonb(settings.seller), settings.prices_include_tax, settings.payment_days,
+            settings.finalising, settings.finalise_after_days, now,
+        ],
+    )  # fmt: skip
+    for each in settings.series.values():
+        await connection.execute(
+            "INSERT INTO number_series (tenant_no, series, prefix, by_year, digits)"
+            " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (tenant_no, series) DO UPDATE"
+            " SET prefix = EXCLUDED.prefix, by_year = EXCLUDED.by_year, digits = EXCLUDED.digits",
+            [tenant_no, each.series, each.prefix, each.by_year, each.digits],
+        )
+
+
+async def series_in_use(connection: Connection, tenant_no: int) -> set[str]:
+    """Return which of a tenant's series gave a number already."""
+    found = await connection.execute(
+        "SELECT DISTINCT series FROM number_counter WHERE tenant_no = %s", [tenant_no]
+    )
+    return {row[0] for row in await found.fetchall()}
+
+
+async def next_number(connection: Connection, tenant_no: int, series: str, year: int) -> int:
+    """Take the next number of a series; whoever wants one waits until this transaction ends.
+
+    If it is rolled back, so is the count: none is left out.
+    """
+    raised = await connection.execute(
+        "INSERT INTO number_counter (tenant_no, series, year, last_number) VALUES (%s, %s, %s, 1)"
+        " ON CONFLICT (tenant_no, series, year)"
+        " DO UPDATE SET last_number = number_counter.last_number + 1 RETURNING last_number",
+        [tenant_no, series, year],
+    )
+    row = await raised.fetchone()
+    assert row is not None  # noqa: S101 - an upsert of one row returns it
+    return int(row[0])
+
+
+async def fleet_billing(connection: Connection, fleet_no: int) -> FleetBilling | None:
+    """Return whom a fleet's bills are for; None while nobody said."""
+    found = await connection.execute(
+        "SELECT buyer, customer FROM fleet_billing WHERE fleet_no = %s", [fleet_no]
+    )
+    row = await found.fetchone()
+    return None if row is None else FleetBilling(buyer=row[0], customer=row[1])
+
+
+async def set_fleet_billing(
+    connection: Connection, fleet_no: int, billing: FleetBilling, *, now: datetime
+) -> None:
+    """Say whom a fleet's bills are for."""
+    await connection.execute(
+        "INSERT INTO fleet_billing (fleet_no, buyer, customer, updated_at) VALUES (%s, %s, %s, %s)"
+        " ON CONFLICT (fleet_no) DO UPDATE SET buyer = EXCLUDED.buyer,"
+        " customer = EXCLUDED.customer, updated_at = EXCLUDED.updated_at",
+        [fleet_no, Jsonb(billing.buyer), billing.customer, now],
+    )
+
+
+async def tax_rules(connection: Connection, tenant_no: int) -> list[TaxRuleRow]:
+    """Return a tenant's tax rules, by country, customer and first day."""
+    found = await connection.execute(
+        "SELECT country, customer, category, rate, lower(valid), upper(valid), reason, reason_code"
+        " FROM tax_rule WHERE tenant_no = %s ORDER BY country, customer, valid",
+        [tenant_no],
+    )
+    names = TaxRuleRow.__slots__
+    return [TaxRuleRow(**dict(zip(names, row, strict=True))) for row in await found.fetchall()]
+
+
+async def replace_tax_rules(
+    connection: Connection, tenant_no: int, rules: Sequence[TaxRuleRow]
+) -> None:
+    """Set a tenant's tax rules, all of them; bills that are final keep theirs."""
+    await connection.execute("DELETE FROM tax_rule WHERE tenant_no = %s", [tenant_no])
+    async with connection.cursor() as cursor:
+        await cursor.executemany(
+            "INSERT INTO tax_rule (tenant_no, country, customer, category, rate, valid, reason,"
+            " reason_code) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                [
+                    tenant_no, each.country, each.customer, each.category, each.rate,
+                    DateRange(each.first_day, each.end_day), each.reason, each.reason_code,
+                ]
+                for each in rules
+            ],
+        )  # fmt: skip

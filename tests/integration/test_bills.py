@@ -1,0 +1,381 @@
+"""Bills: drafted when their cycle closes, finalised once, immutable, corrected by notes."""
+
+import asyncio
+import random
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import psycopg
+import pytest
+
+from metering.billing.document import DocumentKind, DocumentLineKind, DocumentState
+from metering.billing.finalise import finalise
+from metering.billing.give_note import NoteOrder, give_note
+from metering.billing.notes import NoteEntry, left_of
+from metering.billing.preview import preview
+from metering.errors import Conflict, InvalidValue, NotFound
+from metering.ids import TenantNo
+from metering.store.billing_settings import replace_tax_rules
+from metering.store.connection import Connection, connect
+from tests.integration.billing_scene import (
+    NOW,
+    RULE,
+    again,
+    bill_of,
+    billed,
+    count,
+    document,
+    entered,
+    every,
+    finalised,
+    noted,
+    set_up,
+    used_and_closed,
+    voided,
+)
+from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, Scene, day, played
+
+
+def test_a_bill_is_drafted_when_its_cycle_closes_and_finalised_once(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        drafts = await every(scene)
+        assert [(each.state, each.cycle, each.name) for each in drafts] == [
+            ("draft", FEBRUARY, None),
+            ("draft", MARCH, None),
+        ]
+        # March first: numbers follow the order of finalising.
+        march, february = await finalised(scene, MARCH), await finalised(scene, FEBRUARY)
+        assert (march.name, february.name) == ("B2026-0001", "B2026-0002")
+        assert (march.issued, march.due) == (date(2026, 5, 20), date(2026, 6, 3))
+        told = document(march)
+        assert (told.state, told.number, told.due) == (
+            DocumentState.FINALISED, march.name, march.due,
+        )  # fmt: skip
+        shown = await scene.bill(MARCH)
+        assert told.totals.net == told.totals.lines == shown.total
+        assert told.totals.tax == (shown.total * 19 / 100).quantize(Decimal("0.01"))
+        assert [each.kind for each in told.lines].count(DocumentLineKind.EARLIER_PERIOD) == 1
+        # Again, it is what it was.
+        tenant = scene.operator.tenant
+        same = await finalise(scene.connection, tenant_no=tenant, bill_no=march.bill_no, now=NOW)
+        assert same == (march, True)
+        with pytest.raises(NotFound):
+            await finalise(scene.connection, tenant_no=TenantNo(77), bill_no=march.bill_no, now=NOW)
+
+    billed(database_url, story)
+
+
+def test_a_bill_that_cannot_be_drawn_up_stays_a_draft_and_takes_no_number(
+    database_url: str,
+) -> None:
+    async def story(scene: Scene) -> None:
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        with pytest.raises(InvalidValue, match=r"buyer.address.country: no tax rule"):
+            await finalised(scene, FEBRUARY)
+        assert (await bill_of(scene, FEBRUARY)).state == "draft"
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE])
+        assert (await finalised(scene, FEBRUARY)).name == "B2026-0001"
+
+    billed(database_url, story)
+
+
+def test_a_crash_while_finalising_leaves_a_draft_and_no_gap(database_url: str) -> None:
+    """The transaction dies after each of its statements in turn, the server ends its session."""
+
+    async def story(scene: Scene) -> None:
+        draft = await bill_of(scene, FEBRUARY)
+        arguments: dict[str, Any] = {
+            "tenant_no": scene.operator.tenant, "bill_no": draft.bill_no, "now": NOW,
+        }  # fmt: skip
+        survived = 0
+        while True:
+            async with await connect(database_url, application="test", autocommit=True) as other:
+                die_after(other, survived)
+                try:
+                    await finalise(other, **arguments)
+                    break
+                except psycopg.OperationalError:
+                    survived += 1
+            assert (await again(scene, draft)).state == "draft"
+            assert survived < 100
+        assert survived > 10
+        assert (await again(scene, draft)).name == "B2026-0001"
+
+    billed(database_url, story)
+
+
+def test_numbers_have_no_gap_when_two_finalise_at_once(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        tenant = scene.operator.tenant
+        drafts = [each.bill_no for each in await every(scene)]
+
+        async def other(bill_no: int) -> bool:
+            async with await connect(database_url, application="test", autocommit=True) as another:
+                _, repeated = await finalise(another, tenant_no=tenant, bill_no=bill_no, now=NOW)
+                return repeated
+
+        repeated = await asyncio.gather(*(other(number) for number in [*drafts, *drafts, *drafts]))
+        assert sorted(repeated) == [False, False, True, True, True, True]
+        assert sorted(each.name or "" for each in await every(scene)) == [
+            "B2026-0001",
+            "B2026-0002",
+        ]
+
+    billed(database_url, story)
+
+
+def die_after(connection: Connection, statements: int) -> None:
+    """Have the server end a connection's session before the next of its statements."""
+    execute, left = connection.execute, statements
+
+    async def dying(*given: Any) -> object:  # noqa: ANN401 - as it is given
+        nonlocal left
+        if not left:
+            await execute(b"SELECT pg_terminate_backend(pg_backend_pid())")
+        left -= 1
+        return await execute(*given)
+
+    connection.execute = dying  # type: ignore[method-assign, assignment]
+
+
+REFUSED = {
+    "an amount": "UPDATE bill SET gross = gross + 1 WHERE state <> 'draft'",
+    "an amount with the state": "UPDATE bill SET state = 'paid', gross = gross + 1 WHERE name = 'B2026-0001'",
+    "a document": "UPDATE bill SET document = '{}' WHERE state <> 'draft'",
+    "a number": "UPDATE bill SET number = 7, name = 'B7' WHERE kind = 'bill' AND state <> 'draft'",
+    "a draft again": "UPDATE bill SET state = 'draft' WHERE state <> 'draft'",
+    "void without notes": "UPDATE bill SET state = 'void' WHERE kind = 'bill' AND state <> 'draft'",
+    "a draft that is paid": "UPDATE bill SET state = 'paid' WHERE state = 'draft'",
+    "a note that is paid": "UPDATE bill SET state = 'paid' WHERE kind = 'credit_note'",
+    "a bill that goes": "DELETE FROM bill WHERE state <> 'draft'",
+    "a draft that goes": "DELETE FROM bill WHERE state = 'draft'",
+    "all bills": "TRUNCATE bill CASCADE",
+    "an adjustment": "UPDATE bill_adjustment SET amount = 1",
+    "an adjustment that moves": "UPDATE bill_adjustment SET billed_in = NULL",
+    "an adjustment that goes": "DELETE FROM bill_adjustment",
+    "a bill that is born final": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, state, drafted_at,
+        series, year, number, name, issued, currency, gross, owed, document, drawn_from, finalised_at,
+        state_at) SELECT tenant_no, fleet_no, cycle_start, state, drafted_at, series, year, number + 1,
+        'B7', issued, currency, gross, owed, document, drawn_from, finalised_at, state_at
+        FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
+    "a note that takes more of a line": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
+        document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start,
+        'credit_note', bill_no, 'finalised', drafted_at, 'note', year, 77, 'N7', issued, currency, 0.01,
+        0.01, document || '{"lines": [{"number": 1, "corrects": 1, "amount": "0.01"}]}', drawn_from,
+        finalised_at, state_at FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
+    "a note that takes more of all": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
+        document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start,
+        'credit_note', bill_no, 'finalised', drafted_at, 'note', year, 77, 'N7', issued, currency, gross,
+        owed, document || '{"lines": []}', drawn_from, finalised_at, state_at
+        FROM bill WHERE kind = 'bill' AND state <> 'draft'""",
+    "a note in another currency": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, number, name, issued, currency, gross, owed,
+        document, drawn_from, finalised_at, state_at) SELECT tenant_no, fleet_no, cycle_start, kind,
+        corrects_no, state, drafted_at, series, year, 77, 'N7', issued, 'USD', 0, 0,
+        document || '{"lines": []}', drawn_from, finalised_at, state_at
+        FROM bill WHERE kind = 'credit_note'""",
+    "a note of a draft": """INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no,
+        state, drafted_at, series, year, number, name, issued, currency, gross, owed, document,
+        drawn_from, finalised_at, state_at) SELECT note.tenant_no, note.fleet_no, note.cycle_start,
+        'credit_note', draft.bill_no, 'finalised', note.drafted_at, 'note', note.year, 77, 'N7', issued,
+        currency, gross, owed, document, drawn_from, finalised_at, note.state_at
+        FROM bill AS note, (SELECT bill_no FROM bill WHERE state = 'draft') AS draft
+        WHERE kind = 'credit_note'""",
+}  # fmt: skip
+
+
+def test_the_database_itself_keeps_what_is_final(database_url: str) -> None:
+    """Raw SQL by the tables' owner, one at a time; each is refused by name of the rule."""
+
+    async def story(scene: Scene) -> None:
+        draft = await bill_of(scene, FEBRUARY)
+        assert await entered(scene, "-1.00", bill=draft) == FEBRUARY.start
+        bill = await finalised(scene, FEBRUARY)
+        await noted(scene, bill, NoteEntry(line=1))
+        before = await every(scene)
+        for name, statement in REFUSED.items():
+            with pytest.raises(psycopg.Error) as caught:
+                await scene.connection.execute(statement.encode())
+            assert caught.value.sqlstate in {"23514", "P0001"}, (name, caught.value)
+        assert await every(scene) == before
+
+    billed(database_url, story)
+
+
+def test_void_takes_all_back_and_a_new_bill_of_the_same_cycle_is_the_same(
+    database_url: str,
+) -> None:
+    async def story(scene: Scene) -> None:
+        assert await entered(scene, "-0.37") == FEBRUARY.start
+        first = await finalised(scene, FEBRUARY)
+        number = max(document(first).lines, key=lambda line: line.amount).number
+        partly = await noted(scene, first, NoteEntry(line=number, amount=Decimal("0.01")))
+        # What changes meanwhile does not concern what was frozen.
+        await scene.use("van-2", day(FEBRUARY, 9), sms=5, received_at=day(APRIL, 25))
+        void = await voided(scene, first)
+        assert void.state == "void"
+        notes = [each for each in await every(scene) if each.corrects_no == first.bill_no]
+        assert notes[0] == partly
+        assert sum((note.gross or 0 for note in notes), Decimal(0)) == first.gross
+        assert left_of(document(first), map(document, notes)).gross == 0
+        second = await finalised(scene, FEBRUARY)
+        assert second.bill_no != first.bill_no
+        one, other = document(first), document(second)
+        assert (one.lines, one.taxes, one.totals) == (other.lines, other.taxes, other.totals)
+        assert [each.name for each in await every(scene) if each.kind != "bill"] == [
+            "N2026-0001", "N2026-0002",
+        ]  # fmt: skip
+        with pytest.raises(Conflict, match="void"):
+            await noted(scene, first, NoteEntry(line=1))
+
+    billed(database_url, story)
+
+
+def test_notes_never_take_more_than_is_left_whoever_gives_them(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        bill = await finalised(scene, MARCH)
+        line = document(bill).lines[0]
+        half = (line.amount / 2).quantize(Decimal("0.01")) + Decimal("0.01")
+
+        async def other(number: int) -> str | None:
+            async with await connect(database_url, application="test", autocommit=True) as another:
+                try:
+                    note, _ = await give_note(
+                        another, tenant_no=scene.operator.tenant, bill_no=bill.bill_no,
+                        order=NoteOrder(
+                            way="credit", entries=[NoteEntry(line=1, amount=half)], reason="a race"
+                        ),
+                        key=f"race {number}", now=NOW,
+                    )  # fmt: skip
+                except InvalidValue:
+                    return None
+                return note.name
+
+        names = await asyncio.gather(*(other(number) for number in range(4)))
+        assert sorted(name or "" for name in names) == ["", "", "", "N2026-0001"]
+        # The same key again is the same note; with another content it is refused.
+        once = await noted(scene, bill, NoteEntry(line=1), key="rest")
+        assert await noted(scene, bill, NoteEntry(line=1), key="rest") == once
+        with pytest.raises(Conflict, match="Idempotency-Key"):
+            await noted(scene, bill, NoteEntry(line=2), key="rest")
+        with pytest.raises(InvalidValue):
+            await noted(scene, bill, NoteEntry(line=1, amount=Decimal("0.01")))
+        # What a debit note adds can be taken back.
+        more = await noted(scene, bill, NoteEntry(line=1, amount=Decimal("2.00")), way="debit")
+        assert document(more).kind is DocumentKind.DEBIT_NOTE
+        assert more.owed is not None
+        assert more.owed > 2
+        await noted(scene, bill, NoteEntry(line=1, amount=Decimal("1.50")))
+        assert await count(scene) == 2 + 4
+
+    billed(database_url, story)
+
+
+def test_manual_adjustments_are_in_a_draft_or_in_the_next_bill(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        february, march = await every(scene)
+        assert await entered(scene, "2.50", bill=march, key="1") == MARCH.start
+        assert await entered(scene, "2.50", bill=march, key="1") == MARCH.start
+        assert await entered(scene, "-1.00", key="2") == FEBRUARY.start
+        with pytest.raises(Conflict, match="Idempotency-Key"):
+            await entered(scene, "-1.01", key="2")
+        with pytest.raises(InvalidValue, match="currency: USD"):
+            await entered(scene, "1.00", key="3", currency="USD")
+        with pytest.raises(InvalidValue, match="finer than a minor unit"):
+            await entered(scene, "0.001", key="3")
+        totals = {each.cycle: (await scene.bill(each.cycle)).total for each in (february, march)}
+        bills = [await finalised(scene, FEBRUARY), await finalised(scene, MARCH)]
+        assert [document(each).totals.net - totals[each.cycle] for each in bills] == [
+            Decimal("-1.00"), Decimal("2.50"),
+        ]  # fmt: skip
+        with pytest.raises(Conflict, match="finalised"):
+            await entered(scene, "1.00", bill=march, key="4")
+        # Without a draft it waits for one.
+        assert await entered(scene, "7.00", key="5") is None
+        await scene.close(APRIL)
+        april = await finalised(scene, APRIL)
+        assert [
+            line.amount for line in document(april).lines if line.kind is DocumentLineKind.MANUAL
+        ] == [Decimal("7.00")]
+
+    billed(database_url, story)
+
+
+def test_an_empty_bill_of_a_fleet_without_devices_is_numbered_and_voided(
+    database_url: str,
+) -> None:
+    async def story(scene: Scene) -> None:
+        scene.fleet = await scene.operator.fleet("nobody", cycle_months=3)
+        await set_up(scene, by_year=False)
+        quarter = scene.cycle_of_fleet(MARCH.start)
+        await scene.look(quarter.start)
+        await scene.look(quarter.end)
+        await scene.close_fleet(quarter)
+        bill = await finalised(scene, quarter)
+        assert (bill.name, bill.gross, document(bill).lines) == ("B0001", Decimal(0), ())
+        void = await voided(scene, bill)
+        assert void.state == "void"
+
+    played(database_url, story)
+
+
+def test_bills_of_other_series_begin_anew_each_year(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        await used_and_closed(scene)
+        old = await finalised(scene, FEBRUARY)
+        new = await finalised(scene, MARCH, now=NOW.replace(year=2027))
+        assert (old.name, new.name) == ("B2026-0001", "B2027-0001")
+
+    played(database_url, story)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_draft_of_any_day_and_the_rest_are_the_final_bill(database_url: str, seed: int) -> None:
+    """A preview's usage and what is charged after it come to the final bill's, before rounding."""
+    chance = random.Random(seed)  # noqa: S311 - no secret
+
+    async def usage(scene: Scene) -> Fraction:
+        drawn = await preview(scene.connection, scene.fleet, at=FEBRUARY.start)
+        return sum(
+            (line.exact for line in drawn.lines if line.kind is DocumentLineKind.USAGE), Fraction(0)
+        )
+
+    async def charged(scene: Scene) -> Fraction:
+        rows = await scene.connection.execute(
+            "SELECT sum(amount), subunits_per_unit FROM charge JOIN plan USING (plan_no)"
+            " WHERE cycle_start = %s GROUP BY subunits_per_unit",
+            [FEBRUARY.start],
+        )
+        return sum(
+            (Fraction(int(row[0]), int(row[1])) for row in await rows.fetchall()), Fraction(0)
+        )
+
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        drafts: list[tuple[Fraction, Fraction]] = []
+        for number in sorted(chance.sample(range(1, 29), 10)):
+            van = chance.choice(["van-1", "van-2", "van-3"])
+            at = day(FEBRUARY, number)
+            await scene.use(van, at, sms=chance.randint(0, 3), data=chance.randint(1, 2500))
+            drafts.append((await usage(scene), await charged(scene)))
+        await scene.close(FEBRUARY)
+        final = document(await finalised(scene, FEBRUARY))
+        billed_usage = sum(
+            (line.exact for line in final.lines if line.kind is DocumentLineKind.USAGE), Fraction(0)
+        )
+        whole = await charged(scene)
+        assert {before + (whole - so_far) for before, so_far in drafts} == {billed_usage}
+        assert len(set(drafts)) > 3
+        # Voided amid notes and billed anew, it is the same.
+        first = await bill_of(scene, FEBRUARY)
+        await noted(scene, first, share=Fraction(chance.randint(1, 9), 10))
+        await voided(scene, first)
+        rebilled = document(await finalised(scene, FEBRUARY))
+        assert (rebilled.lines, rebilled.totals) == (final.lines, final.totals)
+
+    played(database_url, story)

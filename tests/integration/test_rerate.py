@@ -1,0 +1,157 @@
+"""Re-rating of closed cycles: a dry run first, then a line of the next bill, or notes."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from metering.billing.notes import left_of
+from metering.charging.rerate import RerateOrder, Settling, rerate
+from metering.errors import Conflict, InvalidValue
+from tests.integration.billing_scene import (
+    NOW,
+    bill_of,
+    document,
+    every,
+    finalised,
+    set_up,
+    used_and_closed,
+)
+from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, PLAN, Scene, day, played
+from tests.integration.test_closing_corrections import DEARER, OWN, number_of
+
+CHEAPER: dict[str, Any] = DEARER | {"plan": "cheaper", "monthly_fee": "0.25"}
+CHEAPER["meters"] = DEARER["meters"] | {"sms": {"price": {"amount": "0.01", "per": 1}}}
+
+
+async def order(scene: Scene, plan: dict[str, Any], settling: Settling = "note") -> RerateOrder:
+    return RerateOrder(
+        device_nos=[await number_of(scene, "van-2")], plan_no=await scene.operator.plan(plan),
+        at=MARCH.start, settling=settling, reason="the price was wrong",
+    )  # fmt: skip
+
+
+async def begun(scene: Scene) -> None:
+    await set_up(scene)
+    await used_and_closed(scene)
+    assert (await scene.bill(APRIL)).adjustments == []
+
+
+def test_a_dry_run_says_who_gains_and_loses_and_writes_nothing(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await begun(scene)
+        for cycle in (FEBRUARY, MARCH):
+            await finalised(scene, cycle)
+        tables = ("bill", "correction", "charge", "subscription", "period_adjustment", "event",
+                  "noted_adjustment", "billing_operation", "number_counter")  # fmt: skip
+
+        async def counted() -> list[Any]:
+            found = []
+            for table in tables:
+                rows = await scene.connection.execute(
+                    f"SELECT count(*), md5(string_agg(t::text, ' ' ORDER BY t::text)) FROM {table} AS t".encode()  # noqa: S608, E501
+                )
+                found.append(await rows.fetchone())
+            return found
+
+        before = await counted()
+        for plan, sign in ((DEARER, 1), (CHEAPER, -1)):
+            told, _ = await rerate(
+                scene.connection, scene.fleet, await order(scene, plan), dry_run=True, now=NOW
+            )
+            (march,) = told["cycles"]
+            assert march["first_day"] == "2026-03-01"
+            ((device,), lines) = march["devices"], march["lines"]
+            assert device["device_id"] == "van-2"
+            assert Decimal(device["difference"]) * sign > 0
+            assert (Decimal(march["after"]) - Decimal(march["before"])) * sign > 0
+            assert {(line["kind"], line["name"]) for line in lines} >= {
+                ("usage", "sms"), ("fee", "monthly_fee"),
+            }  # fmt: skip
+            assert await counted() == before
+        # Three SMS at 0.50 for one at 0.10, and a fee of 3.00 for one of 1.00.
+        told, _ = await rerate(
+            scene.connection, scene.fleet, await order(scene, DEARER), dry_run=True, now=NOW
+        )
+        assert told["cycles"][0]["devices"] == [
+            {"device_id": "van-2", "before": "1.1", "after": "4.5", "difference": "3.4"}
+        ]
+
+    played(database_url, story, meters=OWN)
+
+
+@pytest.mark.parametrize(("plan", "kind"), [(DEARER, "debit_note"), (CHEAPER, "credit_note")])
+def test_a_note_settles_what_re_rating_makes_of_a_final_bill(
+    database_url: str, plan: dict[str, Any], kind: str
+) -> None:
+    async def story(scene: Scene) -> None:
+        await begun(scene)
+        await finalised(scene, FEBRUARY)
+        march = await finalised(scene, MARCH)
+        wanted = await order(scene, plan)
+        told, repeated = await rerate(scene.connection, scene.fleet, wanted, key="right", now=NOW)
+        assert not repeated
+        (cycle,) = told["cycles"]
+        difference = Decimal(cycle["after"]) - Decimal(cycle["before"])
+        (note,) = [each for each in await every(scene) if each.corrects_no == march.bill_no]
+        assert (note.bill_no, note.kind) == (cycle["note_no"], kind)
+        assert document(note).owed.net == difference
+        left = left_of(document(march), [document(note)])
+        assert left.gross == document(march).totals.gross + document(note).owed.gross
+        # The next bill carries nothing of it, and what comes later is billed on its own.
+        assert [each for each in (await scene.bill(APRIL)).adjustments if each.tells] == []
+        assert await scene.audit() == []
+        again = await rerate(scene.connection, scene.fleet, wanted, key="right", now=NOW)
+        assert again == (told, True)
+        await scene.use("van-2", day(MARCH, 8), sms=1, received_at=day(APRIL, 21))
+        (late,) = [each for each in (await scene.bill(APRIL)).adjustments if each.tells]
+        assert late.late_records == 1
+        assert abs(late.amount) == (Decimal("0.50") if plan is DEARER else Decimal("0.01"))
+        with pytest.raises(Conflict, match="something else that the next bill carries"):
+            await rerate(
+                scene.connection, scene.fleet, await order(scene, PLAN | {"plan": "third"}),
+                key="third", now=NOW,
+            )  # fmt: skip
+        await scene.close(APRIL)
+        assert await scene.audit() == []
+
+    played(database_url, story, meters=OWN)
+
+
+def test_what_is_not_final_is_settled_by_the_next_bill(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await begun(scene)
+        with pytest.raises(Conflict, match="is not final; use next_bill"):
+            await rerate(
+                scene.connection, scene.fleet, await order(scene, DEARER), key="k", now=NOW
+            )
+        wanted = await order(scene, DEARER, "next_bill")
+        await rerate(scene.connection, scene.fleet, wanted, key="k", now=NOW)
+        (march,) = [each for each in (await scene.bill(APRIL)).adjustments if each.tells]
+        assert (march.cycle, march.amount) == (MARCH, Decimal("3.40"))
+        await finalised(scene, MARCH)
+        await scene.close(APRIL)
+        april = document(await finalised(scene, APRIL))
+        assert [
+            (line.period and line.period.first_day, line.amount)
+            for line in april.lines
+            if line.kind == "earlier_period"
+        ] == [(MARCH.first_day, Decimal("3.40"))]
+        assert (await bill_of(scene, MARCH)).name == "B2026-0001"
+
+    played(database_url, story, meters=OWN)
+
+
+def test_a_plan_that_puts_changes_off_is_not_re_rated_amid_a_cycle(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await begun(scene)
+        wanted = await order(scene, DEARER, "next_bill")
+        amid = RerateOrder(
+            device_nos=wanted.device_nos, plan_no=wanted.plan_no, at=day(MARCH, 15),
+            settling="next_bill", reason="amid",
+        )  # fmt: skip
+        with pytest.raises(InvalidValue, match="use the beginning of a cycle"):
+            await rerate(scene.connection, scene.fleet, amid, key="k", now=NOW)
+        assert await scene.audit() == []
+
+    played(database_url, story, meters=OWN, plan_changes={"upward": "next_period"})
