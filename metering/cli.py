@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),
     "agent": ("metering.agent.command", "publish what this machine's modem or interface counts"),
     "rate": ("metering.whatif.command", "say what usage costs under a plan, without a database"),
+    "explain": ("metering.insight.explain_command", "say why a reading costs what it costs"),
+    "assure": ("metering.insight.assure_command", "hold usage, charges and bills together"),
     "audit": ("metering.insight.command", "compare ledger, readings and charges"),
     "plan": ("metering.plan_document.command", "check plan files, or print their schema"),
     "demo": ("metering.demo.command", "run the whole pipeline and watch it"),

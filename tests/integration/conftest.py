@@ -361,6 +361,21 @@ async def _arrived(
     row = await found.fetchone()
     assert row is not None
     boot_no = row[0]
+    await connection.execute(
+        "INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no, shard_no,"
+        " meter_no, kind, uplink, downlink, quantity)"
+        " VALUES (%s, %s, 1, %s, 4, %s, %s, 2, 1, 0, 0, 1)",
+        [NOW, NOW, boot_no, device_no, fleet.shard_no],
+    )
+    await connection.execute(
+        "INSERT INTO charge (measured_at, charged_at, run_no, run_position, boot_no, seq, part,"
+        " device_no, fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to,"
+        " quantity, uplink, billed, from_allowance, from_pool, overage, priced_before, amount)"
+        " SELECT %(at)s, %(at)s, 1, 3, %(boot)s, 4, 0, device_no, fleet_no, subscription_no, plan_no,"
+        " 2, %(start)s, %(at)s, %(at)s, 1, 0, 1, 0, 0, 1, 4, 700000 FROM subscription"
+        " WHERE device_no = %(device)s",
+        {"at": NOW, "boot": boot_no, "start": CYCLE.start, "device": device_no},
+    )
     for seq in (1, 2, 3):
         values = {
             "at": NOW - timedelta(minutes=seq),

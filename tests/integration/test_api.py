@@ -38,6 +38,7 @@ _ACME = {
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
     "threshold_id": "1",
     "correction_no": "1",
+    "charge_id": "2-4-0",
 }
 
 
@@ -86,6 +87,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/anomalies",
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
+        "/v1/charges/{charge_id}",
         "/v1/commands",
         "/v1/corrections",
         "/v1/corrections/{correction_no}/differences",
@@ -93,6 +95,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices/{device_id}",
         "/v1/devices/{device_id}/balance",
         "/v1/devices/{device_id}/planned-changes",
+        "/v1/devices/{device_id}/readings",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}",
         "/v1/devices/{device_id}/sims",
@@ -100,8 +103,11 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/events",
         "/v1/fleets",
         "/v1/fleets/{fleet_id}",
+        "/v1/fleets/{fleet_id}/assurance",
         "/v1/fleets/{fleet_id}/balance",
         "/v1/fleets/{fleet_id}/bill",
+        "/v1/fleets/{fleet_id}/bill/charges",
+        "/v1/fleets/{fleet_id}/bill/devices",
         "/v1/fleets/{fleet_id}/quota",
         "/v1/fleets/{fleet_id}/usage",
         "/v1/parked",

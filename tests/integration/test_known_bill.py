@@ -1,7 +1,7 @@
 """A bill as it was believed to be at a past moment is the bill that was shown then."""
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -85,7 +85,9 @@ async def known(scene: Scene, at: datetime) -> list[Told]:
     ]
 
 
-async def _a_change(scene: Scene, chance: random.Random, now: datetime, plans: list[int]) -> None:
+async def _a_change(
+    scene: Scene, chance: random.Random, now: datetime, plans: Sequence[int]
+) -> None:
     """Change the terms of one van, for an instant of the past or to come."""
     device = await number_of(scene, chance.choice(DEVICES))
     at = BEGAN + (now - BEGAN) * chance.uniform(0.1, 1.1)
