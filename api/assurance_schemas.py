@@ -1,9 +1,12 @@
 """What the API answers of revenue assurance, and of a carrier's count beside the devices' own."""
 
+from datetime import date
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from api.schemas import Cycle, Decimals, Unit
+from api.schemas import Cycle, Decimals, Page, Unit
+from metering.insight.carrier_causes import CarrierCause
 
 _FATE: JsonDict = {"records": 120, "quantity": 101234567}
 _DIFFERENCE: JsonDict = {
@@ -126,3 +129,80 @@ class Assurance(BaseModel):
     active_devices: int = Field(description="active at any time of the cycle")
     billed_devices: int = Field(description="of those, subscribed in the fleet")
     differences: list[AssuranceDifference]
+
+
+_COUNTS: JsonDict = {
+    "own_quantity": 1000000,
+    "carrier_quantity": 1040000,
+    "difference_quantity": 40000,
+}
+
+
+class CauseSum(BaseModel):
+    """What the carrier counted beyond the device for one cause."""
+
+    cause: CarrierCause
+    quantity: int
+
+
+class ComparedDay(BaseModel):
+    """Both counts of one day of UTC, and why they differ."""
+
+    day: date
+    own_quantity: int
+    carrier_quantity: int
+    difference_quantity: int = Field(description="the carrier's less the device's")
+    own_records: int
+    carrier_records: int
+    resets: int = Field(description="counters of the device that fell unannounced")
+    missing_readings: int
+    cause: CarrierCause
+
+
+class SimComparison(BaseModel):
+    """Both counts of one SIM and meter in a bill cycle; the causes sum to the difference."""
+
+    device_id: str
+    iccid: str | None = Field(description="null: no SIM was known to be in the device")
+    meter: str
+    unit: Unit
+    own_quantity: int
+    carrier_quantity: int
+    difference_quantity: int
+    causes: list[CauseSum]
+    days: list[ComparedDay]
+
+
+class SimComparisons(Page[SimComparison]):
+    """A page of SIMs, by device; a page holds `limit` devices."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "device_id": "meter-7",
+                            "iccid": "8949000000000000018",
+                            "meter": "data",
+                            "unit": "octet",
+                            **_COUNTS,
+                            "causes": [{"cause": "headers", "quantity": 40000}],
+                            "days": [
+                                {
+                                    "day": "2026-04-15",
+                                    **_COUNTS,
+                                    "own_records": 24,
+                                    "carrier_records": 3,
+                                    "resets": 0,
+                                    "missing_readings": 0,
+                                    "cause": "headers",
+                                }
+                            ],
+                        }
+                    ],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )

@@ -69,7 +69,7 @@ _READING: JsonDict = {
     "format": "native",
     "batch_no": 4711,
     "measured_at": "2026-04-15T12:00:00Z",
-    "received_at": "2026-04-15T12:00:00.25Z",
+    "received_at": "2026-04-15T12:00:00Z",
     "published_at": None,
     "meter": "data",
     "unit": "octet",
@@ -331,7 +331,7 @@ class ExplainedCharge(Charge):
             "examples": [
                 {
                     **_CHARGE,
-                    "received_at": "2026-04-15T12:00:00.25Z",
+                    "received_at": "2026-04-15T12:00:00Z",
                     "currency": "EUR",
                     "told_zone": None,
                     "overhead_quantity": 0,

@@ -9,12 +9,14 @@ from metering.clock import now
 from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.insight.assurance import Assurance, Difference, assure
+from metering.insight.carrier_causes import UNIT_DEFAULT
+from metering.insight.carrier_comparison import compare_sims
 from metering.money import decimal_text
 from metering.settings import Settings
 from metering.store.audit import read_from_one_snapshot
 from metering.store.connection import Connection, connect, database_url
 from metering.store.fleet_views import FleetView, fleet_view, list_fleets
-from metering.store.registry import tenant_no
+from metering.store.registry import fleet_rule, tenant_no
 from metering.store.rows import PAGE_MAX
 from metering.usage import METERS_BY_NO
 
@@ -24,6 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tenant", required=True, help="the tenant's id")
     parser.add_argument("--fleet", help="one fleet's id; left out: all of the tenant's")
     parser.add_argument("--at", help="a date in the cycle, of UTC; left out: the present cycle")
+    parser.add_argument(
+        "--carrier", action="store_true",
+        help="print a carrier's count of each SIM beside its device's own instead, by day",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unit", type=int, default=UNIT_DEFAULT, metavar="OCTETS",
+        help="with --carrier: to what the carrier rounds each record (%(default)s)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -40,6 +50,9 @@ async def _assure(arguments: argparse.Namespace, settings: Settings) -> int:
         after = ""
         while fleets := await _fleets(connection, arguments.fleet, tenant, after):
             for fleet in fleets:
+                if arguments.carrier:
+                    await _compare(connection, tenant, fleet, at=at, unit=arguments.unit)
+                    continue
                 found = await assure(connection, tenant, fleet=fleet, at=at, now=now())
                 print(*_told(fleet, found), sep="\n")
                 is_even = is_even and found.is_even
@@ -47,6 +60,33 @@ async def _assure(arguments: argparse.Namespace, settings: Settings) -> int:
             if arguments.fleet:
                 break
     return 0 if is_even else 1
+
+
+async def _compare(
+    connection: Connection, tenant: TenantNo, fleet: FleetView, *, at: datetime, unit: int
+) -> None:
+    """Print both counts of the fleet's SIMs; it is no fault that they differ."""
+    cycle = fleet_rule(fleet, []).cycle_of(at)
+    after: str | None = ""
+    print(f"fleet {fleet.fleet_id}, cycle {cycle.first_day} to {cycle.next_first_day}")
+    while after is not None:
+        page = await compare_sims(
+            connection, tenant, fleet_no=fleet.fleet_no, since=cycle.start, until=cycle.end,
+            unit=unit, after=after, limit=PAGE_MAX,
+        )  # fmt: skip
+        for each in page.sims:
+            causes = ", ".join(f"{cause} {octets:+}" for cause, octets in each.by_cause.items())
+            print(
+                f"  {each.device_id} {each.iccid or 'no SIM'} {each.meter.meter}: own {each.own},"
+                f" carrier {each.carrier} {each.meter.unit}s: {causes or 'equal'}"
+            )
+            for day in each.days:
+                if day.difference:
+                    print(
+                        f"    {day.day} own {day.own} in {day.own_records}, carrier {day.carrier}"
+                        f" in {day.carrier_records}: {day.difference:+} {each.causes[day.day]}"
+                    )
+        after = page.next_after
 
 
 async def _fleets(

@@ -38,7 +38,7 @@ _ACME = {
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
     "threshold_id": "1",
     "correction_no": "1",
-    "charge_id": "2-4-0",
+    "charge_id": "3-4-0",
 }
 
 
@@ -108,6 +108,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}/bill",
         "/v1/fleets/{fleet_id}/bill/charges",
         "/v1/fleets/{fleet_id}/bill/devices",
+        "/v1/fleets/{fleet_id}/carrier-comparison",
         "/v1/fleets/{fleet_id}/quota",
         "/v1/fleets/{fleet_id}/usage",
         "/v1/parked",
