@@ -340,14 +340,14 @@ class ExplainedCharge(Charge):
                     "priced_before": 0,
                     "steps": [
                         {
-                            "what": "units",
+                            "what": "unit",
                             "tier": 1,
                             "quantity": 1234567,
                             "price": "0.10",
                             "per": "1000000",
                             "flat_exact_amount": "0",
                             "exact_amount": "0.1234567",
-                            "text": "units: 1234567 at 0.10/1000000 = 0.1234567",
+                            "text": "unit: 1234567 at 0.10/1000000 = 0.1234567",
                         }
                     ],
                     "exact_connection_fee": "0",

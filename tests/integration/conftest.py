@@ -348,7 +348,7 @@ async def _arrived(
     """Write boots with gaps, charges, parked readings, anomalies, rejected messages; a carrier's record."""
     found = await connection.execute(
         "INSERT INTO boot (device_no, boot_id, up_to, first_seen_at)"
-        " VALUES (%s, 'by id: carrier/carrier', 1, %s) RETURNING boot_no",
+        " VALUES (%s, 'by id: carrier/another', 1, %s) RETURNING boot_no",
         [device_no, BEGAN - timedelta(days=1)],
     )
     ((carrier_no,),) = await found.fetchall()

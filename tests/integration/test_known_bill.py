@@ -208,3 +208,20 @@ def test_terms_of_before_their_history_are_not_guessed(database_url: str) -> Non
             await known(scene, datetime(2026, 4, 1, tzinfo=UTC))
 
     played(database_url, story)
+
+
+def test_the_audit_holds_subscriptions_to_what_was_said_of_them(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        assert await scene.audit() == []
+        await scene.connection.execute(
+            "UPDATE subscription SET valid = tstzrange(lower(valid), %s) WHERE subscription_no ="
+            " (SELECT min(subscription_no) FROM subscription)",
+            [day(APRIL, 3)],
+        )
+        (told,) = [each for each in await scene.audit() if "was said to be" in each]
+        assert told.startswith("device van-1: subscription ")
+        await scene.connection.execute(
+            "UPDATE subscription SET valid = tstzrange(lower(valid), NULL)"
+        )
+
+    played(database_url, story)
