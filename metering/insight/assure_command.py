@@ -121,11 +121,7 @@ def _told(fleet: FleetView, found: Assurance) -> Iterator[str]:
         ("adjusted in later bills", revenue.adjusted),
         ("open", revenue.open),
     )
-    yield (
-        "  "
-        + ", ".join(f"{name} {decimal_text(amount)}" for name, amount in amounts)
-        + f" {currency}"
-    )
+    yield from (f"  {name}: {decimal_text(amount)} {currency}" for name, amount in amounts)
     yield f"  devices active {found.active_devices}, billed {found.billed_devices}"
     for difference in found.differences:
         yield f"  {'' if difference.is_fault else 'note: '}{_line(difference, currency)}"

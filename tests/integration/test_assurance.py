@@ -1,8 +1,10 @@
 """Revenue assurance finds what does not come out even, and nothing where all does."""
 
+import textwrap
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -201,7 +203,10 @@ def test_the_command_tells_the_same(
     monkeypatch.setenv("FLEETMETER_DATABASE_URL", database_url)
     told = ["assure", "--tenant", TENANT, "--fleet", "vans", "--at", "2026-03-05"]
     assert main(told) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "  even"
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == "  even"
+    page = (Path(__file__).parents[2] / "docs" / "assurance.md").read_text("utf-8")
+    assert textwrap.indent(shown, "    ") in page
 
     explained = [
         "explain",
