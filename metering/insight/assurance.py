@@ -104,8 +104,7 @@ async def assure(
     Raises `InvalidValue` where no bill can be drawn up of it. The transaction should see one snapshot.
     """
     cycle = fleet_rule(fleet, []).cycle_of(at)
-    of_cycle = {"fleet_no": fleet.fleet_no, "cycle": cycle}
-    meters = await fates_by_meter(connection, tenant_no, **of_cycle)  # type: ignore[arg-type]
+    meters = await fates_by_meter(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
     owed = await _owed(connection, tenant_no, fleet=fleet, cycle=cycle)
     revenue = await _revenue(connection, tenant_no, owed, fleet=fleet, cycle=cycle)
     devices = await device_terms(

@@ -10,7 +10,7 @@ from metering.ids import TenantNo
 from metering.period import BillCycle
 from metering.store.bill_views import BilledPlan
 from metering.store.connection import Connection
-from metering.store.known_views import KNOWN_CHARGES, Known
+from metering.store.known_views import KNOWN_CHARGES, KNOWN_CHARGES_OF_DEVICE, Known
 from metering.store.rows import checked_limit, fetch_all, fetch_one
 
 ChargeKey = tuple[int, int, int]
@@ -29,6 +29,11 @@ class ChargesWanted:
     prices: Sequence[PriceKey] | None = None
     device_no: int | None = None
 
+    def query(self, text: str) -> str:
+        """Return a query over `_WANTED` that looks at these charges alone."""
+        charges = KNOWN_CHARGES if self.device_no is None else KNOWN_CHARGES_OF_DEVICE
+        return text.replace("{charges}", charges)
+
     @property
     def parameters(self) -> dict[str, object]:
         """The parameters of `_WANTED`."""
@@ -46,13 +51,12 @@ class ChargesWanted:
 
 
 _WANTED = (
-    f" FROM {KNOWN_CHARGES} AS charge"  # noqa: S608 - text of the store
+    " FROM {charges} AS charge"
     " JOIN fleet ON fleet.fleet_no = charge.fleet_no AND fleet.tenant_no = %(tenant_no)s"
     " JOIN plan ON plan.plan_no = charge.plan_no"
     " JOIN device ON device.device_no = charge.device_no"
     " JOIN boot ON boot.boot_no = charge.boot_no"
-    " WHERE (%(device_no)s::bigint IS NULL OR charge.device_no = %(device_no)s)"
-    " AND (NOT %(is_priced)s OR (charge.plan_no, charge.meter_no, charge.variant) IN"
+    " WHERE (NOT %(is_priced)s OR (charge.plan_no, charge.meter_no, charge.variant) IN"
     "   (SELECT * FROM unnest(%(plans)s::int[], %(meters)s::smallint[], %(variants)s::smallint[])))"
 )
 _SUMS = (
@@ -89,7 +93,7 @@ class ChargeSums:
 
 _BY_PLAN = (
     "WITH wanted AS (SELECT {device} AS device_id, plan.subunits_per_unit AS subunits,"  # noqa: S608 - own text
-    f" {_SUMS}, sum(charge.amount) AS amount {_WANTED}{{after}}"
+    f" {_SUMS}, sum(charge.amount) AS amount {_WANTED.replace('{', '{{').replace('}', '}}')}{{after}}"
     " GROUP BY 1, plan.plan_no)"
     " SELECT device_id, {sums}, array_agg(amount) AS amounts, array_agg(subunits) AS subunits"
     " FROM wanted {group}"
@@ -112,7 +116,7 @@ async def sum_of_charges(
 ) -> ChargeSums:
     """Return what some charges come to together."""
     found = await fetch_one(
-        connection, ChargeSums, _OF_ALL, {"tenant_no": tenant_no, **wanted.parameters}
+        connection, ChargeSums, wanted.query(_OF_ALL), {"tenant_no": tenant_no, **wanted.parameters}
     )
     return found or ChargeSums(
         device_id=None, records=0, quantity=0, billed=0, from_allowance=0, from_pool=0, overage=0,
@@ -127,7 +131,7 @@ async def sums_of_devices(
     return await fetch_all(
         connection,
         ChargeSums,
-        _OF_DEVICES,
+        wanted.query(_OF_DEVICES),
         {
             "tenant_no": tenant_no,
             "after": after,
@@ -183,16 +187,18 @@ async def list_charges(
     return await fetch_all(
         connection,
         ChargeView,
-        "SELECT charge.boot_no, boot.boot_id, charge.seq, charge.part, device.device_id,"
-        " charge.plan_no, charge.meter_no, charge.variant, charge.zone, charge.band,"
-        " charge.usage_from, charge.usage_to, charge.measured_at, charge.charged_at,"
-        " charge.quantity, charge.billed, charge.from_allowance, charge.from_pool, charge.overage,"
-        " charge.amount, charge.correction_no"
-        + _WANTED
-        + " AND (%(measured_at)s::timestamptz IS NULL"
-        "   OR (charge.measured_at, charge.boot_no, charge.seq, charge.part)"
-        "   > (%(measured_at)s, %(boot_no)s, %(seq)s, %(part)s))"
-        " ORDER BY charge.measured_at, charge.boot_no, charge.seq, charge.part LIMIT %(limit)s",
+        wanted.query(
+            "SELECT charge.boot_no, boot.boot_id, charge.seq, charge.part, device.device_id,"
+            " charge.plan_no, charge.meter_no, charge.variant, charge.zone, charge.band,"
+            " charge.usage_from, charge.usage_to, charge.measured_at, charge.charged_at,"
+            " charge.quantity, charge.billed, charge.from_allowance, charge.from_pool, charge.overage,"
+            " charge.amount, charge.correction_no"
+            + _WANTED
+            + " AND (%(measured_at)s::timestamptz IS NULL"
+            "   OR (charge.measured_at, charge.boot_no, charge.seq, charge.part)"
+            "   > (%(measured_at)s, %(boot_no)s, %(seq)s, %(part)s))"
+            " ORDER BY charge.measured_at, charge.boot_no, charge.seq, charge.part LIMIT %(limit)s"
+        ),
         {
             "tenant_no": tenant_no,
             "measured_at": measured_at,

@@ -52,25 +52,35 @@ _OF_CYCLE = (
     # No usage ends after it was measured.
     " AND charge.measured_at >= %(cycle_start)s"
 )
-KNOWN_CHARGES = (
-    f"(SELECT {CHARGE_COLUMNS} FROM charge"  # noqa: S608 - text of this module
-    " LEFT JOIN correction AS cause ON cause.correction_no = charge.correction_no"
-    f" WHERE {_OF_CYCLE}"
-    " AND (%(known_at)s::timestamptz IS NULL OR charge.charged_at <= %(known_at)s)"
-    " AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s"
-    "   AND (cause.run_no IS NULL OR cause.run_no < %(before_run)s)))"
-    f" UNION ALL SELECT {CHARGE_COLUMNS} FROM superseded_charge AS charge"
-    " JOIN correction AS gone ON gone.correction_no = charge.superseded_by"
-    " LEFT JOIN correction AS cause ON cause.correction_no = charge.correction_no"
-    f" WHERE {_OF_CYCLE}"
-    " AND (%(known_at)s::timestamptz IS NOT NULL OR %(before_run)s::bigint IS NOT NULL)"
-    " AND (%(known_at)s::timestamptz IS NULL"
-    "   OR (charge.charged_at <= %(known_at)s AND gone.recorded_at > %(known_at)s))"
-    " AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s"
-    "   AND gone.run_no > %(before_run)s"
-    "   AND (cause.run_no IS NULL OR cause.run_no < %(before_run)s))))"
-)
+
+
+def _known_charges(narrowed: str) -> str:
+    return (
+        f"(SELECT {CHARGE_COLUMNS} FROM charge"  # noqa: S608 - text of this module
+        " LEFT JOIN correction AS cause ON cause.correction_no = charge.correction_no"
+        f" WHERE {_OF_CYCLE}{narrowed}"
+        " AND (%(known_at)s::timestamptz IS NULL OR charge.charged_at <= %(known_at)s)"
+        " AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s"
+        "   AND (cause.run_no IS NULL OR cause.run_no < %(before_run)s)))"
+        f" UNION ALL SELECT {CHARGE_COLUMNS} FROM superseded_charge AS charge"
+        " JOIN correction AS gone ON gone.correction_no = charge.superseded_by"
+        " LEFT JOIN correction AS cause ON cause.correction_no = charge.correction_no"
+        f" WHERE {_OF_CYCLE}{narrowed}"
+        " AND (%(known_at)s::timestamptz IS NOT NULL OR %(before_run)s::bigint IS NOT NULL)"
+        " AND (%(known_at)s::timestamptz IS NULL"
+        "   OR (charge.charged_at <= %(known_at)s AND gone.recorded_at > %(known_at)s))"
+        " AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s"
+        "   AND gone.run_no > %(before_run)s"
+        "   AND (cause.run_no IS NULL OR cause.run_no < %(before_run)s))))"
+    )
+
+
+KNOWN_CHARGES = _known_charges("")
 """A fleet's charges of a cycle as they were known; takes `fleet_no`, `cycle_start` and `Known`'s."""
+KNOWN_CHARGES_OF_DEVICE = _known_charges(
+    " AND charge.boot_no IN (SELECT boot_no FROM boot WHERE boot.device_no = %(device_no)s)"
+)
+"""Those of one device alone, found by its boots; takes `device_no` too."""
 
 
 async def known_uses(
