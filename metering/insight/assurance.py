@@ -107,17 +107,19 @@ async def assure(
     meters = await fates_by_meter(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
     owed = await _owed(connection, tenant_no, fleet=fleet, cycle=cycle)
     revenue = await _revenue(connection, tenant_no, owed, fleet=fleet, cycle=cycle)
+    until = max(cycle.start, min(cycle.end, now))
     devices = await device_terms(
-        connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle, until=min(cycle.end, now)
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle, until=until
     )
     elsewhere = await subscribed_elsewhere(
         connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
     )
+    bare = {one.device_no: _bare(one, elsewhere.get(one.device_no, ())) for one in devices}
     differences = [
         *await _usage(connection, tenant_no, fleet=fleet, cycle=cycle),
         *await _sums(connection, tenant_no, fleet=fleet, cycle=cycle),
         *_billed(revenue),
-        *(each for one in devices for each in _device(one, elsewhere.get(one.device_no, ()))),
+        *(each for one in devices for each in _device(one, bare[one.device_no])),
     ]
     return Assurance(
         cycle=cycle,
@@ -126,7 +128,10 @@ async def assure(
             connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
         ),
         revenue=revenue,
-        active_devices=sum(bool(each.active) for each in devices),
+        # One that was in another fleet all the time that it was active is that fleet's.
+        active_devices=sum(
+            bool(each.active and (each.subscribed or bare[each.device_no])) for each in devices
+        ),
         billed_devices=sum(bool(each.active and each.subscribed) for each in devices),
         differences=sorted(differences, key=_largest_first),
     )
@@ -279,14 +284,17 @@ def _billed(revenue: Revenue) -> Iterator[Difference]:
         )
 
 
-def _device(
-    device: DeviceTerms, elsewhere: Sequence[tuple[datetime, datetime | None]]
-) -> Iterator[Difference]:
-    active, own = _spans(device.active), _spans(device.subscribed)
+def _bare(device: DeviceTerms, elsewhere: Sequence[tuple[datetime, datetime | None]]) -> list[Span]:
+    """Return when a device was active and in no fleet subscribed."""
+    own = _spans(device.subscribed)
     covered = [*own, *((begins, ends or _FOR_EVER) for begins, ends in elsewhere)]
+    return list(_less(_spans(device.active), covered))
+
+
+def _device(device: DeviceTerms, bare: Sequence[Span]) -> Iterator[Difference]:
+    active, own = _spans(device.active), _spans(device.subscribed)
     pairs = zip(device.amounts or (), device.subunits or (), strict=True)
     charged = sum((Fraction(int(one), int(per)) for one, per in pairs), Fraction(0))
-    bare = list(_less(active, covered))
     if bare:
         yield Difference(
             kind="active_without_subscription",

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from metering.charging.change_terms import change_plan, change_state, end_subscriptions
+from metering.charging.change_terms import (
+    change_plan,
+    change_state,
+    end_subscriptions,
+    move_devices,
+)
 from metering.insight.assurance import Assurance, assure
 from metering.rating.plan import DeviceState
 from metering.store.fleet_views import fleet_view
 from metering.usage import Rejection, RejectReason
-from tests.integration.closing_scene import APRIL, MARCH, Scene, day, played
+from tests.integration.closing_scene import APRIL, JUNE, MARCH, Scene, day, played
 from tests.integration.conftest import ApiUnderTest
 from tests.integration.pipeline import TENANT
 from tests.integration.test_api import body
@@ -175,6 +180,31 @@ def test_each_damage_is_found(
 
 class _SeenError(Exception):
     """All was found."""
+
+
+def test_a_device_that_came_from_another_fleet(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await used(scene)
+        other = await scene.operator.fleet("others")
+        await move_devices(
+            scene.connection,
+            device_nos=[await number_of(scene, "van-3")],
+            fleet=other,
+            plan_no=await scene.operator.plan(DEARER),
+            at=day(APRIL, 10),
+            now=day(APRIL, 11),
+        )
+        found = await assured(scene, APRIL.start)
+        assert (kinds(found), found.active_devices, found.billed_devices) == ([], 3, 3)
+        view = await fleet_view(scene.connection, scene.operator.tenant, fleet_id="others")
+        for at, devices in ((MARCH.start, 0), (APRIL.start, 1), (JUNE.start, 0)):
+            found = await assure(
+                scene.connection, scene.operator.tenant, fleet=view, at=at, now=ASKED
+            )
+            assert found.differences == []
+            assert (found.active_devices, found.billed_devices) == (devices, devices)
+
+    played(database_url, story)
 
 
 def test_a_change_of_a_closed_cycle_that_nobody_marked(database_url: str) -> None:
