@@ -55,23 +55,24 @@ _OF_CYCLE = (
 
 
 def _known_charges(narrowed: str) -> str:
+    # Asked of charges that were made again alone: there are few of them among all, and few of all changes.
+    made_again = (
+        " AND (charge.correction_no IS NULL OR (SELECT cause.run_no FROM correction AS cause"
+        "     WHERE cause.correction_no = charge.correction_no) < %(before_run)s)"
+    )
+    gone = "SELECT gone.{} FROM correction AS gone WHERE gone.correction_no = charge.superseded_by"
     return (
         f"(SELECT {CHARGE_COLUMNS} FROM charge"  # noqa: S608 - text of this module
-        " LEFT JOIN correction AS cause ON cause.correction_no = charge.correction_no"
         f" WHERE {_OF_CYCLE}{narrowed}"
         " AND (%(known_at)s::timestamptz IS NULL OR charge.charged_at <= %(known_at)s)"
-        " AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s"
-        "   AND (cause.run_no IS NULL OR cause.run_no < %(before_run)s)))"
+        f" AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s{made_again}))"
         f" UNION ALL SELECT {CHARGE_COLUMNS} FROM superseded_charge AS charge"
-        " JOIN correction AS gone ON gone.correction_no = charge.superseded_by"
-        " LEFT JOIN correction AS cause ON cause.correction_no = charge.correction_no"
         f" WHERE {_OF_CYCLE}{narrowed}"
         " AND (%(known_at)s::timestamptz IS NOT NULL OR %(before_run)s::bigint IS NOT NULL)"
-        " AND (%(known_at)s::timestamptz IS NULL"
-        "   OR (charge.charged_at <= %(known_at)s AND gone.recorded_at > %(known_at)s))"
+        " AND (%(known_at)s::timestamptz IS NULL OR (charge.charged_at <= %(known_at)s"
+        f"   AND ({gone.format('recorded_at')}) > %(known_at)s))"
         " AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s"
-        "   AND gone.run_no > %(before_run)s"
-        "   AND (cause.run_no IS NULL OR cause.run_no < %(before_run)s))))"
+        f"   AND ({gone.format('run_no')}) > %(before_run)s{made_again})))"
     )
 
 

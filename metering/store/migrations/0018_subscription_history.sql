@@ -39,3 +39,6 @@ CREATE TRIGGER subscription_entry_is_immutable
     BEFORE UPDATE OR DELETE ON subscription_entry FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER subscription_entries_stay
     BEFORE TRUNCATE ON subscription_entry FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+-- What a fleet was charged at a past moment is found among what was charged otherwise since.
+CREATE INDEX superseded_charge_by_fleet ON superseded_charge (fleet_no, cycle_start);
