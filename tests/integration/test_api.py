@@ -428,6 +428,14 @@ BAD_INPUT = [
     ("/v1/fleets/acme-north/bill?at=2026-13-29T00:00:00Z", "at", "use a time such as"),
     ("/v1/fleets/acme-north/bill?at=0001-01-01T00:00:00Z", "at", "use a year from 2000"),
     ("/v1/fleets/acme-north/bill?at=9999-12-31T23:59:59-12:00", "at", "use a year from 2000"),
+    (
+        "/v1/fleets/acme-north/bill?known_at=2026-04-16T00:00:00Z",
+        "known_at",
+        "use a moment up to now",
+    ),
+    ("/v1/fleets/acme-north/bill/charges?variant=own", "variant", "give both"),
+    ("/v1/fleets/acme-north/bill/devices?plan_version=1", "plan_version", "give both"),
+    ("/v1/charges/1-2", "charge_id", "use "),
     ("/v1/fleets/acme-north/usage?bucket=week", "bucket", "use 'hour' or 'day'"),
     (
         "/v1/fleets/acme-north/usage?from=2026-04-02T00:00:00Z&to=2026-04-01T00:00:00Z",
