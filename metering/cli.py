@@ -40,6 +40,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "metering.whatif.bill_command",
         "draw up a bill, or a credit note for it, without a database",
     ),
+    "explain": ("metering.insight.explain_command", "say why a reading costs what it costs"),
+    "assure": ("metering.insight.assure_command", "hold usage, charges and bills together"),
     "audit": ("metering.insight.command", "compare ledger, readings and charges"),
     "plan": ("metering.plan_document.command", "check plan files, or print their schema"),
     "demo": ("metering.demo.command", "run the whole pipeline and watch it"),
