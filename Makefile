@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover bench-credentials bench-simulator format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -48,6 +48,12 @@ bench-correction: environment ## measure changes of terms that concern 1 % of a 
 
 bench-takeover: environment ## measure how long a dead worker's shards wait for another
 	@.venv/bin/python -m bench.takeover
+
+bench-credentials: environment ## measure what credentials cost at the broker, and how soon a suspension holds
+	@.venv/bin/python -m bench.credentials $(ARGS)
+
+bench-simulator: environment ## measure how many connected devices one simulator drives; ARGS="--devices 2000"
+	@.venv/bin/python -m bench.simulator $(ARGS)
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format

@@ -12,10 +12,12 @@ from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
 from api.routes import (
+    assurance,
     balances,
     billing_settings,
     bills,
     carriers,
+    charges,
     control,
     devices,
     faults,
@@ -105,6 +107,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         thresholds,
         control,
         carriers,
+        charges,
+        assurance,
     ):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app

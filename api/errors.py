@@ -131,22 +131,24 @@ def handle_errors(app: FastAPI) -> None:
 
 async def _on_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)  # noqa: S101 - registered for this type
-    return _response(error)
+    return problem_response(error)
 
 
 async def _on_not_found(_request: Request, error: Exception) -> Response:
-    return _response(ProblemError(HTTPStatus.NOT_FOUND, str(error)))
+    return problem_response(ProblemError(HTTPStatus.NOT_FOUND, str(error)))
 
 
 async def _on_invalid_value(_request: Request, error: Exception) -> Response:
     assert isinstance(error, InvalidValue)  # noqa: S101 - registered for this type
-    return _response(bad_input(error.field, error.problem, error.fix))
+    return problem_response(bad_input(error.field, error.problem, error.fix))
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
     errors = [_field_problem(each) for each in error.errors()]
-    return _response(ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors))
+    return problem_response(
+        ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors)
+    )
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -159,15 +161,17 @@ async def _on_http(request: Request, error: Exception) -> Response:
             detail = f"{request.method} is not offered at {request.url.path}; see /docs"
         case _:
             detail = str(error.detail)
-    return _response(ProblemError(status, detail, headers=error.headers))
+    return problem_response(ProblemError(status, detail, headers=error.headers))
 
 
 async def _on_unreachable(_request: Request, _error: Exception) -> Response:
-    return _response(unavailable("the database does not answer; try again shortly"))
+    return problem_response(unavailable("the database does not answer; try again shortly"))
 
 
 async def _on_no_schema(_request: Request, _error: Exception) -> Response:
-    return _response(unavailable("the database's schema is not that of this release; see /ready"))
+    return problem_response(
+        unavailable("the database's schema is not that of this release; see /ready")
+    )
 
 
 class _AnswerFaults:
@@ -195,7 +199,7 @@ class _AnswerFaults:
             if scope["type"] != "http" or begun:
                 raise
             _LOG.exception("%s %s", scope["method"], scope["path"])
-            await _response(_fault())(scope, receive, send)
+            await problem_response(_fault())(scope, receive, send)
 
 
 def _fault() -> ProblemError:
@@ -204,7 +208,8 @@ def _fault() -> ProblemError:
     )
 
 
-def _response(error: ProblemError) -> Response:
+def problem_response(error: ProblemError) -> Response:
+    """Answer with a problem document; unlike raising it, this lets the request's transaction commit."""
     document = ProblemDocument(
         type=f"urn:fleetmeter:{error.status.phrase.lower().replace(' ', '-')}",
         title=error.status.phrase,

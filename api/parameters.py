@@ -49,6 +49,10 @@ Instant = Annotated[
 ]
 """An RFC 3339 time with a zone, as a request gives it; in UTC from here on."""
 
+KnownAt = Annotated[
+    Instant | None,
+    Query(description="a past moment: show what was believed then; unset: what is known now"),
+]
 FleetId = Annotated[str, Path(pattern=ID_PATTERN, description="the fleet's id", examples=["north"])]
 DeviceId = Annotated[
     str, Path(pattern=ID_PATTERN, description="the device's id", examples=["meter-7"])
@@ -110,6 +114,12 @@ async def refuse_unknown_parameters(request: Request) -> None:
         if name not in known:
             fix = f"use one of {', '.join(known)}" if known else "this route takes none"
             raise bad_input(name[:100], "is no parameter of this route", fix)
+
+
+def checked_known_at(known_at: datetime | None, now: datetime) -> None:
+    """Refuse to tell what will be believed."""
+    if known_at is not None and known_at > now:
+        raise bad_input("known_at", "is still to come", "use a moment up to now, or none")
 
 
 def cursor_of(key: CursorKey) -> str:

@@ -360,14 +360,16 @@ class Bill(BaseModel):
     currency: str
     cycle: Cycle
     as_of: Time = Field(
-        description="when this was read: everything charged by then is in it, unless it is closed"
+        description="when this was read, or `known_at`: everything charged by then is in it, unless it is"
+        " closed"
     )
     closed_at: Time | None = Field(description="null while it is a draft")
-    usage_complete: bool = Field(
-        description="whether all usage of the cycle is believed to be charged by now"
+    usage_complete: bool | None = Field(
+        description="whether all usage of the cycle is believed to be charged by now; null with"
+        " `known_at`: what was believed of it then is not kept"
     )
     usage_complete_to: Time | None = Field(
-        description="up to when the fleet's is; null: every device is silent"
+        description="up to when the fleet's is; null: every device is silent, or `known_at` was given"
     )
     lines: list[Annotated[AnyLine, Field(discriminator="kind")]]
     exact_total: Decimals

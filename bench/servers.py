@@ -32,6 +32,7 @@ class Servers:
     broker_url: str
     pids: dict[ServerName, int]
     cache: Path
+    settings: Settings
 
     @property
     def broker(self) -> BrokerAddress:
@@ -63,6 +64,7 @@ def servers_of(settings: Settings) -> Servers:
         broker_url=endpoints.broker_url,
         pids={each.name: each.pid for each in stack.status(settings) if each.pid is not None},
         cache=cache_folder(settings),
+        settings=stack.resolve(settings),
     )
     refuse_unless_durable(servers.database_url)
     return servers

@@ -1,12 +1,12 @@
 """One simulated device: from a seed and instants to readings, and what was truly used. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from random import Random
 
-from device_sim.profile import profile_of, rhythm
+from device_sim.profile import FIRMWARE_OCTETS, SHAPES, Kind, Use, explosion, profile_of, rhythm
 from metering.usage import DATA, MESSAGES, SMS, VOICE, Meter, Reading, ReadingKind
 from metering.wire.command import Limits
 
@@ -37,6 +37,8 @@ class Habits:
     """Cumulative devices whose first counter stands near the top of 32 bits: it soon wraps."""
     rate: float = 1.0
     """How much devices use, as a multiple of what is usual."""
+    kind: Kind | None = None
+    """What all devices are; None: a mix, whose traits each draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,17 @@ class Device:
         self.profile = profile_of(
             self._random, habits.cumulative_share, habits.nearly_full_share, habits.rate
         )
+        self._shape = None if habits.kind is None else SHAPES[habits.kind]
+        if self._shape is not None:
+            shape = self._shape
+            self.profile = replace(
+                self.profile,
+                cumulative=shape.cumulative,
+                width=shape.width,
+                tells_since=shape.tells_since,
+            )
+        self._storm_at = self._begins_to_fetch()
+        self._fractions: dict[Meter, int] = {}
         self._boots = 0
         self._bearers = 0
         self.limits = Limits()
@@ -98,12 +111,16 @@ class Device:
         self._counters.clear()
 
     def _measured(self, at: datetime) -> Measured:
-        meter = self._random.choices(_METERS, _METER_WEIGHTS)[0]
+        use = None if self._shape is None else self._random.choice(self._shape.uses)
+        meter = self._random.choices(_METERS, _METER_WEIGHTS)[0] if use is None else use.meter
         since = self._last_at.get(meter, self._started)
         self._last_at[meter] = at
         self._seq += 1
         used_since = max(since, self._resumed_at)
-        used = self._allowed(meter, used_since, at, self._used(meter, used_since, at))
+        drawn = (
+            self._used(meter, used_since, at) if use is None else self._shaped(use, used_since, at)
+        )
+        used = self._allowed(meter, used_since, at, drawn)
         if self.profile.cumulative:
             return self._total(meter, at, used)
         told_since = since if self.profile.tells_since and since <= at else None
@@ -122,6 +139,31 @@ class Device:
         octets = int(usual * self._random.paretovariate(_TAIL))
         uplink = int(octets * profile.uplink_share * self._random.uniform(0.5, 1.0))
         return (min(uplink, USED_MAX), min(octets - uplink, USED_MAX))
+
+    def _shaped(self, use: Use, since: datetime, at: datetime) -> tuple[int, ...]:
+        """Draw what a device of a kind used of a meter in an interval."""
+        assert self._shape is not None  # noqa: S101 - only a shape has uses
+        percent = int(self._habits.rate * 100)
+        if self._habits.kind is Kind.RUNAWAY and use.meter is DATA:
+            percent *= explosion(self._started, at)
+        used, self._fractions[use.meter] = self._shape.drawn(
+            self._random,
+            use,
+            ticks=max(0, (at - since) // timedelta(microseconds=1)),
+            local=at + timedelta(hours=self.profile.utc_offset_hours),
+            percent=percent,
+            fraction=self._fractions.get(use.meter, 0),
+        )
+        if use.meter is DATA and self._storm_at is not None and self._storm_at <= at:
+            self._storm_at = None
+            used = (used[0], used[1] + FIRMWARE_OCTETS)
+        return tuple(min(each, USED_MAX) for each in used)
+
+    def _begins_to_fetch(self) -> datetime | None:
+        """Return when a device of a firmware storm fetches its image: in its first hour."""
+        if self._habits.kind is not Kind.FIRMWARE_STORM:
+            return None
+        return self._started + timedelta(seconds=self._random.randrange(3600))
 
     def _allowed(
         self, meter: Meter, since: datetime, at: datetime, used: tuple[int, ...]
@@ -146,7 +188,7 @@ class Device:
         before = self._counters.get(meter)
         if before is None:
             before = (0,) * len(used)
-            if meter is DATA and width == 32 and self._is_first_epoch:  # noqa: PLR2004 - bits
+            if meter is DATA and self._counted_before and self._is_first_epoch:
                 used = (used[0], self.profile.counted_octets + used[1] % 2**12)
         elif self._random.random() < self._habits.reset_rate and may_reset(before, width):
             # Below the value before, or the platform could not see that it fell.
@@ -159,6 +201,12 @@ class Device:
             self._seq, at, meter, ReadingKind.TOTAL, values, epoch=epoch, width=width
         )
         return Measured(reading=reading, used=used)
+
+    @property
+    def _counted_before(self) -> bool:
+        """Whether the first counter is one that had counted something before."""
+        is_short = self.profile.width == 32  # noqa: PLR2004 - bits
+        return is_short and (self._shape is None or self.profile.counted_octets > 0)
 
     @property
     def _is_first_epoch(self) -> bool:

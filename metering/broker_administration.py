@@ -1,6 +1,7 @@
 """Tells a running Mosquitto who may connect and what each may do, through its plugin."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -19,8 +20,8 @@ from metering.credentials.dynamic_security import (
 from metering.errors import BrokerRefused
 
 _ANSWER_SECONDS_MAX = 30.0
-_COMMANDS_MAX = 500
-"""Most commands of a message: the plugin writes its file once for each of them."""
+_COMMANDS_MAX = 10
+"""Most commands of a message: the plugin writes its whole file for each, and serves nobody meanwhile."""
 _PAGE = 1000
 
 
@@ -69,7 +70,12 @@ class Administration:
     async def _ask(self, commands: Sequence[Command]) -> list[dict[str, Any]]:
         mark = secrets.token_hex(8)
         marked = [{**each, "correlationData": mark} for each in commands]
-        await self._client.publish(CONTROL_TOPIC, json.dumps({"commands": marked}), qos=1)
+        await self._client.publish(
+            CONTROL_TOPIC,
+            json.dumps({"commands": marked}),
+            qos=1,
+            timeout=_ANSWER_SECONDS_MAX,
+        )
         end_if_cancelled()
         answers: list[dict[str, Any]] = []
         try:
@@ -90,18 +96,47 @@ class Administration:
 @asynccontextmanager
 async def administration(broker: BrokerAddress) -> AsyncIterator[Administration]:
     """Connect to a broker's plugin; raises `aiomqtt.MqttError` when the broker does not let us in."""
-    async with aiomqtt.Client(
-        broker.host,
-        broker.port,
-        identifier=f"fleetmeter-rights-{secrets.token_hex(4)}",
-        username=broker.username,
-        password=broker.password,
-        tls_context=broker.tls_context(),
+    async with connected(
+        aiomqtt.Client(
+            broker.host,
+            broker.port,
+            identifier=f"fleetmeter-rights-{secrets.token_hex(4)}",
+            username=broker.username,
+            password=broker.password,
+            tls_context=broker.tls_context(),
+        )
     ) as client:
         await client.subscribe(RESPONSE_TOPIC, qos=1)
         end_if_cancelled()
         yield Administration(client)
     end_if_cancelled()
+
+
+_CONNECTING_SECONDS_MAX = 5.0
+"""How long the end of a task waits for a client that is about to connect."""
+
+
+@asynccontextmanager
+async def connected(client: aiomqtt.Client) -> AsyncIterator[aiomqtt.Client]:
+    """Connect a client, and close it also if this task is told to end while it connects.
+
+    aiomqtt connects in a thread of its own, which nothing stops: left alone, its socket stays open.
+    """
+    connecting = asyncio.ensure_future(client.__aenter__())
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        await asyncio.wait([connecting], timeout=_CONNECTING_SECONDS_MAX)
+        if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+            with contextlib.suppress(aiomqtt.MqttError):
+                await client.__aexit__(None, None, None)
+        connecting.cancel()
+        raise
+    try:
+        end_if_cancelled()
+        yield client
+    finally:
+        await client.__aexit__(None, None, None)
 
 
 def end_if_cancelled() -> None:

@@ -1,4 +1,4 @@
-"""The platform's connection to the broker: its only file that speaks MQTT.
+"""The platform's connection to the broker: a session that lasts.
 
 Deliveries are handed on as they come and acknowledged by hand, later. A delivery remembers the
 connection on which it came: after a reconnect the broker sends it again, and acknowledging the old
@@ -12,36 +12,21 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from metering.broker_address import BrokerAddress
+from metering.broker_link import Delivery, Link
 from metering.wire import mqtt
 
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_SECONDS = 30
 _CONNECT_SECONDS_MAX = 10
-_REST_SECONDS = 0.002
-_OCTETS_WORTH_A_READ = 16 * 1024
-"""After less than this, reading rests for a moment: many messages at once cost less than one by one."""
 _UNSENT_OCTETS_MAX = 4 * 1024 * 1024
 """With this much waiting for the broker to take it, messages at QoS 0 are refused."""
 _UNCONFIRMED_MAX = 1000
 _PACKET_ID_MAX = 0xFFFF
 _SUBSCRIBE_ID, _UNSUBSCRIBE_ID = 1, 2
-
-
-class Delivery(NamedTuple):
-    """One message, not acknowledged yet; one that came at QoS 0 has packet id 0 and never is.
-
-    `properties` are those of MQTT 5, for `mqtt.message_properties`.
-    """
-
-    topic: str
-    payload: bytes
-    packet_id: int
-    connection: int
-    properties: bytes = b""
 
 
 class BrokerConnection:
@@ -80,7 +65,8 @@ class BrokerConnection:
         self._received = received
         self._tell_lost = lost
         self._connection = 0
-        self._link: _Link | None = None
+        self._link: Link | None = None
+        self._ended = asyncio.Event()
         self._paused = False
         self._packet_id = _UNSUBSCRIBE_ID
         self._unconfirmed: dict[int, asyncio.Future[bool]] = {}
@@ -101,7 +87,7 @@ class BrokerConnection:
                 keep_alive_seconds = await self._connect()
                 if keep_alive_seconds is not None and self._link is not None:
                     pause_seconds = 0.1
-                    await _keep_alive(self._link, keep_alive_seconds)
+                    await _keep_alive(self._link, self._ended, keep_alive_seconds)
                     log.warning("the broker is away; connecting again")
                 self._leave()
                 await asyncio.sleep(pause_seconds)
@@ -163,8 +149,14 @@ class BrokerConnection:
     async def _connect(self) -> int | None:
         """Connect; return the keep-alive that the broker wants, None if it does not let us in."""
         self._connection += 1
-        link = self._link = _Link(
-            self._connection, mqtt5=self._session.mqtt5, received=self._received, other=self._take
+        self._ended = asyncio.Event()
+        link = self._link = Link(
+            self._connection,
+            mqtt5=self._session.mqtt5,
+            received=self._received,
+            other=self._take,
+            ended=self._ended.set,
+            rests=True,
         )
         if self._paused:
             link.pause()  # once the broker has answered
@@ -189,7 +181,7 @@ class BrokerConnection:
         self._subscribe(link)
         return answer.keep_alive_seconds or _KEEPALIVE_SECONDS
 
-    def _subscribe(self, link: "_Link") -> None:
+    def _subscribe(self, link: Link) -> None:
         mqtt5 = self._session.mqtt5
         if self._dropped_filters:
             link.send(mqtt.unsubscribe_packet(_UNSUBSCRIBE_ID, self._dropped_filters, mqtt5=mqtt5))
@@ -216,7 +208,7 @@ class BrokerConnection:
                 log.info("subscribed to %s", self._topic_filters)
                 self._subscribed = True
 
-    def _send_unsent(self, link: "_Link") -> None:
+    def _send_unsent(self, link: Link) -> None:
         """Publish what waits, up to as much at once as the broker takes without acknowledgement."""
         while self._unsent and len(self._unconfirmed) < self._unconfirmed_max:
             topic, payload, expires_seconds, confirmed = self._unsent.popleft()
@@ -256,187 +248,13 @@ class BrokerConnection:
             self._tell_lost()
 
 
-class _Link(asyncio.Protocol):
-    """One connection to the broker: what comes is parted into packets, what goes is gathered."""
-
-    def __init__(
-        self,
-        connection: int,
-        *,
-        mqtt5: bool,
-        received: Callable[[Delivery], None],
-        other: Callable[[int, bytes], None],
-    ) -> None:
-        self._connection = connection
-        self._mqtt5 = mqtt5
-        self._received = received
-        self._other = other
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._held: list[bytes] = []
-        self._held_octets = 0
-        self._needed_octets = 0
-        self._outgoing: list[bytes] = []
-        self._paused = False
-        self.answered: asyncio.Future[mqtt.Connected] = self._loop.create_future()
-        self.ended = asyncio.Event()
-        self.is_accepted = False
-        """Whether the broker has let us in."""
-        self.heard = False
-        """Whether anything came since this was set to False."""
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether nothing is read, so that nothing can be heard."""
-        return self._paused and self.is_accepted
-
-    @property
-    def unsent_octets(self) -> int:
-        """How much waits for the broker to take it."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
-
-    def send(self, packet: bytes) -> None:
-        """Send a packet, with all others of this turn of the loop in one write."""
-        if not self._outgoing:
-            self._loop.call_soon(self._flush)
-        self._outgoing.append(packet)
-
-    def pause(self) -> None:
-        """Hand on nothing more, and read nothing more, once the broker has let us in."""
-        self._paused = True
-        if self._transport is not None and self.is_accepted:
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Hand on what is held, and read on."""
-        if self._paused:
-            self._paused = False
-            self.heard = True  # until now nothing could be heard
-            self._loop.call_soon(self._go_on)
-
-    def end(self) -> None:
-        """Close the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
-        self.ended.set()
-
-    def close(self) -> None:
-        """Send what is still to be sent, and close the connection."""
-        if self._transport is not None:
-            self._flush()
-            self._transport.close()
-        self.ended.set()
-        if not self.answered.done():
-            self.answered.cancel()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is a stream
-        self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the connection is gone."""
-        self.ended.set()
-        if not self.answered.done():
-            self.answered.set_exception(exc or ConnectionError("the broker closed the connection"))
-
-    def data_received(self, data: bytes) -> None:
-        """Part what came into packets; after a small piece, let some more gather."""
-        self.heard = True
-        if len(data) < _OCTETS_WORTH_A_READ and self.is_accepted and self._transport is not None:
-            self._transport.pause_reading()
-            self._loop.call_later(_REST_SECONDS, self._read_on)
-        if self._held:
-            self._held.append(data)
-            self._held_octets += len(data)
-            if self._held_octets < self._needed_octets or self.is_paused:
-                return
-            data = b"".join(self._held)
-            self._held.clear()
-        self._part(data)
-
-    def _part(self, data: bytes) -> None:
-        try:
-            taken, needed = self._take_packets(data)
-        except mqtt.MalformedPacket as error:
-            log.error("the broker sent %s; connecting again", error)  # noqa: TRY400 - no fault of ours
-            self.end()
-            return
-        if taken < len(data):
-            self._held.append(data[taken:] if taken else data)
-            self._held_octets = len(data) - taken
-            self._needed_octets = needed - taken
-
-    def _take_packets(self, data: bytes) -> tuple[int, int]:
-        """Hand on every whole packet; return up to where they go, and how far the next one would."""
-        at, size = 0, len(data)
-        connection, mqtt5, received = self._connection, self._mqtt5, self._received
-        while at + 2 <= size and not self.is_paused and not self.ended.is_set():
-            length, body = data[at + 1], at + 2
-            if length > 127:  # noqa: PLR2004 - of more than one octet
-                found = mqtt.length_at(data, at + 1)
-                if found is None:
-                    return at, size + 1
-                length, body = found
-            end = body + length
-            if end > size:
-                return at, end
-            first = data[at]
-            if first & 0xF0 == mqtt.PUBLISH:
-                topic, packet_id, payload, properties = mqtt.published(
-                    first, data, body, end, mqtt5=mqtt5
-                )
-                received(Delivery(topic, payload, packet_id, connection, properties))
-            else:
-                self._take_other(first, data[body:end])
-            at = end
-        return at, at + 2
-
-    def _take_other(self, first: int, body: bytes) -> None:
-        match first & 0xF0:
-            case mqtt.CONNACK if not self.answered.done():
-                answer = mqtt.connected(body, mqtt5=self._mqtt5)
-                self.is_accepted = not answer.reason
-                self.answered.set_result(answer)
-                if self.is_paused:
-                    self.pause()
-            case mqtt.PUBACK | mqtt.SUBACK:
-                self._other(first & 0xF0, body)
-            case mqtt.PINGRESP | mqtt.UNSUBACK:
-                pass
-            case mqtt.DISCONNECT if self._mqtt5:
-                log.warning("the broker ends the connection: reason %d", body[0] if body else 0)
-                self.end()
-            case _:
-                raise mqtt.MalformedPacket(f"a packet that begins with {first:#x}")
-
-    def _go_on(self) -> None:
-        """Hand on what was held while nothing was to be handed on; then read on."""
-        if self._paused or self.ended.is_set():
-            return
-        if self._held:
-            data = b"".join(self._held)
-            self._held.clear()
-            self._part(data)
-        self._read_on()
-
-    def _read_on(self) -> None:
-        if self._transport is not None and not self._paused and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def _flush(self) -> None:
-        outgoing, self._outgoing = self._outgoing, []
-        if outgoing and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(outgoing))
-
-
-async def _keep_alive(link: _Link, keep_alive_seconds: int) -> None:
+async def _keep_alive(link: Link, ended: asyncio.Event, keep_alive_seconds: int) -> None:
     """Send pings until the connection has ended, or until nothing is heard in answer to one."""
-    while not link.ended.is_set():
+    while not ended.is_set():
         link.heard = False
         link.send(mqtt.PINGREQ_PACKET)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(keep_alive_seconds / 2):
-                await link.ended.wait()
+                await ended.wait()
         if not link.heard and not link.is_paused:
             link.end()

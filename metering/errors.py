@@ -12,6 +12,7 @@
     ├── BrokerRefused           the broker does not do what it is told
     ├── TaxServiceFailed        an external tax service gives no answer, or one that is none
     ├── ProcessEnded            a process of ours ended that should be running
+    ├── NotRun                  a scenario was not brought to its end (device_sim/scenario/run.py)
     └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
 
 Expected outcomes (a duplicate, an exhausted pool, a rejected message) are returned values, not

@@ -15,6 +15,14 @@ class ReadingKind(IntEnum):
     """A cumulative counter's value, in its epoch."""
 
 
+EPOCH_FROM_FIRST = "from first"
+"""The epoch of a counter whose first value says where counting begins, not what was used.
+
+It holds a space, so that no device can name an epoch so. It is for counters of which nobody tells when
+they began: any other epoch begins at zero.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
     """What is counted: its name, its base unit, and whether uplink and downlink are kept apart."""

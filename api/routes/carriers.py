@@ -1,15 +1,20 @@
 """Carriers' usage records, as their data streamers send them."""
 
+from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from api.auth import AsWriter
+from api.errors import FieldProblem, ProblemError, problem_response
 from api.state import state_of
 from metering.ids import ID_PATTERN
 from metering.ingest.carrier_records import take_records
 from metering.store.registry import tenant_id
+from metering.usage import Rejection
 from metering.wire.carrier import NAME_DEFAULT
 
 router = APIRouter(prefix="/v1", tags=["carriers"])
@@ -31,13 +36,16 @@ class RecordsTaken(BaseModel):
     rejected: list[RecordRejected]
 
 
-@router.post("/carrier-records")
+@router.post("/carrier-records", response_model=RecordsTaken)
 async def post_carrier_records(
     caller: AsWriter,
     request: Request,
     carrier: Annotated[str, Query(pattern=ID_PATTERN, description="whose records")] = NAME_DEFAULT,
-) -> RecordsTaken:
-    """Take a carrier's usage records, one or a list; each counts once, however often it is sent."""
+) -> RecordsTaken | Response:
+    """Take a carrier's usage records, one or a list; each counts once, however often it is sent.
+
+    Those that are rejected are kept with their reason. If none was taken, the answer is 422.
+    """
     outcome = await take_records(
         caller.connection,
         await tenant_id(caller.connection, caller.tenant_no),
@@ -47,6 +55,8 @@ async def post_carrier_records(
         settings=state_of(request).settings,
         now=caller.now,
     )
+    if outcome.rejections and not outcome.stored and not outcome.duplicates:
+        return problem_response(_none_taken(outcome.rejections))
     return RecordsTaken(
         stored=outcome.stored,
         duplicates=outcome.duplicates,
@@ -54,4 +64,16 @@ async def post_carrier_records(
             RecordRejected(field=each.field, reason=each.reason.value, detail=each.detail)
             for each in outcome.rejections
         ],
+    )
+
+
+def _none_taken(rejections: Sequence[Rejection]) -> ProblemError:
+    errors = []
+    for each in rejections:
+        problem, _, fix = each.detail.partition("; ")
+        errors.append(FieldProblem(field=each.field or "payload", problem=problem, fix=fix))
+    return ProblemError(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        f"no record was taken; all were kept as rejected, {len(errors)} in number",
+        errors=errors,
     )

@@ -1,6 +1,7 @@
 """Fleets: who they are, what is left of their pools, what they owe so far."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from http import HTTPStatus
 from itertools import groupby
 from typing import Annotated, TypedDict, assert_never
@@ -10,9 +11,19 @@ from fastapi import APIRouter, Query
 from api import closing_schemas, presenting, schemas
 from api.auth import AsCaller, Caller
 from api.errors import ProblemError
-from api.parameters import Cursor, FleetId, Instant, Limit, cursor_of, read_cursor
+from api.parameters import (
+    Cursor,
+    FleetId,
+    Instant,
+    KnownAt,
+    Limit,
+    checked_known_at,
+    cursor_of,
+    read_cursor,
+)
 from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.bill import Bill, bill_so_far
+from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
 from metering.money import decimal_text
 from metering.period import CYCLE_MONTHS
@@ -85,19 +96,28 @@ async def get_fleet_bill(
     at: Annotated[
         Instant | None, Query(description="an instant of the cycle to bill; unset: the present one")
     ] = None,
+    known_at: KnownAt = None,
 ) -> schemas.Bill:
     """Show the bill of one cycle: use, fees, adjustments, and their total.
 
-    As it was frozen, if the cycle is closed, else as far as it is charged.
+    As it was frozen, if the cycle is closed, else as far as it is charged. With `known_at`, as it was
+    believed to be then, and where that was not kept the answer is 409.
     """
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+    checked_known_at(known_at, caller.now)
+    cycle_of = at or known_at or caller.now
     try:
-        bill = await bill_so_far(
-            caller.connection, caller.tenant_no, fleet=fleet, at=at or caller.now
-        )
-    except InvalidValue as error:
+        if known_at is None:
+            bill = await bill_so_far(caller.connection, caller.tenant_no, fleet=fleet, at=cycle_of)
+        else:
+            bill = await bill_known_at(
+                caller.connection, caller.tenant_no, fleet=fleet, at=cycle_of, known_at=known_at
+            )
+    except (InvalidValue, NotKnownError) as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
-    return _bill(caller, fleet, bill, await _watermark(caller, fleet))
+    if known_at is not None:
+        return _bill(known_at, fleet, bill, None, then=True)
+    return _bill(caller.now, fleet, bill, (await _watermark(caller, fleet)).complete_to)
 
 
 async def _watermark(caller: Caller, fleet: FleetView) -> Watermark:
@@ -164,16 +184,23 @@ def _pool(lots: Sequence[LotView]) -> schemas.Pool:
     )
 
 
-def _bill(caller: Caller, fleet: FleetView, bill: Bill, watermark: Watermark) -> schemas.Bill:
-    cycle, complete_to = bill.statement.cycle, watermark.complete_to
+def _bill(
+    as_of: datetime,
+    fleet: FleetView,
+    bill: Bill,
+    complete_to: datetime | None,
+    *,
+    then: bool = False,
+) -> schemas.Bill:
+    cycle = bill.statement.cycle
     return schemas.Bill(
         fleet_id=fleet.fleet_id,
         status="draft" if bill.closed_at is None else "closed",
         currency=bill.statement.currency,
         cycle=presenting.cycle(cycle),
-        as_of=caller.now,
+        as_of=as_of,
         closed_at=bill.closed_at,
-        usage_complete=complete_to is not None and complete_to >= cycle.end,
+        usage_complete=None if then else complete_to is not None and complete_to >= cycle.end,
         usage_complete_to=complete_to,
         lines=[
             *(_line(bill, line) for line in bill.statement.lines),

@@ -19,11 +19,14 @@ from pathlib import Path
 from metering.agent.epoch import CounterState, observed, used_since, watched
 from metering.agent.sample import WHOLE_BITS, Sample, label_of
 from metering.errors import InvalidValue
-from metering.uplink.outbox import REJECTIONS_KEPT, Pending, Settled, held_or_rejected
+from metering.uplink.outbox import Pending, Settled, held_or_rejected
 from metering.usage import DATA, Reading, ReadingKind
 from metering.wire import native
 from metering.wire.ack import Ack, RejectedReading
 from metering.wire.command import Limits
+
+REJECTIONS_KEPT = 100
+"""How many rejected readings are remembered in full."""
 
 READINGS_MAX = 20_000
 """Readings kept while the platform cannot be reached: a day at one every five seconds."""

@@ -12,11 +12,16 @@ from pydantic import ValidationError
 
 from metering import clock
 from metering.broker_address import broker_of
-from metering.broker_administration import Administration, administration, end_if_cancelled
+from metering.broker_administration import (
+    Administration,
+    administration,
+    connected,
+    end_if_cancelled,
+)
 from metering.control import metrics
 from metering.control.waking import away
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
-from metering.credentials.dynamic_security import Command, let_in, shut_out
+from metering.credentials.dynamic_security import Command, make_anew, shut_out
 from metering.credentials.password import hash_of
 from metering.credentials.rights import broker_username, claim_username, device_topics
 from metering.errors import BrokerRefused, InvalidValue
@@ -73,7 +78,10 @@ class ClaimGranter:
                 waiting=away,
             )
             try:
-                async with administration(self._broker) as broker, self._claims() as client:
+                async with (
+                    administration(self._broker) as broker,
+                    connected(self._claims()) as client,
+                ):
                     await client.subscribe(claim_filter(self._settings.topic_root), qos=1)
                     end_if_cancelled()
                     async with asyncio.TaskGroup() as tasks:
@@ -203,7 +211,7 @@ class ClaimGranter:
             topics = device_topics(
                 self._settings.topic_root, each.tenant_id, each.device_id, each.right
             )
-            commands += [*shut_out(name), *let_in(name, topics, password=password)]
+            commands += make_anew(name, topics, password=password)
         await broker.tell(commands)
         await note_told(connection, clients)
 

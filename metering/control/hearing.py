@@ -11,7 +11,7 @@ from datetime import datetime
 import psycopg
 
 from metering import clock
-from metering.broker_connection import Delivery
+from metering.broker_link import Delivery
 from metering.control import metrics
 from metering.control.waking import away
 from metering.ids import DeviceId, TenantId

@@ -14,8 +14,8 @@ from metering.control.waking import away, woken_or_after
 from metering.credentials.dynamic_security import (
     Command,
     allow,
+    disconnect,
     let_in,
-    restrict,
     rules_of,
     shut_out,
 )
@@ -121,8 +121,12 @@ class RightsTeller:
 
 
 async def tell(broker: Administration, clients: Sequence[BrokerClient], *, root: str) -> None:
-    """Tell the broker what some devices may do now; those who may do less are disconnected."""
+    """Tell the broker what some devices may do now; those who may do less are disconnected.
+
+    All of them lose their rights before the first is disconnected: each command takes its time.
+    """
     commands: list[Command] = []
+    ends: list[Command] = []
     for each in clients:
         if each.told is each.right:
             continue
@@ -134,10 +138,11 @@ async def tell(broker: Administration, clients: Sequence[BrokerClient], *, root:
         if each.told in {None, Right.NONE}:
             commands += let_in(name, topics, password=None)
         if each.right is Right.LISTEN:
-            commands += restrict(name, topics)
+            commands += allow(name, topics)
+            ends += disconnect(name)
         elif each.told is Right.LISTEN:
             commands += allow(name, topics)
-    await broker.tell(commands)
+    await broker.tell(commands + ends)
 
 
 def _topics(root: str, client: BrokerClient, right: Right) -> Topics:

@@ -7,7 +7,7 @@ the topics themselves leaves nothing to a pattern that a name could bend.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metering.credentials.password import PasswordHash
+from metering.credentials.password import PasswordHash, hash_of
 from metering.credentials.rights import PROCESS_TOPICS, PROCESS_USERNAME, Topics
 
 CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
@@ -70,28 +70,50 @@ def let_in(
     A client of a `password` of None keeps the one that it has; one that never had any gets in by
     certificate only. `client_id` is the only one under which it may connect; None: its name.
     """
-    client: Command = {"username": username, "clientid": client_id or username}
-    if password is not None:
-        client["password"] = password
+    role, client = _role_and_client(username, topics, password=password, client_id=client_id)
     roles = [{"rolename": username, "priority": 0}]
-    rules = rules_of(topics)
     return [
-        {"command": "createRole", "rolename": username, "acls": rules},
-        {"command": "modifyRole", "rolename": username, "acls": rules},
-        {"command": "createClient", **client, "roles": roles},
+        {"command": "createRole", **role},
+        {"command": "modifyRole", **role},
+        {"command": "createClient", **client},
         {"command": "modifyClient", **client, "roles": roles},
         {"command": "enableClient", "username": username},
     ]
 
 
+def make_anew(
+    username: str, topics: Topics, *, password: str | None, client_id: str | None = None
+) -> list[Command]:
+    """Return the commands that make a client as `let_in` does, but with nothing of one of that name.
+
+    For a name that was not known only three of them change anything: the plugin writes its file no oftener.
+    """
+    role, client = _role_and_client(username, topics, password=password, client_id=client_id)
+    return [
+        *shut_out(username),
+        {"command": "createRole", **role},
+        {"command": "createClient", **client},
+        {"command": "addClientRole", "username": username, "rolename": username, "priority": 0},
+    ]
+
+
+def _role_and_client(
+    username: str, topics: Topics, *, password: str | None, client_id: str | None
+) -> tuple[Command, Command]:
+    """Return a role, and a client without it.
+
+    A role that a client was created with, Mosquitto 2.0 does not know to have it: it deletes the role and
+    leaves the client pointing to where it was, and crashes when the client publishes.
+    """
+    client: Command = {"username": username, "clientid": client_id or username}
+    if password is not None:
+        client["password"] = password
+    return {"rolename": username, "acls": rules_of(topics)}, client
+
+
 def allow(username: str, topics: Topics) -> list[Command]:
     """Return the commands that change what a client that is known may do."""
     return [{"command": "modifyRole", "rolename": username, "acls": rules_of(topics)}]
-
-
-def restrict(username: str, topics: Topics) -> list[Command]:
-    """Return the commands that change what a client may do, and end its connection."""
-    return [*allow(username, topics), *disconnect(username)]
 
 
 def disconnect(username: str) -> list[Command]:
@@ -112,6 +134,43 @@ def shut_out(username: str) -> list[Command]:
         {"command": "disableClient", "username": username},
         {"command": "deleteClient", "username": username},
     ]
+
+
+def hashed(commands: Sequence[Command]) -> list[Command]:
+    """Return commands with what the plugin's file keeps of a password in the password's place."""
+    return [
+        {key: value for key, value in each.items() if key != "password"}
+        | hash_of(each["password"]).as_dynamic_security()
+        if "password" in each
+        else each
+        for each in commands
+    ]
+
+
+def with_commands(document: Mapping[str, Any], commands: Sequence[Command]) -> dict[str, Any]:
+    """Return the plugin's file as it is after `hashed` commands of this module, for a stopped broker."""
+    clients = {each["username"]: each for each in document.get("clients", ())}
+    roles = {each["rolename"]: each for each in document.get("roles", ())}
+    for command in commands:
+        given = {key: value for key, value in command.items() if key != "command"}
+        username = str(given.get("username"))
+        match command["command"]:
+            case "createRole" | "modifyRole":
+                roles[given["rolename"]] = given
+            case "deleteRole":
+                roles.pop(given["rolename"], None)
+            case "createClient" | "modifyClient":
+                clients[username] = {**clients.get(username, {}), **given}
+            case "addClientRole":
+                role = {"rolename": given["rolename"], "priority": given["priority"]}
+                clients[username]["roles"] = [role]
+            case "enableClient":
+                clients[username].pop("disabled", None)
+            case "disableClient" if username in clients:
+                clients[username]["disabled"] = True
+            case "deleteClient":
+                clients.pop(username, None)
+    return {**document, "clients": list(clients.values()), "roles": list(roles.values())}
 
 
 def rules_of(topics: Topics) -> list[dict[str, object]]:

@@ -65,7 +65,8 @@ def checked_common_name(username: str) -> str:
 def device_topics(root: str, tenant: str, device: str, right: Right) -> Topics:
     """Return what a device with a right may write and read: of its own branch alone.
 
-    It writes usage in every format; as an edge node of Sparkplug also what is of the devices behind it.
+    It writes usage in every format; as an edge node of Sparkplug also what is of the devices behind it,
+    and it hears whether the platform is there.
     """
     if right is Right.NONE:
         return Topics(writes=(), reads=())
@@ -82,6 +83,7 @@ def device_topics(root: str, tenant: str, device: str, right: Right) -> Topics:
             ack_topic(root, tenant, device),
             command_topic(root, tenant, device),
             sparkplug.command_topic(tenant, device),
+            sparkplug.state_topic(),
         ),
     )
 

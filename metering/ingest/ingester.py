@@ -15,7 +15,8 @@ import psycopg
 
 from metering import clock
 from metering.broker_address import broker_of
-from metering.broker_connection import BrokerConnection, Delivery
+from metering.broker_connection import BrokerConnection
+from metering.broker_link import Delivery
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import (
@@ -26,6 +27,7 @@ from metering.ingest.admission import (
     unknown_device,
 )
 from metering.ingest.device_cache import DeviceCache
+from metering.ingest.host_state import HostState
 from metering.ingest.narrowing import narrowed
 from metering.ingest.translating import Translator
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
@@ -102,6 +104,8 @@ class Ingester:
             tasks.create_task(self._write_for_ever())
             tasks.create_task(self._acknowledger.run())
             tasks.create_task(self._broker.run())
+            if self._settings.ingest_sparkplug:
+                tasks.create_task(HostState(self._settings).run())
 
     def _received(self, delivery: Delivery) -> None:
         if delivery.properties or not delivery.topic.endswith(_NATIVE):

@@ -34,6 +34,7 @@ from metering.store.audit import (
     stored_reservations,
     unbalanced_entries,
     unequal_states,
+    unequal_subscriptions,
 )
 from metering.store.charges import (
     DRAW_BUCKETS,
@@ -152,6 +153,10 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
     result.differences += [
         f"device {device_id}: {count} of {last} entries of its states are there"
         for device_id, last, count in await missing_states(connection, fleet_no)
+    ]
+    result.differences += [
+        f"device {device_id}: subscription {number} is kept as {kept}, it was said to be {said}"
+        for device_id, number, kept, said in await unequal_subscriptions(connection, fleet_no)
     ]
     if counted.stored_twice:
         result.differences.append(f"{counted.stored_twice} readings are stored more than once")

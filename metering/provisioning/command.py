@@ -30,7 +30,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("--tenant", required=True, help="the tenant's id")
-        action.add_argument("devices", nargs="+", metavar="DEVICE", help="a device's id")
+        action.add_argument("devices", nargs="*", metavar="DEVICE", help="a device's id")
+        action.add_argument(
+            "--from",
+            dest="file",
+            type=Path,
+            metavar="FILE",
+            help="ids, one a line, beside those given",
+        )
+        action.add_argument(
+            "--restart-broker", action="store_true",
+            help="tell the stack's broker of all at once, while it is stopped: for thousands of devices",
+        )  # fmt: skip
         if name == "revoke":
             continue
         way = action.add_mutually_exclusive_group()
@@ -62,15 +73,25 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do it; a password is printed once, after the name that goes with it, and never again."""
     if arguments.action == "factory":
         return _make_factory_certificate(arguments.folder, settings)
+    if getattr(arguments, "file", None) is not None:
+        arguments.devices += arguments.file.read_text("utf-8").split()
+    if not arguments.devices:
+        raise InvalidValue("device", "none is named", "name one, or a file with --from")
     if len(set(arguments.devices)) < len(arguments.devices):
         raise InvalidValue("device", "named twice", "name each once")
+    certified = getattr(arguments, "make_key", None) or getattr(arguments, "csr", None)
+    if certified is not None and arguments.restart_broker:
+        raise InvalidValue(
+            "--restart-broker", "certificates are given one by one", "use it for passwords"
+        )
     if getattr(arguments, "make_key", None) is not None:
         arguments.make_key.mkdir(parents=True, exist_ok=True)
     return asyncio.run(_run(arguments, settings))
 
 
 async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
-    async with provisioning(settings, arguments.tenant) as made:
+    restart_broker = getattr(arguments, "restart_broker", False)
+    async with provisioning(settings, arguments.tenant, restart_broker=restart_broker) as made:
         if arguments.action == "announce":
             codes = dict(_code(each) for each in arguments.devices)
             await made.announce(codes, now=now(), good_for=timedelta(days=arguments.days))

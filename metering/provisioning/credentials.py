@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import aiomqtt
 
 from metering.broker_address import broker_of
-from metering.broker_administration import Administration, administration
+from metering.broker_administration import administration
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder, write_private
-from metering.credentials.dynamic_security import Command, let_in, shut_out
+from metering.credentials.dynamic_security import Command, make_anew, shut_out
 from metering.credentials.password import hash_of, new_password
 from metering.credentials.rights import (
     Right,
@@ -23,6 +24,7 @@ from metering.credentials.rights import (
 )
 from metering.errors import BrokerRefused, Conflict
 from metering.ids import TenantNo
+from metering.provisioning.broker_file import BrokerFile
 from metering.settings import Settings
 from metering.stack import lifecycle
 from metering.stack.broker_files import REVOKED_FILE, write_revoked
@@ -52,6 +54,13 @@ class Given:
     certificate: bytes | None = field(default=None, repr=False)
 
 
+class Teller(Protocol):
+    """Whoever makes a broker do what the plugin's commands say."""
+
+    async def tell(self, commands: Sequence[Command]) -> None:
+        """Have the commands done; raises `BrokerRefused`."""
+
+
 class Provisioning:
     """Credentials of one tenant's devices. Who else tells the broker waits meanwhile."""
 
@@ -59,7 +68,7 @@ class Provisioning:
         self,
         settings: Settings,
         connection: Connection,
-        broker: Administration | None,
+        broker: Teller | None,
         tenant_id: str,
         tenant: TenantNo,
     ) -> None:
@@ -166,8 +175,7 @@ class Provisioning:
                     self._connection, numbers[device_id], now=now, expires_at=now + good_for
                 )
                 name = claim_username(self._tenant_id, device_id)
-                commands += shut_out(name)
-                commands += let_in(
+                commands += make_anew(
                     name,
                     claim_topics(self._settings.topic_root, self._tenant_id, device_id),
                     password=code,
@@ -209,7 +217,7 @@ class Provisioning:
         topics = device_topics(self._settings.topic_root, self._tenant_id, device_id, right)
         if right is Right.NONE:
             return shut_out(name)
-        return [*shut_out(name), *let_in(name, topics, password=password)]
+        return make_anew(name, topics, password=password)
 
     async def _tell(self, commands: Sequence[Command]) -> None:
         if self._broker is not None and commands:
@@ -222,9 +230,12 @@ class Provisioning:
 
 
 @asynccontextmanager
-async def provisioning(settings: Settings, tenant_id: str) -> AsyncIterator[Provisioning]:
+async def provisioning(
+    settings: Settings, tenant_id: str, *, restart_broker: bool = False
+) -> AsyncIterator[Provisioning]:
     """Connect to database and broker for the credentials of a tenant's devices.
 
+    With `restart_broker` the stack's broker is told of each operation by its file, while it is stopped.
     Raises `NotFound` when there is no such tenant, `BrokerRefused` when the broker cannot be told.
     """
     async with (
@@ -233,9 +244,14 @@ async def provisioning(settings: Settings, tenant_id: str) -> AsyncIterator[Prov
         ) as connection,
         telling(connection),
     ):
+        # A transaction waits while the broker is told, of thousands of devices for minutes.
+        await connection.execute("SET idle_in_transaction_session_timeout = 0")
         tenant = await tenant_no(connection, tenant_id)
         if settings.broker_rights == "database":
             yield Provisioning(settings, connection, None, tenant_id, tenant)
+            return
+        if restart_broker:
+            yield Provisioning(settings, connection, BrokerFile(settings), tenant_id, tenant)
             return
         try:
             async with administration(broker_of(None, settings)) as broker:

@@ -5,6 +5,8 @@ depend on when they arrive. It starts at zero; usage is the
 sum of the growth from each point to the next. A later point therefore adds its growth over its
 neighbour, and a point that arrives late, between two that are known, adds only what the two did not
 already tell: nothing, unless it reveals a reset.
+
+An epoch may instead begin at the value of its first point, which then adds nothing itself.
 """
 
 from dataclasses import dataclass
@@ -68,13 +70,19 @@ def step(before: int, after: int, width: int | None) -> tuple[int, CounterEvent 
 
 
 def growth(
-    before: CounterPoint | None, point: CounterPoint, following: CounterPoint | None
+    before: CounterPoint | None,
+    point: CounterPoint,
+    following: CounterPoint | None,
+    *,
+    from_first: bool = False,
 ) -> Growth:
     """Return what `point` adds to an epoch's usage, given its neighbours that are already counted.
 
-    `before` is None for the first point of an epoch, `following` unless the point came out of order.
+    `before` is None for the first point of an epoch, `following` unless the point came out of order. With
+    `from_first` the epoch begins at the value of its first point.
     """
-    origin = before.values if before else (0,) * len(point.values)
+    begins_here = from_first and before is None
+    origin = before.values if before else point.values if from_first else (0,) * len(point.values)
     quantities: list[int] = []
     event: CounterEvent | None = None
     for position, value in enumerate(point.values):
@@ -82,7 +90,7 @@ def growth(
         if following:
             onward, fell_onward = step(value, following.values[position], following.width)
             counted, _ = step(origin[position], following.values[position], following.width)
-            quantity += onward - counted
+            quantity += onward - (0 if begins_here else counted)
             fell = fell or fell_onward
         # Points of one epoch that declare different widths can contradict what was counted.
         quantities.append(max(0, quantity))

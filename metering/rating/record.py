@@ -17,7 +17,7 @@ from metering.rating.counter import CounterEvent, CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide, whole_record
 from metering.rating.increment import Increment, IncrementScope
 from metering.rating.plan import DIRECTION, Aggregate, MeterTerms, PlanTerms
-from metering.usage import Reading, ReadingKind
+from metering.usage import EPOCH_FROM_FIRST, Reading, ReadingKind
 
 EpochKey = tuple[int, int, str]
 """(device_no, meter_no, epoch); the epoch is `boot_no/` and the name that the device gave it."""
@@ -132,7 +132,8 @@ def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usa
     if reading.kind is ReadingKind.TOTAL:
         point = stored.point
         before, following = epochs.setdefault(stored.epoch_key, CounterEpoch()).insert(point)
-        grown = growth(before, point, following)
+        from_first = reading.epoch == EPOCH_FROM_FIRST
+        grown = growth(before, point, following, from_first=from_first)
         uplink = grown.quantities[0] if reading.meter.directed else 0
         quantity, start, event = sum(grown.quantities), grown.since, grown.event
     else:

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from metering.credentials.authority import (
     Authority,
@@ -20,6 +21,7 @@ from metering.stack.account import own, server_account
 
 _RENEW_DAYS = 90
 REVOKED_FILE = "revoked.pem"
+DYNAMIC_SECURITY_FILE = "dynamic-security.json"
 
 
 def factory_folder(settings: Settings) -> Path:
@@ -45,14 +47,19 @@ def write_broker_files(settings: Settings, folder: Path, password: str) -> None:
         key = new_key()
         _write(folder, "server.key", key_pem(key))
         _write(folder, "server.pem", authority.issue_server(key, names, now=now).pem)
-    known = folder / "dynamic-security.json"
+    known = folder / DYNAMIC_SECURITY_FILE
     process = hash_of(password)
     document = (
         with_process_password(json.loads(known.read_text("utf-8")), process)
         if known.exists()
         else first_document(process)
     )
-    _write(folder, known.name, json.dumps(document, indent=2).encode())
+    write_dynamic_security(folder, document)
+
+
+def write_dynamic_security(folder: Path, document: dict[str, Any]) -> None:
+    """Write who may connect and do what, for a broker that is not running."""
+    _write(folder, DYNAMIC_SECURITY_FILE, json.dumps(document, indent=2).encode())
 
 
 def write_revoked(folder: Path, revoked: bytes) -> None:

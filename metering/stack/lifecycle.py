@@ -282,6 +282,39 @@ def reload_broker(settings: Settings) -> bool:
     return server is not None
 
 
+def while_broker_is_stopped(
+    settings: Settings, work: Callable[[Path], None], *, progress: Progress = quiet
+) -> bool:
+    """Stop the stack's broker, do something in its folder, and start it again whatever came of that.
+
+    False, and nothing is done, when the stack runs none.
+    """
+    if broker_record(settings) is None:
+        return False
+    stack = create_stack_folder(settings)
+    with locked(stack / "lock", waiting="another run holds the stack", progress=progress):
+        run = _Run(
+            settings=settings,
+            stack=stack,
+            records=state.load(stack),
+            needed=("broker",),
+            progress=progress,
+        )
+        record = run.records["broker"]
+        folder = Path(record.folder)
+        if record.source == "compose":
+            compose.down(stack, "broker")
+        elif (server := _process("broker", record, folder)) is not None:
+            _stop("broker", server)
+        else:
+            return False
+        try:
+            work(folder)
+        finally:
+            _bring_up(run, "broker")
+    return True
+
+
 def broker_record(settings: Settings) -> state.Record | None:
     """Return what is recorded of the stack's broker; None if it has none, or the settings name another."""
     record = _load(settings).get("broker")

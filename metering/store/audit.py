@@ -154,3 +154,23 @@ async def missing_states(
     )
     found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
     return [(row[0], row[1], row[2]) for row in await found.fetchall()]
+
+
+async def unequal_subscriptions(
+    connection: Connection, fleet_no: int | None = None
+) -> list[tuple[str, int, str, str]]:
+    """Return where a subscription is not what was said of it last: device, number, both spans.
+
+    Of one that no change of terms ever concerned nothing was said.
+    """
+    query = (
+        "SELECT device_id, subscription_no, subscription.valid::text, said.valid::text"  # noqa: S608 - a clause of the store
+        " FROM subscription JOIN device USING (device_no)"
+        " JOIN LATERAL (SELECT entry.valid FROM subscription_entry AS entry"
+        "   WHERE entry.subscription_no = subscription.subscription_no"
+        "   ORDER BY entry.entry_no DESC LIMIT 1) AS said ON true"
+        f" WHERE subscription.valid <> said.valid{of_fleet('subscription.device_no', fleet_no)}"
+        " ORDER BY device_id, subscription_no LIMIT 100"
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.readings import BootReadings
+from metering.usage import EPOCH_FROM_FIRST
 
 
 async def store_compared(connection: Connection, admitted: Iterable[BootReadings]) -> None:
@@ -43,20 +44,22 @@ async def compare(
 ) -> list[Comparison]:
     """Return both counts of each device and meter of which two are kept, measured in a period.
 
-    A counter's growth is summed from value to value; where it fell, it began again at zero.
+    A counter's growth is summed from value to value; where it fell, it began again at zero. The first value
+    of an epoch counts, unless the epoch begins there.
     """
     found = await connection.execute(
         "WITH point AS (SELECT device_no, meter_no, kind, uplink + downlink + quantity AS value,"
         "   lag(uplink + downlink + quantity) OVER (PARTITION BY boot_no, meter_no, epoch, kind"
-        "     ORDER BY seq) AS before, measured_at"
+        "     ORDER BY seq) AS before, measured_at, epoch IS NOT DISTINCT FROM %(from_first)s AS from_first"
         "   FROM compared_reading JOIN device USING (device_no) WHERE tenant_no = %(tenant)s),"
-        " other AS (SELECT device_no, meter_no, sum(CASE WHEN kind = 1 OR before IS NULL OR value < before"
-        "     THEN value ELSE value - before END) AS compared FROM point"
+        " other AS (SELECT device_no, meter_no, sum(CASE WHEN kind = 1 OR value < before THEN value"
+        "     WHEN before IS NULL THEN CASE WHEN from_first THEN 0 ELSE value END"
+        "     ELSE value - before END) AS compared FROM point"
         "   WHERE measured_at >= %(since)s AND measured_at < %(until)s GROUP BY device_no, meter_no)"
         " SELECT device_id, meter_no, coalesce((SELECT sum(quantity) FROM charge"
         "     WHERE charge.device_no = other.device_no AND charge.meter_no = other.meter_no"
         "     AND charge.measured_at >= %(since)s AND charge.measured_at < %(until)s), 0), compared"
         " FROM other JOIN device USING (device_no) ORDER BY device_id, meter_no",
-        {"tenant": tenant, "since": since, "until": until},
+        {"tenant": tenant, "since": since, "until": until, "from_first": EPOCH_FROM_FIRST},
     )
     return [Comparison(row[0], row[1], int(row[2]), int(row[3])) for row in await found.fetchall()]

@@ -96,6 +96,17 @@ async def refuse(connection: Connection, work_item_no: int, *, reason: str) -> b
     return refused.rowcount == 1
 
 
+async def queued_of_shards(connection: Connection, shards: Sequence[int]) -> int:
+    """Return how many readings of some shards wait to be charged, refused ones too."""
+    found = await connection.execute(
+        "SELECT coalesce(sum(readings), 0)::bigint FROM work_item WHERE shard_no = ANY(%s)",
+        [list(shards)],
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    return int(row[0])
+
+
 async def readmit(connection: Connection) -> int:
     """Let every refused work item be claimed again; return how many there were."""
     readmitted = await connection.execute(

@@ -1,15 +1,11 @@
 """Readings that the platform does not hold yet, in the order in which they were made."""
 
-from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from metering.usage import Reading
 from metering.wire.ack import Ack, RejectedReading
-
-REJECTIONS_KEPT = 100
-"""How many rejected readings an outbox remembers in full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +40,12 @@ class Outbox(Protocol):
 
 
 class MemoryOutbox:
-    """An outbox in memory: what it holds is lost with the process.
+    """An outbox in memory: what it holds is lost with the process."""
 
-    `rejections` are the last readings that the platform refused; `rejected` counts all of them by
-    reason.
-    """
+    __slots__ = ("_boots", "_last_position", "_pending", "readings_max")
 
     def __init__(self, readings_max: int = 10_000) -> None:
         self.readings_max = readings_max
-        self.rejections: deque[tuple[str, RejectedReading]] = deque(maxlen=REJECTIONS_KEPT)
-        self.rejected: Counter[str] = Counter()
         self._pending: dict[int, Pending] = {}
         self._boots: dict[str, dict[int, int]] = {}
         self._last_position = 0
@@ -102,9 +94,6 @@ class MemoryOutbox:
             del self._pending[position]
         if not positions:
             del self._boots[ack.boot]
-        for refusal in rejected:
-            self.rejections.append((ack.boot, refusal))
-            self.rejected[refusal.reason] += 1
         return Settled(positions=forgotten, rejected=rejected)
 
 

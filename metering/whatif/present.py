@@ -9,6 +9,7 @@ from json.encoder import encode_basestring as quoted
 from metering.money import decimal_text, ratio_text
 from metering.rating.bucket import BucketKind
 from metering.rating.charge import Draw
+from metering.rating.explanation import step_text
 from metering.rating.plan import MeterTerms, PlanTerms
 from metering.rating.price import PriceStep, Rate
 from metering.rating.statement import Line, LineKind, Statement
@@ -349,14 +350,13 @@ def _record_table(run: RatingRun, records: Sequence[RatedRecord]) -> Iterator[st
 
 def _step_text(step: PriceStep, priced: _Priced) -> str:
     """Write a step as `tier 2: 100 at 0.5/1 = 50`."""
-    stated = priced.stated(step)
-    tier = f" {step.tier}" if step.what == "tier" else ""
-    text = f"{step.what}{tier}: {priced.quantity(step.quantity)}"
-    if stated is not None:
-        text += f" at {stated[0]}/{stated[1]}"
-    if step.flat:
-        text += f" + {priced.amount(step.flat)}"
-    return f"{text} = {priced.amount(step.amount)}"
+    return step_text(
+        step,
+        priced.stated(step),
+        quantity=priced.quantity(step.quantity),
+        flat=priced.amount(step.flat),
+        amount=priced.amount(step.amount),
+    )
 
 
 def _line_table(run: RatingRun, statement: Statement) -> Iterator[str]:

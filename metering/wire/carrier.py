@@ -185,19 +185,32 @@ def _network(operator: Mapping[str, object]) -> str | None:
 
 
 def encode(
-    identity: str, reading: Reading, *, iccid: str, mcc: str = "262", mnc: str = "01"
+    records: Sequence[tuple[str, Reading]], *, iccid: str, mcc: str = "262", mnc: str = "01"
 ) -> bytes:
-    """Write one record of data."""
-    document = {
-        "id": identity,
-        "start_timestamp": (reading.since or reading.at).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "end_timestamp": reading.at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "sim": {"iccid": iccid},
-        "operator": {"mnc": mnc, "country": {"mcc": mcc}},
-        "traffic_type": {"id": _DATA, "description": "Data"},
-        "volume": {
-            "tx": str(Decimal(reading.uplink).scaleb(-6)),
-            "rx": str(Decimal(reading.downlink).scaleb(-6)),
-        },
+    """Write records of one SIM, each with its id, that tell of data or of messages."""
+    document = [
+        {
+            "id": identity,
+            "start_timestamp": (reading.since or reading.at).strftime(_WRITTEN_INSTANT),
+            "end_timestamp": reading.at.strftime(_WRITTEN_INSTANT),
+            "sim": {"iccid": iccid},
+            "operator": {"mnc": mnc, "country": {"mcc": mcc}},
+            **_written_volume(reading),
+        }
+        for identity, reading in records
+    ]
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+_WRITTEN_INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+def _written_volume(reading: Reading) -> dict[str, object]:
+    if reading.meter is SMS:
+        traffic: dict[str, object] = {"id": _SMS, "description": "SMS"}
+        return {"traffic_type": traffic, "volume": {"total": reading.quantity}}
+    volume = {
+        "tx": str(Decimal(reading.uplink).scaleb(-6)),
+        "rx": str(Decimal(reading.downlink).scaleb(-6)),
     }
-    return json.dumps([document], separators=(",", ":")).encode()
+    return {"traffic_type": {"id": _DATA, "description": "Data"}, "volume": volume}

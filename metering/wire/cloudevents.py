@@ -30,6 +30,7 @@ from metering.wire.sample import (
 )
 
 SPECVERSION = "1.0"
+_JSON = "application/json"
 _ATTRIBUTE_LENGTH_MAX = 1000
 _DATA_DEPTH_MAX = 4
 _DIGITS_MAX = 30
@@ -197,8 +198,19 @@ def _number(given: object) -> object:
 
 def encode(*, id_: str, source: str, type_: str, time: str, data: Mapping[str, object]) -> bytes:
     """Write an event in structured mode."""
-    document = {
-        "specversion": SPECVERSION, "id": id_, "source": source, "type": type_, "time": time,
-        "datacontenttype": "application/json", "data": dict(data),
-    }  # fmt: skip
+    attributes = _attributes(id_=id_, source=source, type_=type_, time=time)
+    document = attributes | {"datacontenttype": _JSON, "data": dict(data)}
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def encode_binary(
+    *, id_: str, source: str, type_: str, time: str, data: Mapping[str, object]
+) -> tuple[bytes, MessageProperties]:
+    """Write an event in binary mode: its data, and the properties that say the rest (MQTT 5)."""
+    attributes = _attributes(id_=id_, source=source, type_=type_, time=time)
+    properties = MessageProperties(content_type=_JSON, user=tuple(attributes.items()))
+    return json.dumps(dict(data), separators=(",", ":")).encode(), properties
+
+
+def _attributes(*, id_: str, source: str, type_: str, time: str) -> dict[str, str]:
+    return {"specversion": SPECVERSION, "id": id_, "source": source, "type": type_, "time": time}

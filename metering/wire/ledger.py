@@ -6,7 +6,7 @@ an auditor can hold readings and charges against it. A line has exactly the keys
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -78,7 +78,8 @@ def line_of(
 
 def ledger_line(line: LedgerLine) -> str:
     """Write one line, with its line end; instants are UTC with six decimals."""
-    document = asdict(line)
+    # Not by `asdict`, which copies deeply what here is plain, and takes ten times as long.
+    document: dict[str, object] = {name: getattr(line, name) for name in LedgerLine.__slots__}
     document["at"] = _timestamp(line.at)
     document["since"] = None if line.since is None else _timestamp(line.since)
     return json.dumps(document, separators=(",", ":")) + "\n"

@@ -16,6 +16,7 @@ from metering.errors import InvalidValue
 from metering.ids import ID_PATTERN
 from metering.units import multiples_of
 from metering.usage import (
+    EPOCH_FROM_FIRST,
     METERS,
     QUANTITY_MAX,
     Meter,
@@ -61,6 +62,7 @@ class Series(BaseModel):
     tells several such series of a device apart. With both `up` and `down`
     the two are one reading, so they must come together; a metric that comes by itself is a series of
     its own. `unit` is that of the metric, by default what the message says or else the meter's own.
+    `first` says what a counter's first value is: usage since it began at zero, or where counting begins.
     """
 
     model_config = _STRICT
@@ -73,6 +75,7 @@ class Series(BaseModel):
     unit: str | None = None
     width: Annotated[int, Field(ge=8, le=64)] | None = None
     epoch: FromMetric | None = None
+    first: Literal["usage", "baseline"] = "usage"
     zone: _Told | None = None
     rat: _Told | None = None
     apn: _Told | None = None
@@ -173,6 +176,12 @@ def _check(series: Series, path: str) -> None:
     if series.kind == "delta" and (series.width is not None or series.epoch is not None):
         raise InvalidValue(
             path, "width and epoch describe a counter", "use kind total, or leave them out"
+        )
+    if series.first == "baseline" and (series.kind == "delta" or series.epoch is not None):
+        raise InvalidValue(
+            f"{path}.first",
+            "only a counter without an epoch has a baseline; an epoch begins at zero",
+            "use kind total without epoch, or first: usage",
         )
     values = [series.metrics().get(role) for role in _VALUE_ROLES]
     named = [each for each in values if each is not None]
@@ -357,7 +366,7 @@ def _reading(series: Series, at: datetime, cell: Mapping[str, Sample]) -> Readin
         uplink=values.get("up", 0),
         downlink=values.get("down", 0),
         quantity=values.get("quantity", 0),
-        epoch=texts["epoch"],
+        epoch=EPOCH_FROM_FIRST if series.first == "baseline" else texts["epoch"],
         width=series.width,
         zone=texts["zone"],
         rat=texts["rat"],

@@ -73,9 +73,19 @@ class Connected:
     receive_maximum: int = _IDS_MAX
 
 
+class Will(NamedTuple):
+    """What the broker publishes at QoS 1 when the connection is lost without a DISCONNECT (§3.1.2.5)."""
+
+    topic: str
+    payload: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """Who connects, over which version, and how much may be under way to us without acknowledgement."""
+    """Who connects, over which version, and how much may be under way to us without acknowledgement.
+
+    A `clean` one begins anew, and ends with its connection; any other is taken up and never ends by itself.
+    """
 
     client_id: str
     mqtt5: bool
@@ -83,12 +93,18 @@ class Session:
     receive_maximum: int
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    clean: bool = False
+    will: Will | None = None
 
 
 def connect_packet(session: Session) -> bytes:
-    """Return a CONNECT that takes up the session that is there, and that never ends by itself (§3.1)."""
-    flags = 0
+    """Return a CONNECT (§3.1)."""
+    flags = 0x02 if session.clean else 0
     texts = _text(session.client_id)
+    if session.will is not None:
+        flags |= 0x0C
+        texts += _properties(b"") if session.mqtt5 else b""
+        texts += _text(session.will.topic) + _octets(session.will.payload)
     if session.username is not None:
         flags |= 0x80
         texts += _text(session.username)
@@ -99,10 +115,8 @@ def connect_packet(session: Session) -> bytes:
         ">BBH", 5 if session.mqtt5 else 4, flags, session.keep_alive_seconds
     )
     if session.mqtt5:
-        head += _properties(
-            pack(">BI", _SESSION_EXPIRY, _NEVER_EXPIRES)
-            + pack(">BH", _RECEIVE_MAXIMUM, session.receive_maximum)
-        )
+        expiry = b"" if session.clean else pack(">BI", _SESSION_EXPIRY, _NEVER_EXPIRES)
+        head += _properties(expiry + pack(">BH", _RECEIVE_MAXIMUM, session.receive_maximum))
     return _packet(0x10, head + texts)
 
 
@@ -125,15 +139,20 @@ def publish_packet(
     mqtt5: bool,
     packet_id: int = 0,
     expires_seconds: int | None = None,
+    properties: MessageProperties | None = None,
 ) -> bytes:
-    """Return a PUBLISH: at QoS 1 with a packet id, at QoS 0 without (§3.3)."""
+    """Return a PUBLISH: at QoS 1 with a packet id, at QoS 0 without (§3.3).
+
+    MQTT 3.1.1 has no properties; they are left out.
+    """
     body = _text(topic)
     if packet_id:
         body += pack(">H", packet_id)
-    if mqtt5 and expires_seconds is None:
+    if mqtt5 and expires_seconds is None and properties is None:
         body += b"\x00"
     elif mqtt5:
-        body += _properties(pack(">BI", _MESSAGE_EXPIRY, expires_seconds))
+        told = b"" if expires_seconds is None else pack(">BI", _MESSAGE_EXPIRY, expires_seconds)
+        body += _properties(told + _written(properties))
     return _packet(0x32 if packet_id else 0x30, body + payload)
 
 
@@ -283,8 +302,22 @@ def _numbers(body: bytes, octets: int) -> bytes:
     return body[:octets]
 
 
+def _written(properties: MessageProperties | None) -> bytes:
+    if properties is None:
+        return b""
+    written = b"".join(
+        bytes((_USER_PROPERTY,)) + _text(key) + _text(value) for key, value in properties.user
+    )
+    if properties.content_type is not None:
+        written += bytes((_CONTENT_TYPE,)) + _text(properties.content_type)
+    return written
+
+
 def _text(text: str) -> bytes:
-    octets = text.encode()
+    return _octets(text.encode())
+
+
+def _octets(octets: bytes) -> bytes:
     if len(octets) > _IDS_MAX:
         raise InvalidValue("mqtt", "a text of more than 65535 octets", "shorten it")
     return pack(">H", len(octets)) + octets

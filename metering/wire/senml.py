@@ -5,7 +5,7 @@ sent: a message that is sent again would else tell of another instant.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -206,15 +206,15 @@ def _text(given: object, path: str) -> str:
 
 
 def encode(
-    name: str, values: list[tuple[datetime, str, int]], *, encoding: Literal["json", "cbor"]
+    values: Sequence[tuple[datetime, str, int | str]], *, encoding: Literal["json", "cbor"]
 ) -> bytes:
-    """Write a pack of sums: (instant, name after the base name, sum), times since 1970."""
-    records: list[dict[str, object]] = []
-    for at, metric, value in values:
-        record: dict[str, object] = {"n": metric, "t": _exact_seconds(at), "s": value}
-        records.append(({"bn": name} if not records else {}) | record)
+    """Write a pack of values, numbers or texts: (instant, name, value), times since 1970."""
+    records: list[dict[str, object]] = [
+        {"n": name, "t": _exact_seconds(at), "vs" if isinstance(value, str) else "v": value}
+        for at, name, value in values
+    ]
     if encoding == "json":
-        return json.dumps(records, separators=(",", ":"), default=float).encode()
+        return json.dumps(records, separators=(",", ":")).encode()
     labels = {name: label for label, name in _LABELS.items()}
     return cbor.dump([{labels[name]: each for name, each in one.items()} for one in records])
 

@@ -4,6 +4,7 @@ A metric and its timestamp identify a value. The sequence number, 0 to 255, tell
 lost: it comes round too soon to identify anything.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from metering.wire.sample import (
     Sample,
     Translated,
     instant_of_microseconds,
+    json_document,
     microseconds_of,
     number_of,
     refused,
@@ -31,9 +33,11 @@ from metering.wire.sparkplug_schema import PAYLOAD
 NAMESPACE = "spBv1.0"
 SEQ_COUNT = 256
 """Sequence numbers go from 0 to one less, and round (§6.4.3)."""
+HOST_ID = "fleetmeter"
+"""How the platform is called as a host application; a broker has one deployment of it."""
 REBIRTH = "Node Control/Rebirth"
 BD_SEQ = "bdSeq"
-_BOOLEAN, _UINT64 = 11, 8
+_BOOLEAN, _UINT64, _STRING = 11, 8, 12
 _SIGNED_BITS: Mapping[int, int] = {1: 8, 2: 16, 3: 32, 4: 64}
 """Data types that are signed, and their bits: protobuf carries them as what they are modulo 2^32 or 2^64."""
 _NAME_LENGTH_MAX = 300
@@ -89,6 +93,31 @@ def parse_topic(topic: str) -> SparkplugTopic | None:
 def command_topic(group: str, edge_node: str) -> str:
     """Return the topic on which an edge node hears commands."""
     return f"{NAMESPACE}/{group}/NCMD/{edge_node}"
+
+
+def state_topic() -> str:
+    """Return the topic on which the platform says whether it is there (§6.4.13)."""
+    return f"{NAMESPACE}/STATE/{HOST_ID}"
+
+
+def host_state(at: datetime, *, is_online: bool) -> bytes:
+    """Write what the platform says there; the later of two instants counts, in milliseconds."""
+    state = {"online": is_online, "timestamp": microseconds_of(at) // 1000}
+    return json.dumps(state, separators=(",", ":")).encode()
+
+
+def offline_since(payload: object) -> datetime | None:
+    """Return the instant of a state that says that nobody is there; None for any other payload."""
+    try:
+        state = json_document(payload if isinstance(payload, bytes) else b"")
+        if not isinstance(state, dict) or state.get("online") is not False:
+            return None
+        told = state.get("timestamp")
+        if isinstance(told, bool) or not isinstance(told, int):
+            return None
+        return instant_of_microseconds(told * 1000, "timestamp")
+    except InvalidValue:
+        return None
 
 
 class WireMetric(Protocol):
@@ -248,25 +277,39 @@ def rebirth_request(at: datetime) -> bytes:
 
 
 class Metric(NamedTuple):
-    """A metric to be written: a birth gives name and alias, data one of them."""
+    """A metric to be written: a birth gives name and alias, data one of them; None: no value yet."""
 
-    value: int
+    value: int | str | None
     at: datetime
     name: str | None = None
     alias: int | None = None
 
 
 def encode(metrics: Sequence[Metric], *, seq: int | None, at: datetime) -> bytes:
-    """Write a payload of whole numbers."""
+    """Write a payload of whole numbers and texts."""
     message: Any = PAYLOAD(timestamp=microseconds_of(at) // 1000)
     if seq is not None:
         message.seq = seq
     for each in metrics:
-        written = message.metrics.add(
-            timestamp=microseconds_of(each.at) // 1000, datatype=_UINT64, long_value=each.value
-        )
+        written = message.metrics.add(timestamp=microseconds_of(each.at) // 1000, datatype=_UINT64)
+        if each.value is None:
+            written.is_null = True
+        elif isinstance(each.value, str):
+            written.datatype, written.string_value = _STRING, each.value
+        else:
+            written.long_value = each.value
         if each.name is not None:
             written.name = each.name
         if each.alias is not None:
             written.alias = each.alias
     return bytes(message.SerializeToString())
+
+
+def is_rebirth_request(payload: bytes) -> bool:
+    """Whether a command asks an edge node to announce itself and its devices again."""
+    message: Any = PAYLOAD()
+    try:
+        message.ParseFromString(payload)
+    except DecodeError:
+        return False
+    return any(each.name == REBIRTH and each.boolean_value for each in message.metrics)

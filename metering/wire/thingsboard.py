@@ -6,7 +6,7 @@ without `ts` needs to say when it was sent.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -122,9 +122,20 @@ def _entry(given: object, path: str, sent: datetime | None) -> tuple[datetime, d
     return sent, given
 
 
-def encode(entries: list[tuple[datetime, Mapping[str, int]]]) -> bytes:
-    """Write a device's telemetry: values by key, at instants of whole milliseconds."""
-    document = [
-        {"ts": microseconds_of(at) // 1000, "values": dict(values)} for at, values in entries
-    ]
+Entry = tuple[datetime, Mapping[str, int | str]]
+"""Values by key, at an instant of whole milliseconds."""
+
+
+def encode(entries: Sequence[Entry]) -> bytes:
+    """Write a device's telemetry."""
+    return json.dumps(_telemetry(entries), separators=(",", ":")).encode()
+
+
+def encode_gateway(devices: Mapping[str, Sequence[Entry]]) -> bytes:
+    """Write a gateway's telemetry of the devices behind it."""
+    document = {device: _telemetry(entries) for device, entries in devices.items()}
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _telemetry(entries: Sequence[Entry]) -> list[dict[str, object]]:
+    return [{"ts": microseconds_of(at) // 1000, "values": dict(values)} for at, values in entries]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from metering.settings import Settings
@@ -45,6 +46,8 @@ class Device:
     published: dict[int, ReasonCode] = field(default_factory=dict)
     subscribed: dict[int, list[ReasonCode]] = field(default_factory=dict)
     ends: list[ReasonCode] = field(default_factory=list)
+    limits: dict[str, object] = field(default_factory=dict)
+    """What the broker told of itself in its CONNACK."""
 
     def may_publish(self, topic: str, payload: str = "{}") -> bool:
         """Publish and say whether the broker took it."""
@@ -86,7 +89,14 @@ def connected(
     )  # fmt: skip
     device = Device(client)
     answers: list[ReasonCode] = []
-    client.on_connect = lambda *told: answers.append(told[3])
+
+    def on_connect(
+        _client: object, _data: object, _flags: object, code: ReasonCode, told: Properties | None
+    ) -> None:
+        device.limits.update({} if told is None else told.json())  # type: ignore[no-untyped-call]
+        answers.append(code)
+
+    client.on_connect = on_connect
     client.on_message = lambda *told: device.heard.append((told[2].topic, told[2].payload))
     client.on_publish = lambda *told: device.published.update({told[2]: told[3]})
     client.on_subscribe = lambda *told: device.subscribed.update({told[2]: told[3]})

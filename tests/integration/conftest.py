@@ -421,7 +421,13 @@ async def _asked(
 async def _arrived(
     connection: Connection, tenant: TenantNo, fleet: Fleet, device_no: int, device_id: str
 ) -> None:
-    """Write two boots with gaps, a parked reading, an anomaly and rejected messages."""
+    """Write boots with gaps, charges, parked readings, anomalies, rejected messages; a carrier's record."""
+    found = await connection.execute(
+        "INSERT INTO boot (device_no, boot_id, up_to, first_seen_at)"
+        " VALUES (%s, 'by id: carrier/another', 1, %s) RETURNING boot_no",
+        [device_no, BEGAN - timedelta(days=1)],
+    )
+    ((carrier_no,),) = await found.fetchall()
     for boot, up_to, beyond, first_seen_at in (
         ("earlier", 4, [6, 9], BEGAN),
         ("last", 10, [13, 20], NOW - timedelta(hours=1)),
@@ -437,6 +443,28 @@ async def _arrived(
     row = await found.fetchone()
     assert row is not None
     boot_no = row[0]
+    for charged_boot, seq in ((boot_no, 4), (carrier_no, 1)):
+        await connection.execute(
+            "INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no, shard_no,"
+            " meter_no, kind, uplink, downlink, quantity)"
+            " VALUES (%s, %s, 1, %s, %s, %s, %s, 2, 1, 0, 0, 1)",
+            [NOW, NOW, charged_boot, seq, device_no, fleet.shard_no],
+        )
+        await connection.execute(
+            "INSERT INTO charge (measured_at, charged_at, run_no, run_position, boot_no, seq, part,"
+            " device_no, fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from,"
+            " usage_to, quantity, uplink, billed, from_allowance, from_pool, overage, priced_before,"
+            " amount) SELECT %(at)s, %(at)s, 1, %(seq)s - 1, %(boot)s, %(seq)s, 0, device_no, fleet_no,"
+            " subscription_no, plan_no, 2, %(start)s, %(at)s, %(at)s, 1, 0, 1, 0, 0, 1, 4, 700000"
+            " FROM subscription WHERE device_no = %(device)s",
+            {
+                "at": NOW,
+                "boot": charged_boot,
+                "seq": seq,
+                "start": CYCLE.start,
+                "device": device_no,
+            },
+        )
     for seq in (1, 2, 3):
         values = {
             "at": NOW - timedelta(minutes=seq),

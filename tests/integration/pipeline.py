@@ -30,6 +30,7 @@ from metering.plan_document import read_plan
 from metering.stack.probe import free_port
 from metering.stack.scratch import migrated_template, scratch_database
 from metering.store.connection import Connection, connect
+from metering.store.mappings import set_mapping
 from metering.store.migrate import migrate
 from metering.store.registry import (
     Fleet,
@@ -38,9 +39,11 @@ from metering.store.registry import (
     ensure_fleet,
     ensure_plan,
     ensure_tenant,
+    tenant_no,
 )
 from metering.wire.ack import Ack
 from metering.wire.ack import decode as decode_ack
+from metering.wire.mapping import read_mapping
 
 MqttVersion = Literal["5", "3.1.1"]
 
@@ -203,6 +206,11 @@ class SimulatedRun:
             f"{reached} ledger lines",
         )
         assert self.process.poll() is None, "the simulator ended early; see its log"
+
+    def end(self) -> int:
+        """Have the devices measure no more; return the exit code, as `finish` does."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.finish()
 
     def finish(self, seconds: float = 100.0) -> int:
         """Wait for the end and return the exit code: 0 when all is acknowledged end to end."""
@@ -464,3 +472,15 @@ class DeviceClient:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+
+
+def use_mapping(pipeline: Pipeline, document: Mapping[str, object]) -> None:
+    """Set the tenant's mapping."""
+
+    async def store() -> None:
+        async with await connect(pipeline.database_url, application="test") as connection:
+            tenant = await tenant_no(connection, TENANT)
+            mapping = read_mapping(document)
+            await set_mapping(connection, tenant=tenant, mapping=mapping, now=datetime.now(UTC))
+
+    asyncio.run(store())

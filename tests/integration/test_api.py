@@ -41,6 +41,7 @@ _ACME = {
     "bill_no": "1",
     "dispute_no": "1",
     "payment_no": "1",
+    "charge_id": "3-4-0",
 }
 
 
@@ -93,6 +94,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills/{bill_no}",
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
+        "/v1/charges/{charge_id}",
         "/v1/commands",
         "/v1/corrections",
         "/v1/corrections/{correction_no}/differences",
@@ -100,6 +102,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices/{device_id}",
         "/v1/devices/{device_id}/balance",
         "/v1/devices/{device_id}/planned-changes",
+        "/v1/devices/{device_id}/readings",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}",
         "/v1/devices/{device_id}/sims",
@@ -110,10 +113,14 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}",
         "/v1/fleets/{fleet_id}/account",
         "/v1/fleets/{fleet_id}/account/entries",
+        "/v1/fleets/{fleet_id}/assurance",
         "/v1/fleets/{fleet_id}/balance",
         "/v1/fleets/{fleet_id}/bill",
         "/v1/fleets/{fleet_id}/bill-preview",
+        "/v1/fleets/{fleet_id}/bill/charges",
+        "/v1/fleets/{fleet_id}/bill/devices",
         "/v1/fleets/{fleet_id}/billing",
+        "/v1/fleets/{fleet_id}/carrier-comparison",
         "/v1/fleets/{fleet_id}/payment-requests",
         "/v1/fleets/{fleet_id}/quota",
         "/v1/fleets/{fleet_id}/usage",
@@ -454,6 +461,14 @@ BAD_INPUT = [
     ("/v1/fleets/acme-north/bill?at=2026-13-29T00:00:00Z", "at", "use a time such as"),
     ("/v1/fleets/acme-north/bill?at=0001-01-01T00:00:00Z", "at", "use a year from 2000"),
     ("/v1/fleets/acme-north/bill?at=9999-12-31T23:59:59-12:00", "at", "use a year from 2000"),
+    (
+        "/v1/fleets/acme-north/bill?known_at=2026-04-16T00:00:00Z",
+        "known_at",
+        "use a moment up to now",
+    ),
+    ("/v1/fleets/acme-north/bill/charges?variant=own", "variant", "give both"),
+    ("/v1/fleets/acme-north/bill/devices?plan_version=1", "plan_version", "give both"),
+    ("/v1/charges/1-2", "charge_id", "use "),
     ("/v1/fleets/acme-north/usage?bucket=week", "bucket", "use 'hour' or 'day'"),
     (
         "/v1/fleets/acme-north/usage?from=2026-04-02T00:00:00Z&to=2026-04-01T00:00:00Z",

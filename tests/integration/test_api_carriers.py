@@ -53,7 +53,9 @@ def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest)
 def test_a_tenant_s_key_reaches_no_other_tenant_s_sims(api: ApiUnderTest) -> None:
     api.execute(_with_sim)
     answer = api.rival.post("/v1/carrier-records", content=json.dumps(RECORD))
-    assert answer.json()["rejected"][0]["reason"] == "unknown_device"
+    assert answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY
+    (problem,) = answer.json()["errors"]
+    assert (problem["field"], problem["fix"]) == ("0.sim", "register it")
     assert (
         api.nobody.post("/v1/carrier-records", json=RECORD).status_code == HTTPStatus.UNAUTHORIZED
     )
@@ -62,5 +64,9 @@ def test_a_tenant_s_key_reaches_no_other_tenant_s_sims(api: ApiUnderTest) -> Non
 
 def test_what_is_no_record_is_kept_and_told(api: ApiUnderTest) -> None:
     answer = api.acme.post("/v1/carrier-records", content=b"\xff{")
-    assert (answer.status_code, answer.json()["stored"]) == (HTTPStatus.OK, 0)
-    assert answer.json()["rejected"][0]["reason"] == "undecodable"
+    assert answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "no record was taken" in answer.json()["detail"]
+    assert [each["field"] for each in answer.json()["errors"]] == ["payload"]
+    (kept,) = api.acme.get("/v1/rejected", params={"reason": "undecodable"}).json()["items"]
+    assert kept["topic"].startswith("carrier-records/http/acme/")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,9 +30,6 @@ from tests.integration.test_credentials import (
     running_control,
     topic,
 )
-
-# A control process that is cancelled while a client of it connects leaves that client to the collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CODES = {A: "serial-0001", B: "serial-0002"}
 
@@ -158,6 +156,23 @@ def test_a_claim_needs_announcement_code_and_factory_certificate(
     # The factory certificate is no device's.
     with pytest.raises(Refused), by_certificate(settings, factory, "factory"):
         pass
+
+
+def test_a_claim_that_comes_too_late_is_refused(alone: Settings, factory: Path) -> None:
+    announce(alone, A)
+    announce(alone, B, good_for=timedelta(seconds=-1))
+    with claiming(alone, factory, B) as late, running_control(alone):
+        wait(lambda: late.ends, "end of the connection of who may claim no more")
+        with pytest.raises(Refused), claiming(alone, factory, B):
+            pass
+        # The next look for such is half a minute away: until then the claim itself is refused.
+        assert alone.database_url is not None
+        with psycopg.connect(alone.database_url.get_secret_value()) as connection:
+            connection.execute("UPDATE device_claim SET expires_at = now() WHERE is_open")
+        with claiming(alone, factory, A) as device:
+            answer = claim(device, A, request="0123456789abcdef")
+            assert answer["refused"] == "not announced, or no more"
+            assert "password" not in answer
 
 
 def test_only_a_registered_device_without_a_credential_is_announced(settings: Settings) -> None:

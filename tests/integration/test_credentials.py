@@ -1,22 +1,24 @@
 """Nobody writes as another: devices with credentials at the real broker."""
 
 import asyncio
-import gc
 import json
 import secrets
 import ssl
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
+from metering.cli import main
 from metering.control.controller import Controller
 from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
@@ -24,17 +26,16 @@ from metering.provisioning.command import make_key
 from metering.provisioning.credentials import Given, provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
+from metering.stack import lifecycle, mosquitto
 from metering.store.connection import connect
 from metering.store.registry import ensure_devices, lock_shard
 from metering.store.terms import set_state
 from tests.integration.access import Device, Refused, broker_folder, connected, ports, wait
 from tests.integration.pipeline import TENANT, Operator
 
-# A control process that is cancelled while a client of it connects leaves that client to the collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 A, B = "sensor-a", "sensor-b"
 ROOT = "fm/v1"
+SHIPPED = Path(__file__).parents[2] / "broker_config" / "mosquitto" / "mosquitto.conf"
 NOW = datetime.now(UTC)
 
 
@@ -164,6 +165,56 @@ def test_older_tls_is_refused(settings: Settings) -> None:
     folder = broker_folder(settings)
     text = (folder / "mosquitto.conf").read_text()
     assert text.count("tls_version tlsv1.2") == 3 == text.count("certfile ")
+
+
+def _directives(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_what_the_broker_serves_is_what_is_shipped(settings: Settings) -> None:
+    folder, at = broker_folder(settings), ports(settings)
+    pid = next(each.pid for each in lifecycle.status(_own(settings)) if each.name == "broker")
+    broker = psutil.Process(pid)
+    assert broker.cmdline()[1:] == ["-c", str(folder / "mosquitto.conf")]
+    served = _directives((folder / "mosquitto.conf").read_text())
+    shipped = _directives(SHIPPED.read_text().replace("/etc/fleetmeter/", f"{folder}/"))
+    of_machine = [(one, other) for one, other in zip(shipped, served, strict=True) if one != other]
+    assert [one.split()[0] for one, _ in of_machine] == [
+        "plugin", "persistence_location", "log_dest", *["listener"] * 4,
+    ]  # fmt: skip
+    assert served.count("allow_anonymous false") == served.count("persistence true") == 1
+    numbers = [at.processes, at.passwords, at.certificates, at.claims]
+    listening = sorted(each.laddr for each in broker.net_connections() if each.status == "LISTEN")
+    assert listening == sorted(("127.0.0.1", each) for each in numbers)
+    # Of our own processes on the loopback interface only, wherever devices are listened to.
+    assert [one for one, _ in of_machine][-4:] == [
+        "listener 1883 127.0.0.1", *(f"listener {each} 0.0.0.0" for each in (8883, 8884, 8885)),
+    ]  # fmt: skip
+    elsewhere = settings.model_copy(update={"device_listen_host": "192.0.2.1"})
+    text = mosquitto.render(
+        SHIPPED.read_text(), ports=at, host=elsewhere.device_listen_host, folder=folder,
+        plugin=folder, log="stderr",
+    )  # fmt: skip
+    assert f"\nlistener {at.processes} 127.0.0.1\n" in text
+    assert text.count("192.0.2.1") == 3
+
+
+def test_the_broker_holds_devices_to_its_limits(settings: Settings) -> None:
+    (given,) = give_passwords(settings, A)
+    limits = dict(line.split(" ", 1) for line in _directives(SHIPPED.read_text()))
+    largest = int(limits["max_packet_size"])
+    assert largest == 2 * 1024 * 1024, "as operations.md and mqtt.md say"
+    assert int(limits["max_queued_bytes"]) > 0
+    with by_password(settings, given) as device:
+        assert device.limits["MaximumPacketSize"] == largest
+        assert device.limits["ReceiveMaximum"] == int(limits["max_inflight_messages"])
+        assert device.may_publish(topic(A, "usage"), "x" * (largest // 2))
+        assert not device.may_publish(topic(A, "usage"), "x" * largest), "too large a packet"
+
+
+def _own(settings: Settings) -> Settings:
+    """Return settings by which the stack's servers are its own, not somebody's."""
+    return settings.model_copy(update={"broker_url": None, "database_url": None})
 
 
 def test_secrets_are_for_their_owner_alone(settings: Settings) -> None:
@@ -359,6 +410,49 @@ def test_a_wildcard_as_a_name_gets_nowhere(settings: Settings, tmp_path: Path, n
         assert not device.may_subscribe(f"{ROOT}/+/+/command")
 
 
+def test_many_are_told_at_once_while_the_broker_is_stopped(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert settings.database_url is not None
+    monkeypatch.setenv("FLEETMETER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", settings.database_url.get_secret_value())
+    (a,) = give_passwords(settings, A)
+    ids = tmp_path / "ids"
+    ids.write_text(f"{B}\n")
+    with_restart = ["--tenant", TENANT, "--restart-broker"]
+    assert main(["device", "add", *with_restart, "--from", str(ids)]) == 0
+    username, password = capsys.readouterr().out.split()
+    b = Given(username=username, password=password)
+    with by_password(settings, a) as device, by_password(settings, b) as other:
+        check_own_branch_alone(device, A, B)
+        check_own_branch_alone(other, B, A)
+    a = give_passwords(settings, A, anew=True)[0]  # the plugin writes the file anew
+    assert _entries(settings, A) == _entries(settings, B)
+    assert main(["device", "rotate", *with_restart, A]) == 0
+    with pytest.raises(Refused), by_password(settings, a):
+        pass
+    assert main(["device", "add", *with_restart, "--make-key", str(tmp_path), A]) != 0
+    assert main(["device", "revoke", *with_restart, A, B]) == 0
+    with pytest.raises(Refused), by_password(settings, b):
+        pass
+    assert _entries(settings, B) == ([], [])
+
+
+def _entries(settings: Settings, device: str) -> tuple[list[object], list[object]]:
+    """Return what the plugin's file says of a device, but for its name and its password."""
+    text = (broker_folder(settings) / "dynamic-security.json").read_text("utf-8")
+    document = json.loads(text.replace(device, "DEVICE"))
+    name = f"{TENANT}/DEVICE"
+    secret = {"password": "", "salt": "", "iterations": 0}
+    return (
+        [each | secret for each in document["clients"] if each["username"] == name],
+        [each for each in document["roles"] if each["rolename"] == name],
+    )
+
+
 def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
     with pytest.raises(NotFound):
         give_passwords(settings, A, "nobody")
@@ -368,30 +462,30 @@ def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
 
 @contextmanager
 def running_control(settings: Settings) -> Iterator[None]:
-    """Run a control process's loops, in a thread of their own."""
-    loop = asyncio.new_event_loop()
+    """Run a control process's loops as `fleetmeter control` does, in a thread of their own."""
     made = settings.model_copy(update={"control_client_id": f"control-{secrets.token_hex(4)}"})
-    task = loop.create_task(Controller(made).run())
-    thread = threading.Thread(target=_until_cancelled, args=(loop, task))
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def run() -> None:
+        task = asyncio.create_task(Controller(made).run())
+        begun.set_result((asyncio.get_running_loop(), task))
+        with suppress(asyncio.CancelledError):
+            await task
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
+    loop, task = begun.result()
     try:
         yield
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
-        gc.collect()  # a client that was connecting is closed while its loop still is there
-        loop.close()
 
 
 @pytest.fixture
 def control(settings: Settings) -> Iterator[None]:
     with running_control(settings):
         yield
-
-
-def _until_cancelled(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
-    with suppress(asyncio.CancelledError):
-        loop.run_until_complete(task)
 
 
 def be(settings: Settings, state: DeviceState, *, at: datetime | None = None) -> None:

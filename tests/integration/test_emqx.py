@@ -1,6 +1,7 @@
 """EMQX's configuration, as far as it can be checked without an EMQX: it parses, and its queries answer."""
 
 import hashlib
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from pyhocon import ConfigFactory  # type: ignore[import-untyped]
 
 from metering.credentials.password import ITERATIONS
+from metering.credentials.rights import Right, device_topics
 from metering.provisioning.credentials import Given
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
+from metering.wire.formats import Format, usage_topic_of
 from tests.integration.pipeline import TENANT
 from tests.integration.test_credentials import (
     ROOT,
@@ -71,11 +74,16 @@ def rights(settings: Settings, config: dict[str, Any], given: Given) -> set[tupl
 def test_rights_follow_the_state(settings: Settings, config: dict[str, Any]) -> None:
     (given,) = give_passwords(settings, A)
     branch = f"{ROOT}/{TENANT}/{A}"
-    listen = {
-        ("publish", f"{branch}/command-ack"), ("subscribe", f"{branch}/ack"),
-        ("subscribe", f"{branch}/command"),
-    }  # fmt: skip
-    everything = listen | {("publish", f"{branch}/usage/#"), ("publish", f"{branch}/quota")}
+    listen, publish = (
+        {("publish", each) for each in topics.writes}
+        | {("subscribe", each) for each in topics.reads}
+        for topics in (
+            device_topics(ROOT, TENANT, A, right) for right in (Right.LISTEN, Right.PUBLISH)
+        )
+    )
+    # As Mosquitto has it, and what ThingsBoard's devices publish on, which is rewritten.
+    everything = publish | {("publish", each["source_topic"]) for each in config["rewrite"]}
+    assert ("publish", f"{branch}/usage/#") in everything - listen
     assert rights(settings, config, given) == everything
     be(settings, DeviceState.SUSPENDED)
     assert rights(settings, config, given) == listen
@@ -84,6 +92,21 @@ def test_rights_follow_the_state(settings: Settings, config: dict[str, Any]) -> 
     revoke(settings, A)
     assert rights(settings, config, given) == set()
     assert ask(settings, config["authentication"][0]["query"], given.username) == []
+
+
+def test_a_topic_that_a_device_is_made_with_becomes_its_own(config: dict[str, Any]) -> None:
+    formats = {}
+    for rule in config["rewrite"]:
+        assert re.fullmatch(rule["re"], rule["source_topic"])
+        assert rule["action"] == "publish"
+        found = usage_topic_of(ROOT, rule["dest_topic"].replace("${username}", f"{TENANT}/{A}"))
+        assert found is not None
+        assert found[:2] == (TENANT, A)
+        formats[rule["source_topic"]] = found.format
+    assert formats == {
+        "v1/devices/me/telemetry": Format.THINGSBOARD,
+        "v1/gateway/telemetry": Format.THINGSBOARD_GATEWAY,
+    }
 
 
 def test_nobody_is_let_in_or_through_by_default(config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ A statement is recorded while the product's function runs, then explained with t
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
@@ -36,6 +37,7 @@ from metering.store import (
     balances,
     bill_views,
     bucket_views,
+    charge_views,
     charges,
     closing,
     closing_audit,
@@ -47,6 +49,7 @@ from metering.store import (
     fault_views,
     fleet_views,
     history,
+    known_views,
     leases,
     outbox,
     readings,
@@ -204,6 +207,16 @@ INSERT INTO rejected (topic, tenant_no, device_no, reason, detail, boot_id, seq,
     SELECT 'topic-' || n % 5000, 1 + (1 + (1 + n % 5000) % 800) % 10, 1 + n % 5000, 'clock_ahead',
         '', 'boot-1', n, '', sha256(n::text::bytea), now(), timestamptz '2026-04-01' + n * interval '1 s'
     FROM generate_series(0, 29999) AS n;
+INSERT INTO correction (tenant_no, cause, detail, effective_from, place_run_no, place_position, run_no,
+        recorded_at)
+    SELECT 1 + n % 10, 'plan_change', '{}', '2026-04-10', 1, 0, n, now()
+    FROM generate_series(1, 6000) AS n;
+INSERT INTO correction_device SELECT n, n FROM generate_series(1, 6000) AS n;
+INSERT INTO subscription_entry (subscription_no, entry_no, valid, recorded_at)
+    SELECT subscription_no, 1, valid, now() FROM subscription WHERE subscription_no > 6000;
+INSERT INTO device_state_entry SELECT device_no, 1, effective_from, state, recorded_at
+    FROM device_state_change;
+INSERT INTO superseded_charge SELECT charge.*, 1 + seq FROM charge WHERE seq < 4;
 INSERT INTO parked SELECT 1 + n % 5000, n, '2026-04-10', 1 + n % 5000, 1 + (1 + n % 5000) % 800,
         'no_price', 1, 0, '2026-04-10', '2026-04-10', n, 0, timestamptz '2026-04-01' + n * interval '1 s'
     FROM generate_series(0, 19999) AS n;
@@ -289,6 +302,9 @@ FLEET_ROW = registry.Fleet(
     fleet_no=FleetNo(FLEET), tenant_no=TENANT, fleet_id="fleet-1", name="Fleet", currency="EUR",
     time_zone="UTC", anchor_day=1, cycle_months=1, anchor_month=1, shard_no=ShardNo(1),
 )  # fmt: skip
+CHARGES = charge_views.ChargesWanted(
+    fleet_no=FLEET, cycle_start=CYCLE, known=known_views.Known(before_run=990)
+)
 SINCE = unwinding.Since(fleet_no=FLEET, place=(990, 0), devices=OWN)
 EDGES = [CYCLE + number * DAY for number in range(15)]
 
@@ -481,6 +497,31 @@ HOT: dict[str, Use] = {
     "usage of a device": lambda c: usage_views.usage_of_device(
         c, TENANT, device_no=200, edges=EDGES
     ),
+    "charges of a bill": lambda c: charge_views.list_charges(
+        c, TENANT, CHARGES, after=None, limit=50
+    ),
+    "charges of a bill: sums": lambda c: charge_views.sums_of_devices(
+        c, TENANT, CHARGES, after="", limit=50
+    ),
+    "charges of a device": lambda c: charge_views.list_charges(
+        c, TENANT, replace(CHARGES, device_no=800), after=None, limit=50
+    ),
+    "charges of a past moment": lambda c: known_views.known_uses(
+        c, fleet_no=FLEET, cycle_start=CYCLE, known=known_views.Known(at=NOW)
+    ),
+    "terms of a past moment": lambda c: known_views.known_members(
+        c, FLEET, ends=CYCLE + 30 * DAY, at=NOW
+    ),
+    "terms that are not known": lambda c: known_views.devices_of_unknown_terms(
+        c, TENANT, fleet_no=FLEET, at=NOW
+    ),
+    "charges of a reading": lambda c: charge_views.charges_of_reading(c, TENANT, boot_no=10, seq=3),
+    "charges of a reading: former": lambda c: charge_views.former_charges(
+        c, TENANT, boot_no=10, seq=3
+    ),
+    "readings of a device": lambda c: charge_views.list_readings(
+        c, TENANT, device_no=800, boot_id=None, seq=None, before=None, limit=50
+    ),
     "rejected": lambda c: fault_views.list_rejected(
         c, TENANT, device_no=None, reason=None, before=None, limit=50
     ),
@@ -625,6 +666,7 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
             ),
         ),
         ("use since a place", "DROP INDEX charge_by_fleet_in_order"),
+        ("charges of a past moment", "DROP INDEX superseded_charge_by_fleet"),
         ("accounts", "ALTER TABLE rating_count DROP CONSTRAINT rating_count_pkey"),
         (
             "due commands",

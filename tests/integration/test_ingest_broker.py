@@ -11,7 +11,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from metering.broker_address import parse_broker_url
-from metering.broker_connection import BrokerConnection, Delivery
+from metering.broker_connection import BrokerConnection
+from metering.broker_link import Delivery
 
 Version = Literal["5", "3.1.1"]
 WAIT_SECONDS = 15

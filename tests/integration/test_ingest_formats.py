@@ -1,6 +1,5 @@
 """Payloads of other formats through the real broker: charged once, at what they say was used."""
 
-import asyncio
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,20 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from metering import clock
+from device_sim.formats import FORMATS
+from device_sim.series import mapping_document
 from metering.cli import main
 from metering.settings import Settings
-from metering.store.connection import connect
-from metering.store.mappings import set_mapping
-from metering.store.registry import tenant_no
 from metering.wire import cbor, sparkplug
-from metering.wire.mapping import read_mapping
 from tests.integration.pipeline import (
     TENANT,
     DeviceClient,
     Pipeline,
     fresh_database,
     pipeline_of,
+    use_mapping,
     wait_until,
 )
 
@@ -215,16 +212,6 @@ def test_an_unknown_level_of_the_topic_is_no_format(probe: Probe) -> None:
     assert "senml-cbor" in str(rejected["detail"])
 
 
-def use_mapping(pipeline: Pipeline, document: Mapping[str, object]) -> None:
-    async def store() -> None:
-        async with await connect(pipeline.database_url, application="test") as connection:
-            tenant = await tenant_no(connection, TENANT)
-            mapping = read_mapping(document)
-            await set_mapping(connection, tenant=tenant, mapping=mapping, now=clock.now())
-
-    asyncio.run(store())
-
-
 def test_a_tenant_s_mapping_holds_from_the_next_message_on(
     pipeline: Pipeline, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +240,7 @@ MAPPING: Mapping[str, object] = {
     "formats": {
         "thingsboard": {
             "count": {"meter": "messages", "quantity": "published", "kind": "total"},
+            "running": {"meter": "sms", "quantity": "seen", "kind": "total", "first": "baseline"},
             "used": {"meter": "data", "up": "tx", "down": "rx", "unit": "kB"},
         },
         "cloudevents": {"sent": {"meter": "sms", "quantity": "*/sms"}},
@@ -280,6 +268,19 @@ def test_thingsboard_telemetry_is_known_by_its_key_and_ts(probe: Probe) -> None:
         probe.send(telemetry, level="/thingsboard")
     probe.expect_charged(**{"by time: thingsboard/count": 5, "by time: thingsboard/used": 3500})
     assert "the other direction" in str(probe.wait_for_rejection()["detail"])
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_counter_that_ran_before_is_charged_from_its_first_value_on(probe: Probe) -> None:
+    series, at = "by time: thingsboard/running", SECONDS * 1000
+    # The first to come is not the first in time, and what stood on the counter then costs nothing.
+    for second, seen, charged in ((10, 1_000_007, 0), (20, 1_000_009, 2), (0, 1_000_000, 9)):
+        telemetry = {"ts": at + second * 1000, "values": {"seen": seen}}
+        for _ in range(2):
+            probe.send(telemetry, level="/thingsboard")
+        probe.expect_charged(**{series: charged})
+    probe.send({"ts": at + 30_000, "values": {"seen": 4}}, level="/thingsboard")
+    probe.expect_charged(**{series: 13})
 
 
 @pytest.mark.usefixtures("mapped")
@@ -373,8 +374,42 @@ def test_an_edge_node_s_births_are_known_after_the_ingester_s_death(
     wait_until(lambda: len(node.asked) == 2, "a request for rebirth by who saw a gap")
 
 
+def test_edge_nodes_hear_whether_the_platform_is_there(
+    pipeline: Pipeline, client: DeviceClient
+) -> None:
+    topic, states = sparkplug.state_topic(), list[dict[str, int]]()
+    client.client.message_callback_add(
+        topic, lambda _c, _d, message: states.append(json.loads(message.payload))
+    )
+    client.client.subscribe(topic, qos=1)
+    wait_until(lambda: states and states[-1]["online"], "the state of an ingester that runs")
+    # What another ingester's end says is denied: with a later instant, for edge nodes heed the latest.
+    denied = states[-1]["timestamp"] + 60_000
+    client.publish_to(topic, json.dumps({"online": False, "timestamp": denied}).encode())
+    wait_until(lambda: states[-1]["online"] and states[-1]["timestamp"] > denied, "a denial")
+    last = states[-1]["timestamp"]
+    pipeline.kill("ingest")
+    wait_until(lambda: not states[-1]["online"], "the broker's word for an ingester that is gone")
+    assert states[-1]["timestamp"] >= last
+    pipeline.start_ingest()
+    wait_until(
+        lambda: states[-1]["online"] and states[-1]["timestamp"] > last,
+        "the state of an ingester that is back, later than all before",
+    )
+    client.client.unsubscribe(topic)
+
+
 CARRIER_MAPPING: Mapping[str, object] = {
-    "carrier": {"charged": "device", "devices": {"probe-36": "carrier"}, "senders": ["probe-34"]}
+    "formats": {
+        "thingsboard": {
+            "running": {"meter": "data", "up": "tx", "kind": "total", "first": "baseline"}
+        }
+    },
+    "carrier": {
+        "charged": "device",
+        "devices": {"probe-36": "carrier", "probe-33": "carrier"},
+        "senders": ["probe-34"],
+    },
 }
 CARRIER_BOOT = "by id: carrier/probe-34"
 
@@ -462,28 +497,101 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7002})
 
 
+@pytest.mark.usefixtures("reconciled")
+def test_a_compared_counter_may_begin_at_its_first_value(
+    pipeline: Pipeline,
+    client: DeviceClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    probe = Probe(pipeline, client, "probe-33")
+    at = SECONDS * 1000
+    probe.send(
+        [
+            {"ts": at + second, "values": {"tx": tx}}
+            for second, tx in ((0, 9000), (1, 9500), (2, 20))
+        ],
+        level="/thingsboard",
+    )
+    kept = (
+        "SELECT count(*) FROM compared_reading JOIN device USING (device_no) WHERE device_id = %s"
+    )
+    wait_until(lambda: pipeline.query(kept, probe.device) == [(3,)], "what is kept beside")
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
+    day = START.date()
+    period = ["--from", f"{day}", "--to", f"{day + timedelta(days=1)}"]
+    assert main(["carrier", "compare", "--tenant", TENANT, *period]) == 0
+    assert "probe-33  data  charged 0  other count 520  " in capsys.readouterr().out
+
+
 def test_only_those_entitled_hand_in_a_carrier_s_records(probe: Probe) -> None:
     probe.send([usage_record(9, "898830300000000035")], level="/carrier")
     assert probe.wait_for_rejection()["reason"] == "not_entitled"
 
 
-@pytest.mark.parametrize("format_name", ["cbor", "cloudevents"])
-def test_simulated_devices_speak_formats_that_keep_their_numbers(
-    pipeline: Pipeline, format_name: str, tmp_path: Path
+FAULTS = (
+    "--duplicates", "0.2", "--offline", "0.1", "--offline-seconds", "1", "--reboots", "0.05",
+    "--resets", "0.05",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ledger of all simulations: where a series is no run's alone, only all of them tell it."""
+    return tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+
+
+@pytest.fixture(scope="module")
+def simulated(pipeline: Pipeline) -> Iterator[None]:
+    """Have the platform read what simulated devices write, with a SIM in each of two."""
+    use_mapping(pipeline, mapping_document(["tracker-0001", "tracker-0002"]))
+    for number in (1, 2):
+        pipeline.query(
+            "INSERT INTO device_sim (tenant_no, device_no, iccid, valid, recorded_at)"
+            " SELECT tenant_no, device_no, %s, '[2020-01-01,)', now() FROM device WHERE device_id = %s"
+            " RETURNING 1",
+            f"898830300000000900{number}",
+            f"tracker-000{number}",
+        )
+    yield
+    pipeline.execute("DELETE FROM payload_mapping")
+
+
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name != "carrier"])
+def test_simulated_devices_speak_each_format_and_lose_nothing_to_any_fault(
+    pipeline: Pipeline, format_name: str, ledger: Path
 ) -> None:
-    ledger = tmp_path / "ledger.jsonl"
     before = pipeline.count("reading")
+    noted = len(ledger.read_text().splitlines()) if ledger.exists() else 0
     process = pipeline.start(
         "simulate", "--tenant", TENANT, "--group", "tracker:4", "--seed", "7", "--for", "1",
-        "--interval", "0.2", "--duplicates", "0.3", "--format", format_name, "--ledger", str(ledger),
+        "--interval", "0.2", "--cumulative", "0.7", *FAULTS, "--format", format_name,
+        "--ledger", str(ledger),
     )  # fmt: skip
-    assert process.wait(60) == 0, "every reading is durable, and none was rejected"
-    assert pipeline.count("reading") - before == len(ledger.read_text().splitlines()) > 0
+    assert process.wait(90) == 0, "every reading is durable, and none was rejected"
+    made = len(ledger.read_text().splitlines()) - noted
+    assert pipeline.count("reading") - before == made > 0
 
 
-def test_the_audit_finds_all_of_it_equal(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("simulated")
+def test_simulated_carrier_records_are_durable_by_their_count(
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
+    sims = tmp_path / "sims"
+    sims.write_text("".join(f"tracker-000{one} 898830300000000900{one}\n" for one in (1, 2)))
+    for _ in range(2):  # the second time the platform has records of these devices
+        before = pipeline.count("compared_reading")
+        process = pipeline.start(
+            "simulate", "--tenant", TENANT, "--group", "tracker:2", "--seed", "7", "--for", "2",
+            "--interval", "0.5", *FAULTS, "--format", "carrier", "--sims", str(sims),
+        )  # fmt: skip
+        assert process.wait(90) == 0, pipeline.log("simulate").read_text()
+        done = pipeline.log("simulate").read_text().splitlines()[-1]
+        made = int(done.partition("readings ")[2].split()[0])
+        assert pipeline.count("compared_reading") - before == made > 0
+
+
+def test_the_audit_finds_all_of_it_equal(pipeline: Pipeline, ledger: Path) -> None:
     wait_until(lambda: pipeline.count("work_item") == 0, "the end of charging")
-    monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
-    assert main(["audit"]) == 0, capsys.readouterr()
+    assert pipeline.audit(ledger)[0] == 0, pipeline.log("audit").read_text()

@@ -206,14 +206,14 @@ def test_a_killed_worker_s_shards_are_taken_over(pipeline: Pipeline) -> None:
     start_workers(pipeline, "charge#1", "charge#2")
     wait_for_shares(pipeline, charge_1=32, charge_2=32)
     pipeline.start_ingest()
-    run = pipeline.simulate(10, seed=31)
+    run = pipeline.simulate(0, seed=31)
     run.wait_for_more(300)
     pipeline.kill("charge#1")
     wait_for_shares(pipeline, charge_2=64)
     run.wait_for_more(100)
     pipeline.start("charge#3")
     wait_for_shares(pipeline, charge_2=32, charge_3=32)
-    assert run.finish() == 0
+    assert run.end() == 0
     audit_is_equal(pipeline, run.ledger)
     assert "over from" in pipeline.log("charge#2").read_text()
 
@@ -224,7 +224,7 @@ def test_a_worker_stopped_amid_a_run_is_taken_over_and_wakes_to_nothing(
     start_workers(pipeline, "charge#1", "charge#2")
     wait_for_shares(pipeline, charge_1=32, charge_2=32)
     pipeline.start_ingest()
-    run = pipeline.simulate(14, seed=32)
+    run = pipeline.simulate(0, seed=32)
     for _ in range(2):
         run.wait_for_more(150)
         stopped = pipeline.processes["charge#1"]
@@ -233,7 +233,7 @@ def test_a_worker_stopped_amid_a_run_is_taken_over_and_wakes_to_nothing(
         run.wait_for_more(100)
         stopped.send_signal(signal.SIGCONT)
         wait_for_shares(pipeline, charge_1=32, charge_2=32)
-    assert run.finish() == 0
+    assert run.end() == 0
     pipeline.assert_running()
     audit_is_equal(pipeline, run.ledger)
     assert "leases of 32 shards were lost" in pipeline.log("charge#1").read_text()

@@ -19,7 +19,8 @@ import aiomqtt
 import pytest
 
 from device_sim.device import Habits
-from device_sim.simulation import Scenario, Simulation
+from device_sim.scene import Scenario
+from device_sim.simulation import Simulation
 from metering import clock
 from metering.broker_address import parse_broker_url
 from metering.sequence import SequenceSet
@@ -412,5 +413,33 @@ def test_a_command_whose_obeying_cuts_the_connection_is_obeyed_once_and_answered
         assert answer == encode_command_ack("c-1", "done")
         assert obeyed == ["c-1"]
         assert uplink.traffic.obeyed.total() == 1
+
+    asyncio.run(scene())
+
+
+def test_a_simulated_device_takes_more_commands_than_the_broker_sends_unconfirmed(
+    broker: Broker,
+) -> None:
+    count = 30  # Mosquitto sends 20 at once over MQTT 3.1.1
+    simulation = Simulation(
+        Scenario(tenant="demo", devices=["truck-1"], seed=1, drain_seconds=0),
+        brokers=lambda _: parse_broker_url(broker.url),
+        settings=Settings(_env_file=None, mqtt_version="3.1.1"),
+        ledger=LedgerFile(None),
+        clock=clock.now,
+        say=print,
+    )
+
+    async def scene() -> None:
+        running_simulation = asyncio.create_task(simulation.run())
+        await until(lambda: simulation.status().connected == 1)
+        async with aiomqtt.Client("127.0.0.1", broker.port) as operator:
+            for number in range(1, count + 1):
+                told = encode_command(f"c-{number}", number, CommandKind.BALANCE, {})
+                topic = command_topic(SETTINGS.topic_root, "demo", "truck-1")
+                await operator.publish(topic, told, qos=1)
+        await until(lambda: simulation.tally().traffic.obeyed["balance"] == count)
+        simulation.stop()
+        await running_simulation
 
     asyncio.run(scene())

@@ -10,7 +10,9 @@ from metering.rating.counter import CounterEvent, CounterPoint, growth, step
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def usage_in_order(points: list[CounterPoint]) -> tuple[int, list[int]]:
+def usage_in_order(
+    points: list[CounterPoint], *, from_first: bool = False
+) -> tuple[int, list[int]]:
     """Charge points as they come, each between the neighbours that came before it."""
     known: list[CounterPoint] = []
     added: list[int] = []
@@ -21,14 +23,14 @@ def usage_in_order(points: list[CounterPoint]) -> tuple[int, list[int]]:
         after = min(
             (k for k in known if k.order > point.order), key=lambda k: k.order, default=None
         )
-        added.append(growth(before, point, after).quantities[0])
+        added.append(growth(before, point, after, from_first=from_first).quantities[0])
         known.append(point)
     return sum(added), added
 
 
-@given(data=st.data(), width=st.sampled_from([None, 8, 16, 32, 64]))
+@given(data=st.data(), width=st.sampled_from([None, 8, 16, 32, 64]), from_first=st.booleans())
 def test_any_order_gives_the_same_usage_and_never_a_negative_part(
-    data: st.DataObject, width: int | None
+    *, data: st.DataObject, width: int | None, from_first: bool
 ) -> None:
     top = 2 ** (width or 20) - 1
     values = data.draw(st.lists(st.integers(0, top), min_size=1, max_size=8))
@@ -38,10 +40,12 @@ def test_any_order_gives_the_same_usage_and_never_a_negative_part(
         )
         for seq, value in enumerate(values, 1)
     ]
-    straight, _ = usage_in_order(points)
-    shuffled, added = usage_in_order(data.draw(st.permutations(points)))
+    straight, _ = usage_in_order(points, from_first=from_first)
+    shuffled, added = usage_in_order(data.draw(st.permutations(points)), from_first=from_first)
     assert shuffled == straight
     assert all(quantity >= 0 for quantity in added)
+    from_zero, _ = usage_in_order(points)
+    assert from_zero - straight == (values[0] if from_first else 0)
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1), st.integers(0, 6))

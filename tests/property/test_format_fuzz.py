@@ -24,6 +24,7 @@ from metering.wire.identity import is_by_id, is_by_time
 from metering.wire.mapping import MappingDocument, TenantMapping, read_mapping
 from metering.wire.mqtt import MalformedPacket, MessageProperties, message_properties
 from metering.wire.sample import Translated
+from metering.wire.sparkplug import offline_since
 from metering.wire.sparkplug_schema import PAYLOAD
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
@@ -317,6 +318,16 @@ def test_edge_nodes_may_send_whatever_they_like(messages: list[tuple[str, bytes]
             nodes.take(message.undecoded, MAPPING.of_format("sparkplug"), readings_max=50)
         )
     assert nodes.rebirths_due(NOW) in ([], [("acme", "edge")])
+
+
+@given(
+    st.binary(max_size=60)
+    | documents.map(as_json)
+    | st.fixed_dictionaries({"online": st.booleans(), "timestamp": leaves | large}).map(as_json)
+)
+def test_a_host_s_state_is_an_instant_or_nothing(payload: bytes) -> None:
+    found = offline_since(payload)
+    assert found is None or found.utcoffset() is not None
 
 
 @given(st.binary(max_size=60))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from metering.broker_connection import Delivery, _Link
+from metering.broker_link import Delivery, Link
 from metering.wire import mqtt
 
 CONNACK = {True: b"\x20\x03\x00\x00\x00", False: b"\x20\x02\x00\x00"}
@@ -45,11 +45,13 @@ class Received:
         mqtt5 = version == "5"
         self.deliveries: list[Delivery] = []
         self.others: list[tuple[int, bytes]] = []
-        self.link = _Link(
+        self.link = Link(
             7,
             mqtt5=mqtt5,
             received=self.deliveries.append,
             other=lambda kind, body: self.others.append((kind, body)),
+            ended=lambda: None,
+            rests=True,
         )
         self.transport = Transport()
         self.link.connection_made(self.transport)

@@ -5,20 +5,26 @@ and the dates of subscriptions and states; it shares nothing with the product's 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from metering.billing.bill import Bill, bill_so_far
+from metering.billing.known_bill import bill_known_at
+from metering.rating.statement import LineKind
+from metering.store.closing import closed_cycle
+from metering.store.known_views import Known, known_uses
 from metering.usage import METERS_BY_NO
 from tests.reference import naive
 from tests.reference.fleet import Device, Fleet, Subscription, full_plan
 from tests.reference.spans import FAR_FUTURE, FAR_PAST, Span, cycle_of, local_day, midnight
 from tests.reference.usage import Part, Reading
 from tests.simulation.scenes import SimulatedFleet
+
+_THE_END = datetime(2199, 1, 1, tzinfo=UTC)
 
 if TYPE_CHECKING:
     from tests.simulation.promises import Charged, Found
@@ -149,6 +155,8 @@ async def _billed(  # noqa: C901 - one look at all its cycles
             world.admin, world.tenants[fleet.tenant_id], fleet=fleet.fleet, at=start
         )
         problems += (f"{name} from {start:%m-%d}: {each}" for each in _summed(bill))
+        known = [each async for each in _known(world, fleet, bill)]
+        problems += (f"{name} from {start:%m-%d}: {each}" for each in known)
         statement = reference.statement(start, charges[start], found)
         billed += bill.total
         owed += statement["total"]
@@ -176,6 +184,39 @@ async def _billed(  # noqa: C901 - one look at all its cycles
                 f"{name} from {start:%m-%d} closed at {total}, its lines are {lines} and {carried}"
             )
     return problems
+
+
+async def _known(world: "World", fleet: SimulatedFleet, bill: Bill) -> AsyncIterator[str]:
+    """Hold a bill to what is known when all is; a frozen one to the charges of when it closed."""
+    start, number = bill.statement.cycle.start, int(fleet.fleet.fleet_no)
+    again = await bill_known_at(
+        world.admin, world.tenants[fleet.tenant_id], fleet=fleet.fleet, at=start, known_at=_THE_END
+    )
+    told = [each for each in bill.adjustments if each.tells]
+    if again.statement.lines != bill.statement.lines or list(again.adjustments) != told:
+        yield f"the bill is {bill}, with all that was ever known it is {again}"
+    if bill.closed_at is None:
+        return
+    closed = await closed_cycle(world.admin, (number, start))
+    assert closed is not None
+    uses = await known_uses(
+        world.admin, fleet_no=number, cycle_start=start, known=Known(before_run=closed.run_no)
+    )
+    lines = [line for line in bill.statement.lines if line.kind is LineKind.USAGE]
+    frozen = [
+        sum(column)
+        for column in zip(
+            *((each.records, each.billed, each.priced) for each in lines), strict=True
+        )
+    ]
+    charged = [
+        sum(column)
+        for column in zip(
+            *((each.records, each.billed, each.overage) for each in uses), strict=True
+        )
+    ]
+    if frozen != charged:
+        yield f"its lines were frozen as {frozen}, the charges of then are {charged}"
 
 
 def _summed(bill: Bill) -> Iterator[str]:

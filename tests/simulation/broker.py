@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from metering.broker_connection import Delivery
+from metering.broker_link import Delivery
 
 Publisher = Callable[[str, bytes], bool]
 _HEARD_BY_CONTROL = frozenset({"command-ack", "quota"})

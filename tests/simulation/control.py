@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 from psycopg_pool import AsyncConnectionPool
 
-from metering.broker_connection import BrokerConnection, Delivery
+from metering.broker_connection import BrokerConnection
+from metering.broker_link import Delivery
 from metering.control import hearing, send_commands, send_webhooks
 from metering.control.command_acks import store_acks
 from metering.control.hearing import Hearing

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from metering import clock
-from metering.broker_connection import Delivery
+from metering.broker_link import Delivery
 from metering.charging import leases, worker
 from metering.charging.leases import LeaseKeeper
 from metering.charging.worker import Worker

@@ -109,6 +109,15 @@ def test_sums_are_counters_and_base_fields_hold_until_they_change() -> None:
     ]
 
 
+def test_a_sum_is_no_delta() -> None:
+    series = {"sent": {"meter": "messages", "quantity": "count"}}
+    mapping = TenantMapping(read_mapping({"formats": {"senml": series}}))
+    pack = b'[{"bt":1774746000,"n":"count","v":4,"s":100},{"n":"count","t":10,"s":104}]'
+    assert told(translated(Format.SENML_JSON, pack, mapping=mapping)) == [
+        ("by time: senml/sent", "01:00:00.000", 0, 0, 4)
+    ]
+
+
 def test_a_relative_time_counts_from_when_the_message_was_sent() -> None:
     pack = (
         b'[{"n":"/7/0/2","v":1},{"n":"/7/0/2","t":-10.5,"v":1},{"bt":-1,"n":"/7/0/2","t":-4,"v":1}]'
@@ -235,6 +244,43 @@ def test_sparkplug_s_births_define_aliases_and_gaps_ask_for_a_rebirth() -> None:
     assert nodes.rebirths_due(AT + ASKED_APART_MIN) == [("acme", "edge")]
 
 
+def test_a_device_behind_an_edge_node_is_born_with_it_and_again() -> None:
+    nodes = EdgeNodes(watch_sequence=True)
+
+    def take(kind: str, *metrics: sparkplug.Metric, seq: int) -> Translated:
+        topic = sparkplug.parse_topic(f"spBv1.0/acme/{kind}/edge{'/meter' * (kind[0] == 'D')}")
+        assert topic is not None
+        payload = sparkplug.encode(metrics, seq=seq, at=AT)
+        mapping = MAPPING.of_format("sparkplug")
+        outcome = nodes.take(
+            Undecoded(topic, payload, MessageProperties()), mapping, readings_max=9
+        )
+        assert isinstance(outcome, Translated)
+        return outcome
+
+    def due() -> bool:
+        return bool(nodes.rebirths_due(AT + ASKED_APART_MIN * next(turns)))
+
+    turns = iter(range(1, 9))
+    by_alias = sparkplug.Metric(30, AT, alias=7)
+    take("NBIRTH", seq=0)
+    take("DDATA", by_alias, seq=1)
+    assert due(), "the device was not born yet"
+    (born,) = take("DBIRTH", sparkplug.Metric(10, AT, "Net/Tx", 7), seq=2).series
+    (data,) = take("DDATA", by_alias, seq=3).series
+    assert (born.device, data.device) == ("meter", "meter")
+    assert [each.uplink for series in (born, data) for each in series.readings] == [10, 30]
+    assert not due()
+    take("DDEATH", seq=4)
+    take("DDATA", by_alias, seq=5)
+    assert due(), "the device is dead"
+    take("DBIRTH", sparkplug.Metric(10, AT, "Net/Tx", 7), seq=6)
+    take("NBIRTH", seq=0)
+    refused = take("DDATA", by_alias, seq=1)
+    assert "alias 7" in refused.rejections[0].detail, "a node's birth ends those of its devices"
+    assert due()
+
+
 def test_a_late_death_of_an_earlier_birth_is_passed_over() -> None:
     nodes = EdgeNodes(watch_sequence=True)
 
@@ -260,6 +306,22 @@ def test_the_request_for_rebirth_is_what_the_standard_says() -> None:
     (metric,) = request.metrics
     assert metric.name == "Node Control/Rebirth"
     assert sparkplug.rebirth_request(AT) == golden("sparkplug_rebirth.hex")
+
+
+def test_the_host_s_state_is_what_the_standard_says() -> None:
+    assert sparkplug.state_topic() == "spBv1.0/STATE/fleetmeter"
+    online, offline = (sparkplug.host_state(AT, is_online=each) for each in (True, False))
+    assert online == b'{"online":true,"timestamp":1774746000000}'
+    assert sparkplug.offline_since(offline) == AT
+    for other in (
+        online,
+        b"",
+        b"OFFLINE",
+        b"[]",
+        b'{"online":false}',
+        b'{"online":0,"timestamp":1}',
+    ):
+        assert sparkplug.offline_since(other) is None
 
 
 def test_signed_values_are_read_as_they_were_written() -> None:
@@ -367,6 +429,19 @@ def test_a_mapping_that_is_not_sound_is_refused_with_its_field(
     with pytest.raises(InvalidValue) as refused:
         read_mapping(document)
     assert refused.value.field == field
+
+
+def test_a_counter_without_an_epoch_may_begin_at_its_first_value() -> None:
+    series = {"meter": "data", "up": "*/7/0/2", "kind": "total", "unit": "kB"}
+    for first, epoch in (("baseline", "from first"), ("usage", None)):
+        mapping = read_mapping({"formats": {"senml": {"tx": series | {"first": first}}}})
+        pack = golden("senml_object_7.json")
+        (found,) = translated(Format.SENML_JSON, pack, mapping=TenantMapping(mapping)).series
+        assert [each.epoch for each in found.readings] == [epoch] * 2
+    for changes in ({"kind": "delta"}, {"epoch": {"metric": "bearer"}}):
+        broken = series | {"first": "baseline"} | changes
+        with pytest.raises(InvalidValue, match="baseline"):
+            read_mapping({"formats": {"senml": {"tx": broken}}})
 
 
 def test_who_sets_no_mapping_has_connectivity_statistics() -> None:

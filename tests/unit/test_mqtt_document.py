@@ -19,9 +19,11 @@ from metering.ids import ID_PATTERN
 from metering.ingest import acknowledger
 from metering.sequence import GAPS_OPEN_MAX
 from metering.settings import Settings
-from metering.usage import METERS, QUANTITY_MAX, RejectReason
-from metering.wire import ack, native, quota
+from metering.usage import METERS, QUANTITY_MAX, Rejection, RejectReason
+from metering.wire import ack, carrier, native, quota, sparkplug
 from metering.wire import command as commands
+from metering.wire.formats import Format, format_of, usage_topic_of
+from metering.wire.mqtt import MessageProperties
 from metering.wire.topics import (
     ack_topic,
     claim_answer_topic,
@@ -31,6 +33,7 @@ from metering.wire.topics import (
     quota_topic,
     usage_topic,
 )
+from tests.unit.test_formats import told, translated
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs/mqtt.yaml").read_text("utf-8"))
@@ -39,6 +42,17 @@ SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
 OFFICIAL = json.loads((ROOT / "tests/golden/asyncapi-3.0.0.schema.json").read_text("utf-8"))
 SETTINGS = {name: field.default for name, field in Settings.model_fields.items()}
+
+
+OF_FORMATS = [
+    ("nativeCbor", Format.NATIVE_CBOR, "application/cbor"),
+    ("senml", Format.SENML_JSON, "application/senml+json"),
+    ("senmlCbor", Format.SENML_CBOR, "application/senml+cbor"),
+    ("cloudEvent", Format.CLOUDEVENTS, "application/cloudevents+json"),
+    ("thingsboard", Format.THINGSBOARD, None),
+    ("thingsboardGateway", Format.THINGSBOARD_GATEWAY, None),
+    ("carrierRecords", Format.CARRIER, None),
+]
 
 
 def validator(name: str) -> Draft7Validator:
@@ -169,6 +183,58 @@ def test_addresses_are_the_topics_of_the_code(
     assert topic_of("{root}", "{tenant}", "{device}") == address
     assert set(DOCUMENT["channels"][channel]["parameters"]) == set(re.findall(r"{(\w+)}", address))
     assert f"`{address}`" in PAGE
+
+
+def test_formats_are_those_of_the_code() -> None:
+    assert DOCUMENT["components"]["parameters"]["format"]["enum"] == list(Format)
+    for format_ in Format:
+        address = DOCUMENT["channels"]["usageOfFormat"]["address"]
+        parts = {"root": "fm/v1", "tenant": "acme", "device": "d", "format": str(format_)}
+        assert usage_topic_of("fm/v1", address.format(**parts)) == ("acme", "d", format_)
+    for name, level, content_type in OF_FORMATS:
+        stated = MESSAGES[name]["contentType"]
+        assert stated == (content_type or "application/json")
+        # The content type alone says it, or else leaves it to the topic.
+        by_topic = level if content_type is None else Format.NATIVE_JSON
+        assert format_of(by_topic, MessageProperties(content_type=stated)) is level
+
+
+def test_addresses_of_sparkplug_are_the_topics_of_the_code() -> None:
+    channels = DOCUMENT["channels"]
+    kinds = [
+        (channels[name], each)
+        for name in ("sparkplugNode", "sparkplugDevice")
+        for each in channels[name]["parameters"]["messageType"]["enum"]
+    ]
+    assert [each for _, each in kinds] == list(sparkplug.MessageType)
+    for channel, kind in kinds:
+        levels = {"tenant": "acme", "messageType": kind, "edgeNode": "edge", "device": "d"}
+        found = sparkplug.parse_topic(channel["address"].format(**levels))
+        assert found == ("acme", kind, "edge", "d" if kind.startswith("D") else "")
+    command = channels["sparkplugCommand"]["address"].format(tenant="acme", edgeNode="edge")
+    assert command == sparkplug.command_topic("acme", "edge")
+    assert channels["sparkplugState"]["address"] == sparkplug.state_topic()
+    (state,) = MESSAGES["sparkplugState"]["examples"]
+    at = datetime.fromisoformat("2026-03-29T01:00:00Z")
+    assert json.loads(sparkplug.host_state(at, is_online=True)) == state["payload"]
+    validator("HostState").validate(state["payload"])
+
+
+@pytest.mark.parametrize(("name", "level", "content_type"), OF_FORMATS)
+def test_an_example_of_another_format_is_taken(
+    name: str, level: Format, content_type: str | None
+) -> None:
+    del content_type
+    for shown in MESSAGES[name].get("examples", []):
+        schema = DOCUMENT | {"$ref": f"#/components/messages/{name}/payload"}
+        Draft7Validator(schema).validate(shown["payload"])
+        payload = json.dumps(shown["payload"]).encode()
+        if level is Format.CARRIER:
+            records = carrier.decode(payload, records_max=1)
+            assert not isinstance(records, Rejection)
+            assert (len(records.records), records.rejections) == (1, [])
+        else:
+            assert told(translated(level, payload))
 
 
 def test_an_id_is_described_as_the_code_checks_it() -> None:

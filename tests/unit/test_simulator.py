@@ -13,7 +13,8 @@ from device_sim.device import Habits, boot_id, grown, may_reset, moments
 from device_sim.faults import Faults
 from device_sim.groups import Group
 from device_sim.profile import profile_of, rhythm
-from device_sim.simulation import Scenario, Simulation
+from device_sim.scene import Scenario
+from device_sim.simulation import Simulation
 from metering import clock
 from metering.broker_address import parse_broker_url
 from metering.errors import InvalidValue
@@ -146,6 +147,6 @@ def test_without_a_broker_nothing_is_lost_and_the_run_says_so(tmp_path: Path) ->
         lines = (tmp_path / "ledger.jsonl").read_text().count("\n")
         assert tally.pending == lines > 0
         assert not tally.is_clean
-        assert tally.acknowledged == 0
+        assert tally.traffic.acknowledged == 0
 
     asyncio.run(scene())

@@ -1,0 +1,344 @@
+"""Revenue assurance of one fleet and cycle: usage against charges, charges against bills, devices.
+
+What arrived must be rated, parked or rejected; what is charged must be billed or open; who is active must
+be subscribed. What differs is listed, the largest amount first.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from itertools import pairwise
+
+from metering.billing.adjustment import Amounts, period_adjustment
+from metering.billing.bill import bill_of, open_bill
+from metering.billing.frozen import statement_of
+from metering.ids import TenantNo
+from metering.period import BillCycle
+from metering.rating.statement import LineKind, Statement
+from metering.store.assurance_views import (
+    DeviceTerms,
+    MeterFates,
+    RejectedFor,
+    device_terms,
+    fates_by_meter,
+    parked_by_device,
+    rejected_by_reason,
+    subscribed_elsewhere,
+    troubled_fates,
+    unequal_uses,
+)
+from metering.store.bill_views import billed_plans
+from metering.store.closing_audit import AuditedCycle, audited_cycles
+from metering.store.connection import Connection
+from metering.store.cycles import fleet_members
+from metering.store.fleet_views import FleetView
+from metering.store.known_views import NOW, known_uses
+from metering.store.registry import fleet_rule
+from metering.usage import METERS_BY_NO
+
+Span = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Something that does not come out even: what it is, whose, and what it comes to.
+
+    `exact` is in units of currency, None where no price is known; `quantity` in base units of `meter`.
+    `is_fault` is False of what is only waiting to be dealt with.
+    """
+
+    kind: str
+    text: str
+    device_id: str | None = None
+    meter: str | None = None
+    records: int | None = None
+    quantity: int | None = None
+    exact: Fraction | None = None
+    is_fault: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revenue:
+    """What a cycle owes by its charges and terms now, and where that is billed; before rounding.
+
+    `charged` is the part of `owed` that charges are. `closed` was frozen when the cycle closed,
+    `adjusted` is in later bills, `open` is in none that is closed yet. They sum to `owed`.
+    """
+
+    charged: Fraction
+    owed: Fraction
+    closed: Fraction
+    adjusted: Fraction
+    open: Fraction
+
+    @property
+    def rest(self) -> Fraction:
+        """What is owed and neither billed nor open."""
+        return self.owed - self.closed - self.adjusted - self.open
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assurance:
+    """What was found of a fleet's cycle."""
+
+    cycle: BillCycle
+    meters: Sequence[MeterFates]
+    rejected: Sequence[RejectedFor]
+    revenue: Revenue
+    active_devices: int
+    billed_devices: int
+    differences: Sequence[Difference]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether nothing is at fault; usage may still wait to be charged."""
+        return not any(each.is_fault for each in self.differences)
+
+
+async def assure(
+    connection: Connection, tenant_no: TenantNo, *, fleet: FleetView, at: datetime, now: datetime
+) -> Assurance:
+    """Hold together what arrived, what is charged, what is billed and who is active in a cycle.
+
+    Raises `InvalidValue` where no bill can be drawn up of it. The transaction should see one snapshot.
+    """
+    cycle = fleet_rule(fleet, []).cycle_of(at)
+    meters = await fates_by_meter(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
+    owed = await _owed(connection, tenant_no, fleet=fleet, cycle=cycle)
+    revenue = await _revenue(connection, tenant_no, owed, fleet=fleet, cycle=cycle)
+    until = max(cycle.start, min(cycle.end, now))
+    devices = await device_terms(
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle, until=until
+    )
+    elsewhere = await subscribed_elsewhere(
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
+    )
+    bare = {one.device_no: _bare(one, elsewhere.get(one.device_no, ())) for one in devices}
+    differences = [
+        *await _usage(connection, tenant_no, fleet=fleet, cycle=cycle),
+        *await _sums(connection, tenant_no, fleet=fleet, cycle=cycle),
+        *_billed(revenue),
+        *(each for one in devices for each in _device(one, bare[one.device_no])),
+    ]
+    return Assurance(
+        cycle=cycle,
+        meters=meters,
+        rejected=await rejected_by_reason(
+            connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
+        ),
+        revenue=revenue,
+        # One that was in another fleet all the time that it was active is that fleet's.
+        active_devices=sum(
+            bool(each.active and (each.subscribed or bare[each.device_no])) for each in devices
+        ),
+        billed_devices=sum(bool(each.active and each.subscribed) for each in devices),
+        differences=sorted(differences, key=_largest_first),
+    )
+
+
+def _largest_first(each: Difference) -> tuple[object, ...]:
+    return (
+        not each.is_fault,
+        -abs(each.exact or 0),
+        each.kind,
+        each.device_id or "",
+        each.meter or "",
+    )
+
+
+async def _usage(
+    connection: Connection, tenant_no: TenantNo, *, fleet: FleetView, cycle: BillCycle
+) -> list[Difference]:
+    """Return what of the readings has no fate, is charged unequally, or is parked."""
+    found: list[Difference] = []
+    for row in await troubled_fates(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle):
+        meter = METERS_BY_NO[row.meter_no].meter
+        first = f"first number {row.first_seq} of boot number {row.first_boot_no}"
+        if row.lost:
+            found.append(
+                Difference(
+                    kind="not_charged",
+                    text=f"{row.lost} readings are neither charged nor parked nor queued; {first}",
+                    device_id=row.device_id,
+                    meter=meter,
+                    records=row.lost,
+                    quantity=row.lost_quantity,
+                )
+            )
+        if row.unequal:
+            found.append(
+                Difference(
+                    kind="charged_unequally",
+                    text=f"{row.unequal} readings are charged for another quantity than they tell;"
+                    f" {first}",
+                    device_id=row.device_id,
+                    meter=meter,
+                    records=row.unequal,
+                    quantity=row.excess,
+                )
+            )
+    found += [
+        Difference(
+            kind="parked",
+            text=f"{row.records} readings are parked: {row.reason}",
+            device_id=row.device_id,
+            meter=METERS_BY_NO[row.meter_no].meter,
+            records=row.records,
+            quantity=row.quantity,
+        )
+        for row in await parked_by_device(
+            connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
+        )
+    ]
+    return found
+
+
+async def _sums(
+    connection: Connection, tenant_no: TenantNo, *, fleet: FleetView, cycle: BillCycle
+) -> list[Difference]:
+    """Return where what bills are drawn up from is not the sum of the charges."""
+    return [
+        Difference(
+            kind="use_is_not_its_charges",
+            text=f"what is billed of plan {row.plan_id} is {row.records} records,"
+            f" {row.billed} billed units more than its charges",
+            device_id=row.device_id,
+            meter=METERS_BY_NO[row.meter_no].meter,
+            records=row.records,
+            quantity=row.quantity,
+            exact=Fraction(row.amount, row.subunits_per_unit),
+        )
+        for row in await unequal_uses(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
+    ]
+
+
+async def _owed(
+    connection: Connection, tenant_no: TenantNo, *, fleet: FleetView, cycle: BillCycle
+) -> Statement:
+    """Return the statement of a cycle that its charges and terms make now."""
+    members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=cycle.end)
+    plan_nos = {each.plan_no for member in members for each in member.subscriptions}
+    return bill_of(
+        fleet=fleet_rule(fleet, members),
+        cycle=cycle,
+        plans=await billed_plans(connection, tenant_no, plan_nos=sorted(plan_nos)),
+        members=members,
+        uses=await known_uses(
+            connection, fleet_no=fleet.fleet_no, cycle_start=cycle.start, known=NOW
+        ),
+    ).statement
+
+
+async def _revenue(
+    connection: Connection,
+    tenant_no: TenantNo,
+    owed: Statement,
+    *,
+    fleet: FleetView,
+    cycle: BillCycle,
+) -> Revenue:
+    kept = await audited_cycles(connection, fleet.fleet_no)
+    own = next((each for each in kept if each.cycle.start == cycle.start), None)
+    charged = sum((line.exact for line in owed.lines if line.kind is LineKind.USAGE), Fraction(0))
+    shown = (await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)).statement
+    if own is None or own.document is None:
+        nothing = Fraction(0)
+        return Revenue(
+            charged=charged, owed=owed.exact, closed=nothing, adjusted=nothing, open=shown.exact
+        )
+    closed = statement_of(own.document, cycle)
+    adjusted = sum((each.exact for each in own.adjustments), Fraction(0))
+    return Revenue(
+        charged=charged,
+        owed=owed.exact,
+        closed=closed.exact,
+        adjusted=adjusted,
+        open=_pending(own, closed, shown),
+    )
+
+
+def _pending(cycle: AuditedCycle, closed: Statement, shown: Statement) -> Fraction:
+    """Return what the next bill will carry of a closed cycle: nothing, unless it is marked as changed."""
+    if not cycle.changed:
+        return Fraction(0)
+    return period_adjustment(
+        cycle.cycle,
+        Amounts(exact=shown.exact, amount=shown.total),
+        [
+            Amounts(exact=closed.exact, amount=closed.total),
+            *(Amounts(exact=each.exact, amount=each.amount) for each in cycle.adjustments),
+        ],
+        late_records=0,
+    ).exact
+
+
+def _billed(revenue: Revenue) -> Iterator[Difference]:
+    if revenue.rest:
+        yield Difference(
+            kind="not_billed" if revenue.rest > 0 else "billed_too_much",
+            text="what charges and terms come to is neither billed nor open"
+            if revenue.rest > 0
+            else "more is billed or open than charges and terms come to",
+            exact=revenue.rest,
+        )
+
+
+def _bare(device: DeviceTerms, elsewhere: Sequence[tuple[datetime, datetime | None]]) -> list[Span]:
+    """Return when a device was active and in no fleet subscribed."""
+    own = _spans(device.subscribed)
+    covered = [*own, *((begins, ends or _FOR_EVER) for begins, ends in elsewhere)]
+    return list(_less(_spans(device.active), covered))
+
+
+def _device(device: DeviceTerms, bare: Sequence[Span]) -> Iterator[Difference]:
+    active, own = _spans(device.active), _spans(device.subscribed)
+    pairs = zip(device.amounts or (), device.subunits or (), strict=True)
+    charged = sum((Fraction(int(one), int(per)) for one, per in pairs), Fraction(0))
+    if bare:
+        yield Difference(
+            kind="active_without_subscription",
+            text=f"active and not subscribed {_told(bare)}",
+            device_id=device.device_id,
+        )
+    if own and not active:
+        yield Difference(
+            kind="billed_and_never_active",
+            text=f"subscribed {_told(own)} and at no time active",
+            device_id=device.device_id,
+            records=device.records,
+            exact=charged,
+            is_fault=bool(device.records),
+        )
+
+
+_FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def _spans(sides: Sequence[datetime] | None) -> list[Span]:
+    sides = sides or ()
+    return [
+        (begins, ends)
+        for begins, ends in zip(sides[::2], sides[1::2], strict=True)
+        if begins < ends
+    ]
+
+
+def _less(spans: Iterable[Span], covered: Iterable[Span]) -> Iterator[Span]:
+    """Return what of some spans others do not cover."""
+    known = sorted(covered)
+    for begins, ends in spans:
+        edges = [(begins, begins), *known, (ends, ends)]
+        reached = begins
+        for (_, _), (start, end) in pairwise(edges):
+            if reached < min(start, ends):
+                yield (reached, min(start, ends))
+            reached = max(reached, end)
+
+
+def _told(spans: Sequence[Span]) -> str:
+    return ", ".join(f"from {_instant(begins)} to {_instant(ends)}" for begins, ends in spans)
+
+
+def _instant(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,3 +1,0 @@
--- Kept for a change that is not made yet.
-
-SELECT;

@@ -1,0 +1,262 @@
+"""Revenue assurance finds what does not come out even, and nothing where all does."""
+
+import textwrap
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from metering.charging.change_terms import (
+    change_plan,
+    change_state,
+    end_subscriptions,
+    move_devices,
+)
+from metering.insight.assurance import Assurance, assure
+from metering.rating.plan import DeviceState
+from metering.store.fleet_views import fleet_view
+from metering.usage import Rejection, RejectReason
+from tests.integration.closing_scene import APRIL, JUNE, MARCH, Scene, day, played
+from tests.integration.conftest import ApiUnderTest
+from tests.integration.pipeline import TENANT
+from tests.integration.test_api import body
+from tests.integration.test_closing_corrections import DEARER, number_of
+
+ASKED = day(APRIL, 20)
+
+
+async def assured(scene: Scene, at: datetime) -> Assurance:
+    view = await fleet_view(scene.connection, scene.operator.tenant, fleet_id="vans")
+    return await assure(scene.connection, scene.operator.tenant, fleet=view, at=at, now=ASKED)
+
+
+def kinds(found: Assurance) -> list[tuple[str, str | None]]:
+    """Return what differs, and whose."""
+    return [(each.kind, each.device_id) for each in found.differences if each.is_fault]
+
+
+async def used(scene: Scene) -> None:
+    """Use something in March and April, close March, and have March change afterwards."""
+    await scene.use("van-1", day(MARCH, 5), sms=4, data=2222)
+    await scene.use("van-2", day(MARCH, 20), sms=3)
+    await scene.use("van-1", day(APRIL, 2), sms=3, data=4000)
+    await scene.look(MARCH.end + timedelta(days=4))
+    await scene.use("van-1", day(MARCH, 9), sms=2, received_at=day(APRIL, 6))
+    await change_plan(
+        scene.connection,
+        tenant_no=scene.operator.tenant,
+        device_nos=[await number_of(scene, "van-2")],
+        plan_no=await scene.operator.plan(DEARER),
+        at=day(MARCH, 19),
+        now=day(APRIL, 7),
+    )
+
+
+def test_a_sound_history_is_even(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await used(scene)
+        await scene.publish(
+            "van-1",
+            received_at=day(APRIL, 8),
+            rejections=[Rejection(reason=RejectReason.UNKNOWN_METER, detail="none", content=b"{}")],
+        )
+        for at in (MARCH.start, APRIL.start):
+            found = await assured(scene, at)
+            assert found.differences == []
+            assert found.revenue.rest == 0
+            assert (found.active_devices, found.billed_devices) == (3, 3)
+            for meter in found.meters:
+                assert meter.received == meter.rated
+                assert meter.received_quantity == meter.rated_quantity
+        found = await assured(scene, APRIL.start)
+        march = (await assured(scene, MARCH.start)).revenue
+        # Late usage and a dearer plan: owed since, in April's bill, which is open.
+        assert march.open > 0
+        assert march.adjusted == 0
+        assert [(each.reason, each.contents) for each in found.rejected] == [("unknown_meter", 1)]
+        await scene.use("van-1", day(APRIL, 19), sms=1, charge=False)
+        queued = [each.queued for each in (await assured(scene, APRIL.start)).meters]
+        assert queued == [0, 1]
+        assert (await assured(scene, APRIL.start)).is_even
+        await scene.charge(day(APRIL, 19))
+
+    played(database_url, story)
+
+
+async def _by_hand(scene: Scene, statement: str) -> None:
+    """Damage something as no program does."""
+    await scene.connection.execute("SET session_replication_role = replica")
+    changed = await scene.connection.execute(statement.encode())
+    assert changed.rowcount == 1
+    await scene.connection.execute("RESET session_replication_role")
+
+
+async def _delete_charge(scene: Scene) -> list[tuple[str, str | None]]:
+    await _by_hand(
+        scene,
+        "DELETE FROM charge WHERE (boot_no, seq) = (SELECT boot_no, max(seq) FROM charge"
+        " JOIN device USING (device_no) WHERE device_id = 'van-1' AND charge.meter_no = 1"
+        " AND measured_at > '2026-04-01' GROUP BY boot_no)",
+    )
+    return [
+        ("billed_too_much", None),
+        ("use_is_not_its_charges", "van-1"),
+        ("not_charged", "van-1"),
+    ]
+
+
+async def _damage_use(scene: Scene) -> list[tuple[str, str | None]]:
+    await _by_hand(
+        scene,
+        "UPDATE meter_use SET amount = amount + 1000 FROM subscription JOIN device USING (device_no)"
+        " WHERE meter_use.subscription_no = subscription.subscription_no AND device_id = 'van-1'"
+        " AND meter_no = 2 AND cycle_start > '2026-03-20'",
+    )
+    return [("billed_too_much", None), ("use_is_not_its_charges", "van-1")]
+
+
+async def _damage_charge(scene: Scene) -> list[tuple[str, str | None]]:
+    await _by_hand(
+        scene,
+        "UPDATE charge SET quantity = quantity - 1 WHERE (boot_no, seq) = (SELECT boot_no, max(seq)"
+        " FROM charge JOIN device USING (device_no) WHERE device_id = 'van-1' AND charge.meter_no = 1"
+        " AND measured_at > '2026-04-01' GROUP BY boot_no)",
+    )
+    return [("charged_unequally", "van-1"), ("use_is_not_its_charges", "van-1")]
+
+
+async def _end_subscription(scene: Scene) -> list[tuple[str, str | None]]:
+    await end_subscriptions(
+        scene.connection,
+        tenant_no=scene.operator.tenant,
+        device_nos=[await number_of(scene, "van-3")],
+        at=day(APRIL, 10),
+        now=day(APRIL, 10),
+    )
+    return [("active_without_subscription", "van-3")]
+
+
+async def _park(scene: Scene) -> list[tuple[str, str | None]]:
+    await _end_subscription(scene)
+    await scene.use("van-3", day(APRIL, 11), sms=7)
+    return [("active_without_subscription", "van-3"), ("parked", "van-3")]
+
+
+async def _suspend(scene: Scene) -> list[tuple[str, str | None]]:
+    await scene.use("van-3", day(APRIL, 11), sms=7)
+    await change_state(
+        scene.connection,
+        tenant_no=scene.operator.tenant,
+        device_nos=[await number_of(scene, "van-3")],
+        state=DeviceState.SUSPENDED,
+        at=day(MARCH, 10),
+        now=day(APRIL, 12),
+    )
+    return [("billed_and_never_active", "van-3")]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_delete_charge, _damage_use, _damage_charge, _end_subscription, _park, _suspend],
+)
+def test_each_damage_is_found(
+    database_url: str, damage: Callable[[Scene], Awaitable[list[tuple[str, str | None]]]]
+) -> None:
+    async def story(scene: Scene) -> None:
+        await used(scene)
+        expected = await damage(scene)
+        found = await assured(scene, APRIL.start)
+        assert sorted(kinds(found), key=str) == sorted(expected, key=str)
+        assert not found.is_even
+        amounts = [abs(each.exact or Fraction(0)) for each in found.differences]
+        assert amounts == sorted(amounts, reverse=True)
+        raise _SeenError
+
+    with pytest.raises(_SeenError):  # what is damaged is not audited
+        played(database_url, story)
+
+
+class _SeenError(Exception):
+    """All was found."""
+
+
+def test_a_device_that_came_from_another_fleet(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await used(scene)
+        other = await scene.operator.fleet("others")
+        await move_devices(
+            scene.connection,
+            device_nos=[await number_of(scene, "van-3")],
+            fleet=other,
+            plan_no=await scene.operator.plan(DEARER),
+            at=day(APRIL, 10),
+            now=day(APRIL, 11),
+        )
+        found = await assured(scene, APRIL.start)
+        assert (kinds(found), found.active_devices, found.billed_devices) == ([], 3, 3)
+        view = await fleet_view(scene.connection, scene.operator.tenant, fleet_id="others")
+        for at, devices in ((MARCH.start, 0), (APRIL.start, 1), (JUNE.start, 0)):
+            found = await assure(
+                scene.connection, scene.operator.tenant, fleet=view, at=at, now=ASKED
+            )
+            assert found.differences == []
+            assert (found.active_devices, found.billed_devices) == (devices, devices)
+
+    played(database_url, story)
+
+
+def test_a_change_of_a_closed_cycle_that_nobody_marked(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        await used(scene)
+        due = (await assured(scene, MARCH.start)).revenue.open
+        await _by_hand(
+            scene,
+            "UPDATE fleet_cycle SET changed = false WHERE changed AND cycle_start < '2026-03-20'",
+        )
+        found = await assured(scene, MARCH.start)
+        assert kinds(found) == [("not_billed", None)]
+        assert found.revenue.rest == due
+        raise _SeenError
+
+    with pytest.raises(_SeenError):
+        played(database_url, story)
+
+
+def test_the_command_tells_the_same(
+    database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metering.cli import main  # noqa: PLC0415 - reads the environment when it is called
+
+    played(database_url, used)
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", database_url)
+    told = ["assure", "--tenant", TENANT, "--fleet", "vans", "--at", "2026-03-05"]
+    assert main(told) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == "  even"
+    page = (Path(__file__).parents[2] / "docs" / "assurance.md").read_text("utf-8")
+    assert textwrap.indent(shown, "    ") in page
+
+    explained = [
+        "explain",
+        "--tenant",
+        TENANT,
+        "--device",
+        "van-2",
+        "--boot",
+        "boot-1",
+        "--seq",
+        "1",
+    ]
+    assert main(explained) == 0
+    assert "Until 2026-04-07T12:00:00Z it cost 0.1 EUR" in capsys.readouterr().out
+
+
+def test_the_route_shows_what_is_not_even(api: ApiUnderTest) -> None:
+    found = body(api.acme.get("/v1/fleets/acme-north/assurance"))
+    assert not found["is_even"]
+    parked = [each for each in found["differences"] if each["kind"] == "parked"]
+    assert [(each["device_id"], each["records"]) for each in parked] == [("acme-1", 3)]
+    # Of what the fixture wrote, two messages at 0.07 have charges.
+    assert found["revenue"]["rest"].startswith("-0.3334567")

@@ -1,0 +1,151 @@
+"""Scenarios through the real pipeline: what the platform bills is what was expected, or it is told."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from metering.settings import Settings
+from metering.stack.probe import free_port
+from tests.integration.pipeline import Pipeline, fresh_database, wait_until
+
+PAGE = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text("utf-8")
+"""The page whose example is run, and shows what is printed."""
+
+
+def block(name: str) -> str:
+    """Return a fenced block of the page, by its language and name."""
+    found = re.search(rf"^```{name}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def depot(folder: Path, **replaced: str) -> str:
+    """Write the page's scenario, values of its fields replaced, and return its path."""
+    text = block("yaml depot.yaml")
+    for field, value in replaced.items():
+        text = re.sub(rf"\b{field}: [^,}}\n]+", f"{field}: {value}", text, count=1)
+    path = folder / f"depot{len(list(folder.iterdir()))}.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+@dataclass(slots=True)
+class Platform:
+    """Ingester, worker and API, and scenarios against them."""
+
+    pipeline: Pipeline
+    api_url: str
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run a scenario and return the exit code and what was said."""
+        return self.scenario("run", *arguments, "--api", self.api_url, "--wait", "60")
+
+    def scenario(self, *arguments: str) -> tuple[int, str]:
+        name = f"scenario#{len(self.pipeline.processes)}"
+        code = self.pipeline.start(name, *arguments).wait(180)
+        return code, self.pipeline.log(name).read_text("utf-8")
+
+
+@contextmanager
+def platform_of(
+    settings: Settings, broker_url: str, folder: Path, *, grace_hours: int
+) -> Iterator[Platform]:
+    """Yield a platform that closes cycles a grace after their end."""
+    assert settings.database_url is not None
+    port = free_port()
+    with fresh_database(settings.database_url.get_secret_value()) as url:
+        pipeline = Pipeline(
+            database_url=url, broker_url=broker_url, folder=folder,
+            environment={
+                "FLEETMETER_CLOSING_GRACE_HOURS": str(grace_hours),
+                "FLEETMETER_CLOCK_BEHIND_DAYS_MAX": "4000",
+            },
+        )  # fmt: skip
+        try:
+            pipeline.start_ingest()
+            pipeline.start("charge")
+            pipeline.start("api", "--port", str(port))
+            answers = f"http://127.0.0.1:{port}"
+            wait_until(lambda: f":{port}" in pipeline.log("api").read_text(), "the API")
+            yield Platform(pipeline, answers)
+            pipeline.assert_running()
+        finally:
+            pipeline.stop()
+
+
+@pytest.fixture(scope="module")
+def platform(
+    stack_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
+    """Yield a platform that closes none of the cycles that are played."""
+    assert stack_settings.broker_url is not None
+    folder = tmp_path_factory.mktemp("scenario")
+    broker_url = stack_settings.broker_url.get_secret_value()
+    with platform_of(stack_settings, broker_url, folder, grace_hours=100_000) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["month-end", "dst-autumn", "leap-day", "runaway", "everything"])
+def test_a_shipped_scenario_is_billed_as_expected(platform: Platform, name: str) -> None:
+    code, said = platform.run(name, "--tenant", name)
+    assert code == 0, said
+    assert "equal: " in said
+
+
+def test_the_pages_example_prints_what_the_page_shows(platform: Platform, tmp_path: Path) -> None:
+    code, said = platform.run(depot(tmp_path))
+    assert code == 0, said
+    assert said == block("text depot.yaml")
+
+
+def test_at_a_pace_and_again_it_is_the_same(platform: Platform, tmp_path: Path) -> None:
+    paced = ["--accelerate", "172800", "--tenant", "paced"]
+    for _ in range(2):
+        code, said = platform.run(depot(tmp_path), *paced)
+        assert code == 0, said
+
+
+def test_another_price_at_the_platform_and_another_refusal_are_told(
+    platform: Platform, tmp_path: Path
+) -> None:
+    dear = ["--tenant", "dear"]
+    made = tmp_path / "made"
+    code, said = platform.scenario("make", depot(tmp_path), *dear, "--out", str(made))
+    assert code == 0, said
+    expected = json.loads((made / "expected.json").read_text("utf-8"))
+    expected["rejected"]["clock_ahead"] -= 1
+    (made / "expected.json").write_text(json.dumps(expected), "utf-8")
+    other = depot(tmp_path, amount='"0.30"')
+    code, said = platform.run(other, *dear, "--expected", str(made))
+    assert code == 1, said
+    assert block("text differing") in said
+    assert re.search(r"^rejected +clock_ahead +4 +5$", said, re.MULTILINE)
+    assert said.endswith("5 differences\n")
+
+
+def test_what_cannot_be_run_says_so(platform: Platform, tmp_path: Path) -> None:
+    code, said = platform.run(depot(tmp_path, to="2126-04-02T00:00", step="20 days"))
+    assert code == 2
+    assert "to: is in the future" in said
+    nobody = f"http://127.0.0.1:{free_port()}"
+    code, said = platform.scenario("run", depot(tmp_path), "--tenant", "none", "--api", nobody)
+    assert code == 2, said
+
+
+def test_cycles_that_closed_before_their_usage_came_are_billed_by_adjustments(
+    stack_settings: Settings, broker_url: str, tmp_path: Path
+) -> None:
+    with platform_of(stack_settings, broker_url, tmp_path, grace_hours=0) as platform:
+        # Registered, and not run: nobody answers for the API. So its cycles close empty.
+        nobody = f"http://127.0.0.1:{free_port()}"
+        code, said = platform.scenario("run", depot(tmp_path), "--api", nobody)
+        assert code == 2, said
+        wait_until(lambda: platform.pipeline.count("closed_cycle") > 1, "the cycles' closing")
+        code, said = platform.run(depot(tmp_path))
+        assert code == 0, said
+        assert "2 cycles had closed before their usage came" in said
