@@ -16,7 +16,7 @@ from metering.store.connection import Connection
 from metering.store.sims import SimAt, devices_of_sims
 from metering.usage import Rejection, RejectReason
 from metering.wire import carrier
-from metering.wire.carrier import CarrierRecord, CarrierRecords
+from metering.wire.carrier import CarrierRecord, CarrierRecords, RecordsForm
 from metering.wire.sample import SeriesReadings, rejected
 
 _DEVICES_MAX = 100_000
@@ -32,6 +32,7 @@ async def take_records(
     settings: Settings,
     now: datetime,
     records_max: int | None = None,
+    form: RecordsForm = "json",
 ) -> BatchOutcome:
     """Store records that no broker brought; durable once the caller's transaction has committed."""
     message = Message(
@@ -51,6 +52,7 @@ async def take_records(
         carrier_name=carrier_name,
         settings=settings,
         records_max=records_max,
+        form=form,
     )
     return await write_batch(connection, DeviceCache(_DEVICES_MAX), messages, now=now)
 
@@ -63,6 +65,7 @@ async def messages_of_records(
     carrier_name: str,
     settings: Settings,
     records_max: int | None = None,
+    form: RecordsForm = "json",
 ) -> list[Message]:
     """Return what a payload of records is: a message for each device, and one of what is rejected.
 
@@ -70,7 +73,9 @@ async def messages_of_records(
     """
     assert message.sender is not None  # noqa: S101 - the caller's case
     decoded = carrier.decode(
-        payload, records_max=records_max or settings.ingest_readings_per_message_max
+        payload,
+        records_max=records_max or settings.ingest_readings_per_message_max,
+        form=form,
     )
     if isinstance(decoded, Rejection):
         decoded = CarrierRecords(records=(), rejections=[decoded])

@@ -1,4 +1,4 @@
-"""A carrier's usage records, as the data streamers of emnify and 1NCE send them: JSON, one or a list. Pure.
+"""A carrier's usage records, as the data streamers of emnify and 1NCE send them: JSON, or CSV. Pure.
 
 `id` identifies a record. Volumes are decimal megabytes, of 1 000 000 octets: `tx` is what the device sent
 and `rx` what it received. For messages (traffic type 6) they count messages. Timestamps without a zone
@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from metering.errors import InvalidValue
 from metering.ids import is_id
 from metering.usage import DATA, QUANTITY_MAX, SMS, Reading, ReadingKind, Rejection, RejectReason
+from metering.wire import carrier_csv
 from metering.wire.identity import BY_ID, boot_by_id, identity_of
 from metering.wire.native import Instant
 from metering.wire.sample import json_document, number_of, refused, rejected
@@ -31,6 +32,7 @@ _NETWORK = re.compile(r"[0-9]{3}\Z"), re.compile(r"[0-9]{2,3}\Z")
 _DIGITS = re.compile(r"[0-9]{5,22}\Z")
 _BOOT = f"{BY_ID}carrier/"
 NAME_DEFAULT = "carrier"
+RecordsForm = Literal["json", "csv"]
 
 
 class CarrierRecord(NamedTuple):
@@ -67,10 +69,12 @@ def is_carrier_s(boot: str) -> bool:
     return boot.startswith(_BOOT)
 
 
-def decode(payload: bytes, *, records_max: int) -> CarrierRecords | Rejection:
+def decode(
+    payload: bytes, *, records_max: int, form: RecordsForm = "json"
+) -> CarrierRecords | Rejection:
     """Decode records; one that is not sound is rejected alone."""
     try:
-        document = json_document(payload)
+        document = json_document(payload) if form == "json" else carrier_csv.records_of(payload)
     except InvalidValue as error:
         return refused(payload, f"{error.problem}; {error.fix}")
     given = document if isinstance(document, list) else [document]
@@ -93,7 +97,7 @@ def decode(payload: bytes, *, records_max: int) -> CarrierRecords | Rejection:
 
 def _record(given: object, path: str) -> CarrierRecord:
     if not isinstance(given, dict):
-        raise InvalidValue("", "no usage record", "send objects")
+        raise InvalidValue("", "no usage record", "send objects, or rows as long as the first")
     identity = given.get("id")
     if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
         raise InvalidValue("id", "missing: nothing else tells a record sent twice", "send its id")

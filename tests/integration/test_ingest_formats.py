@@ -495,6 +495,18 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     assert main(load) == 0
     assert "1 new, 1 known, 0 rejected" in capsys.readouterr().out
     by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7002})
+    rows = tmp_path / "cdr.csv"
+    rows.write_text(
+        "id,event_start_timestamp,event_stop_timestamp,iccid,traffic_type_id,volume_tx,volume_rx\n"
+        + "".join(
+            f"{number},{START:%F %T},{START:%F %T},898830300000000036,5,0.000001,0.000002\n"
+            for number in (5, 6)
+        )
+    )
+    assert main([*load[:-1], str(rows)]) == 1
+    told_of_rows = capsys.readouterr().out
+    assert "1 new, 0 known, 1 rejected" in told_of_rows, "5 came before, with another volume"
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7005})
 
 
 @pytest.mark.usefixtures("reconciled")

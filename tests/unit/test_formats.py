@@ -350,6 +350,49 @@ def test_a_carrier_s_megabytes_are_exact_octets() -> None:
     assert (sms.reading.quantity, sms.reading.meter.meter) == (1, "sms")
 
 
+def test_a_carrier_s_file_of_rows_says_what_its_json_says() -> None:
+    from_json, from_rows = (
+        carrier.decode(golden(f"carrier.{form}"), records_max=9, form=form)
+        for form in ("json", "csv")
+    )
+    assert not isinstance(from_json, Rejection)
+    assert not isinstance(from_rows, Rejection)
+    assert from_rows.rejections == []
+    for of_json, of_rows in zip(from_json.records, from_rows.records, strict=True):
+        assert (of_rows.identity, of_rows.reading) == (of_json.identity, of_json.reading)
+        assert (of_rows.iccid, of_rows.imsi) == (of_json.iccid, of_json.imsi)
+    assert from_rows.records[0].tariff_zone == from_json.records[0].tariff_zone
+
+
+def test_a_bad_row_of_a_carrier_s_file_costs_no_other() -> None:
+    header, data, message = golden("carrier.csv").decode().splitlines()
+    rows = [data, data.replace('"1.000001"', '"-1"'), f"{data},1", message.replace('"6"', '"7"')]
+    payload = "\r\n".join([f"\ufeff{header}", *rows, "", ""]).encode()
+    decoded = carrier.decode(payload, records_max=9, form="csv")
+    assert not isinstance(decoded, Rejection)
+    assert len(decoded.records) == 1
+    fields = [each.field for each in decoded.rejections]
+    assert fields == ["1.volume.tx", "2.", "3.traffic_type.id"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"", "first row"),
+        (b"\xff", "first row"),
+        (b'"id', "first row"),
+        (golden("carrier.csv").replace(b"volume_rx", b"received"), "no column volume_rx"),
+    ],
+)
+def test_a_file_that_holds_no_rows_of_records_is_refused_as_a_whole(
+    payload: bytes, said: str
+) -> None:
+    refusal = carrier.decode(payload, records_max=9, form="csv")
+    assert isinstance(refusal, Rejection)
+    assert refusal.reason is RejectReason.UNDECODABLE
+    assert said in refusal.detail
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
