@@ -32,13 +32,15 @@ _NETWORK = re.compile(r"[0-9]{3}\Z"), re.compile(r"[0-9]{2,3}\Z")
 _DIGITS = re.compile(r"[0-9]{5,22}\Z")
 _BOOT = f"{BY_ID}carrier/"
 NAME_DEFAULT = "carrier"
+TARIFF_ZONE_LENGTH_MAX = 200
 RecordsForm = Literal["json", "csv"]
 
 
 class CarrierRecord(NamedTuple):
     """One record: the SIM that it is of, its reading, and the id that identifies it.
 
-    The reading's number is given when the record arrives. `endpoint` is the carrier's name of the device.
+    The reading's number is given when the record arrives; its zone is the visited network. `endpoint`
+    is the carrier's name of the device.
     """
 
     identity: str
@@ -118,7 +120,7 @@ def _record(given: object, path: str) -> CarrierRecord:
         iccid=iccid,
         imsi=imsi,
         endpoint=name if isinstance(name, str) and is_id(name) else None,
-        tariff_zone=zone[:200] if isinstance(zone, str) else None,
+        tariff_zone=zone[:TARIFF_ZONE_LENGTH_MAX] if isinstance(zone, str) else None,
         path=path,
         given=given,
     )

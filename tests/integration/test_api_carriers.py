@@ -53,8 +53,9 @@ def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest)
 def test_records_may_be_rows(api: ApiUnderTest) -> None:
     api.execute(_with_sim)
     rows = (
-        "id,start_timestamp,end_timestamp,sim_iccid,traffic_type_id,volume_total,volume_tx,volume_rx\n"
-        f"r-1,2026-04-15 11:00:00,2026-04-15 11:30:00,{ICCID},6,2,2,0\n"
+        "id,start_timestamp,end_timestamp,sim_iccid,traffic_type_id,volume_total,volume_tx,volume_rx,"
+        "country_mcc,operator_mncs\n"
+        f"r-1,2026-04-15 11:00:00,2026-04-15 11:30:00,{ICCID},6,2,2,0,262,01\n"
     )
     answer = api.acme.post(
         "/v1/carrier-records", content=rows, headers={"content-type": "text/csv; charset=utf-8"}
