@@ -20,7 +20,7 @@ from metering.usage import Rejection, RejectReason
 from metering.wire import carrier, native, native_cbor, senml, sparkplug
 from metering.wire.formats import Format, format_of, usage_topic_of
 from metering.wire.mapping import DEFAULT_DOCUMENT, TenantMapping, read_mapping
-from metering.wire.mqtt import MessageProperties
+from metering.wire.mqtt import MessageProperties, length_at, message_properties, published
 from metering.wire.sample import Translated
 from metering.wire.sparkplug_schema import PAYLOAD
 
@@ -212,6 +212,26 @@ def test_cloudevents_say_the_same_in_every_mode() -> None:
     assert alone == binary == batch
     assert told(alone) == [("by id: cloudevents//modems/7", "01:00:00.000", 1200, 48_000, 0)]
     assert alone.series[0].identities == ["e-17/data"]
+
+
+def test_a_packet_with_an_event_in_binary_mode_says_what_the_structured_one_says() -> None:
+    packet = golden("cloudevents_binary.hex")
+    length = length_at(packet, 1)
+    assert length is not None
+    size, begin = length
+    assert begin + size == len(packet)
+    message = published(packet[0], packet, begin, len(packet), mqtt5=True)
+    topic = usage_topic_of("fm/v1", message.topic)
+    assert topic is not None
+    properties = message_properties(message.properties)
+    assert properties.content_type == "application/json"
+    assert format_of(topic.format, properties) is Format.CLOUDEVENTS
+    assert translated(
+        Format.CLOUDEVENTS,
+        message.payload,
+        user=properties.user,
+        content_type=properties.content_type,
+    ) == translated(Format.CLOUDEVENTS, golden("cloudevents_structured.json"))
 
 
 def test_sparkplug_s_births_define_aliases_and_gaps_ask_for_a_rebirth() -> None:
