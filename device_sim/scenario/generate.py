@@ -157,14 +157,12 @@ class _Network:
 
         A counter's late point adds only what its neighbours did not tell: the same in all, but told of
         another time. So the times of the counters around must lie in one cycle, under one plan, at one
-        place.
+        place. Around are the two, and the nearest on either side of which the platform takes anything.
         """
-        around = [
-            sent.reading
-            for planned in found[max(0, position - 1) : position + 3]
-            for sent in planned.message.sent
-            if sent.rejected is None
-        ]
+        swapped = [each for planned in found[position : position + 2] for each in _taken(planned)]
+        before = next(filter(None, map(_taken, reversed(found[:position]))), [])
+        behind = next(filter(None, map(_taken, found[position + 2 :])), [])
+        around = [*before, *swapped, *behind]
         if all(reading.epoch is None for reading in around):
             return True
         if self.is_cut_everywhere or not around:
@@ -221,6 +219,11 @@ class _Network:
 
     def _happens(self, share: Decimal) -> bool:
         return share > 0 and self.random.random() < share
+
+
+def _taken(planned: _Planned) -> list[Reading]:
+    """Return a message's readings that the platform does not refuse."""
+    return [sent.reading for sent in planned.message.sent if sent.rejected is None]
 
 
 def _written(
