@@ -128,7 +128,7 @@ class _Network:
         self._malformed = 0
 
     def planned(self, messages: Sequence[Message]) -> list[_Planned]:
-        """Say when each message goes: late after hours offline, or after the one behind it."""
+        """Say when each message goes: late after hours offline, when lost, or after the one behind it."""
         faults = self.group.faults
         found: list[_Planned] = []
         offline_until: datetime | None = None
@@ -142,6 +142,10 @@ class _Network:
         # One after the other, as one connection carries them.
         for before, after in pairwise(found):
             after.at = max(after.at, before.at + _APART)
+        for position, planned in enumerate(found):
+            if self._happens(faults.drop):
+                before_next = [each.at - _APART for each in found[position + 1 : position + 2]]
+                planned.at = min([planned.at + self._sent_again_after(), *before_next])
         position = 0
         while position + 1 < len(found):
             if self._happens(faults.reorder) and self._may_swap(found, position):
@@ -185,8 +189,7 @@ class _Network:
         )
         yield sound
         if self._happens(faults.duplicate):
-            seconds = self.random.randrange(1, _REPEATED_AFTER_SECONDS)
-            yield replace(sound, at=planned.at + timedelta(seconds=seconds))
+            yield replace(sound, at=planned.at + self._sent_again_after())
         if self._happens(faults.malformed):
             yield self._broken(planned, readings)
         # Of a message that is refused for its clock, too, the platform keeps no content to count by.
@@ -216,6 +219,9 @@ class _Network:
 
     def _topic(self, device: str) -> str:
         return f"{self.scenario.tenant}/{device}/usage"
+
+    def _sent_again_after(self) -> timedelta:
+        return timedelta(seconds=self.random.randrange(1, _REPEATED_AFTER_SECONDS))
 
     def _happens(self, share: Decimal) -> bool:
         return share > 0 and self.random.random() < share

@@ -23,7 +23,7 @@ from metering.wire.ledger import LedgerLine
 PRICES = {name: {"price": {"amount": "1"}} for name in ("data", "sms", "messages", "voice")}
 NAMES = (
     "skew", "clock_lost", "reboot", "wrap", "reset", "offline",
-    "duplicate", "reorder", "malformed", "forged_id",
+    "drop", "duplicate", "reorder", "malformed", "forged_id",
 )  # fmt: skip
 
 shares = st.sampled_from(["0", "0.1", "0.4", "1"]).map(Decimal)
