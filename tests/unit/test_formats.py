@@ -4,12 +4,14 @@ A golden file is a payload as it goes over the wire; binary ones are written in 
 remarks after `#`.
 """
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 from metering.errors import InvalidValue
@@ -212,6 +214,22 @@ def test_cloudevents_say_the_same_in_every_mode() -> None:
     assert alone == binary == batch
     assert told(alone) == [("by id: cloudevents//modems/7", "01:00:00.000", 1200, 48_000, 0)]
     assert alone.series[0].identities == ["e-17/data"]
+
+
+def test_data_in_base64_are_what_their_content_type_says() -> None:
+    event = json.loads(golden("cloudevents_structured.json"))
+    data = event.pop("data")
+    of_json = translated(Format.CLOUDEVENTS, golden("cloudevents_structured.json"))
+    for content_type, octets in (
+        ("application/json", json.dumps(data).encode()),
+        ("application/cbor; x=1", cbor2.dumps(data)),
+    ):
+        encoded = {"data_base64": base64.b64encode(octets).decode()}
+        written = json.dumps(event | encoded | {"datacontenttype": content_type}).encode()
+        assert told(translated(Format.CLOUDEVENTS, written)) == told(of_json)
+    wrong = json.dumps(event | {"data_base64": "oA=="}).encode()
+    (rejection,) = translated(Format.CLOUDEVENTS, wrong).rejections
+    assert rejection.field == "data_base64"
 
 
 def test_a_packet_with_an_event_in_binary_mode_says_what_the_structured_one_says() -> None:
