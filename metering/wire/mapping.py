@@ -379,17 +379,27 @@ def _reading(series: Series, at: datetime, cell: Mapping[str, Sample]) -> Readin
     )
 
 
+_COUNT = "count"
+"""SenML's unit of what is counted one by one."""
+
+
 def base_units(sample: Sample, meter: Meter, series: Series) -> int:
     """Return a sample's value in the meter's base unit, to the nearest whole one.
 
-    Raises `InvalidValue` for what is no quantity, or does not fit the counter's width.
+    Raises `InvalidValue` for what is no quantity, is of a unit that is not known, or does not fit the
+    counter's width.
     """
     value = sample.value
     if isinstance(value, str):
         raise InvalidValue(sample.path, "a text, where a number is needed", "send a number")
     units = multiples_of(meter.unit)
     unit = series.unit if series.unit is not None else sample.unit
-    factor = 1 if unit is None else units.get(unit, 1)
+    factor = units.get(unit) if unit and unit != _COUNT else 1
+    if factor is None:
+        known = ", ".join(units)
+        raise InvalidValue(
+            sample.path, f"{unit!r} is no unit of it", f"use one of {known}, or map its unit"
+        )
     if isinstance(value, int):
         counted = value * factor
     else:

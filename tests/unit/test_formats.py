@@ -120,6 +120,29 @@ def test_a_sum_is_no_delta() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("unit", "octets"), [("B", 5), ("MB", 5_000_000), ("KiB", 5120), ("count", 5), ("", 5)]
+)
+def test_a_record_s_own_unit_counts(unit: str, octets: int) -> None:
+    assert told(_with_unit(unit)) == [("by time: senml/sent", "01:00:00.000", octets, 0, 0)]
+
+
+@pytest.mark.parametrize("unit", ["bit", "Mbit", "Cel"])
+def test_a_unit_that_is_not_known_is_not_taken_for_octets(unit: str) -> None:
+    (series,) = _with_unit(unit).series
+    assert series.readings == []
+    (rejection,) = series.rejections
+    assert (rejection.field, unit in rejection.detail) == ("0.v", True)
+
+
+def _with_unit(unit: str) -> Translated:
+    mapping = TenantMapping(
+        read_mapping({"formats": {"senml": {"sent": {"meter": "data", "up": "tx"}}}})
+    )
+    pack = json.dumps([{"bt": 1_774_746_000, "n": "tx", "u": unit, "v": 5}]).encode()
+    return translated(Format.SENML_JSON, pack, mapping=mapping)
+
+
 def test_a_relative_time_counts_from_when_the_message_was_sent() -> None:
     pack = (
         b'[{"n":"/7/0/2","v":1},{"n":"/7/0/2","t":-10.5,"v":1},{"bt":-1,"n":"/7/0/2","t":-4,"v":1}]'
