@@ -33,6 +33,7 @@ from api.routes import (
 )
 from api.state import ApiState
 from metering import __version__, clock
+from metering.billing.tax_service import tax_service_of
 from metering.settings import Settings
 from metering.store.connection import connection_pool, database_url
 
@@ -84,6 +85,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         silent_after=timedelta(hours=settings.silent_after_hours),
         webhook_private_addresses=settings.webhook_private_addresses,
         settings=settings,
+        tax_service=tax_service_of(settings),
     )
     handle_errors(app)
     app.add_middleware(RequestMetrics, metrics=metrics)

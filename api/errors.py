@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metering.errors import FleetmeterError, InvalidValue, NotFound
+from metering.errors import FleetmeterError, InvalidValue, NotFound, TaxServiceFailed
 from metering.ids import ID_PATTERN
 from metering.store.connection import UNREACHABLE
 
@@ -121,6 +121,7 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(NotFound, _on_not_found)
     app.add_exception_handler(InvalidValue, _on_invalid_value)
+    app.add_exception_handler(TaxServiceFailed, _on_no_taxes)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     for unreachable in UNREACHABLE:
@@ -141,6 +142,11 @@ async def _on_not_found(_request: Request, error: Exception) -> Response:
 async def _on_invalid_value(_request: Request, error: Exception) -> Response:
     assert isinstance(error, InvalidValue)  # noqa: S101 - registered for this type
     return problem_response(bad_input(error.field, error.problem, error.fix))
+
+
+async def _on_no_taxes(_request: Request, error: Exception) -> Response:
+    _LOG.warning("%s", error)
+    return problem_response(unavailable("the tax service gives no answer; try again shortly"))
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:

@@ -121,6 +121,20 @@ class Settings(BaseSettings):
         60.0, gt=0, description="the bill run looks for drafts that may be final this often"
     )
 
+    # Tax
+    tax_service_url: str | None = Field(
+        None, description="a service that finds the tax of tenants without tax rules; unset: none"
+    )
+    tax_service_token: SecretStr | None = Field(
+        None, description="bearer token that the tax service wants; unset: none"
+    )
+    tax_service_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=300,
+        description="a bill whose tax service has not answered by then is a draft",
+    )
+
     # Payments
     payment_provider_url: str = Field(
         "https://api.stripe.com", description="where the payment provider's API is"

@@ -5,7 +5,7 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from api import billing_schemas as schemas
 from api import presenting, rerating_schemas
@@ -22,6 +22,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.state import state_of
 from metering.billing.dispute import open_dispute, payable, resolve_dispute
 from metering.billing.document import json_of
 from metering.billing.enter_adjustment import Entry, enter_adjustment
@@ -92,6 +93,7 @@ async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDet
 
 @router.get("/fleets/{fleet_id}/bill-preview")
 async def get_bill_preview(
+    request: Request,
     caller: AsCaller,
     fleet_id: FleetId,
     at: Annotated[
@@ -101,7 +103,12 @@ async def get_bill_preview(
     """Show what a cycle's bill would be if it were finalised now; nothing is stored."""
     fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
     try:
-        drawn = await preview(caller.connection, fleet, at=at or caller.now)
+        drawn = await preview(
+            caller.connection,
+            fleet,
+            at=at or caller.now,
+            tax_service=state_of(request).tax_service,
+        )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
     return schemas.BillPreview(document=json_of(drawn))
@@ -109,11 +116,15 @@ async def get_bill_preview(
 
 @router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_finalisation(
-    caller: AsWriter, bill_no: BillNo, response: Response
+    request: Request, caller: AsWriter, bill_no: BillNo, response: Response
 ) -> schemas.CustomerBill:
     """Make a draft final: drawn up, numbered and frozen. Once: again, it answers the same."""
     bill, repeated = await finalise(
-        caller.connection, tenant_no=caller.tenant_no, bill_no=bill_no, now=caller.now
+        caller.connection,
+        tenant_no=caller.tenant_no,
+        bill_no=bill_no,
+        tax_service=state_of(request).tax_service,
+        now=caller.now,
     )
     _tell_repeated(response, repeated=repeated)
     return _bill(bill)

@@ -8,36 +8,52 @@ from metering.billing.account import enter_bill
 from metering.billing.document import with_prepaid
 from metering.billing.issue import issue
 from metering.billing.live_document import (
+    AskedTaxes,
+    DrawnFrom,
+    ask_taxes,
     current_basis,
+    draw_asked,
     draw_live,
     json_of_basis,
     manual_adjustments,
     settings_of,
+    tax_request,
 )
+from metering.billing.tax import TaxService
 from metering.ids import TenantNo
 from metering.store.bills import StoredBill, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
-from metering.store.registry import fleets_by_no
+from metering.store.registry import Fleet, fleets_by_no
 
 
 async def finalise(
-    connection: Connection, *, tenant_no: TenantNo, bill_no: int, now: datetime
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    bill_no: int,
+    tax_service: TaxService | None = None,
+    now: datetime,
 ) -> tuple[StoredBill, bool]:
     """Make a draft final; return the bill, and whether it was final before: then nothing is done.
 
-    Raises `NotFound` for a bill that the tenant has not, and `InvalidValue` when no document can be drawn
-    up: then it stays a draft.
+    `tax_service` finds the tax of a tenant without tax rules. Raises `NotFound` for a bill that the tenant
+    has not, `InvalidValue` when no document can be drawn up, and `TaxServiceFailed`: then it stays a draft.
     """
+    # Asked before the fleet's bills are owned: others go on while it takes its time.
+    asked = await _asked(connection, tenant_no, bill_no, tax_service)
     async with connection.transaction():
         bill = await own_bill(connection, tenant_no, bill_no)
         if bill.state != "draft":
             return bill, True
         fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
-        _, adjusted_to = await manual_adjustments(connection, fleet, bill.cycle)
-        basis = replace(await current_basis(connection, fleet), adjusted_to=adjusted_to)
+        basis = await _basis(connection, fleet, bill)
         unpaid = replace(basis, wallet=Decimal(0))
-        draft = await draw_live(connection, fleet, bill.cycle, unpaid)
+        if asked is None or basis.rules:
+            draft = await draw_live(connection, fleet, bill.cycle, unpaid)
+        else:
+            draft = await draw_asked(connection, fleet, bill.cycle, unpaid, asked)
+            basis = replace(basis, service_taxes=asked.answer)
         from_wallet = min(basis.wallet, max(draft.totals.due, Decimal(0)))
         draft = with_prepaid(draft, from_wallet)
         _, issued = await issue(
@@ -62,3 +78,25 @@ async def finalise(
         final = await bill_by_no(connection, tenant_no, bill_no)
         await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
         return await bill_by_no(connection, tenant_no, bill_no), False
+
+
+async def _asked(
+    connection: Connection, tenant_no: TenantNo, bill_no: int, service: TaxService | None
+) -> AskedTaxes | None:
+    """Ask the tax service about a draft, if there is one."""
+    if service is None:
+        return None
+    async with connection.transaction():
+        bill = await bill_by_no(connection, tenant_no, bill_no)
+        if bill.state != "draft":
+            return None
+        fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
+        basis = await _basis(connection, fleet, bill)
+        request = await tax_request(connection, fleet, bill.cycle, basis)
+    return await ask_taxes(request, basis, service)
+
+
+async def _basis(connection: Connection, fleet: Fleet, bill: StoredBill) -> DrawnFrom:
+    """Return what a draft is drawn up from now."""
+    _, adjusted_to = await manual_adjustments(connection, fleet, bill.cycle)
+    return replace(await current_basis(connection, fleet), adjusted_to=adjusted_to)

@@ -4,6 +4,7 @@ What it is drawn up from is kept with it, so that the audit can draw it up again
 others: `DrawnFrom` beside the frozen statement.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,9 +15,16 @@ from pydantic import TypeAdapter
 
 from metering.billing.bill import Bill, bill_of_cycle
 from metering.billing.document import Document, Party, TaxCategory
-from metering.billing.draw_up import Account, ManualAdjustment, NamedPlan, draw_up
-from metering.billing.tax import TaxRule, TaxRules
-from metering.errors import InvalidValue
+from metering.billing.draw_up import Account, Basis, ManualAdjustment, NamedPlan, basis, finished
+from metering.billing.tax import (
+    TaxAnswer,
+    TaxRequest,
+    TaxRule,
+    TaxRules,
+    TaxService,
+    taxed,
+)
+from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.period import BillCycle
 from metering.store.billing_settings import (
@@ -41,7 +49,8 @@ PARTY = TypeAdapter(Party)
 class DrawnFrom:
     """What a bill is drawn up from beside its cycle: parties, tax rules, and what prepaid money there is.
 
-    `adjusted_to` is the number of the last manual adjustment in it; 0: none.
+    `adjusted_to` is the number of the last manual adjustment in it; 0: none. `service_taxes` is what a tax
+    service answered; None: the rules say how it is taxed.
     """
 
     seller: Party
@@ -52,6 +61,7 @@ class DrawnFrom:
     wallet: Decimal = Decimal(0)
     adjusted_to: int = 0
     payment: timedelta
+    service_taxes: TaxAnswer | None = None
 
 
 _FORM = TypeAdapter(DrawnFrom)
@@ -131,19 +141,88 @@ async def manual_adjustments(
     ], max((each.adjustment_no for each in entered), default=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedTaxes:
+    """What a tax service was asked of a bill, and what it answered."""
+
+    request: TaxRequest
+    answer: TaxAnswer
+
+
+async def tax_request(
+    connection: Connection,
+    fleet: Fleet,
+    cycle: BillCycle,
+    drawn_from: DrawnFrom,
+    *,
+    waiting: bool = False,
+) -> TaxRequest:
+    """Return what a tax service is to be asked of a cycle's bill; the arguments are those of `draw_live`."""
+    return (await _basis(connection, fleet, cycle, drawn_from, waiting=waiting)).request
+
+
+async def ask_taxes(
+    request: TaxRequest, drawn_from: DrawnFrom, service: TaxService
+) -> AskedTaxes | None:
+    """Ask the service for a bill's tax; None where the tenant has rules of its own.
+
+    It may take seconds: the caller owns nothing meanwhile. Raises `TaxServiceFailed`, or `InvalidValue`
+    for an answer that contradicts what was asked.
+    """
+    if drawn_from.rules:
+        return None
+    return AskedTaxes(request=request, answer=await asyncio.to_thread(service.taxes, request))
+
+
 async def draw_live(
     connection: Connection,
     fleet: Fleet,
     cycle: BillCycle,
-    basis: DrawnFrom,
+    drawn_from: DrawnFrom,
     *,
     waiting: bool = False,
 ) -> Document:
     """Draw up the draft of a cycle's bill: as frozen, or as far as it is charged if it is open.
 
-    With what was entered up to `basis.adjusted_to`; of an open cycle, if `waiting`, with what waits for
-    its bill. Raises `InvalidValue` when it cannot be drawn up.
+    With what was entered up to `drawn_from.adjusted_to`; of an open cycle, if `waiting`, with what waits
+    for its bill. Raises `InvalidValue` when it cannot be drawn up.
     """
+    drawn = await _basis(connection, fleet, cycle, drawn_from, waiting=waiting)
+    return finished(drawn, _taxes(drawn.request, drawn_from), wallet=drawn_from.wallet)
+
+
+async def draw_asked(
+    connection: Connection,
+    fleet: Fleet,
+    cycle: BillCycle,
+    drawn_from: DrawnFrom,
+    asked: AskedTaxes,
+) -> Document:
+    """Draw up the draft of a closed cycle's bill with what a tax service answered, as `draw_live` does.
+
+    Raises `Conflict` where the service was asked about something else than the bill is by now.
+    """
+    drawn = await _basis(connection, fleet, cycle, drawn_from, waiting=False)
+    if drawn.request != asked.request:
+        raise Conflict("bill", "changed while the tax service was asked", "try again")
+    return finished(drawn, asked.answer, wallet=drawn_from.wallet)
+
+
+def _taxes(request: TaxRequest, drawn_from: DrawnFrom) -> TaxAnswer:
+    if drawn_from.service_taxes is not None:
+        return drawn_from.service_taxes
+    rules = TaxRules(rules=drawn_from.rules, prices_include_tax=drawn_from.prices_include_tax)
+    return taxed(request, rules)
+
+
+async def _basis(
+    connection: Connection,
+    fleet: Fleet,
+    cycle: BillCycle,
+    drawn_from: DrawnFrom,
+    *,
+    waiting: bool,
+) -> Basis:
     bill = await bill_of_cycle(connection, TenantNo(fleet.tenant_no), fleet=fleet, cycle=cycle)
     if bill.closed_at is None:
         entered = await bill_adjustments(connection, fleet.fleet_no, None) if waiting else []
@@ -152,28 +231,28 @@ async def draw_live(
             for each in entered
         ]
     else:
-        manual, _ = await manual_adjustments(connection, fleet, cycle, up_to=basis.adjusted_to)
-    return drawn(bill, fleet, basis, manual)
+        manual, _ = await manual_adjustments(connection, fleet, cycle, up_to=drawn_from.adjusted_to)
+    return _basis_of(bill, fleet, drawn_from, manual)
 
 
-def drawn(bill: Bill, fleet: Fleet, basis: DrawnFrom, manual: list[ManualAdjustment]) -> Document:
-    """Draw up the draft of a bill that is at hand."""
-    return draw_up(
+def _basis_of(
+    bill: Bill, fleet: Fleet, drawn_from: DrawnFrom, manual: list[ManualAdjustment]
+) -> Basis:
+    return basis(
         bill.statement,
         account=Account(
             fleet=fleet.name or fleet.fleet_id,
             time_zone=fleet.time_zone,
-            seller=basis.seller,
-            buyer=basis.buyer,
-            customer=basis.customer,
+            seller=drawn_from.seller,
+            buyer=drawn_from.buyer,
+            customer=drawn_from.customer,
         ),
         plans={
             number: NamedPlan(plan=plan.plan_id, version=plan.version, terms=bill.terms[number])
             for number, plan in bill.plans.items()
         },
         devices=bill.devices,
-        rules=TaxRules(rules=basis.rules, prices_include_tax=basis.prices_include_tax),
         adjustments=bill.adjustments,
         manual=manual,
-        wallet=basis.wallet,
+        prices_include_tax=drawn_from.prices_include_tax,
     )

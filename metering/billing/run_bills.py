@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from metering.billing.finalise import finalise
-from metering.errors import InvalidValue
+from metering.billing.tax import TaxService
+from metering.errors import InvalidValue, TaxServiceFailed
 from metering.ids import TenantNo
 from metering.store.bills import due_drafts
 from metering.store.connection import Connection
@@ -32,6 +33,7 @@ async def run_bills(
     *,
     tenant_no: TenantNo | None = None,
     by_hand: bool = False,
+    tax_service: TaxService | None = None,
     now: datetime,
 ) -> AsyncIterator[BillRun]:
     """Finalise what is due of a tenant, or of all; yield how far it is after each bill.
@@ -52,10 +54,14 @@ async def run_bills(
             after = bill_no
             try:
                 _, repeated = await finalise(
-                    connection, tenant_no=TenantNo(of_tenant), bill_no=bill_no, now=now
+                    connection,
+                    tenant_no=TenantNo(of_tenant),
+                    bill_no=bill_no,
+                    tax_service=tax_service,
+                    now=now,
                 )
                 done = BillRun(finalised=done.finalised + (not repeated), refused=done.refused)
-            except InvalidValue as error:
+            except (InvalidValue, TaxServiceFailed) as error:
                 log.warning("bill %d stays a draft: %s", bill_no, error)
                 done = BillRun(finalised=done.finalised, refused=done.refused + 1)
             yield done

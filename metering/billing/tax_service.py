@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from metering.billing.document import TaxCategory, TaxTotal
 from metering.billing.tax import TaxAnswer, TaxRequest, checked
 from metering.errors import InvalidValue, TaxServiceFailed
+from metering.settings import Settings
 
 _REQUEST = TypeAdapter(TaxRequest)
 
@@ -77,3 +78,15 @@ class HttpTaxService:
         if len(lines) != len(told.lines):
             raise InvalidValue("tax service: lines", "name one twice", "mend the service")
         return TaxAnswer(lines=lines, totals=told.totals, service=f"{self.url} {told.reference}")
+
+
+def tax_service_of(settings: Settings) -> HttpTaxService | None:
+    """Return the deployment's tax service; None where it has none."""
+    if settings.tax_service_url is None:
+        return None
+    token = settings.tax_service_token
+    return HttpTaxService(
+        url=settings.tax_service_url,
+        timeout_seconds=settings.tax_service_timeout_seconds,
+        token=None if token is None else token.get_secret_value(),
+    )

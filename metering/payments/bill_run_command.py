@@ -11,6 +11,7 @@ import httpx
 
 from metering import clock
 from metering.billing.run_bills import BillRun, run_bills
+from metering.billing.tax_service import tax_service_of
 from metering.ids import TenantNo
 from metering.payments.ask_provider import ask_due
 from metering.payments.collect import collect
@@ -117,7 +118,13 @@ class BillRunner:
         if self._tenant is not None:
             tenant = await tenant_no(connection, self._tenant)
         done = BillRun()
-        async for done in run_bills(connection, tenant_no=tenant, by_hand=self._by_hand, now=now):
+        async for done in run_bills(
+            connection,
+            tenant_no=tenant,
+            by_hand=self._by_hand,
+            tax_service=tax_service_of(self._settings),
+            now=now,
+        ):
             if (done.finalised + done.refused) % _TOLD_EVERY == 0:
                 log.info("%d bills finalised, %d refused", done.finalised, done.refused)
         if done.finalised:

@@ -1,9 +1,11 @@
 """Bills: drafted when their cycle closes, finalised once, immutable, corrected by notes."""
 
 import asyncio
+import json
 import random
+from dataclasses import replace
 from datetime import date
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +17,9 @@ from metering.billing.finalise import finalise
 from metering.billing.give_note import NoteOrder, give_note
 from metering.billing.notes import NoteEntry, left_of
 from metering.billing.preview import preview
-from metering.errors import Conflict, InvalidValue, NotFound
+from metering.billing.run_bills import run_bills
+from metering.billing.tax_service import HttpTaxService
+from metering.errors import Conflict, InvalidValue, NotFound, TaxServiceFailed
 from metering.ids import TenantNo
 from metering.store.billing_settings import replace_tax_rules
 from metering.store.connection import Connection, connect
@@ -36,6 +40,7 @@ from tests.integration.billing_scene import (
     voided,
 )
 from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, Scene, day, played
+from tests.tax_service import served
 
 
 def test_a_bill_is_drafted_when_its_cycle_closes_and_finalised_once(database_url: str) -> None:
@@ -379,3 +384,69 @@ def test_a_draft_of_any_day_and_the_rest_are_the_final_bill(database_url: str, s
         assert (rebilled.lines, rebilled.totals) == (final.lines, final.totals)
 
     played(database_url, story)
+
+
+def test_a_tax_service_finds_the_tax_of_a_tenant_without_rules(database_url: str) -> None:
+    """What it answered is kept, so neither the audit nor a note asks again; no answer leaves a draft."""
+    entering = False
+    answers = False
+
+    def ten_per_cent() -> tuple[int, bytes]:
+        if not answers:
+            return 500, b"{}"
+        if entering:
+            asyncio.run(enter_meanwhile())
+        lines = json.loads(asked[-1][1])["lines"]
+        net = sum((Decimal(line["amount"]) for line in lines), Decimal(0))
+        tax = (net / 10).quantize(Decimal("0.01"), ROUND_HALF_UP)
+        return 200, json.dumps({
+            "reference": f"T-{len(asked)}",
+            "lines": [
+                {"number": line["number"], "category": "S", "rate": "10"} for line in lines
+            ],
+            "totals": [{"category": "S", "rate": "10", "net": str(net), "tax": str(tax)}],
+        }).encode()  # fmt: skip
+
+    async def enter_meanwhile() -> None:
+        async with await connect(database_url, application="test", autocommit=True) as other:
+            await entered(replace(scene_of[0], connection=other), "1.00", key="meanwhile")
+
+    scene_of: list[Scene] = []
+
+    async def story(scene: Scene) -> None:
+        nonlocal answers, entering
+        scene_of.append(scene)
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        february, march = await every(scene)
+        of_tenant: dict[str, Any] = {
+            "tenant_no": scene.operator.tenant, "tax_service": HttpTaxService(url=url), "now": NOW,
+        }  # fmt: skip
+        with pytest.raises(TaxServiceFailed):
+            await finalise(scene.connection, bill_no=february.bill_no, **of_tenant)
+        runs = [run async for run in run_bills(scene.connection, by_hand=True, **of_tenant)]
+        assert (runs[-1].finalised, runs[-1].refused) == (0, 2)
+        answers = entering = True
+        with pytest.raises(Conflict, match="changed while the tax service was asked"):
+            await finalise(scene.connection, bill_no=february.bill_no, **of_tenant)
+        assert {each.state for each in await every(scene)} == {"draft"}
+        entering = False
+        bill, _ = await finalise(scene.connection, bill_no=february.bill_no, **of_tenant)
+        told = document(bill)
+        assert bill.name == "B2026-0001"
+        assert told.tax_service == f"{url} T-{len(asked)}"
+        assert told.totals.tax == (told.totals.net / 10).quantize(Decimal("0.01"), ROUND_HALF_UP)
+        assert Decimal("1.00") in [line.amount for line in told.lines]
+        shown = await preview(
+            scene.connection, scene.fleet, at=MARCH.start, tax_service=of_tenant["tax_service"]
+        )
+        assert {line.rate for line in shown.lines} == {Decimal(10)}
+        # Rules of the tenant's own come before the service.
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE])
+        before = len(asked)
+        other, _ = await finalise(scene.connection, bill_no=march.bill_no, **of_tenant)
+        assert {line.rate for line in document(other).lines} == {Decimal(19)}
+        note = await noted(scene, bill, share=Fraction(1))
+        assert (note.gross, len(asked)) == (bill.gross, before)
+
+    with served(ten_per_cent) as (url, asked):
+        billed(database_url, story)

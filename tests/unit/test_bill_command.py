@@ -13,7 +13,7 @@ from facturx import get_xml_from_pdf, xml_check_xsd  # type: ignore[import-untyp
 
 from metering.billing.document import document_of
 from metering.cli import main
-from tests.unit.test_tax import served
+from tests.tax_service import served
 
 D = Decimal
 PLAN: dict[str, Any] = {

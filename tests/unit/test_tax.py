@@ -3,12 +3,10 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -29,8 +27,8 @@ from metering.billing.tax import (
 )
 from metering.billing.tax_service import HttpTaxService
 from metering.errors import InvalidValue, TaxServiceFailed
-from metering.stack.probe import free_port
 from tests import billed
+from tests.tax_service import served, told
 
 D = Decimal
 S19 = (TaxCategory.STANDARD, D(19))
@@ -217,48 +215,6 @@ RIGHT: dict[str, Any] = {
     "totals": [{"category": "S", "rate": "8.25", "net": "8.00", "tax": "0.67"}],
 }
 """Rounded line by line: 0.83 - 0.17 is 0.66, and a service may say 0.67 too."""
-
-
-class _Answering(BaseHTTPRequestHandler):
-    """Answers each POST with what the test said, and keeps what was asked."""
-
-    answer: Callable[[], tuple[int, bytes]]
-    asked: list[tuple[Mapping[str, str], bytes]]
-
-    def do_POST(self) -> None:
-        length = int(self.headers["Content-Length"])
-        self.asked.append((dict(self.headers), self.rfile.read(length)))
-        status, content = type(self).answer()
-        with suppress(ConnectionError):  # who asked may have gone
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is overridden
-        pass
-
-
-@contextmanager
-def served(
-    answer: Callable[[], tuple[int, bytes]],
-) -> Iterator[tuple[str, Sequence[tuple[Mapping[str, str], bytes]]]]:
-    """Serve a tax service on this machine; yield its address and what it was asked."""
-    asked: list[tuple[Mapping[str, str], bytes]] = []
-    handler = type("_Handler", (_Answering,), {"answer": staticmethod(answer), "asked": asked})
-    port = free_port()
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{port}/taxes", asked
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def told(answer: object) -> Callable[[], tuple[int, bytes]]:
-    return lambda: (200, json.dumps(answer).encode())
 
 
 def test_a_service_is_asked_for_the_lines_and_its_answer_is_in_the_document() -> None:
