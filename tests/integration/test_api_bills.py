@@ -4,6 +4,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from facturx import get_xml_from_pdf  # type: ignore[import-untyped]
 
 from tests.integration.test_api import body, problem
 from tests.integration.test_api_balances import made, post
@@ -157,3 +158,34 @@ def test_re_rating_over_http(api: "ApiUnderTest") -> None:
     problem(post(api.acme, "/v1/reratings", order, key=None), 422)
     problem(post(api.rival, "/v1/reratings", order), 404)
     problem(api.rival.post("/v1/reratings/preview", json=order), 404)
+
+
+def test_a_bill_as_a_file(api: "ApiUnderTest") -> None:
+    """Each form is written of the very document that was frozen, and a note and a draft have theirs."""
+    kinds = {
+        "pdf": ("application/pdf", "B2026-0001.pdf", b"%PDF-"),
+        "html": ("text/html; charset=utf-8", "B2026-0001.html", b"595.00"),
+        "csv": ("text/csv; charset=utf-8", "B2026-0001.csv", b"B2026-0001,bill,"),
+        "ubl": ("application/xml", "B2026-0001.ubl.xml", b"urn:oasis:names:specification:ubl"),
+        "cii": ("application/xml", "B2026-0001.cii.xml", b"CrossIndustryInvoice"),
+    }
+    for form, (kind, name, told) in kinds.items():
+        file = api.acme.get(f"{BILL}/document", params={"form": form})
+        assert (file.status_code, file.headers["content-type"]) == (200, kind), file.text
+        assert file.headers["content-disposition"] == f'attachment; filename="{name}"'
+        assert told in file.content
+        problem(api.rival.get(f"{BILL}/document", params={"form": form}), 404)
+    pdf = api.acme.get(f"{BILL}/document").content
+    assert get_xml_from_pdf(pdf, check_xsd=True)[0] == "factur-x.xml"
+    problem(api.acme.get(f"{BILL}/document", params={"form": "odt"}), 422)
+    refused = {"granted": False, "resolution": "it was agreed"}
+    made(post(api.acme, "/v1/disputes/1/resolution", refused, key="r"))
+    void = made(post(api.acme, f"{BILL}/void", {"reason": "x", "rebill": True}, key="v"))
+    note = api.acme.get(f"/v1/bills/{void['note_no']}/document", params={"form": "ubl"})
+    assert b"<CreditNote" in note.content
+    draft = f"/v1/bills/{void['draft_no']}/document"
+    shown_draft = api.acme.get(draft, params={"form": "html"})
+    assert "595.00" in shown_draft.text
+    assert f"draft-{void['draft_no']}.html" in shown_draft.headers["content-disposition"]
+    # What has no number is no e-invoice yet.
+    problem(api.acme.get(draft, params={"form": "cii"}), 409)
