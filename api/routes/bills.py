@@ -31,7 +31,7 @@ from metering.billing.give_note import NoteOrder, give_note
 from metering.billing.notes import NoteEntry
 from metering.billing.preview import preview
 from metering.billing.settle import settle
-from metering.billing.void import void
+from metering.billing.void import rebill, void
 from metering.charging.rerate import RerateOrder, rerate
 from metering.errors import InvalidValue
 from metering.store import bills as store
@@ -150,6 +150,18 @@ async def post_void(
     )
     _tell_repeated(response, repeated=repeated)
     return schemas.Voided(bill=_bill(bill), note_no=note_no, draft_no=draft_no)
+
+
+@router.post("/bills/{bill_no}/rebilling", status_code=_CREATED, responses=ALREADY_DONE)
+async def post_rebilling(
+    caller: AsWriter, bill_no: BillNo, response: Response
+) -> schemas.CustomerBill:
+    """Make a draft of a void bill's cycle, if it has no bill; else it answers the one that it has."""
+    bill, repeated = await rebill(
+        caller.connection, tenant_no=caller.tenant_no, bill_no=bill_no, now=caller.now
+    )
+    _tell_repeated(response, repeated=repeated)
+    return _bill(bill)
 
 
 @router.post("/bills/{bill_no}/settlement", status_code=_CREATED, responses=ALREADY_DONE)

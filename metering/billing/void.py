@@ -10,6 +10,7 @@ from metering.ids import TenantNo
 from metering.store.bills import (
     StoredBill,
     bill_by_no,
+    bill_that_holds,
     disputes_of,
     insert_draft,
     own_bill,
@@ -60,3 +61,22 @@ async def void(
             done.outcome["draft_no"],
             done.repeated,
         )
+
+
+async def rebill(
+    connection: Connection, *, tenant_no: TenantNo, bill_no: int, now: datetime
+) -> tuple[StoredBill, bool]:
+    """Make a draft of a void bill's cycle; return it, and whether a bill held already: then it is that one.
+
+    Raises `NotFound` for a bill that the tenant has not, and `Conflict` for one that is not void.
+    """
+    async with connection.transaction():
+        bill = await own_bill(connection, tenant_no, bill_no)
+        if bill.state != "void":
+            raise Conflict("bill_no", f"is {bill.state}", "name a bill that is void")
+        key = (bill.fleet_no, bill.cycle.start)
+        holding = await bill_that_holds(connection, key)
+        if holding is not None:
+            return holding, True
+        number = await insert_draft(connection, tenant_no, key, now=now)
+        return await bill_by_no(connection, tenant_no, number), False

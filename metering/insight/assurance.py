@@ -29,6 +29,8 @@ from metering.store.assurance_views import (
     unequal_uses,
 )
 from metering.store.bill_views import billed_plans
+from metering.store.bills import bill_that_holds
+from metering.store.closing import closed_cycle
 from metering.store.closing_audit import AuditedCycle, audited_cycles
 from metering.store.connection import Connection
 from metering.store.cycles import fleet_members
@@ -119,6 +121,7 @@ async def assure(
         *await _usage(connection, tenant_no, fleet=fleet, cycle=cycle),
         *await _sums(connection, tenant_no, fleet=fleet, cycle=cycle),
         *_billed(revenue),
+        *await _unsent(connection, revenue, fleet=fleet, cycle=cycle),
         *(each for one in devices for each in _device(one, bare[one.device_no])),
     ]
     return Assurance(
@@ -282,6 +285,28 @@ def _billed(revenue: Revenue) -> Iterator[Difference]:
             else "more is billed or open than charges and terms come to",
             exact=revenue.rest,
         )
+
+
+async def _unsent(
+    connection: Connection, revenue: Revenue, *, fleet: FleetView, cycle: BillCycle
+) -> list[Difference]:
+    """Return what a closed cycle came to if nobody owes it: its bill is a draft, or void, not made anew."""
+    key = (fleet.fleet_no, cycle.start)
+    if await closed_cycle(connection, key) is None:
+        return []
+    bill = await bill_that_holds(connection, key)
+    if bill is not None and bill.state != "draft":
+        return []
+    return [
+        Difference(
+            kind="bill_is_void" if bill is None else "bill_is_a_draft",
+            text="its bill is void, and none was made anew"
+            if bill is None
+            else "its bill is not final yet",
+            exact=revenue.closed,
+            is_fault=False,
+        )
+    ]
 
 
 def _bare(device: DeviceTerms, elsewhere: Sequence[tuple[datetime, datetime | None]]) -> list[Span]:

@@ -144,6 +144,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills/{bill_no}/disputes",
         "/v1/bills/{bill_no}/finalisation",
         "/v1/bills/{bill_no}/notes",
+        "/v1/bills/{bill_no}/rebilling",
         "/v1/bills/{bill_no}/settlement",
         "/v1/bills/{bill_no}/void",
         "/v1/buckets/{bucket_no}/adjustments",

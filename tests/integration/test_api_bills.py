@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
 BILL = "/v1/bills/1"
+ASSURED = "/v1/fleets/acme-north/assurance?at=2026-01-10T00:00:00Z"
 
 
 def shown(api: "ApiUnderTest") -> dict[str, Any]:
@@ -85,6 +86,7 @@ def test_another_tenant_changes_no_bill(api: "ApiUnderTest") -> None:
     for address, order in (
         ("/v1/bills/1/finalisation", None),
         ("/v1/bills/1/void", {"reason": "x", "rebill": False}),
+        ("/v1/bills/1/rebilling", None),
         ("/v1/bills/1/notes", {"way": "credit", "share": "1", "reason": "x"}),
         ("/v1/bills/1/disputes", {"line": 1, "reason": "x"}),
         ("/v1/bills/1/settlement", {"paid": True}),
@@ -189,3 +191,29 @@ def test_a_bill_as_a_file(api: "ApiUnderTest") -> None:
     assert f"draft-{void['draft_no']}.html" in shown_draft.headers["content-disposition"]
     # What has no number is no e-invoice yet.
     problem(api.acme.get(draft, params={"form": "cii"}), 409)
+
+
+def test_a_void_bill_is_made_anew_later_and_is_not_forgotten(api: "ApiUnderTest") -> None:
+    def told() -> list[tuple[str, str, bool]]:
+        shown_now = body(api.acme.get(ASSURED))
+        return [
+            (each["kind"], each["exact_amount"], each["is_fault"])
+            for each in shown_now["differences"]
+            if each["kind"].startswith("bill_")
+        ]
+
+    refused = {"granted": False, "resolution": "it was agreed"}
+    made(post(api.acme, "/v1/disputes/1/resolution", refused, key="r"))
+    problem(post(api.acme, f"{BILL}/rebilling", None, key=None), 422)
+    assert told() == []
+    void = {"reason": "the buyer moved", "rebill": False}
+    assert made(post(api.acme, f"{BILL}/void", void, key="v"))["draft_no"] is None
+    assert told() == [("bill_is_void", "0", False)]
+    draft = made(post(api.acme, f"{BILL}/rebilling", None, key=None))
+    assert (draft["state"], draft["number"]) == ("draft", None)
+    assert told() == [("bill_is_a_draft", "0", False)]
+    again = post(api.acme, f"{BILL}/rebilling", None, key=None)
+    assert (again.status_code, again.json()) == (200, draft)
+    final = made(post(api.acme, f"/v1/bills/{draft['bill_no']}/finalisation", None, key=None))
+    assert (final["number"], final["gross"]) == ("B2026-0002", "595.00")
+    assert told() == []
