@@ -41,21 +41,29 @@ def bill(
     plan: PlanTerms,
     *,
     on: str = "2026-04-15",
+    then: PlanTerms | None = None,
     members: Sequence[Member] | None = None,
     uses: Sequence[UseTotal] = (),
     of: Mapping[str, Any] | None = None,
     **more: Any,  # noqa: ANN401 - of `draw_up`
 ) -> Document:
-    """Draw up the bill of a plan's fleet: by default of one device that is always active."""
+    """Draw up the bill of a plan's fleet: by default of one device that is always active.
+
+    `then` is plan number 2.
+    """
     fleet = fleets.fleet(currency=plan.currency, **(of or {}))
     members = [fleets.device()] if members is None else members
+    plans = {1: plan} | ({2: then} if then else {})
     made = statement(
-        fleet=fleet, cycle=fleets.cycle(on, fleet), plans={1: plan}, members=members, uses=uses
+        fleet=fleet, cycle=fleets.cycle(on, fleet), plans=plans, members=members, uses=uses
     )
     return draw_up(
         made,
         account=replace(billed.ACCOUNT, time_zone=fleet.time_zone),
-        plans={1: NamedPlan(plan="p", version=3, terms=plan)},
+        plans={
+            number: NamedPlan(plan="p", version=number + 2, terms=terms)
+            for number, terms in plans.items()
+        },
         devices={member.device_no: f"d{member.device_no}" for member in members},
         **{"rules": billed.rules(), **more},
     )
@@ -220,6 +228,52 @@ def test_what_a_device_used_in_its_one_second_is_billed() -> None:
     lived = {"from": "2026-04-10T12:00:00Z", "to": "2026-04-10T12:00:01Z"}
     document = of_plan(plan, usage, state={"devices": {"d": lived}})
     assert amounts(document) == ["3.00"]
+
+
+def test_a_plan_that_changes_on_the_anchor_day_is_billed_whole_before_and_not_after() -> None:
+    cheap, dear = fleets.plan(fleets.fee("3.00")), fleets.plan(fleets.fee("5.00"))
+    changed = fleets.device(1, ("2025-01-01", "2026-03-31"), ("2026-03-31", None, 2))
+    told = {
+        on: [
+            (line.plan_version, line.shares, str(line.amount))
+            for line in bill(
+                cheap, then=dear, on=on, members=[changed], of={"anchor_day": 31}
+            ).lines
+        ]
+        # From 28 February, a day of clock change in it, and from 31 March.
+        for on in ("2026-03-30", "2026-03-31")
+    }
+    assert told == {"2026-03-30": [(3, 1, "3.00")], "2026-03-31": [(4, 1, "5.00")]}
+
+
+def test_a_device_that_changes_its_zone_has_a_line_for_each() -> None:
+    plan = {
+        "plan": "p",
+        "currency": "EUR",
+        "zones": {"eu": ["DE", "FR"], "alps": ["CH"]},
+        "meters": {
+            "data": {
+                "allowances": [{"name": "home", "quantity": "1 MB", "zones": ["eu"]}],
+                "price": {"amount": "9", "per": "1 MB"},
+                "variants": [
+                    {"zones": ["eu"], "price": {"amount": "0.125", "per": "1 MB"}},
+                    {"zones": ["alps"], "price": {"amount": "2", "per": "1 MB"}},
+                ],
+            }
+        },
+    }
+    usage = [
+        {"device": "d", "meter": "data", "quantity": f"{size} MB", "time": f"2026-04-1{day}",
+         "country": country}
+        for day, (country, size) in enumerate(
+            [("DE", 2), ("CH", 1), ("FR", 4), ("US", 1), ("CH", 2)]
+        )
+    ]  # fmt: skip
+    document = of_plan(plan, usage)
+    # 2 + 4 MB in the EU, of which the first is included: 5 x 0.125 = 0.625, rounded once.
+    assert [(line.label, line.records, str(line.amount)) for line in document.lines] == [
+        ("eu", 2, "0.63"), ("alps", 2, "6.00"), (None, 1, "9.00"),
+    ]  # fmt: skip
 
 
 def test_what_is_below_zero_is_due_to_the_buyer_and_takes_nothing_of_the_wallet() -> None:
