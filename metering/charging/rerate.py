@@ -179,6 +179,12 @@ async def _note(
             raise Conflict(
                 "settling", f"the bill of {cycle.first_day} has no line", "use next_bill"
             )
+        if len(set(keys)) > 1:
+            raise Conflict(
+                "settling",
+                f"the bill of {cycle.first_day} bears several rates of tax",
+                "use next_bill",
+            )
         entry = NoteEntry(tax=keys[0], amount=abs(adjustment.amount), reason=reason)
         way: Literal["credit", "debit"] = "credit" if adjustment.amount < 0 else "debit"
         note_no = await add_note(

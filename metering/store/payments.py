@@ -1,7 +1,7 @@
 """A fleet's account: payments, and the entries of which every balance is a fold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class Lot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A final bill and what of it is `open` (below 0: it has more than it owes); disputes hold `held`.
+    """A final bill and what of it is `open` (below 0: it has more than it owes); disputes hold `held` of it.
 
     `last_entry` is the number of the last entry about it, 0 if there is none.
     """
@@ -251,7 +251,9 @@ async def standing_of(connection: Connection, fleet_no: int, bill_no: int) -> St
 
 
 def _standing(row: Sequence[Any]) -> Standing:
-    return Standing(**dict(zip(Standing.__slots__, row, strict=True)))
+    told = Standing(**dict(zip(Standing.__slots__, row, strict=True)))
+    # A note, or a payment that was told to, may have left less than is disputed.
+    return replace(told, held=min(told.held, max(told.open, Decimal(0))))
 
 
 async def paid_from(connection: Connection, bill_no: int) -> list[Lot]:

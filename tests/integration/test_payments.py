@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from metering.billing.dispute import open_dispute
+from metering.billing.dispute import open_dispute, payable
 from metering.billing.notes import NoteEntry
 from metering.billing.pay import Share, allocate_credit, record_payment
 from metering.billing.preview import preview
@@ -151,6 +151,12 @@ def test_what_is_disputed_is_not_paid_unless_told_to(database_url: str) -> None:
         stands = await standing(scene, february)
         assert (stands.state, stands.open, stands.held) == ("finalised", dispute.held, dispute.held)
         assert (await again(scene, march)).state == "paid"
+        # Told to, a payment pays what is disputed; no more is held than is open then.
+        rest = dispute.held - money("0.01")
+        await paid(scene, str(rest), key="2", shares=[Share(bill_no=february.bill_no, amount=rest)])
+        assert await payable(scene.connection, await again(scene, february)) == (
+            money("0"), money("0.01"),
+        )  # fmt: skip
 
     billed(database_url, story)
 

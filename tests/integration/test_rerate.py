@@ -1,13 +1,17 @@
 """Re-rating of closed cycles: a dry run first, then a line of the next bill, or notes."""
 
-from decimal import Decimal
+import json
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pytest
 
+from metering.billing.finalise import finalise
 from metering.billing.notes import left_of
+from metering.billing.tax_service import HttpTaxService
 from metering.charging.rerate import RerateOrder, Settling, rerate
 from metering.errors import Conflict, InvalidValue
+from metering.store.billing_settings import replace_tax_rules
 from tests.integration.billing_scene import (
     NOW,
     bill_of,
@@ -19,6 +23,7 @@ from tests.integration.billing_scene import (
 )
 from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, PLAN, Scene, day, played
 from tests.integration.test_closing_corrections import DEARER, OWN, number_of
+from tests.tax_service import served
 
 CHEAPER: dict[str, Any] = DEARER | {"plan": "cheaper", "monthly_fee": "0.25"}
 CHEAPER["meters"] = DEARER["meters"] | {"sms": {"price": {"amount": "0.01", "per": 1}}}
@@ -155,3 +160,47 @@ def test_a_plan_that_puts_changes_off_is_not_re_rated_amid_a_cycle(database_url:
         assert await scene.audit() == []
 
     played(database_url, story, meters=OWN, plan_changes={"upward": "next_period"})
+
+
+def test_a_note_is_refused_where_a_service_gave_lines_several_rates(database_url: str) -> None:
+    """Which of them the difference would bear is not known; the next bill asks anew."""
+
+    def two_rates() -> tuple[int, bytes]:
+        lines = json.loads(asked[-1][1])["lines"]
+        rates = {line["number"]: 10 * min(line["number"], 2) for line in lines}
+        bases = {
+            rate: sum(
+                (Decimal(line["amount"]) for line in lines if rates[line["number"]] == rate),
+                Decimal(0),
+            )
+            for rate in (10, 20)
+        }
+        answer = {
+            "reference": "r",
+            "lines": [
+                {"number": number, "category": "S", "rate": rate} for number, rate in rates.items()
+            ],
+            "totals": [
+                {"category": "S", "rate": rate, "net": str(base),
+                 "tax": str((base * rate / 100).quantize(Decimal("0.01"), ROUND_HALF_UP))}
+                for rate, base in bases.items()
+            ],
+        }  # fmt: skip
+        return 200, json.dumps(answer).encode()
+
+    async def story(scene: Scene) -> None:
+        await begun(scene)
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        march = await bill_of(scene, MARCH)
+        final, _ = await finalise(
+            scene.connection, tenant_no=scene.operator.tenant, bill_no=march.bill_no,
+            tax_service=HttpTaxService(url=url), now=NOW,
+        )  # fmt: skip
+        assert {total.rate for total in document(final).taxes} == {10, 20}
+        with pytest.raises(Conflict, match="several rates of tax; use next_bill"):
+            await rerate(
+                scene.connection, scene.fleet, await order(scene, DEARER), key="k", now=NOW
+            )
+
+    with served(two_rates) as (url, asked):
+        played(database_url, story, meters=OWN)

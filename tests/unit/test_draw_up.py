@@ -233,7 +233,7 @@ def test_what_a_device_used_in_its_one_second_is_billed() -> None:
 def test_a_plan_that_changes_on_the_anchor_day_is_billed_whole_before_and_not_after() -> None:
     cheap, dear = fleets.plan(fleets.fee("3.00")), fleets.plan(fleets.fee("5.00"))
     changed = fleets.device(1, ("2025-01-01", "2026-03-31"), ("2026-03-31", None, 2))
-    told = {
+    told: dict[str, list[tuple[int | None, Fraction | None, str]]] = {
         on: [
             (line.plan_version, line.shares, str(line.amount))
             for line in bill(
@@ -243,7 +243,8 @@ def test_a_plan_that_changes_on_the_anchor_day_is_billed_whole_before_and_not_af
         # From 28 February, a day of clock change in it, and from 31 March.
         for on in ("2026-03-30", "2026-03-31")
     }
-    assert told == {"2026-03-30": [(3, 1, "3.00")], "2026-03-31": [(4, 1, "5.00")]}
+    whole = Fraction(1)
+    assert told == {"2026-03-30": [(3, whole, "3.00")], "2026-03-31": [(4, whole, "5.00")]}
 
 
 def test_a_device_that_changes_its_zone_has_a_line_for_each() -> None:
