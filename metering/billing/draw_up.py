@@ -169,7 +169,7 @@ def basis(
     return Basis(
         document=document,
         request=request,
-        from_money=_minor(statement.from_money, statement.currency),
+        from_money=minor_amount(statement.from_money, statement.currency),
     )
 
 
@@ -373,19 +373,22 @@ def _earlier_line(adjustment: PeriodAdjustment) -> DocumentLine:
 def _manual_line(adjustment: ManualAdjustment, currency: str, position: int) -> DocumentLine:
     check_minor(adjustment.amount, currency, f"manual.{position}.amount")
     return _plain_line(
-        DocumentLineKind.MANUAL, adjustment.name, adjustment.amount, reason=adjustment.reason
+        DocumentLineKind.MANUAL,
+        adjustment.name,
+        minor_amount(adjustment.amount, currency),
+        reason=adjustment.reason,
     )
 
 
 def _rounding_line(lines: Sequence[DocumentLine], currency: str) -> Iterator[DocumentLine]:
     total = sum_of(line.amount for line in lines)
-    whole = _minor(total, currency)
+    whole = minor_amount(total, currency)
     if whole != total:
         yield _plain_line(DocumentLineKind.ROUNDING, "rounding", sum_of([whole, -total]))
 
 
-def _minor(amount: Decimal, currency: str) -> Decimal:
-    """Round an amount that may be finer half-up to the currency's minor unit."""
+def minor_amount(amount: Decimal, currency: str) -> Decimal:
+    """Return an amount with the digits of its currency, rounded half-up if it is finer: 5 as 5.00."""
     exact = Fraction(amount)
     return Money(count=exact.numerator, per_unit=exact.denominator, currency=currency).rounded()
 

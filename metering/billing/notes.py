@@ -23,7 +23,7 @@ from metering.billing.document import (
     sum_of,
     totals_of,
 )
-from metering.billing.draw_up import check_minor
+from metering.billing.draw_up import check_minor, minor_amount
 from metering.billing.tax import TaxKey, rounded_tax
 from metering.errors import InvalidValue
 from metering.money import Money, minor_digits
@@ -247,8 +247,11 @@ def _credited(left: Left, entry: NoteEntry, name: str) -> DocumentLine:
         amount = _of_quantity(left.bill.currency, of_line, quantity, f"{name}.quantity")
     if not amount:
         raise InvalidValue(f"{name}.amount", "is nothing", "leave the entry out")
-    if not whole and amount != of_line.amount:
+    if amount == of_line.amount:
+        amount = of_line.amount  # as the bill tells it
+    else:
         check_minor(amount, left.bill.currency, f"{name}.amount")
+        amount = minor_amount(amount, left.bill.currency)
     if amount != _clamped(amount, of_line.amount):
         raise _too_much(f"{name}.amount", amount, of_line.amount, left.bill.currency)
     of_line.amount = sum_of([of_line.amount, -amount])
@@ -263,7 +266,7 @@ def _credited_as_a_whole(left: Left, entry: NoteEntry, name: str) -> DocumentLin
         raise InvalidValue(f"{name}.amount", "is missing", "say how much")
     check_minor(entry.amount, left.bill.currency, f"{name}.amount")
     rate.whole = sum_of([rate.whole, -entry.amount])
-    return _line_as_a_whole(entry, entry.amount)
+    return _line_as_a_whole(entry, minor_amount(entry.amount, left.bill.currency))
 
 
 def _debited(left: Left, entry: NoteEntry, name: str) -> DocumentLine:
@@ -273,10 +276,11 @@ def _debited(left: Left, entry: NoteEntry, name: str) -> DocumentLine:
     if entry.quantity is not None:
         raise InvalidValue(f"{name}.quantity", "is not for a debit note", "give the amount alone")
     check_minor(entry.amount, left.bill.currency, f"{name}.amount")
+    amount = minor_amount(entry.amount, left.bill.currency)
     if entry.line is None:
         _rate(left, entry, name)
-        return _line_as_a_whole(entry, entry.amount)
-    return _corrected(left.bill.line(entry.line), entry.amount, None, entry)
+        return _line_as_a_whole(entry, amount)
+    return _corrected(left.bill.line(entry.line), amount, None, entry)
 
 
 def _rate(left: Left, entry: NoteEntry, name: str) -> _LeftOfRate:

@@ -24,7 +24,7 @@ def test_a_bill_with_its_document_and_its_dispute(api: "ApiUnderTest") -> None:
     bill = shown(api)
     assert (bill["number"], bill["state"], bill["gross"]) == ("B2026-0001", "finalised", "595.00")
     assert (bill["payable"], bill["held"]) == ("357.00", "238.00")
-    assert bill["document"]["lines"][0]["amount"] == "500"
+    assert bill["document"]["lines"][0]["amount"] == "500.00"
     assert bill["document"]["seller"]["name"] == "acme Networks"
     ((dispute,), notes) = bill["disputes"], bill["notes"]
     assert (dispute["line"], dispute["amount"], dispute["state"], notes) == (1, "200", "open", [])
@@ -138,7 +138,7 @@ def test_a_preview_is_not_stored(api: "ApiUnderTest", at: str) -> None:
     ]
     assert document.get("number") is None
     manual = [line["amount"] for line in document["lines"] if line["kind"] == "manual"]
-    assert manual == (["7.00"] if at > "2026-04" else ["500"])
+    assert manual == (["7.00"] if at > "2026-04" else ["500.00"])
     bill = body(api.acme.get("/v1/fleets/acme-north/bill", params={"at": at}))
     usage = Decimal(document["totals"]["lines"]) - sum(map(Decimal, manual))
     assert usage == Decimal(bill["total"])

@@ -321,6 +321,13 @@ def test_amounts_have_the_digits_of_their_currency(
     assert (str(totals.net), str(totals.tax)) == (net, tax)
 
 
+def test_what_was_entered_is_told_with_the_digits_of_its_currency() -> None:
+    for currency, told in (("EUR", "500.00"), ("JPY", "500"), ("KWD", "500.000")):
+        entered = [ManualAdjustment(name="set-up", amount=D("5E2"))]
+        document = bill(fleets.plan(currency=currency), manual=entered)
+        assert amounts(document) == [told]
+
+
 @pytest.mark.parametrize(
     ("day", "how", "first", "last", "days"),
     [

@@ -80,6 +80,17 @@ def test_tax_of_parts_sums_to_the_tax_of_the_bill() -> None:
     assert sums(last) == ("16.00", "3.20", "19.20")
 
 
+def test_what_is_entered_is_told_with_the_digits_of_the_currency() -> None:
+    entries = [NoteEntry(line=4, amount=D("3")), NoteEntry(line=5, amount=D("2.5"))]
+    assert [str(line.amount) for line in credited(BILL, [], *entries).lines] == ["3.00", "2.50"]
+    entries = [
+        NoteEntry(line=4, amount=D("1")),
+        NoteEntry(tax=BILL.lines[0].tax_key, amount=D("2")),
+    ]
+    debit = debit_note(BILL, [], entries, reason="r")
+    assert [str(line.amount) for line in debit.lines] == ["1.00", "2.00"]
+
+
 def test_a_quantity_costs_its_share_of_what_is_left() -> None:
     first = credited(BILL, [], NoteEntry(line=1, quantity=D(5_000_000)))
     assert (first.lines[0].amount, first.lines[0].overage) == (D("0.60"), D(5_000_000))
