@@ -1,14 +1,16 @@
 """Bills and notes: drafts, what is final of them, manual adjustments, disputes, and what was asked once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
+from psycopg.errors import UniqueViolation
 from psycopg.types.json import Jsonb
 
-from metering.errors import NotFound
+from metering.errors import Conflict, NotFound
 from metering.period import BillCycle
 from metering.store.closing import CycleKey
 from metering.store.connection import Connection
@@ -192,32 +194,47 @@ async def first_draft(connection: Connection, fleet_no: int) -> StoredBill | Non
 async def make_final(
     connection: Connection, bill_no: int, issued: Issued, *, now: datetime
 ) -> None:
-    """Make a draft final, with all that it says."""
-    await connection.execute(
-        "UPDATE bill SET state = 'finalised', series = %s, year = %s, number = %s, name = %s,"
-        " issued = %s, due = %s, currency = %s, gross = %s, owed = %s, document = %s,"
-        " drawn_from = %s, finalised_at = %s, state_at = %s WHERE bill_no = %s",
-        [*_issued(issued), now, now, bill_no],
-    )
+    """Make a draft final, with all that it says; raise `Conflict` if another document has its name."""
+    with _named_once(issued):
+        await connection.execute(
+            "UPDATE bill SET state = 'finalised', series = %s, year = %s, number = %s, name = %s,"
+            " issued = %s, due = %s, currency = %s, gross = %s, owed = %s, document = %s,"
+            " drawn_from = %s, finalised_at = %s, state_at = %s WHERE bill_no = %s",
+            [*_issued(issued), now, now, bill_no],
+        )
 
 
 async def insert_note(
     connection: Connection, bill: StoredBill, kind: str, issued: Issued, *, now: datetime
 ) -> int:
-    """Add a note to a bill; return its number."""
-    made = await connection.execute(
-        "INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no, state, drafted_at,"
-        " series, year, number, name, issued, due, currency, gross, owed, document, drawn_from,"
-        " finalised_at, state_at) VALUES (%s, %s, %s, %s, %s, 'finalised', %s,"
-        " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING bill_no",
-        [
-            bill.tenant_no, bill.fleet_no, bill.cycle.start, kind, bill.bill_no, now,
-            *_issued(issued), now, now,
-        ],
-    )  # fmt: skip
+    """Add a note to a bill; return its number. Raise `Conflict` if another document has its name."""
+    with _named_once(issued):
+        made = await connection.execute(
+            "INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no, state,"
+            " drafted_at, series, year, number, name, issued, due, currency, gross, owed, document,"
+            " drawn_from, finalised_at, state_at) VALUES (%s, %s, %s, %s, %s, 'finalised', %s,"
+            " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING bill_no",
+            [
+                bill.tenant_no, bill.fleet_no, bill.cycle.start, kind, bill.bill_no, now,
+                *_issued(issued), now, now,
+            ],
+        )  # fmt: skip
     row = await made.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
     return int(row[0])
+
+
+@contextmanager
+def _named_once(issued: Issued) -> Iterator[None]:
+    """Tell in words that a name is taken: of a series that had the same prefix before."""
+    try:
+        yield
+    except UniqueViolation as error:
+        if error.diag.constraint_name != "a_number_names_one_document":
+            raise
+        raise Conflict(
+            "number", f"{issued.name} is another document's", "give the series another prefix"
+        ) from error
 
 
 def _issued(issued: Issued) -> list[object]:

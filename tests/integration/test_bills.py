@@ -18,10 +18,11 @@ from metering.billing.give_note import NoteOrder, give_note
 from metering.billing.notes import NoteEntry, left_of
 from metering.billing.preview import preview
 from metering.billing.run_bills import run_bills
+from metering.billing.set_billing import set_billing
 from metering.billing.tax_service import HttpTaxService
 from metering.errors import Conflict, InvalidValue, NotFound, TaxServiceFailed
 from metering.ids import TenantNo
-from metering.store.billing_settings import replace_tax_rules
+from metering.store.billing_settings import NumberSeries, SeriesName, replace_tax_rules
 from metering.store.connection import Connection, connect
 from tests.integration.billing_scene import (
     NOW,
@@ -36,6 +37,7 @@ from tests.integration.billing_scene import (
     finalised,
     noted,
     set_up,
+    settings,
     used_and_closed,
     voided,
 )
@@ -337,6 +339,37 @@ def test_bills_of_other_series_begin_anew_each_year(database_url: str) -> None:
         assert (old.name, new.name) == ("B2026-0001", "B2027-0001")
 
     played(database_url, story)
+
+
+def test_a_name_that_another_document_has_is_refused_and_holds_up_none(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        tenant = scene.operator.tenant
+
+        async def prefixed(bills: str, notes: str) -> None:
+            given = settings()
+            series: dict[SeriesName, NumberSeries] = {
+                "bill": replace(given.series["bill"], prefix=bills),
+                "note": replace(given.series["note"], prefix=notes),
+            }
+            await set_billing(scene.connection, tenant, replace(given, series=series), now=NOW)
+
+        february = await finalised(scene, FEBRUARY)
+        await prefixed("C", "B")
+        with pytest.raises(Conflict, match="B2026-0001 is another document's"):
+            await noted(scene, february, NoteEntry(line=1))
+        await prefixed("B", "N")
+        names = [(await noted(scene, february, share=Fraction(1, 2))).name for _ in range(2)]
+        assert names == ["N2026-0001", "N2026-0002"]
+        await prefixed("N", "M")
+        runs = [
+            run
+            async for run in run_bills(scene.connection, tenant_no=tenant, by_hand=True, now=NOW)
+        ]
+        assert (runs[-1].finalised, runs[-1].refused) == (0, 1)
+        await prefixed("B", "N")
+        assert (await finalised(scene, MARCH)).name == "B2026-0002"
+
+    billed(database_url, story)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
