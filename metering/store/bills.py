@@ -447,6 +447,26 @@ async def insert_billing_operation(
 # The bill run ------------------------------------------------------------------------------------
 
 
+_DUE = (
+    " FROM bill JOIN tenant_billing USING (tenant_no) WHERE state = 'draft'"
+    " AND (%(tenant_no)s::int IS NULL OR tenant_no = %(tenant_no)s)"
+    " AND (%(by_hand)s OR finalising = 'at_once' OR (finalising = 'after_days'"
+    "   AND drafted_at + make_interval(days => finalise_after_days) <= %(now)s))"
+)
+
+
+async def count_due_drafts(
+    connection: Connection, *, tenant_no: int | None, by_hand: bool, now: datetime
+) -> int:
+    """Return how many drafts may be final by now."""
+    found = await connection.execute(
+        b"SELECT count(*)" + _DUE.encode(),
+        {"tenant_no": tenant_no, "by_hand": by_hand, "now": now},
+    )
+    row = await found.fetchone()
+    return int(row[0]) if row else 0
+
+
 async def due_drafts(
     connection: Connection,
     *,
@@ -461,12 +481,9 @@ async def due_drafts(
     Of a tenant that finalises after days, those that were drafted so many days ago.
     """
     found = await connection.execute(
-        "SELECT tenant_no, bill_no FROM bill JOIN tenant_billing USING (tenant_no)"
-        " WHERE state = 'draft' AND bill_no > %(after)s"
-        " AND (%(tenant_no)s::int IS NULL OR tenant_no = %(tenant_no)s)"
-        " AND (%(by_hand)s OR finalising = 'at_once' OR (finalising = 'after_days'"
-        "   AND drafted_at + make_interval(days => finalise_after_days) <= %(now)s))"
-        " ORDER BY bill_no LIMIT %(limit)s",
+        b"SELECT tenant_no, bill_no"
+        + _DUE.encode()
+        + b" AND bill_no > %(after)s ORDER BY bill_no LIMIT %(limit)s",
         {"tenant_no": tenant_no, "by_hand": by_hand, "now": now, "after": after, "limit": limit},
     )
     return [(row[0], row[1]) for row in await found.fetchall()]
