@@ -2,8 +2,8 @@
 
 Run by `make bench-bill-run`. The product's own processes do it: `fleetmeter charge` freezes what each fleet
 owes, `fleetmeter bill-run` draws up, numbers and freezes the documents. With `--kill` each of them is killed
-half way and begun again. In the end there is one bill a fleet, no number is left out, and all bills come
-to what the first fleet's did before anything was closed.
+after a quarter and begun again. In the end there is one bill a fleet, no number is left out, and all bills
+come to what the first fleet's did before anything was closed, as often as there are fleets.
 """
 
 import argparse
@@ -39,11 +39,15 @@ _FINAL = "SELECT count(*) FROM bill WHERE state <> 'draft'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """How long one step took, kills included, and the most memory that one of its processes had."""
+    """How long one step took, kills included, and the most memory that one of its processes had.
+
+    `done_at_kill` is how many fleets it had done when it was killed.
+    """
 
     seconds: float
     peak_octets: int
-    kills: int
+    kills: int = 0
+    done_at_kill: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,25 +138,41 @@ def _step(
 ) -> Step:
     """Run a command until so many are done; with `kill`, kill it half way and run it again."""
     began = perf_counter()
-    seconds, peak, kills = 0.0, 0, 0
-    aims = [wanted // 2, wanted] if kill else [wanted]
-    for aim in aims:
+    peak = done_at_kill = 0
+    if kill:
         process = _start(url, command)
-        try:
-            while _one(connection, counting) < aim:
-                if process.poll() not in {None, 0}:
-                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-                if perf_counter() - began > _PATIENCE_SECONDS:
-                    raise RuntimeError(f"{' '.join(command)} takes too long")
-                sleep(_LOOK_SECONDS)
-            seconds = perf_counter() - began
-        finally:
-            peak = max(peak, _peak_octets(process.pid))
-            last = aim == wanted
-            process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
-            process.wait()
-            kills += not last
-    return Step(seconds=seconds, peak_octets=peak, kills=kills)
+        peak = _watched(process, connection, counting, max(1, wanted // 4), signal.SIGKILL)
+        done_at_kill = _one(connection, counting)
+    process = _start(url, command)
+    peak = max(peak, _watched(process, connection, counting, wanted, signal.SIGTERM))
+    return Step(
+        seconds=perf_counter() - began,
+        peak_octets=peak,
+        kills=int(kill),
+        done_at_kill=done_at_kill,
+    )
+
+
+def _watched(
+    process: subprocess.Popen[bytes],
+    connection: psycopg.Connection[Any],
+    counting: str,
+    aim: int,
+    end: signal.Signals,
+) -> int:
+    """Wait until so many are done and end the process; return the most memory that it had."""
+    began = perf_counter()
+    try:
+        while _one(connection, counting) < aim:
+            if process.poll() not in {None, 0}:
+                raise RuntimeError(f"a process ended with {process.returncode}")
+            if perf_counter() - began > _PATIENCE_SECONDS:
+                raise RuntimeError("a process takes too long")
+            sleep(_LOOK_SECONDS)
+        return _peak_octets(process.pid)
+    finally:
+        process.send_signal(end)
+        process.wait()
 
 
 def _start(url: str, command: list[str]) -> subprocess.Popen[bytes]:
@@ -205,11 +225,11 @@ def main() -> None:
     parser.add_argument("--charges", type=int, default=10_000_000, help="%(default)s")
     parser.add_argument("--one-fleet", action="store_true", help="else fleets of 100 devices")
     parser.add_argument("--per-device", action="store_true", help="bills have lines of each device")
-    parser.add_argument("--kill", action="store_true", help="kill each step half way")
+    parser.add_argument("--kill", action="store_true", help="kill each step after a quarter")
     arguments = parser.parse_args()
-    wanted = Wanted.of(
-        arguments.devices,
-        arguments.charges,
+    wanted = Wanted(
+        devices=arguments.devices,
+        charges=arguments.charges,
         one_fleet=arguments.one_fleet,
         per_device=arguments.per_device,
     )

@@ -38,7 +38,7 @@ from metering.store.registry import (
 from metering.usage import DATA, Reading, ReadingKind
 
 DEVICES_A_COPY = 100
-"""So many devices are charged by the product and copied together."""
+"""So many devices are charged by the product and copied together, if nothing else is said."""
 _MINUTES_A_DAY = 10
 """So many readings of a device are measured in each day, a minute apart."""
 _COPIES_AT_ONCE = 50
@@ -49,31 +49,29 @@ BUYER = {"name": "Fleet GmbH", "address": {"lines": ["Hafenstr. 2"], "country": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """How many devices are in how many fleets, and how many charges of theirs a bill run finds."""
+    """How many devices, in one fleet or in many, and how many charges of theirs a bill run finds."""
 
     devices: int
     charges: int
-    fleets: int
+    one_fleet: bool = False
     per_device: bool = False
     """Whether bills have lines of each device."""
-
-    @classmethod
-    def of(
-        cls, devices: int, charges: int, *, one_fleet: bool = False, per_device: bool = False
-    ) -> "Wanted":
-        """Return so many devices, in one fleet or in fleets of `DEVICES_A_COPY`."""
-        fleets = 1 if one_fleet else max(1, devices // DEVICES_A_COPY)
-        return cls(devices=devices, charges=charges, fleets=fleets, per_device=per_device)
+    devices_a_copy: int = DEVICES_A_COPY
 
     @property
     def copies(self) -> int:
-        """How often `DEVICES_A_COPY` devices are there."""
-        return max(1, self.devices // DEVICES_A_COPY)
+        """How often the first devices are there."""
+        return max(1, self.devices // self.devices_a_copy)
+
+    @property
+    def fleets(self) -> int:
+        """How many fleets there are: one, or as many as copies."""
+        return 1 if self.one_fleet else self.copies
 
     @property
     def readings(self) -> int:
         """Readings of each device."""
-        return max(1, self.charges // (self.copies * DEVICES_A_COPY))
+        return max(1, self.charges // (self.copies * self.devices_a_copy))
 
 
 def plan(*, per_device: bool) -> dict[str, object]:
@@ -93,7 +91,7 @@ async def fill(connection: Connection, wanted: Wanted, *, now: datetime) -> Bill
     With one fleet the copies are devices of it, else each is a fleet of its own. Nothing else may run.
     """
     cycle = await _charged_once(connection, wanted, now=now)
-    whole_fleets = wanted.fleets > 1
+    whole_fleets = not wanted.one_fleet
     offsets = {name: await _highest(connection, *where) for name, where in _NUMBERED.items()}
     for first in range(1, wanted.copies, _COPIES_AT_ONCE):
         last = min(wanted.copies - 1, first + _COPIES_AT_ONCE - 1)
@@ -118,7 +116,7 @@ async def _charged_once(connection: Connection, wanted: Wanted, *, now: datetime
     cycle = calendar.cycle_at(calendar.cycle_at(now).start - timedelta(days=1))
     document = read_plan(plan(per_device=wanted.per_device))
     plan_no = await ensure_plan(connection, tenant=tenant, plan=document, now=cycle.start)
-    device_ids = [f"billed-0-{number}" for number in range(DEVICES_A_COPY)]
+    device_ids = [f"billed-0-{number}" for number in range(wanted.devices_a_copy)]
     numbers = await ensure_devices(
         connection, fleet=fleet, device_ids=device_ids, active_from=cycle.start, now=cycle.start
     )
@@ -126,9 +124,9 @@ async def _charged_once(connection: Connection, wanted: Wanted, *, now: datetime
         connection, fleet=fleet, device_nos=list(numbers.values()), plan_no=plan_no,
         valid_from=cycle.start, now=cycle.start,
     )  # fmt: skip
-    cache = DeviceCache(DEVICES_A_COPY)
+    cache = DeviceCache(wanted.devices_a_copy)
     at_once = max(1, 2_000 // wanted.readings)
-    for first in range(0, DEVICES_A_COPY, at_once):
+    for first in range(0, wanted.devices_a_copy, at_once):
         batch = [
             _message(each, wanted.readings, cycle) for each in device_ids[first : first + at_once]
         ]

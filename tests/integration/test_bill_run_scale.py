@@ -1,0 +1,60 @@
+"""A bill run of many fleets, and of one with a line of each device: killed and begun again."""
+
+import io
+from decimal import Decimal
+
+import pytest
+
+from bench.bill_run import measure
+from bench.bill_run_history import Wanted
+from metering.payments.progress import Progress, progress_line
+
+
+def test_many_fleets_are_billed_once_each_though_both_steps_are_killed(database_url: str) -> None:
+    # `measure` looks at numbers, amounts and the audit itself.
+    wanted = Wanted(devices=120, charges=240, devices_a_copy=1)
+    done = measure(database_url, wanted, kill=True)
+    assert (done.fleets, done.charges, done.lines) == (120, 240, 240)
+    assert (done.closing.kills, done.finalising.kills) == (1, 1)
+    assert 0 < done.closing.done_at_kill < done.fleets
+    assert 0 < done.finalising.done_at_kill < done.fleets
+    assert Decimal(done.total) == 120 * Decimal("2.38")
+
+
+def test_a_fleet_is_billed_with_a_line_of_each_device(database_url: str) -> None:
+    wanted = Wanted(devices=60, charges=1_800, one_fleet=True, per_device=True, devices_a_copy=20)
+    done = measure(database_url, wanted, kill=False)
+    assert (done.fleets, done.charges, done.lines) == (1, 1_800, 120)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        (io.StringIO(), "25 of 100 bills (25 %), 2.5 a second, 0:00:30 left\n"),
+        (Terminal(), "\r\x1b[K25 of 100 bills (25 %), 2.5 a second, 0:00:30 left\r\x1b[K"),
+    ],
+)
+def test_progress_is_one_line_on_a_terminal_and_seldom_one_elsewhere(
+    stream: io.StringIO, told: str
+) -> None:
+    at = 0.0
+    progress = Progress("bills", 100, stream, seconds=lambda: at)
+    progress.tell(0)
+    at = 10.0
+    progress.tell(25)
+    at = 10.1
+    progress.tell(26)
+    progress.end()
+    assert stream.getvalue() == told
+
+
+def test_progress_counts_what_came_since() -> None:
+    assert progress_line("bills", 0, 7, 1.0) == "0 of 7 bills"
+    assert progress_line("bills", 8, 7, 4.0) == "8 of 8 bills (100 %), 2.0 a second, 0:00:00 left"
