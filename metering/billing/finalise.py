@@ -15,7 +15,7 @@ from metering.billing.live_document import (
     settings_of,
 )
 from metering.ids import TenantNo
-from metering.store.bills import StoredBill, bill_by_no, make_final, own_bill
+from metering.store.bills import StoredBill, allow_for_size, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
 from metering.store.registry import fleets_by_no
@@ -33,6 +33,7 @@ async def finalise(
         bill = await own_bill(connection, tenant_no, bill_no)
         if bill.state != "draft":
             return bill, True
+        await allow_for_size(connection, bill.fleet_no)
         fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
         _, adjusted_to = await manual_adjustments(connection, fleet, bill.cycle)
         basis = replace(await current_basis(connection, fleet), adjusted_to=adjusted_to)

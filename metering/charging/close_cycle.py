@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from metering.billing.bill import open_bill
 from metering.billing.frozen import document_of
 from metering.period import BillCycle
-from metering.store.bills import insert_draft, lock_billing
+from metering.store.bills import allow_for_size, insert_draft, lock_billing
 from metering.store.closing import (
     CycleKey,
     StoredAdjustment,
@@ -97,6 +97,7 @@ async def close_cycle(
     if await is_usage_queued(connection, fleet, cycle, received_before=closes_at):
         return False
     run_no = await next_run_no(connection)
+    await allow_for_size(connection, fleet.fleet_no)
     bill = await open_bill(connection, fleet.tenant_no, fleet=fleet, cycle=cycle)
     await store_closed_cycle(
         connection,

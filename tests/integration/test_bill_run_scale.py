@@ -8,6 +8,9 @@ import pytest
 from bench.bill_run import measure
 from bench.bill_run_history import Wanted
 from metering.payments.progress import Progress, progress_line
+from metering.store.bills import allow_for_size
+from metering.store.connection import Connection
+from tests.integration.closing_scene import Scene, played
 
 
 def test_many_fleets_are_billed_once_each_though_both_steps_are_killed(database_url: str) -> None:
@@ -25,6 +28,30 @@ def test_a_fleet_is_billed_with_a_line_of_each_device(database_url: str) -> None
     wanted = Wanted(devices=60, charges=1_800, one_fleet=True, per_device=True, devices_a_copy=20)
     done = measure(database_url, wanted, kill=False)
     assert (done.fleets, done.charges, done.lines) == (1, 1_800, 120)
+
+
+def test_a_large_fleets_bill_may_take_longer_than_a_session_may_be_silent(
+    database_url: str,
+) -> None:
+    async def story(scene: Scene) -> None:
+        connection = scene.connection
+        for allowed, then in (("10s", "10015ms"), ("0", "0")):
+            await connection.execute(
+                f"SET idle_in_transaction_session_timeout = '{allowed}'".encode()
+            )
+            async with connection.transaction():
+                await allow_for_size(connection, scene.fleet.fleet_no)
+                assert await _allowed(connection) == then
+            assert await _allowed(connection) == allowed
+
+    played(database_url, story)
+
+
+async def _allowed(connection: Connection) -> str:
+    found = await connection.execute("SHOW idle_in_transaction_session_timeout")
+    row = await found.fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 class Terminal(io.StringIO):
