@@ -60,6 +60,6 @@ async def finalise(
             cause=f"bill:{bill_no}",
         )
         await record_events(connection, [event], now=now)
-        final = await bill_by_no(connection, tenant_no, bill_no)
+        final = await bill_by_no(connection, tenant_no, bill_no, documents=False)
         await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
         return await bill_by_no(connection, tenant_no, bill_no), False

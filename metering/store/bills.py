@@ -134,10 +134,14 @@ async def insert_draft(
     return int(row[0])
 
 
-async def bill_by_no(connection: Connection, tenant_no: int, bill_no: int) -> StoredBill:
-    """Return one of a tenant's bills or notes; raise `NotFound`."""
+async def bill_by_no(
+    connection: Connection, tenant_no: int, bill_no: int, *, documents: bool = True
+) -> StoredBill:
+    """Return one of a tenant's bills or notes, without its `documents` if told so; raise `NotFound`."""
     found = await connection.execute(
-        _BILLS.encode() + b" WHERE bill.tenant_no = %s AND bill.bill_no = %s", [tenant_no, bill_no]
+        (_BILLS if documents else _LISTED).encode()
+        + b" WHERE bill.tenant_no = %s AND bill.bill_no = %s",
+        [tenant_no, bill_no],
     )
     row = await found.fetchone()
     if row is None:
@@ -147,7 +151,7 @@ async def bill_by_no(connection: Connection, tenant_no: int, bill_no: int) -> St
 
 async def own_bill(connection: Connection, tenant_no: int, bill_no: int) -> StoredBill:
     """Own the fleet's bills, and return one of them as it is then; raise `NotFound`."""
-    before = await bill_by_no(connection, tenant_no, bill_no)
+    before = await bill_by_no(connection, tenant_no, bill_no, documents=False)
     await lock_billing(connection, before.fleet_no)
     return await bill_by_no(connection, tenant_no, bill_no)
 

@@ -1,15 +1,18 @@
 """A bill run of many fleets, and of one with a line of each device: killed and begun again."""
 
+import asyncio
 import io
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from bench.bill_run import measure
-from bench.bill_run_history import Wanted
+from bench.bill_run_history import Wanted, fill
+from metering.charging import close_cycle
 from metering.payments.progress import Progress, progress_line
 from metering.store.bills import allow_for_size
-from metering.store.connection import Connection
+from metering.store.connection import Connection, connect
 from tests.integration.closing_scene import Scene, played
 
 
@@ -52,6 +55,25 @@ async def _allowed(connection: Connection) -> str:
     row = await found.fetchone()
     assert row is not None
     return str(row[0])
+
+
+def test_more_cycles_than_a_page_that_have_to_wait_hold_up_no_other(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(close_cycle, "_PAGE", 1)
+
+    async def story() -> None:
+        now = datetime.now(UTC)
+        async with await connect(database_url, application="test", autocommit=True) as connection:
+            wanted = Wanted(devices=4, charges=4, devices_a_copy=1)
+            cycle = await fill(connection, wanted, now=now)
+            refused = {(1, cycle.start), (2, cycle.start)}
+            done = await close_cycle.close_due_cycles(
+                connection, grace=timedelta(0), now=now, refused=refused
+            )
+            assert done == 2
+
+    asyncio.run(story())
 
 
 class Terminal(io.StringIO):
