@@ -67,7 +67,8 @@ def test_more_cycles_than_a_page_that_have_to_wait_hold_up_no_other(
         async with await connect(database_url, application="test", autocommit=True) as connection:
             wanted = Wanted(devices=4, charges=4, devices_a_copy=1)
             cycle = await fill(connection, wanted, now=now)
-            refused = {(1, cycle.start), (2, cycle.start)}
+            found = await connection.execute("SELECT fleet_no FROM fleet ORDER BY shard_no LIMIT 2")
+            refused = {(row[0], cycle.start) for row in await found.fetchall()}
             done = await close_cycle.close_due_cycles(
                 connection, grace=timedelta(0), now=now, refused=refused
             )
