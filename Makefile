@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover bench-credentials bench-simulator format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover bench-credentials bench-simulator bench-bill-run format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -54,6 +54,9 @@ bench-credentials: environment ## measure what credentials cost at the broker, a
 
 bench-simulator: environment ## measure how many connected devices one simulator drives; ARGS="--devices 2000"
 	@.venv/bin/python -m bench.simulator $(ARGS)
+
+bench-bill-run: environment ## measure a bill run; ARGS="--devices 1000 --charges 100000": a smaller one
+	@.venv/bin/python -m bench.bill_run $(ARGS)
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format

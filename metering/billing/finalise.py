@@ -21,7 +21,7 @@ from metering.billing.live_document import (
 )
 from metering.billing.tax import TaxService
 from metering.ids import TenantNo
-from metering.store.bills import StoredBill, bill_by_no, make_final, own_bill
+from metering.store.bills import StoredBill, allow_for_size, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
 from metering.store.registry import Fleet, fleets_by_no
@@ -46,6 +46,7 @@ async def finalise(
         bill = await own_bill(connection, tenant_no, bill_no)
         if bill.state != "draft":
             return bill, True
+        await allow_for_size(connection, bill.fleet_no)
         fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
         basis = await _basis(connection, fleet, bill)
         unpaid = replace(basis, wallet=Decimal(0))
@@ -75,7 +76,7 @@ async def finalise(
             cause=f"bill:{bill_no}",
         )
         await record_events(connection, [event], now=now)
-        final = await bill_by_no(connection, tenant_no, bill_no)
+        final = await bill_by_no(connection, tenant_no, bill_no, documents=False)
         await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
         return await bill_by_no(connection, tenant_no, bill_no), False
 

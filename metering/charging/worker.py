@@ -10,7 +10,7 @@ from metering import clock
 from metering.charging import metrics
 from metering.charging.change_terms import move_due
 from metering.charging.charge_usage import RunFailed, RunOutcome, ShardBusy, charge_usage
-from metering.charging.close_cycle import close_due_cycles
+from metering.charging.close_cycle import CLOSED_AT_ONCE_MAX, close_due_cycles
 from metering.charging.leases import LeaseKeeper
 from metering.charging.open_cycle import open_due_cycles
 from metering.charging.reserve import expire_due
@@ -166,7 +166,11 @@ class Worker:
         metrics.CYCLES_CLOSED.inc(closed)
         await release_due(connection, now=now)
         await move_due(connection, now=now)
-        self._look_at = monotonic() + self._settings.charging_poll_seconds
+        if closed == CLOSED_AT_ONCE_MAX:
+            log.info("%d cycles closed, more may be due", closed)
+            self._wake.set()
+        else:
+            self._look_at = monotonic() + self._settings.charging_poll_seconds
 
     async def _wait(self) -> None:
         try:

@@ -36,6 +36,7 @@ from metering.store.audit import (
     unequal_states,
     unequal_subscriptions,
 )
+from metering.store.bills import allow_for_size
 from metering.store.charges import (
     DRAW_BUCKETS,
     DRAW_QUANTITIES,
@@ -165,6 +166,7 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
 
 async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[str]]:
     """Return how many charges a fleet has, and how what is kept of it differs from its replay."""
+    await allow_for_size(connection, fleet.fleet_no)
     replay = await load_replay(connection, fleet)
     differences = replay.differences
     charges = 0

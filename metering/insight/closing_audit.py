@@ -1,5 +1,6 @@
 """The audit of closed cycles: what was frozen, held against the charges that there were by then."""
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,13 +189,16 @@ def _unequal_documents(frozen: Mapping[str, Any], again: Mapping[str, Any]) -> I
     for name in sorted({*frozen, *again} - {"lines"}):
         if frozen.get(name) != again.get(name):
             yield f"its {name} is frozen as {frozen.get(name)}, charges say {again.get(name)}"
-    lines, others = frozen["lines"], again["lines"]
-    for line in lines:
-        if line not in others:
-            yield f"a line is frozen as {line}, which charges do not say"
-    for line in others:
-        if line not in lines:
-            yield f"charges say a line {line}, which is not frozen"
+    lines, others = _by_text(frozen["lines"]), _by_text(again["lines"])
+    for text in sorted(lines.keys() - others.keys()):
+        yield f"a line is frozen as {lines[text]}, which charges do not say"
+    for text in sorted(others.keys() - lines.keys()):
+        yield f"charges say a line {others[text]}, which is not frozen"
+
+
+def _by_text(lines: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return lines by all that they say: of a large fleet there are too many to compare each with each."""
+    return {json.dumps(line, sort_keys=True): line for line in lines}
 
 
 def _summed(amounts: Iterable[Decimal]) -> Decimal:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from random import SystemRandom
@@ -15,9 +16,11 @@ from metering.billing.tax_service import tax_service_of
 from metering.ids import TenantNo
 from metering.payments.ask_provider import ask_due
 from metering.payments.collect import collect
+from metering.payments.progress import Progress
 from metering.payments.stripe import provider_of
 from metering.process import serve
 from metering.settings import Settings
+from metering.store.bills import count_due_drafts
 from metering.store.connection import (
     UNREACHABLE,
     Connection,
@@ -28,9 +31,6 @@ from metering.store.connection import (
 from metering.store.registry import tenant_no
 
 log = logging.getLogger(__name__)
-
-_TOLD_EVERY = 1000
-"""After so many drafts a run tells how far it is."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -117,16 +117,20 @@ class BillRunner:
         tenant: TenantNo | None = None
         if self._tenant is not None:
             tenant = await tenant_no(connection, self._tenant)
+        due = await count_due_drafts(connection, tenant_no=tenant, by_hand=self._by_hand, now=now)
+        progress = Progress("bills", due, sys.stderr)
         done = BillRun()
-        async for done in run_bills(
-            connection,
-            tenant_no=tenant,
-            by_hand=self._by_hand,
-            tax_service=tax_service_of(self._settings),
-            now=now,
-        ):
-            if (done.finalised + done.refused) % _TOLD_EVERY == 0:
-                log.info("%d bills finalised, %d refused", done.finalised, done.refused)
+        try:
+            async for done in run_bills(
+                connection,
+                tenant_no=tenant,
+                by_hand=self._by_hand,
+                tax_service=tax_service_of(self._settings),
+                now=now,
+            ):
+                progress.tell(done.finalised + done.refused)
+        finally:
+            progress.end()
         if done.finalised:
             log.info("%d bills finalised, %d refused", done.finalised, done.refused)
         return done

@@ -52,16 +52,22 @@ class ChangedCycle:
 
 
 async def cycles_to_close(
-    connection: Connection, *, ended_by: datetime
+    connection: Connection,
+    *,
+    ended_by: datetime,
+    after: tuple[Fleet, BillCycle] | None,
+    limit: int,
 ) -> list[tuple[Fleet, BillCycle]]:
-    """Return the cycles that are not closed and ended by then, each fleet's in order."""
+    """Return cycles that are not closed and ended by then, each fleet's in order: those after one."""
+    place = None if after is None else (after[0].shard_no, after[0].fleet_no, after[1].start)
     found = await connection.execute(
         "SELECT fleet.fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
         " cycle_months, anchor_month, shard_no,"
         " first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle JOIN fleet USING (fleet_no)"
         " WHERE closed_run_no IS NULL AND cycle_end <= %s"
-        " ORDER BY shard_no, fleet.fleet_no, cycle_start",
-        [ended_by],
+        " AND (%s OR (shard_no, fleet.fleet_no, cycle_start) > (%s, %s, %s))"
+        " ORDER BY shard_no, fleet.fleet_no, cycle_start LIMIT %s",
+        [ended_by, place is None, *(place or (0, 0, ended_by)), limit],
     )
     return [(fleet_of_row(row[:10]), _cycle(row[10:])) for row in await found.fetchall()]
 

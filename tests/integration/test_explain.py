@@ -412,7 +412,7 @@ HOT: dict[str, Use] = {
     "watermark": lambda c: fleet_watermark(
         c, TENANT, fleet_no=FLEET, now=NOW, silent_after=timedelta(days=2)
     ),
-    "cycles to close": lambda c: closing.cycles_to_close(c, ended_by=NOW),
+    "cycles to close": lambda c: closing.cycles_to_close(c, ended_by=NOW, after=None, limit=100),
     "late records": lambda c: closing.add_late_records(c, {(FLEET, CYCLE): 3}),
     "queued usage": lambda c: closing.is_usage_queued(
         c, FLEET_ROW, CALENDAR.cycle_at(NOW), received_before=NOW

@@ -28,7 +28,7 @@ from metering.billing.notes import (
 )
 from metering.billing.rendering.as_csv import COLUMNS, as_csv
 from metering.billing.rendering.as_html import as_html
-from metering.billing.rendering.as_pdf import as_pdf
+from metering.billing.rendering.as_pdf import LINES_MAX, as_pdf
 from metering.billing.rendering.e_invoice import cii, missing_of_en16931, ubl
 from metering.billing.rendering.words import quantity_text
 from metering.errors import InvalidValue
@@ -363,3 +363,10 @@ def test_a_quantity_is_shown_exactly(quantity: str, unit: str, text: str) -> Non
 def test_a_note_that_takes_nothing_is_refused() -> None:
     with pytest.raises(InvalidValue, match="entries: are none"):
         credit_note(billed.sample_bill(), [], [], reason="r")
+
+
+def test_a_pdf_of_very_many_lines_is_refused() -> None:
+    bill = billed.sample_bill()
+    line = bill.lines[0]
+    with pytest.raises(InvalidValue, match="20001 are too many for a PDF"):
+        as_pdf(replace(bill, lines=(line,) * (LINES_MAX + 1)))

@@ -10,6 +10,7 @@ from fpdf.enums import DocumentCompliance, TableCellFillMode, TextEmphasis, VAli
 from metering.billing.document import Document
 from metering.billing.rendering import words
 from metering.billing.rendering.e_invoice import cii, missing_of_en16931
+from metering.errors import InvalidValue
 
 _FONT = "OpenSans"
 _QUIET = (77, 85, 94)
@@ -25,12 +26,23 @@ _ADDRESS_TOP = 45.0
 _FACTS_LEFT = 125.0
 _BODY_TOP = 95.0
 _FOOT = 22.0
+LINES_MAX = 20_000
+"""Of more lines nobody reads pages, and they would take minutes to draw: 6 ms each."""
 _PAGES = "{how many pages there are}"
 """Stands for the number of pages until it is known; no name should read so."""
 
 
 def as_pdf(document: Document) -> bytes:
-    """Return a document as PDF/A-3; a finalised one that can be an e-invoice holds it as factur-x.xml."""
+    """Return a document as PDF/A-3; a finalised one that can be an e-invoice holds it as factur-x.xml.
+
+    Raises `InvalidValue` where it has more than `LINES_MAX` lines.
+    """
+    if len(document.lines) > LINES_MAX:
+        raise InvalidValue(
+            "lines",
+            f"{len(document.lines)} are too many for a PDF",
+            f"use CSV, HTML or UBL, or a plan with fewer lines than {LINES_MAX}",
+        )
     page = _Pages(document)
     page.draw()
     written = bytes(page.output())
