@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Header, Path, Query, Request, params
+from fastapi import Header, Path, Query, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
@@ -122,6 +122,12 @@ def checked_known_at(known_at: datetime | None, now: datetime) -> None:
         raise bad_input("known_at", "is still to come", "use a moment up to now, or none")
 
 
+def tell_repeated(response: Response, *, repeated: bool) -> None:
+    """Answer 200 in place of 201 where it was done before, as `ALREADY_DONE` declares."""
+    if repeated:
+        response.status_code = HTTPStatus.OK
+
+
 def cursor_of(key: CursorKey) -> str:
     """Write the place at which a page ended as an opaque cursor."""
     parts = [part.isoformat() if isinstance(part, datetime) else part for part in key]
@@ -142,6 +148,11 @@ def read_cursor(cursor: str, shape: str) -> list[str | int | datetime]:
     if not isinstance(parts, list) or len(parts) != len(shape):
         raise _bad_cursor()
     return [_part(part, kind) for part, kind in zip(parts, shape, strict=True)]
+
+
+def number_after(cursor: str | None) -> int:
+    """Return the number at which the page before ended; 0 for the first page."""
+    return int(str(read_cursor(cursor, "i")[0])) if cursor else 0
 
 
 def _part(part: object, kind: str) -> str | int | datetime:

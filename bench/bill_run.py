@@ -25,6 +25,7 @@ import psycopg
 
 from bench.bill_run_history import Wanted, fill
 from bench.own_database import migrated, own_database
+from bench.resources import peak_octets
 from metering.billing.live_document import current_basis, draw_live
 from metering.insight.audit import audit_fleet
 from metering.period import BillCycle
@@ -169,7 +170,7 @@ def _watched(
             if perf_counter() - began > _PATIENCE_SECONDS:
                 raise RuntimeError("a process takes too long")
             sleep(_LOOK_SECONDS)
-        return _peak_octets(process.pid)
+        return peak_octets(process.pid)
     finally:
         process.send_signal(end)
         process.wait()
@@ -182,16 +183,6 @@ def _start(url: str, command: list[str]) -> subprocess.Popen[bytes]:
         "FLEETMETER_METRICS_PORT": "0",
     }
     return subprocess.Popen([sys.executable, "-m", "metering.cli", *command], env=environment)
-
-
-def _peak_octets(pid: int) -> int:
-    """Return the most resident memory that a process had; 0 where it ended, or cannot be told."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines.splitlines() if line.startswith("VmHWM:")]
-    return 1024 * int(found[0]) if found else 0
 
 
 def _checked(

@@ -88,14 +88,15 @@ def memory_of(pids: Mapping[str, Iterable[int]], postmaster: int | None) -> dict
         families["database"] = [server, *server.children()]
     return {
         role: Memory(
-            peak_resident=max((_peak_octets(each.pid) for each in members), default=0),
+            peak_resident=max((peak_octets(each.pid) for each in members), default=0),
             proportional=sum(_proportional_octets(each) for each in members),
         )
         for role, members in families.items()
     }
 
 
-def _peak_octets(pid: int) -> int:
+def peak_octets(pid: int) -> int:
+    """Return the most resident memory that a process had; 0 where it ended, or cannot be told."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:

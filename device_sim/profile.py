@@ -1,7 +1,7 @@
 """What kind of device a simulated device is, and how its traffic follows the day. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from random import Random
@@ -149,25 +149,28 @@ _NIGHT_WATCH = (
 )
 _OPENING_HOURS = (0,) * 8 + (200,) * 12 + (0,) * 4
 
+_METER = Shape(
+    summary="a few kilobytes an hour, day and night; counters of 32 bits",
+    cumulative=True,
+    width=32,
+    hours=_ALL_DAY,
+    uses=(Use(meter=DATA, per_hour=4_000, uplink_percent=80),),
+)
+_TRACKER = Shape(
+    summary="positions while it drives, few at night and at weekends; deltas with their start",
+    cumulative=False,
+    tells_since=True,
+    hours=_DRIVING,
+    weekend_percent=40,
+    uses=(
+        Use(meter=DATA, per_hour=150_000, uplink_percent=90),
+        Use(meter=MESSAGES, per_hour=30),
+    ),
+)
+
 SHAPES: Mapping[Kind, Shape] = {
-    Kind.METER: Shape(
-        summary="a few kilobytes an hour, day and night; counters of 32 bits",
-        cumulative=True,
-        width=32,
-        hours=_ALL_DAY,
-        uses=(Use(meter=DATA, per_hour=4_000, uplink_percent=80),),
-    ),
-    Kind.TRACKER: Shape(
-        summary="positions while it drives, few at night and at weekends; deltas with their start",
-        cumulative=False,
-        tells_since=True,
-        hours=_DRIVING,
-        weekend_percent=40,
-        uses=(
-            Use(meter=DATA, per_hour=150_000, uplink_percent=90),
-            Use(meter=MESSAGES, per_hour=30),
-        ),
-    ),
+    Kind.METER: _METER,
+    Kind.TRACKER: _TRACKER,
     Kind.CAMERA: Shape(
         summary="pictures, most of them at night, nearly all uplink; counters of 64 bits",
         cumulative=True,
@@ -186,23 +189,13 @@ SHAPES: Mapping[Kind, Shape] = {
             Use(meter=VOICE, per_hour=45),
         ),
     ),
-    Kind.FIRMWARE_STORM: Shape(
+    Kind.FIRMWARE_STORM: replace(
+        _METER,
         summary="a meter that fetches a firmware image in the hour of a storm, as all of them do",
-        cumulative=True,
-        width=32,
-        hours=_ALL_DAY,
-        uses=(Use(meter=DATA, per_hour=4_000, uplink_percent=80),),
     ),
-    Kind.RUNAWAY: Shape(
+    Kind.RUNAWAY: replace(
+        _TRACKER,
         summary="a tracker whose data doubles every hour from an instant on, up to 1024 times",
-        cumulative=False,
-        tells_since=True,
-        hours=_DRIVING,
-        weekend_percent=40,
-        uses=(
-            Use(meter=DATA, per_hour=150_000, uplink_percent=90),
-            Use(meter=MESSAGES, per_hour=30),
-        ),
     ),
 }
 """The kinds of device that scenarios are made of."""

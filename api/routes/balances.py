@@ -18,6 +18,7 @@ from api.parameters import (
     Limit,
     cursor_of,
     read_cursor,
+    tell_repeated,
 )
 from metering.charging.balances import Outcome, TopUp, adjust, top_up, transfer
 from metering.store.balances import bucket_states, device_of_id, fleet_of_id
@@ -148,7 +149,7 @@ async def _topped_up(  # noqa: PLR0917 - a step of two routes
         key=key,
         now=caller.now,
     )
-    _tell_repeated(outcome, response)
+    tell_repeated(response, repeated=outcome.repeated)
     number = outcome.operation.bucket_no
     bucket = await bucket_view(caller.connection, caller.tenant_no, bucket_no=number)
     # As it was first answered, whatever has been used of it since.
@@ -159,7 +160,7 @@ async def _topped_up(  # noqa: PLR0917 - a step of two routes
 
 
 def _operation(outcome: Outcome, response: Response) -> schemas.Operation:
-    _tell_repeated(outcome, response)
+    tell_repeated(response, repeated=outcome.repeated)
     operation = outcome.operation
     return schemas.Operation.model_validate(
         {
@@ -172,11 +173,6 @@ def _operation(outcome: Outcome, response: Response) -> schemas.Operation:
             "made_at": operation.made_at,
         }
     )
-
-
-def _tell_repeated(outcome: Outcome, response: Response) -> None:
-    if outcome.repeated:
-        response.status_code = HTTPStatus.OK
 
 
 def _bucket(row: BucketView) -> schemas.BalanceBucket:

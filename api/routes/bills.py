@@ -20,7 +20,8 @@ from api.parameters import (
     Limit,
     OfFleet,
     cursor_of,
-    read_cursor,
+    number_after,
+    tell_repeated,
 )
 from api.state import state_of
 from metering.billing.dispute import open_dispute, payable, resolve_dispute
@@ -66,7 +67,7 @@ async def get_bills(
         caller.tenant_no,
         fleet_no=of.fleet_no if of else None,
         state=state,
-        after=int(str(read_cursor(cursor, "i")[0])) if cursor else 0,
+        after=number_after(cursor),
         limit=limit + 1,
     )
     more = len(rows) > limit
@@ -126,7 +127,7 @@ async def post_finalisation(
         tax_service=state_of(request).tax_service,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _bill(bill)
 
 
@@ -148,7 +149,7 @@ async def post_void(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return schemas.Voided(bill=_bill(bill), note_no=note_no, draft_no=draft_no)
 
 
@@ -160,7 +161,7 @@ async def post_rebilling(
     bill, repeated = await rebill(
         caller.connection, tenant_no=caller.tenant_no, bill_no=bill_no, now=caller.now
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _bill(bill)
 
 
@@ -181,7 +182,7 @@ async def post_bill_settlement(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _bill(bill)
 
 
@@ -207,7 +208,7 @@ async def post_note(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _bill(note)
 
 
@@ -256,7 +257,7 @@ async def post_dispute(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _dispute(dispute)
 
 
@@ -284,7 +285,7 @@ async def post_resolution(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _dispute(dispute)
 
 
@@ -339,7 +340,7 @@ async def _rerate(
         now=caller.now,
     )
     if response is not None:
-        _tell_repeated(response, repeated=repeated)
+        tell_repeated(response, repeated=repeated)
     return rerating_schemas.Rerating.model_validate(told)
 
 
@@ -361,7 +362,7 @@ async def _enter(  # noqa: PLR0917 - a step of two routes
     made, repeated = await enter_adjustment(
         caller.connection, fleet=fleet, bill_no=bill_no, entry=entry, key=key, now=caller.now
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return schemas.BillAdjustment(
         adjustment_no=made.adjustment_no,
         name=made.name,
@@ -380,11 +381,6 @@ def _entry(order: schemas.NoteEntryOrder) -> NoteEntry:
         quantity=None if order.quantity is None else Decimal(order.quantity),
         reason=order.reason,
     )
-
-
-def _tell_repeated(response: Response, *, repeated: bool) -> None:
-    if repeated:
-        response.status_code = HTTPStatus.OK
 
 
 def _bill(row: store.StoredBill) -> schemas.CustomerBill:

@@ -17,7 +17,8 @@ from api.parameters import (
     Limit,
     OfFleet,
     cursor_of,
-    read_cursor,
+    number_after,
+    tell_repeated,
 )
 from metering.billing.pay import Share, allocate_credit, record_payment, refund, reverse
 from metering.billing.wallet import set_wallet
@@ -46,7 +47,7 @@ async def get_payments(
         caller.connection,
         caller.tenant_no,
         fleet_no=of.fleet_no if of else None,
-        after=_after(cursor),
+        after=number_after(cursor),
         limit=limit + 1,
     )
     more = len(rows) > limit
@@ -89,7 +90,7 @@ async def post_payment(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _payment(recorded)
 
 
@@ -110,7 +111,7 @@ async def post_reversal(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _payment(taken)
 
 
@@ -130,7 +131,7 @@ async def post_allocation(
     repeated = await allocate_credit(
         caller.connection, fleet=fleet, share=share, key=key, now=caller.now
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return await _account(caller, fleet)
 
 
@@ -153,7 +154,7 @@ async def post_refund(
         key=key,
         now=caller.now,
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return await _account(caller, fleet)
 
 
@@ -170,7 +171,7 @@ async def get_account_entries(
     """List the entries of which the account's balances are the fold."""
     fleet = await _fleet(caller, fleet_id)
     rows = await store.list_entries(
-        caller.connection, fleet.fleet_no, after=_after(cursor), limit=limit + 1
+        caller.connection, fleet.fleet_no, after=number_after(cursor), limit=limit + 1
     )
     more = len(rows) > limit
     return schemas.AccountEntries(
@@ -214,7 +215,7 @@ async def get_payment_requests(
     """List what was asked of the payment provider, and what became of it."""
     fleet = await _fleet(caller, fleet_id)
     rows = await requests.list_requests(
-        caller.connection, fleet.fleet_no, after=_after(cursor), limit=limit + 1
+        caller.connection, fleet.fleet_no, after=number_after(cursor), limit=limit + 1
     )
     more = len(rows) > limit
     return schemas.PaymentRequests(
@@ -237,7 +238,7 @@ async def post_payment_request(
     request, repeated = await request_payment(
         caller.connection, fleet=fleet, wanted=wanted, key=key, now=caller.now
     )
-    _tell_repeated(response, repeated=repeated)
+    tell_repeated(response, repeated=repeated)
     return _request(request)
 
 
@@ -329,10 +330,6 @@ async def _wallet(caller: Caller, fleet: Fleet, wallet: store.Wallet) -> schemas
     )
 
 
-def _after(cursor: str | None) -> int:
-    return int(str(read_cursor(cursor, "i")[0])) if cursor else 0
-
-
 def _share(order: schemas.Share) -> Share:
     return Share(bill_no=order.bill_no, amount=Decimal(order.amount))
 
@@ -344,8 +341,3 @@ def _payment(row: store.Payment) -> schemas.Payment:
 
 def _request(row: requests.PaymentRequest) -> schemas.PaymentRequest:
     return schemas.PaymentRequest.model_validate(asdict(row) | {"amount": format(row.amount, "f")})
-
-
-def _tell_repeated(response: Response, *, repeated: bool) -> None:
-    if repeated:
-        response.status_code = HTTPStatus.OK

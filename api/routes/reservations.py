@@ -9,7 +9,16 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from api import reservations_schemas as schemas
 from api.auth import AsCaller, AsWriter
 from api.errors import FieldProblem, ProblemError
-from api.parameters import ALREADY_DONE, Cursor, DeviceId, FleetId, Limit, cursor_of, read_cursor
+from api.parameters import (
+    ALREADY_DONE,
+    Cursor,
+    DeviceId,
+    FleetId,
+    Limit,
+    cursor_of,
+    read_cursor,
+    tell_repeated,
+)
 from api.state import state_of
 from metering.charging.reserve import QuotaRequest, Refused, release, reserve, rule_of, settle
 from metering.errors import InvalidValue, NotFound
@@ -61,8 +70,7 @@ async def post_reservation(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
     )
     known = await store.reservation_of_request(caller.connection, device.device_no, key)
-    if known is not None:
-        response.status_code = HTTPStatus.OK
+    tell_repeated(response, repeated=known is not None)
     meter = METERS[given.meter]
     asked = QuotaRequest(
         request_id=key,

@@ -21,6 +21,7 @@ from api.parameters import (
     OfDevice,
     cursor_of,
     read_cursor,
+    tell_repeated,
 )
 from metering.charging.change_once import ChangeMade
 from metering.charging.change_terms import (
@@ -193,8 +194,7 @@ async def post_parked_charge(
         key=key,
         now=caller.now,
     )
-    if charged.repeated:
-        response.status_code = HTTPStatus.OK
+    tell_repeated(response, repeated=charged.repeated)
     return schemas.ParkedCharged.model_validate(
         {
             "charged": charged.charged,
@@ -342,8 +342,7 @@ def _when(caller: Caller, order: schemas.Dated, key: str) -> _When:
 
 
 def _changed(made: ChangeMade, response: Response) -> schemas.TermsChanged:
-    if made.repeated:
-        response.status_code = HTTPStatus.OK
+    tell_repeated(response, repeated=made.repeated)
     assert made.correction_no is not None  # noqa: S101 - what has a key is always written
     return schemas.TermsChanged(
         correction_no=made.correction_no,

@@ -22,6 +22,7 @@ from api.parameters import (
     OfFleet,
     cursor_of,
     read_cursor,
+    tell_repeated,
 )
 from metering.charging.change_thresholds import (
     change_threshold,
@@ -259,8 +260,7 @@ async def _created(  # noqa: PLR0917 - the rest of two routes
     made, is_new = await create_threshold(
         caller.connection, fleet=fleet, new=new, request_key=key, request=asked, now=caller.now
     )
-    if not is_new:
-        response.status_code = HTTPStatus.OK
+    tell_repeated(response, repeated=not is_new)
     return (await _shown(caller, [made]))[0]
 
 

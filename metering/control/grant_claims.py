@@ -70,13 +70,7 @@ class ClaimGranter:
             return
         authority = Authority.open(folder)
         while True:
-            connection = await connect_patiently(
-                self._database_url,
-                application="control claims",
-                autocommit=True,
-                answer_seconds_max=self._settings.database_answer_seconds_max,
-                waiting=away,
-            )
+            connection = await self._connect()
             try:
                 async with (
                     administration(self._broker) as broker,
@@ -221,16 +215,19 @@ class ClaimGranter:
         made = hmac.new(key, name.encode() + b"\n" + digest, hashlib.sha256).digest()
         return base64.urlsafe_b64encode(made[:24]).decode()
 
+    async def _connect(self) -> Connection:
+        return await connect_patiently(
+            self._database_url,
+            application="control claims",
+            autocommit=True,
+            answer_seconds_max=self._settings.database_answer_seconds_max,
+            waiting=away,
+        )
+
     async def _close_for_ever(self) -> None:
         """Let in no more to claim those whose time is over."""
         while True:
-            connection = await connect_patiently(
-                self._database_url,
-                application="control claims",
-                autocommit=True,
-                answer_seconds_max=self._settings.database_answer_seconds_max,
-                waiting=away,
-            )
+            connection = await self._connect()
             try:
                 async with telling(connection), administration(self._broker) as broker:
                     expired = await expired_claims(connection, now=clock.now())

@@ -87,6 +87,40 @@ async def first_cycle(connection: Connection, fleet_no: int) -> BillCycle | None
     return BillCycle(first_day=row[0], next_first_day=row[1], start=row[2], end=row[3])
 
 
+def subscriptions_by_device(
+    rows: Iterable[tuple[Any, ...]], fleet_no: int
+) -> dict[int, list[Subscription]]:
+    """Return a fleet's subscriptions by device, of rows `(device, number, plan, from, to)`."""
+    subscriptions: dict[int, list[Subscription]] = {}
+    for device_no, number, plan_no, valid_from, valid_to in rows:
+        subscriptions.setdefault(device_no, []).append(
+            Subscription(
+                subscription_no=number,
+                device_no=device_no,
+                plan_no=plan_no,
+                valid_from=valid_from,
+                valid_to=valid_to,
+                fleet_no=fleet_no,
+            )
+        )
+    return subscriptions
+
+
+def members_of(
+    subscriptions: Mapping[int, Sequence[Subscription]], state_rows: Iterable[tuple[Any, ...]]
+) -> list[Member]:
+    """Return the devices with their subscriptions and their states, of rows `(device, state, from)`."""
+    states: dict[int, list[StateChange]] = {}
+    for device_no, state, effective_from in state_rows:
+        states.setdefault(device_no, []).append(
+            StateChange(state=DeviceState(state), effective_from=effective_from)
+        )
+    return [
+        Member(device_no=device_no, subscriptions=own, states=states.get(device_no, []))
+        for device_no, own in subscriptions.items()
+    ]
+
+
 async def fleet_members(
     connection: Connection, fleet_no: int, *, begins: datetime | None, ends: datetime | None
 ) -> list[Member]:
@@ -102,32 +136,13 @@ async def fleet_members(
         " ORDER BY device_no, lower(valid)",
         [fleet_no, begins, ends],
     )
-    subscriptions: dict[int, list[Subscription]] = {}
-    for device_no, number, plan_no, valid_from, valid_to in await found.fetchall():
-        subscriptions.setdefault(device_no, []).append(
-            Subscription(
-                subscription_no=number,
-                device_no=device_no,
-                plan_no=plan_no,
-                valid_from=valid_from,
-                valid_to=valid_to,
-                fleet_no=fleet_no,
-            )
-        )
+    subscriptions = subscriptions_by_device(await found.fetchall(), fleet_no)
     found = await connection.execute(
         "SELECT device_no, state, effective_from FROM device_state_change"
         " WHERE device_no = ANY(%s) ORDER BY device_no, effective_from",
         [list(subscriptions)],
     )
-    states: dict[int, list[StateChange]] = {}
-    for device_no, state, effective_from in await found.fetchall():
-        states.setdefault(device_no, []).append(
-            StateChange(state=DeviceState(state), effective_from=effective_from)
-        )
-    return [
-        Member(device_no=device_no, subscriptions=own, states=states.get(device_no, []))
-        for device_no, own in subscriptions.items()
-    ]
+    return members_of(subscriptions, await found.fetchall())
 
 
 async def store_grants(

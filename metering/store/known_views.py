@@ -12,12 +12,11 @@ from typing import Any
 
 from metering.ids import TenantNo
 from metering.period import BillCycle
-from metering.rating.guide import Subscription
-from metering.rating.membership import Member, StateChange
-from metering.rating.plan import DeviceState
+from metering.rating.membership import Member
 from metering.store.bill_views import UseRow
 from metering.store.closing import StoredAdjustment
 from metering.store.connection import Connection
+from metering.store.cycles import members_of, subscriptions_by_device
 from metering.store.rows import fetch_all
 
 
@@ -138,33 +137,14 @@ async def known_members(
         " ORDER BY device_no, lower(valid)",
         {"fleet_no": fleet_no, "ends": ends, "at": at},
     )
-    subscriptions: dict[int, list[Subscription]] = {}
-    for device_no, number, plan_no, valid_from, valid_to in await found.fetchall():
-        subscriptions.setdefault(device_no, []).append(
-            Subscription(
-                subscription_no=number,
-                device_no=device_no,
-                plan_no=plan_no,
-                valid_from=valid_from,
-                valid_to=valid_to,
-                fleet_no=fleet_no,
-            )
-        )
+    subscriptions = subscriptions_by_device(await found.fetchall(), fleet_no)
     found = await connection.execute(
         "SELECT DISTINCT ON (device_no, effective_from) device_no, state, effective_from"
         " FROM device_state_entry WHERE device_no = ANY(%s) AND recorded_at <= %s"
         " ORDER BY device_no, effective_from, entry_no DESC",
         [list(subscriptions), at],
     )
-    states: dict[int, list[StateChange]] = {}
-    for device_no, state, effective_from in await found.fetchall():
-        states.setdefault(device_no, []).append(
-            StateChange(state=DeviceState(state), effective_from=effective_from)
-        )
-    return [
-        Member(device_no=device_no, subscriptions=own, states=states.get(device_no, []))
-        for device_no, own in subscriptions.items()
-    ]
+    return members_of(subscriptions, await found.fetchall())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
