@@ -11,7 +11,9 @@ from fastapi.routing import APIRoute
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.parameters import refuse_unknown_parameters
+from api.rights import unnamed
 from api.routes import (
+    access,
     assurance,
     balances,
     billing_settings,
@@ -34,7 +36,7 @@ from api.routes import (
 from api.state import ApiState
 from metering import __version__, clock
 from metering.settings import Settings
-from metering.store.connection import connection_pool, database_url
+from metering.store.connection import api_database_url, connection_pool
 
 _CONNECTIONS_MAX = 10
 
@@ -54,10 +56,11 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     `now` tells the instant of a request. Raises `SettingsError` when no database is set.
     """
     pool = connection_pool(
-        database_url(settings),
+        api_database_url(settings),
         application="api",
         size_max=_CONNECTIONS_MAX,
         answer_seconds_max=settings.database_answer_seconds_max,
+        row_security=True,
     )
     metrics = Metrics()
 
@@ -92,6 +95,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
     )
     for module in (
+        access,
         fleets,
         devices,
         balances,
@@ -111,11 +115,15 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         assurance,
     ):
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
+    without = unnamed(app.routes)
+    if without:
+        raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
     return app
 
 
 _FAILURES = {
     401: "No API key, or not a good one",
+    403: "The key or user may not do that",
     404: "There is no such thing in this tenant",
     422: "Bad input; `errors` names each field and the fix",
     500: "A fault on the server's side",

@@ -21,6 +21,10 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="libpq URL of a PostgreSQL that has TimescaleDB; unset: the stack's own"
     )
+    api_database_url: SecretStr | None = Field(
+        None,
+        description="the same, as the role that row-level security holds for; unset: follows from it",
+    )
     database_answer_seconds_max: float = Field(
         30.0, gt=0, description="a statement without an answer for so long ends its connection"
     )
