@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
+from api.oidc import Issuer
 from api.parameters import refuse_unknown_parameters
 from api.rights import unnamed
 from api.routes import (
@@ -63,6 +64,9 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         row_security=True,
     )
     metrics = Metrics()
+    issuer = None
+    if settings.oidc_issuer is not None:
+        issuer = Issuer(settings.oidc_issuer, audience=settings.oidc_audience)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -71,6 +75,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
             yield
         finally:
             await pool.close()
+            if issuer is not None:
+                await issuer.close()
 
     app = FastAPI(
         title="fleetmeter",
@@ -87,14 +93,13 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         silent_after=timedelta(hours=settings.silent_after_hours),
         webhook_private_addresses=settings.webhook_private_addresses,
         settings=settings,
+        issuer=issuer,
     )
     handle_errors(app)
     app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
-    app.include_router(
-        operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
-    )
     for module in (
+        operations,
         access,
         fleets,
         devices,
@@ -114,10 +119,10 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         charges,
         assurance,
     ):
+        without = unnamed(module.router.routes)
+        if without:
+            raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
-    without = unnamed(app.routes)
-    if without:
-        raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
     return app
 
 

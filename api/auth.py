@@ -12,17 +12,19 @@ import psycopg
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.errors import ProblemError, bad_input
+from api.errors import ProblemError, bad_input, unavailable
+from api.oidc import IssuerAway, Subject, TokenRefused
 from api.rights import REACHED, RIGHTS
 from api.state import ApiState, state_of
 from metering.access import SCOPES, Identity, Scope
 from metering.errors import NotFound
 from metering.ids import ID_PATTERN, TenantNo
-from metering.store.api_keys import key_of, note_key_use
+from metering.store.api_keys import KEY_PREFIX, key_of, note_key_use
 from metering.store.audit_log import insert_audit_entry
 from metering.store.connection import Connection
 from metering.store.reach import audit_from_here, sees, speak_for, speak_for_tenant
 from metering.store.registry import tenant_no
+from metering.store.users import user_of
 
 _CHECKOUT_SECONDS = 2.0
 """How long a request waits for a connection before it is told to try again."""
@@ -33,7 +35,8 @@ _NOTED_AGAIN_AFTER = timedelta(minutes=1)
 _BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="API key",
-    description="A key made by `fleetmeter apikey create`: `Authorization: Bearer fmk_…`",
+    description="A key made by `fleetmeter apikey create`: `Authorization: Bearer fmk_…`;"
+    " or a token of the issuer that the deployment trusts",
 )
 
 
@@ -99,7 +102,7 @@ async def caller(
 ) -> AsyncIterator[Caller]:
     """Find who asks; refuse with 401 who is nobody, and with 403 who may not."""
     state = state_of(request)
-    given = _given(credentials)
+    given = await _given(state, credentials)
     async with _snapshot(state) as connection:
         found, noted_at = await _identity(state, connection, given)
         tenant = await _admitted(request, connection, found, of_tenant)
@@ -112,7 +115,7 @@ async def writer(
 ) -> AsyncIterator[Caller]:
     """Find who asks to change something, as `caller` does; note it in the audit log."""
     state = state_of(request)
-    given = _given(credentials)
+    given = await _given(state, credentials)
     async with open_transaction(state) as connection:
         found, noted_at = await _identity(state, connection, given)
         tenant = await _admitted(request, connection, found, of_tenant)
@@ -129,7 +132,7 @@ async def writer(
 async def operator_reader(request: Request, credentials: _Credentials) -> AsyncIterator[Operator]:
     """Find the platform's operator, of whichever tenant."""
     state = state_of(request)
-    given = _given(credentials)
+    given = await _given(state, credentials)
     async with _snapshot(state) as connection:
         found, _ = await _identity(state, connection, given)
         _check_scope(request, found)
@@ -140,7 +143,7 @@ async def operator_reader(request: Request, credentials: _Credentials) -> AsyncI
 async def operator_writer(request: Request, credentials: _Credentials) -> AsyncIterator[Operator]:
     """Find the platform's operator, who changes something; note it in the audit log."""
     state = state_of(request)
-    given = _given(credentials)
+    given = await _given(state, credentials)
     async with open_transaction(state) as connection:
         found, _ = await _identity(state, connection, given)
         _check_scope(request, found)
@@ -150,16 +153,35 @@ async def operator_writer(request: Request, credentials: _Credentials) -> AsyncI
         yield Operator(identity=found, connection=connection, now=state.now())
 
 
-def _given(credentials: HTTPAuthorizationCredentials | None) -> str:
+async def _given(
+    state: ApiState, credentials: HTTPAuthorizationCredentials | None
+) -> str | Subject:
+    """Return the key that was given, or whom a token's issuer vouches for; 401 for neither.
+
+    Who is waited for here holds no connection to the database.
+    """
     if credentials is None:
         raise _unauthorised("give an API key as 'Authorization: Bearer fmk_…'", "")
-    return credentials.credentials
+    given = credentials.credentials
+    if state.issuer is None or given.startswith(KEY_PREFIX):
+        return given
+    try:
+        return await state.issuer.subject_of(given)
+    except TokenRefused as error:
+        raise _unauthorised(str(error), ', error="invalid_token"') from error
+    except IssuerAway as error:
+        raise unavailable(str(error)) from error
 
 
 async def _identity(
-    state: ApiState, connection: Connection, given: str
+    state: ApiState, connection: Connection, given: str | Subject
 ) -> tuple[Identity, datetime | None]:
-    """Return who has a key, and when its use was last noted."""
+    """Return who asks, and when the use of its key was last noted."""
+    if isinstance(given, Subject):
+        user = await user_of(connection, issuer=given.issuer, subject=given.subject)
+        if user is None:
+            raise _unauthorised("this user is unknown or disabled", ', error="invalid_token"')
+        return user, None
     found = await key_of(connection, given)
     if found is None:
         raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')

@@ -8,6 +8,7 @@ from fastapi import Request
 from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
+from api.oidc import Issuer
 from metering.settings import Settings
 from metering.store.connection import Connection
 
@@ -25,6 +26,7 @@ class ApiState:
     silent_after: timedelta
     webhook_private_addresses: bool
     settings: Settings
+    issuer: Issuer | None
 
 
 def state_of(request: Request) -> ApiState:

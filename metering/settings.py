@@ -194,6 +194,14 @@ class Settings(BaseSettings):
         "overage", description="what devices do when their last grant is used up"
     )
 
+    # Who is let in
+    oidc_issuer: str | None = Field(
+        None, description="OpenID Connect issuer whose tokens the API takes; unset: API keys alone"
+    )
+    oidc_audience: str = Field(
+        "fleetmeter", description="the audience that a token has to be made for"
+    )
+
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")

@@ -18,8 +18,8 @@ from metering.store.registry import fleets_by_no, insert_tenant, list_tenants
 
 router = APIRouter(prefix="/v1", tags=["access"])
 
-_Number = Annotated[int, Path(ge=1, le=2**31 - 1, examples=[4])]
-_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 1, examples=[12])]
+_Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", examples=[4])]
+_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the entry's number", examples=[12])]
 
 
 @router.get("/api-keys")
@@ -142,6 +142,8 @@ async def get_audit_changes(
     caller: AsCaller, entry_no: _EntryNo, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.AuditChanges:
     """List the rows that a request wrote, as they were and as they are since."""
+    if not await audit_log.entry_exists(caller.connection, caller.tenant_no, entry_no):
+        raise NotFound("audit entry", str(entry_no))
     rows = await audit_log.list_audit_changes(
         caller.connection, caller.tenant_no, entry_no, after=_after(cursor), limit=limit + 1
     )

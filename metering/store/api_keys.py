@@ -12,7 +12,8 @@ from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.rows import fetch_all
 
-_PREFIX = "fmk_"
+KEY_PREFIX = "fmk_"
+"""What every key begins with, and no token does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ async def insert_api_key(
 ) -> tuple[int, str]:
     """Create a key as `create_api_key` does and return its number and itself."""
     check_reach(role, tenant=tenant, fleets=fleets, device_no=device_no)
-    key = _PREFIX + secrets.token_urlsafe(32)
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
     made = await connection.execute(
         "INSERT INTO api_key (tenant_no, label, key_hash, created_at, role, fleets, device_no, expires_at)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING api_key_no",
@@ -175,11 +176,12 @@ async def revoke_api_key(
 
 
 async def revoke_api_keys(
-    connection: Connection, *, tenant: TenantNo, label: str, now: datetime
+    connection: Connection, *, tenant: TenantNo | None, label: str, now: datetime
 ) -> int:
-    """Revoke a tenant's keys of a label and return how many were still good."""
+    """Revoke a tenant's, or the platform's, keys of a label and return how many were still good."""
     revoked = await connection.execute(
-        "UPDATE api_key SET revoked_at = %s WHERE tenant_no = %s AND label = %s AND revoked_at IS NULL",
+        "UPDATE api_key SET revoked_at = %s WHERE tenant_no IS NOT DISTINCT FROM %s"
+        " AND label = %s AND revoked_at IS NULL",
         [now, tenant, label],
     )
     return revoked.rowcount

@@ -101,6 +101,14 @@ async def list_audit_entries(
     )
 
 
+async def entry_exists(connection: Connection, tenant: TenantNo, entry_no: int) -> bool:
+    """Whether a tenant has an entry of this number."""
+    found = await connection.execute(
+        "SELECT FROM audit_entry WHERE tenant_no = %s AND entry_no = %s", [tenant, entry_no]
+    )
+    return await found.fetchone() is not None
+
+
 async def list_audit_changes(
     connection: Connection, tenant: TenantNo, entry_no: int, *, after: int, limit: int
 ) -> list[AuditChange]:

@@ -232,7 +232,7 @@ BEGIN
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO fleetmeter_api', name);
     END LOOP;
     FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' LOOP
-        EXECUTE format('GRANT USAGE ON SEQUENCE %I TO fleetmeter_api', name);
+        EXECUTE format('GRANT USAGE, SELECT ON SEQUENCE %I TO fleetmeter_api', name);
     END LOOP;
 END
 $$;
