@@ -219,7 +219,10 @@ DECLARE
         'EXISTS (SELECT FROM bill WHERE bill.bill_no = %1$I.bill_no)', '{payment_reminder}'::text[],
         'EXISTS (SELECT FROM threshold WHERE threshold.threshold_no = %1$I.threshold_no)',
             '{threshold_change}'::text[],
-        'EXISTS (SELECT FROM event WHERE event.event_no = %1$I.event_no)', '{webhook_delivery}'::text[],
+        -- Not by its event, which the same statement may have made: a policy does not see that yet.
+        'EXISTS (SELECT FROM webhook_endpoint WHERE webhook_endpoint.endpoint_no = %1$I.endpoint_no)'
+            ' AND (api_fleets() IS NULL OR EXISTS (SELECT FROM event WHERE event.event_no = %1$I.event_no))',
+            '{webhook_delivery}'::text[],
         'CASE WHEN request_no IS NULL THEN api_platform() = ''provider'' ELSE EXISTS (SELECT FROM payment_request'
             ' WHERE payment_request.request_no = %1$I.request_no) END', '{provider_payment}'::text[]);
 BEGIN
