@@ -60,6 +60,25 @@ _CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()
 
 
+_DEVICES = {"device_ids": ["acme-1"]}
+_LIMIT = {"name": "x", "measure": "quantity", "meter": "data", "period": "day", "limit": "5"}
+_BODIES: dict[str, dict[str, Any]] = {
+    "TransferOrder": {"to_bucket_no": 2, "quantity": 1},
+    "AdjustmentOrder": {"quantity": 1, "reason": "x"},
+    "SubscriptionOrder": _DEVICES | {"plan_id": "acme-basic"},
+    "PlanChangeOrder": _DEVICES | {"plan_id": "acme-basic"},
+    "SubscriptionEndOrder": _DEVICES,
+    "StateChangeOrder": _DEVICES | {"state": "suspended"},
+    "MoveOrder": _DEVICES | {"fleet_id": "acme-north", "plan_id": "acme-basic"},
+    "SimSwapOrder": {"iccid": "8949000000000000018"},
+    "ParkedOrder": _DEVICES,
+    "ThresholdOrder": _LIMIT,
+    "FleetThresholdOrder": _LIMIT | {"scope": "fleet"},
+    "ThresholdPatch": {"enabled": False},
+}
+"""Bodies that the document has no example of."""
+
+
 def _golden() -> dict[str, set[str]]:
     table = {}
     for line in _GOLDEN.read_text("utf-8").splitlines():
@@ -77,7 +96,8 @@ def _body(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     if content is None:
         return None
     name = content["schema"]["$ref"].rpartition("/")[2]
-    return _named(_DOCUMENT["components"]["schemas"][name]["examples"][0])
+    examples = _DOCUMENT["components"]["schemas"][name].get("examples")
+    return _named(examples[0] if examples else _BODIES[name])
 
 
 def _named(value: Any) -> Any:  # noqa: ANN401 - any JSON
