@@ -5,6 +5,7 @@ token names one that is not among them, or after a while.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import httpx
 import jwt
 
 from metering.errors import FleetmeterError
+
+_LOG = logging.getLogger(__name__)
 
 _ALGORITHMS = "RS256 RS384 RS512 PS256 PS384 PS512 ES256 ES384 ES512 EdDSA".split()
 """Those by which nobody signs who can only verify: neither `none` nor a shared secret."""
@@ -51,6 +54,8 @@ class Issuer:
         self._client = httpx.AsyncClient(timeout=_ANSWER_SECONDS, follow_redirects=False)
         self._keys: Mapping[str | None, jwt.PyJWK] = {}
         self._fetched_at: float | None = None
+        self._tried_at: float | None = None
+        self._is_away = False
         self._fetching = asyncio.Lock()
 
     async def close(self) -> None:
@@ -80,37 +85,39 @@ class Issuer:
     async def _key(self, name: object) -> jwt.PyJWK:
         """Return the key of this name, or the only one for a token that names none."""
         async with self._fetching:
-            age = self._age_seconds()
-            if (
-                age is None
-                or age > _KEYS_KEPT_SECONDS
-                or (self._known(name) is None and age > self._again_seconds)
-            ):
-                await self._fetch(needed=self._known(name) is None)
-        key = self._known(name)
-        if key is None:
-            raise TokenRefused("the token is signed by a key that the issuer does not have")
-        return key
+            if self._is_due(name):
+                await self._fetch()
+            key = self._known(name)
+        if key is not None:
+            return key
+        if self._is_away:
+            raise IssuerAway("the issuer of tokens does not answer as it should")
+        raise TokenRefused("the token is signed by a key that the issuer does not have")
+
+    def _is_due(self, name: object) -> bool:
+        """Whether to ask the issuer: seldom while it knows the key, and not at once after a try."""
+        now = asyncio.get_running_loop().time()
+        if self._tried_at is not None and now - self._tried_at < self._again_seconds:
+            return False
+        kept = self._fetched_at is not None and now - self._fetched_at <= _KEYS_KEPT_SECONDS
+        return not kept or self._known(name) is None
 
     def _known(self, name: object) -> jwt.PyJWK | None:
         if name is None:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
         return self._keys.get(name) if isinstance(name, str) else None
 
-    def _age_seconds(self) -> float | None:
-        if self._fetched_at is None:
-            return None
-        return asyncio.get_running_loop().time() - self._fetched_at
-
-    async def _fetch(self, *, needed: bool) -> None:
-        """Fetch the keys; where that fails, go on with those that are kept, unless one is needed."""
+    async def _fetch(self) -> None:
+        """Fetch the keys; where that fails, those that are kept stay."""
+        self._tried_at = asyncio.get_running_loop().time()
         try:
             self._keys = _keys_of(await self._json(await self._address()))
         except (httpx.HTTPError, ValueError, IssuerAway) as error:
-            if needed:
-                raise IssuerAway(f"the issuer's keys cannot be had: {error}") from error
+            self._is_away = True
+            _LOG.warning("the keys of %s cannot be had: %s", self._url, error)
         else:
-            self._fetched_at = asyncio.get_running_loop().time()
+            self._is_away = False
+            self._fetched_at = self._tried_at
 
     async def _address(self) -> str:
         """Return where the issuer says that its keys are."""

@@ -201,6 +201,18 @@ def test_while_the_issuer_is_away_known_keys_go_on(
     assert _get(client, issuer.token()).status_code == 200
 
 
+def test_unknown_keys_make_nobody_ask_the_issuer_all_the_time(
+    api: "ApiUnderTest", issuer: LocalIssuer
+) -> None:
+    settings = Settings(database_url=api.database_url, oidc_issuer=issuer.url)
+    app = create_app(settings, now=lambda: NOW)
+    app.state.fleetmeter.issuer._again_seconds = 3600.0
+    with serving(app) as url, httpx.Client(base_url=url) as client:
+        for _ in range(3):
+            assert _get(client, issuer.token("r9", signed_by=_rsa())).status_code == 401
+    assert len(issuer.asked) == 2
+
+
 def test_an_issuer_of_another_name_is_not_believed(
     client: httpx.Client, issuer: LocalIssuer
 ) -> None:
