@@ -44,8 +44,10 @@ async def post_carrier_records(
 ) -> RecordsTaken | Response:
     """Take a carrier's usage records, one or a list; each counts once, however often it is sent.
 
-    Those that are rejected are kept with their reason. If none was taken, the answer is 422.
+    They are JSON, or CSV where the content type is `text/csv`. Those that are rejected are kept with their
+    reason. If none was taken, the answer is 422.
     """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     outcome = await take_records(
         caller.connection,
         await tenant_id(caller.connection, caller.tenant_no),
@@ -54,6 +56,7 @@ async def post_carrier_records(
         carrier_name=carrier,
         settings=state_of(request).settings,
         now=caller.now,
+        form="csv" if content_type == "text/csv" else "json",
     )
     if outcome.rejections and not outcome.stored and not outcome.duplicates:
         return problem_response(_none_taken(outcome.rejections))

@@ -109,6 +109,7 @@ class FaultsDocument(_Document):
     reset: _Share = Decimal(0)
     offline: _Share = Decimal(0)
     offline_for: _Duration = timedelta(hours=6)
+    drop: _Share = Decimal(0)
     duplicate: _Share = Decimal(0)
     reorder: _Share = Decimal(0)
     malformed: _Share = Decimal(0)

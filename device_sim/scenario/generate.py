@@ -128,7 +128,7 @@ class _Network:
         self._malformed = 0
 
     def planned(self, messages: Sequence[Message]) -> list[_Planned]:
-        """Say when each message goes: late after hours offline, or after the one behind it."""
+        """Say when each message goes: late after hours offline, when lost, or after the one behind it."""
         faults = self.group.faults
         found: list[_Planned] = []
         offline_until: datetime | None = None
@@ -142,6 +142,10 @@ class _Network:
         # One after the other, as one connection carries them.
         for before, after in pairwise(found):
             after.at = max(after.at, before.at + _APART)
+        for position, planned in enumerate(found):
+            if self._happens(faults.drop):
+                before_next = [each.at - _APART for each in found[position + 1 : position + 2]]
+                planned.at = min([planned.at + self._sent_again_after(), *before_next])
         position = 0
         while position + 1 < len(found):
             if self._happens(faults.reorder) and self._may_swap(found, position):
@@ -157,14 +161,12 @@ class _Network:
 
         A counter's late point adds only what its neighbours did not tell: the same in all, but told of
         another time. So the times of the counters around must lie in one cycle, under one plan, at one
-        place.
+        place. Around are the two, and the nearest on either side of which the platform takes anything.
         """
-        around = [
-            sent.reading
-            for planned in found[max(0, position - 1) : position + 3]
-            for sent in planned.message.sent
-            if sent.rejected is None
-        ]
+        swapped = [each for planned in found[position : position + 2] for each in _taken(planned)]
+        before = next(filter(None, map(_taken, reversed(found[:position]))), [])
+        behind = next(filter(None, map(_taken, found[position + 2 :])), [])
+        around = [*before, *swapped, *behind]
         if all(reading.epoch is None for reading in around):
             return True
         if self.is_cut_everywhere or not around:
@@ -187,8 +189,7 @@ class _Network:
         )
         yield sound
         if self._happens(faults.duplicate):
-            seconds = self.random.randrange(1, _REPEATED_AFTER_SECONDS)
-            yield replace(sound, at=planned.at + timedelta(seconds=seconds))
+            yield replace(sound, at=planned.at + self._sent_again_after())
         if self._happens(faults.malformed):
             yield self._broken(planned, readings)
         # Of a message that is refused for its clock, too, the platform keeps no content to count by.
@@ -219,8 +220,16 @@ class _Network:
     def _topic(self, device: str) -> str:
         return f"{self.scenario.tenant}/{device}/usage"
 
+    def _sent_again_after(self) -> timedelta:
+        return timedelta(seconds=self.random.randrange(1, _REPEATED_AFTER_SECONDS))
+
     def _happens(self, share: Decimal) -> bool:
         return share > 0 and self.random.random() < share
+
+
+def _taken(planned: _Planned) -> list[Reading]:
+    """Return a message's readings that the platform does not refuse."""
+    return [sent.reading for sent in planned.message.sent if sent.rejected is None]
 
 
 def _written(

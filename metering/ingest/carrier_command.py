@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parsed.add_argument("--tenant", required=True, help="the tenant's id")
     loading.add_argument("--carrier", default=NAME_DEFAULT, help="whose records (%(default)s)")
     loading.add_argument(
-        "files", metavar="FILE", nargs="+", type=Path, help="a JSON list of records"
+        "files", metavar="FILE", nargs="+", type=Path, help="records as a JSON list, or FILE.csv"
     )
     comparing.add_argument("--from", dest="since", required=True, help="a date, of UTC")
     comparing.add_argument("--to", dest="until", required=True, help="the date after the last")
@@ -56,6 +56,7 @@ async def _load(arguments: argparse.Namespace, settings: Settings) -> int:
                     connection, arguments.tenant, payload, source="file",
                     carrier_name=carrier, settings=settings, now=now(),
                     records_max=_RECORDS_A_FILE_MAX,
+                    form="csv" if file.suffix.lower() == ".csv" else "json",
                 )  # fmt: skip
             print(
                 f"{file}: {outcome.stored} new, {outcome.duplicates} known,"

@@ -4,7 +4,7 @@ Whether a device's own count or its carrier's is charged, its tenant's mapping s
 beside it (`metering.ingest.write_batch`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from metering.ids import DeviceId, TenantId
@@ -13,10 +13,12 @@ from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import BatchOutcome, write_batch
 from metering.settings import Settings
 from metering.store.connection import Connection
+from metering.store.mappings import mappings_of_tenants
 from metering.store.sims import SimAt, devices_of_sims
 from metering.usage import Rejection, RejectReason
 from metering.wire import carrier
-from metering.wire.carrier import CarrierRecord, CarrierRecords
+from metering.wire.carrier import CarrierRecord, CarrierRecords, RecordsForm
+from metering.wire.mapping import DEFAULT_DOCUMENT
 from metering.wire.sample import SeriesReadings, rejected
 
 _DEVICES_MAX = 100_000
@@ -32,6 +34,7 @@ async def take_records(
     settings: Settings,
     now: datetime,
     records_max: int | None = None,
+    form: RecordsForm = "json",
 ) -> BatchOutcome:
     """Store records that no broker brought; durable once the caller's transaction has committed."""
     message = Message(
@@ -44,13 +47,16 @@ async def take_records(
         readings=(),
         rejections=(),
     )
+    mapping = (await mappings_of_tenants(connection, [tenant_id])).get(tenant_id, DEFAULT_DOCUMENT)
     messages = await messages_of_records(
         connection,
         message,
         payload,
         carrier_name=carrier_name,
+        zones=mapping.carrier.zones,
         settings=settings,
         records_max=records_max,
+        form=form,
     )
     return await write_batch(connection, DeviceCache(_DEVICES_MAX), messages, now=now)
 
@@ -61,16 +67,21 @@ async def messages_of_records(
     payload: bytes,
     *,
     carrier_name: str,
+    zones: Mapping[str, str],
     settings: Settings,
     records_max: int | None = None,
+    form: RecordsForm = "json",
 ) -> list[Message]:
     """Return what a payload of records is: a message for each device, and one of what is rejected.
 
-    A record belongs to the device in which its SIM was when its interval ended.
+    A record belongs to the device in which its SIM was when its interval ended. `zones` are those of the
+    tenant's mapping, by the carrier's tariff zone.
     """
     assert message.sender is not None  # noqa: S101 - the caller's case
     decoded = carrier.decode(
-        payload, records_max=records_max or settings.ingest_readings_per_message_max
+        payload,
+        records_max=records_max or settings.ingest_readings_per_message_max,
+        form=form,
     )
     if isinstance(decoded, Rejection):
         decoded = CarrierRecords(records=(), rejections=[decoded])
@@ -89,7 +100,7 @@ async def messages_of_records(
             by_device.setdefault(device, []).append(record)
     messages = [
         series_message(
-            message, _series(carrier_name, device, some), settings, device=DeviceId(device)
+            message, _series(carrier_name, device, some, zones), settings, device=DeviceId(device)
         )
         for device, some in by_device.items()
     ]
@@ -98,10 +109,15 @@ async def messages_of_records(
     return messages
 
 
-def _series(carrier_name: str, device: str, records: Sequence[CarrierRecord]) -> SeriesReadings:
+def _series(
+    carrier_name: str, device: str, records: Sequence[CarrierRecord], zones: Mapping[str, str]
+) -> SeriesReadings:
     return SeriesReadings(
         carrier.boot_of(carrier_name),
-        [each.reading for each in records],
+        [
+            each.reading._replace(zone=zones.get(each.tariff_zone or "", each.reading.zone))
+            for each in records
+        ],
         [each.identity for each in records],
         device,
         [],

@@ -95,7 +95,12 @@ class Translator:
             )
             return [message._replace(undecoded=None, rejections=[refusal])]
         return await messages_of_records(
-            connection, message, payload, carrier_name=sender, settings=self._settings
+            connection,
+            message,
+            payload,
+            carrier_name=sender,
+            zones=mapping.document.carrier.zones,
+            settings=self._settings,
         )
 
     async def _mappings_of(

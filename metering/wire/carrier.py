@@ -1,4 +1,4 @@
-"""A carrier's usage records, as the data streamers of emnify and 1NCE send them: JSON, one or a list. Pure.
+"""A carrier's usage records, as the data streamers of emnify and 1NCE send them: JSON, or CSV. Pure.
 
 `id` identifies a record. Volumes are decimal megabytes, of 1 000 000 octets: `tx` is what the device sent
 and `rx` what it received. For messages (traffic type 6) they count messages. Timestamps without a zone
@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from metering.errors import InvalidValue
 from metering.ids import is_id
 from metering.usage import DATA, QUANTITY_MAX, SMS, Reading, ReadingKind, Rejection, RejectReason
+from metering.wire import carrier_csv
 from metering.wire.identity import BY_ID, boot_by_id, identity_of
 from metering.wire.native import Instant
 from metering.wire.sample import json_document, number_of, refused, rejected
@@ -31,12 +32,15 @@ _NETWORK = re.compile(r"[0-9]{3}\Z"), re.compile(r"[0-9]{2,3}\Z")
 _DIGITS = re.compile(r"[0-9]{5,22}\Z")
 _BOOT = f"{BY_ID}carrier/"
 NAME_DEFAULT = "carrier"
+TARIFF_ZONE_LENGTH_MAX = 200
+RecordsForm = Literal["json", "csv"]
 
 
 class CarrierRecord(NamedTuple):
     """One record: the SIM that it is of, its reading, and the id that identifies it.
 
-    The reading's number is given when the record arrives. `endpoint` is the carrier's name of the device.
+    The reading's number is given when the record arrives; its zone is the visited network. `endpoint`
+    is the carrier's name of the device.
     """
 
     identity: str
@@ -67,10 +71,12 @@ def is_carrier_s(boot: str) -> bool:
     return boot.startswith(_BOOT)
 
 
-def decode(payload: bytes, *, records_max: int) -> CarrierRecords | Rejection:
+def decode(
+    payload: bytes, *, records_max: int, form: RecordsForm = "json"
+) -> CarrierRecords | Rejection:
     """Decode records; one that is not sound is rejected alone."""
     try:
-        document = json_document(payload)
+        document = json_document(payload) if form == "json" else carrier_csv.records_of(payload)
     except InvalidValue as error:
         return refused(payload, f"{error.problem}; {error.fix}")
     given = document if isinstance(document, list) else [document]
@@ -93,7 +99,7 @@ def decode(payload: bytes, *, records_max: int) -> CarrierRecords | Rejection:
 
 def _record(given: object, path: str) -> CarrierRecord:
     if not isinstance(given, dict):
-        raise InvalidValue("", "no usage record", "send objects")
+        raise InvalidValue("", "no usage record", "send objects, or rows as long as the first")
     identity = given.get("id")
     if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
         raise InvalidValue("id", "missing: nothing else tells a record sent twice", "send its id")
@@ -114,7 +120,7 @@ def _record(given: object, path: str) -> CarrierRecord:
         iccid=iccid,
         imsi=imsi,
         endpoint=name if isinstance(name, str) and is_id(name) else None,
-        tariff_zone=zone[:200] if isinstance(zone, str) else None,
+        tariff_zone=zone[:TARIFF_ZONE_LENGTH_MAX] if isinstance(zone, str) else None,
         path=path,
         given=given,
     )

@@ -81,9 +81,7 @@ def _events(payload: bytes, properties: MessageProperties) -> list[object]:
     """Return a message's events as in structured mode, data decoded."""
     attributes = dict(properties.user)
     if "specversion" in attributes:
-        content_type = (properties.content_type or "").partition(";")[0].strip().lower()
-        is_cbor = content_type == "application/cbor" or content_type.endswith("+cbor")
-        return [attributes | {"data": cbor.load(payload) if is_cbor else json_document(payload)}]
+        return [attributes | {"data": _decoded(payload, properties.content_type)}]
     document = json_document(payload)
     return document if isinstance(document, list) else [document]
 
@@ -148,9 +146,19 @@ def _data(event: Mapping[str, object]) -> object:
     if encoded is None:
         return event.get("data")
     try:
-        return json_document(base64.b64decode(str(encoded), validate=True))
+        octets = base64.b64decode(str(encoded), validate=True)
+        return _decoded(octets, event.get("datacontenttype"))
     except ValueError:  # InvalidValue is one, too
-        raise InvalidValue("data_base64", "no JSON in base64", "send data as JSON") from None
+        raise InvalidValue(
+            "data_base64", "not what datacontenttype says, in base64", "send data as JSON"
+        ) from None
+
+
+def _decoded(octets: bytes, content_type: object) -> object:
+    """Return data of a content type: CBOR, or JSON."""
+    name = str(content_type or "").partition(";")[0].strip().lower()
+    is_cbor = name == "application/cbor" or name.endswith("+cbor")
+    return cbor.load(octets) if is_cbor else json_document(octets)
 
 
 def _values(

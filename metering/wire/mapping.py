@@ -25,6 +25,7 @@ from metering.usage import (
     Rejection,
     RejectReason,
 )
+from metering.wire.carrier import TARIFF_ZONE_LENGTH_MAX
 from metering.wire.identity import (
     boot_by_id,
     boot_by_time,
@@ -41,6 +42,7 @@ _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _SERIES_NAME = Annotated[str, Field(pattern=ID_PATTERN)]
 _METRIC_LENGTH_MAX = 300
 _Metric = Annotated[str, Field(min_length=1, max_length=_METRIC_LENGTH_MAX)]
+_TariffZone = Annotated[str, Field(min_length=1, max_length=TARIFF_ZONE_LENGTH_MAX)]
 _Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*-]{1,64}$")]
 
 
@@ -99,7 +101,8 @@ class Carrier(BaseModel):
     """Whose count of data and messages is charged, and who may hand in a carrier's over MQTT.
 
     `charged` holds for every device that `devices` does not name. `senders` are the ids under which
-    carriers' records are published.
+    carriers' records are published. `zones` says for tariff zones of carriers which zone it is; of a record
+    in another one the zone is its network.
     """
 
     model_config = _STRICT
@@ -107,6 +110,7 @@ class Carrier(BaseModel):
     charged: Literal["device", "carrier"] = "device"
     devices: dict[_SERIES_NAME, Literal["device", "carrier"]] = Field(default_factory=dict)
     senders: list[_SERIES_NAME] = Field(default_factory=list)
+    zones: dict[_TariffZone, Label] = Field(default_factory=dict)
 
 
 class MappingDocument(BaseModel):
@@ -144,7 +148,7 @@ def read_mapping(document: object) -> MappingDocument:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field_path = path_of(first["loc"]) or "mapping"
-        raise InvalidValue(field_path, explained(first["msg"]), "see docs/mqtt.md") from None
+        raise InvalidValue(field_path, explained(first["msg"]), "see docs/formats.md") from None
     for format_name, series in mapping.formats.items():
         for name, each in series.items():
             path = f"formats.{format_name}.{name}"
@@ -375,17 +379,27 @@ def _reading(series: Series, at: datetime, cell: Mapping[str, Sample]) -> Readin
     )
 
 
+_COUNT = "count"
+"""SenML's unit of what is counted one by one."""
+
+
 def base_units(sample: Sample, meter: Meter, series: Series) -> int:
     """Return a sample's value in the meter's base unit, to the nearest whole one.
 
-    Raises `InvalidValue` for what is no quantity, or does not fit the counter's width.
+    Raises `InvalidValue` for what is no quantity, is of a unit that is not known, or does not fit the
+    counter's width.
     """
     value = sample.value
     if isinstance(value, str):
         raise InvalidValue(sample.path, "a text, where a number is needed", "send a number")
     units = multiples_of(meter.unit)
     unit = series.unit if series.unit is not None else sample.unit
-    factor = 1 if unit is None else units.get(unit, 1)
+    factor = units.get(unit) if unit and unit != _COUNT else 1
+    if factor is None:
+        known = ", ".join(units)
+        raise InvalidValue(
+            sample.path, f"{unit!r} is no unit of it", f"use one of {known}, or map its unit"
+        )
     if isinstance(value, int):
         counted = value * factor
     else:

@@ -50,6 +50,21 @@ def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest)
     assert _kept(api) == [(1, 2)]
 
 
+def test_records_may_be_rows(api: ApiUnderTest) -> None:
+    api.execute(_with_sim)
+    rows = (
+        "id,start_timestamp,end_timestamp,sim_iccid,traffic_type_id,volume_total,volume_tx,volume_rx,"
+        "country_mcc,operator_mncs\n"
+        f"r-1,2026-04-15 11:00:00,2026-04-15 11:30:00,{ICCID},6,2,2,0,262,01\n"
+    )
+    answer = api.acme.post(
+        "/v1/carrier-records", content=rows, headers={"content-type": "text/csv; charset=utf-8"}
+    )
+    assert answer.json() == {"stored": 1, "duplicates": 0, "rejected": []}
+    assert api.acme.post("/v1/carrier-records", json=RECORD).json()["duplicates"] == 1
+    assert _kept(api) == [(1, 2)]
+
+
 def test_a_tenant_s_key_reaches_no_other_tenant_s_sims(api: ApiUnderTest) -> None:
     api.execute(_with_sim)
     answer = api.rival.post("/v1/carrier-records", content=json.dumps(RECORD))

@@ -409,6 +409,7 @@ CARRIER_MAPPING: Mapping[str, object] = {
         "charged": "device",
         "devices": {"probe-36": "carrier", "probe-33": "carrier"},
         "senders": ["probe-34"],
+        "zones": {"Zone 1": "near"},
     },
 }
 CARRIER_BOOT = "by id: carrier/probe-34"
@@ -465,9 +466,10 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
         for _ in range(2):
             probe.send({"boot": boot, "readings": readings})
         client.wait_for_ack(probe.device, boot, up_to=2)
+    near = {"id": 1, "name": "T", "ratezone": {"id": 1, "name": "Zone 1"}}
     records = [
         usage_record(1, "898830300000000035"),
-        usage_record(2, "898830300000000036"),
+        usage_record(2, "898830300000000036", tariff=near),
         usage_record(3, "898830300000000099"),
         usage_record(4, "898830300000000036", volume={"rx": -1, "tx": 0}),
     ]
@@ -477,8 +479,11 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 3501})
     wait_until(lambda: len(carrier.rejected()) == 2, "an unknown SIM, and a bad volume")
     assert {each["reason"] for each in carrier.rejected()} == {"unknown_device", "invalid_reading"}
-    zones = pipeline.query("SELECT DISTINCT zone FROM reading WHERE zone IS NOT NULL")
-    assert ("26207",) in zones
+    zones = (
+        "SELECT zone FROM reading JOIN boot USING (boot_no, device_no) JOIN device USING (device_no)"
+        " WHERE device_id = 'probe-36' AND boot_id = %s ORDER BY seq"
+    )
+    assert pipeline.query(zones, CARRIER_BOOT) == [("near",)]
 
     monkeypatch.setenv("FLEETMETER_DATABASE_URL", pipeline.database_url)
     day = START.date()
@@ -495,6 +500,19 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     assert main(load) == 0
     assert "1 new, 1 known, 0 rejected" in capsys.readouterr().out
     by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7002})
+    assert pipeline.query(zones, CARRIER_BOOT) == [("near",), ("26207",)]
+    rows = tmp_path / "cdr.csv"
+    rows.write_text(
+        "id,event_start_timestamp,event_stop_timestamp,iccid,traffic_type_id,volume_tx,volume_rx\n"
+        + "".join(
+            f"{number},{START:%F %T},{START:%F %T},898830300000000036,5,0.000001,0.000002\n"
+            for number in (5, 6)
+        )
+    )
+    assert main([*load[:-1], str(rows)]) == 1
+    told_of_rows = capsys.readouterr().out
+    assert "1 new, 0 known, 1 rejected" in told_of_rows, "5 came before, with another volume"
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7005})
 
 
 @pytest.mark.usefixtures("reconciled")

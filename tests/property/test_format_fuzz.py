@@ -285,6 +285,27 @@ carrier_records = st.fixed_dictionaries(
 )
 
 
+carrier_columns = (
+    "id", "start_timestamp", "end_timestamp", "iccid", "traffic_type_id", "volume", "volume_tx",
+    "volume_rx", "country_mcc", "operator_mncs",
+)  # fmt: skip
+_CELLS = ("7", "2026-04-15 11:00:00", "2026-04-15 11:30:00", "8988303000000000035", "5", *"11")
+carrier_rows = st.lists(
+    st.sampled_from(["", "1e9", '"', "\x00", *_CELLS]) | st.text(max_size=5), max_size=11
+) | st.just([*_CELLS, "1.5", "262", "01"])
+
+
+@given(
+    st.lists(carrier_rows, max_size=3).map(
+        lambda rows: "\n".join(map(",".join, [carrier_columns, *rows])).encode("utf-8", "replace")
+    )
+    | st.binary(max_size=60)
+)
+@example(b"x" * 200_000)
+def test_a_carrier_s_rows_are_records_or_reasons(payload: bytes) -> None:
+    _check_records(carrier.decode(payload, records_max=2, form="csv"))
+
+
 @given(
     st.lists(carrier_records, max_size=3).map(as_json)
     | carrier_records.map(as_json)
@@ -292,7 +313,10 @@ carrier_records = st.fixed_dictionaries(
     | st.binary(max_size=60)
 )
 def test_a_carrier_s_payload_is_records_or_reasons(payload: bytes) -> None:
-    decoded = carrier.decode(payload, records_max=2)
+    _check_records(carrier.decode(payload, records_max=2))
+
+
+def _check_records(decoded: carrier.CarrierRecords | Rejection) -> None:
     if isinstance(decoded, Rejection):
         _check([], [decoded])
         return

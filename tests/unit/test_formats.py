@@ -4,12 +4,14 @@ A golden file is a payload as it goes over the wire; binary ones are written in 
 remarks after `#`.
 """
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 from metering.errors import InvalidValue
@@ -20,7 +22,7 @@ from metering.usage import Rejection, RejectReason
 from metering.wire import carrier, native, native_cbor, senml, sparkplug
 from metering.wire.formats import Format, format_of, usage_topic_of
 from metering.wire.mapping import DEFAULT_DOCUMENT, TenantMapping, read_mapping
-from metering.wire.mqtt import MessageProperties
+from metering.wire.mqtt import MessageProperties, length_at, message_properties, published
 from metering.wire.sample import Translated
 from metering.wire.sparkplug_schema import PAYLOAD
 
@@ -118,6 +120,29 @@ def test_a_sum_is_no_delta() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("unit", "octets"), [("B", 5), ("MB", 5_000_000), ("KiB", 5120), ("count", 5), ("", 5)]
+)
+def test_a_record_s_own_unit_counts(unit: str, octets: int) -> None:
+    assert told(_with_unit(unit)) == [("by time: senml/sent", "01:00:00.000", octets, 0, 0)]
+
+
+@pytest.mark.parametrize("unit", ["bit", "Mbit", "Cel"])
+def test_a_unit_that_is_not_known_is_not_taken_for_octets(unit: str) -> None:
+    (series,) = _with_unit(unit).series
+    assert series.readings == []
+    (rejection,) = series.rejections
+    assert (rejection.field, unit in rejection.detail) == ("0.v", True)
+
+
+def _with_unit(unit: str) -> Translated:
+    mapping = TenantMapping(
+        read_mapping({"formats": {"senml": {"sent": {"meter": "data", "up": "tx"}}}})
+    )
+    pack = json.dumps([{"bt": 1_774_746_000, "n": "tx", "u": unit, "v": 5}]).encode()
+    return translated(Format.SENML_JSON, pack, mapping=mapping)
+
+
 def test_a_relative_time_counts_from_when_the_message_was_sent() -> None:
     pack = (
         b'[{"n":"/7/0/2","v":1},{"n":"/7/0/2","t":-10.5,"v":1},{"bt":-1,"n":"/7/0/2","t":-4,"v":1}]'
@@ -212,6 +237,42 @@ def test_cloudevents_say_the_same_in_every_mode() -> None:
     assert alone == binary == batch
     assert told(alone) == [("by id: cloudevents//modems/7", "01:00:00.000", 1200, 48_000, 0)]
     assert alone.series[0].identities == ["e-17/data"]
+
+
+def test_data_in_base64_are_what_their_content_type_says() -> None:
+    event = json.loads(golden("cloudevents_structured.json"))
+    data = event.pop("data")
+    of_json = translated(Format.CLOUDEVENTS, golden("cloudevents_structured.json"))
+    for content_type, octets in (
+        ("application/json", json.dumps(data).encode()),
+        ("application/cbor; x=1", cbor2.dumps(data)),
+    ):
+        encoded = {"data_base64": base64.b64encode(octets).decode()}
+        written = json.dumps(event | encoded | {"datacontenttype": content_type}).encode()
+        assert told(translated(Format.CLOUDEVENTS, written)) == told(of_json)
+    wrong = json.dumps(event | {"data_base64": "oA=="}).encode()
+    (rejection,) = translated(Format.CLOUDEVENTS, wrong).rejections
+    assert rejection.field == "data_base64"
+
+
+def test_a_packet_with_an_event_in_binary_mode_says_what_the_structured_one_says() -> None:
+    packet = golden("cloudevents_binary.hex")
+    length = length_at(packet, 1)
+    assert length is not None
+    size, begin = length
+    assert begin + size == len(packet)
+    message = published(packet[0], packet, begin, len(packet), mqtt5=True)
+    topic = usage_topic_of("fm/v1", message.topic)
+    assert topic is not None
+    properties = message_properties(message.properties)
+    assert properties.content_type == "application/json"
+    assert format_of(topic.format, properties) is Format.CLOUDEVENTS
+    assert translated(
+        Format.CLOUDEVENTS,
+        message.payload,
+        user=properties.user,
+        content_type=properties.content_type,
+    ) == translated(Format.CLOUDEVENTS, golden("cloudevents_structured.json"))
 
 
 def test_sparkplug_s_births_define_aliases_and_gaps_ask_for_a_rebirth() -> None:
@@ -348,6 +409,49 @@ def test_a_carrier_s_megabytes_are_exact_octets() -> None:
     assert (data.reading.zone, data.tariff_zone) == ("24705", "Rate Zone 2 (EU - LV)")
     assert (data.reading.since, data.reading.at) == (AT - timedelta(minutes=15), AT)
     assert (sms.reading.quantity, sms.reading.meter.meter) == (1, "sms")
+
+
+def test_a_carrier_s_file_of_rows_says_what_its_json_says() -> None:
+    from_json, from_rows = (
+        carrier.decode(golden(f"carrier.{form}"), records_max=9, form=form)
+        for form in ("json", "csv")
+    )
+    assert not isinstance(from_json, Rejection)
+    assert not isinstance(from_rows, Rejection)
+    assert from_rows.rejections == []
+    for of_json, of_rows in zip(from_json.records, from_rows.records, strict=True):
+        assert (of_rows.identity, of_rows.reading) == (of_json.identity, of_json.reading)
+        assert (of_rows.iccid, of_rows.imsi) == (of_json.iccid, of_json.imsi)
+    assert from_rows.records[0].tariff_zone == from_json.records[0].tariff_zone
+
+
+def test_a_bad_row_of_a_carrier_s_file_costs_no_other() -> None:
+    header, data, message = golden("carrier.csv").decode().splitlines()
+    rows = [data, data.replace('"1.000001"', '"-1"'), f"{data},1", message.replace('"6"', '"7"')]
+    payload = "\r\n".join([f"\ufeff{header}", *rows, "", ""]).encode()
+    decoded = carrier.decode(payload, records_max=9, form="csv")
+    assert not isinstance(decoded, Rejection)
+    assert len(decoded.records) == 1
+    fields = [each.field for each in decoded.rejections]
+    assert fields == ["1.volume.tx", "2.", "3.traffic_type.id"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"", "first row"),
+        (b"\xff", "first row"),
+        (b'"id', "first row"),
+        (golden("carrier.csv").replace(b"volume_rx", b"received"), "no column volume_rx"),
+    ],
+)
+def test_a_file_that_holds_no_rows_of_records_is_refused_as_a_whole(
+    payload: bytes, said: str
+) -> None:
+    refusal = carrier.decode(payload, records_max=9, form="csv")
+    assert isinstance(refusal, Rejection)
+    assert refusal.reason is RejectReason.UNDECODABLE
+    assert said in refusal.detail
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ SHIPPED = {path.stem: path for path in command.shipped_files()}
 GOLDEN = {
     "dst-autumn": "daa91fac499931af3f984218d98ddd13385ed4b4e1e47550627b9d356ba0b7da",
     "dst-spring": "93713ab843ceebaa5b6999def783072398b7520627bfad5d53d26819549bccb5",
-    "everything": "ab8f991e8e47e2351ab94fe167f9f3f05da349c3efb7f305dc0f1409c5e1302d",
+    "everything": "e8a53b6f76e2b8a1ba6b3cd874d674d6ab850672a646aabaa30c5451590c8d3d",
     "firmware-storm": "c53ba51633525cb24f117d9a69fa1c5a9966d7a5ff95a8a4bd3090a6922a3fc0",
     "leap-day": "507c884949c8d4a69081dd17ddd29491674531fd79266f9091c2b7148a757e1b",
     "month-end": "ca20391658ab16c591591b7f8a52609c75d9774e5504ac885c494b7c5bb5c58b",
@@ -325,6 +325,21 @@ def decoded(payload: bytes) -> list[Reading]:
     message = native.decode(payload, payload_octets_max=10**6, readings_max=5000)
     assert not isinstance(message, Rejection)
     return message.readings
+
+
+def test_what_is_lost_on_its_way_comes_later_and_in_its_order() -> None:
+    sound, lossy = made_of(), made_of(faults=shares(drop="0.3"))
+    assert lossy.ledger == sound.ledger
+    assert lossy.usage.keys() == sound.usage.keys()
+    late = []
+    for device in {each.device for each in sound.messages}:
+        first, again = (
+            [each for each in made.messages if each.device == device] for made in (sound, lossy)
+        )
+        assert [each.seqs for each in again] == [each.seqs for each in first]
+        late += [other.at - one.at for one, other in zip(first, again, strict=True)]
+    assert timedelta() == min(late) < max(late) < timedelta(minutes=1)
+    assert 0.1 < sum(map(bool, late)) / len(late) < 0.5
 
 
 def test_what_is_malformed_is_refused_for_the_reason_that_is_expected() -> None:
