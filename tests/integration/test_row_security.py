@@ -196,3 +196,18 @@ def test_nothing_is_written_for_another_tenant(api: "ApiUnderTest") -> None:
             connection.execute(statement.encode(), [given])
     with psycopg.connect(api.database_url) as owner:
         assert _count(owner, "charge") == charges
+
+
+@pytest.mark.xfail(
+    reason="TimescaleDB gives chunks the rights of their hypertable, not its policies", strict=True
+)
+def test_a_chunk_that_is_named_shows_nothing(api: "ApiUnderTest") -> None:
+    with psycopg.connect(api.database_url) as owner:
+        found = owner.execute(
+            "SELECT chunk_schema, chunk_name FROM timescaledb_information.chunks"
+            " WHERE hypertable_name = 'reading'"
+        ).fetchall()
+    schema, name = found[0]
+    with _as_api(api.database_url) as connection:
+        query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(schema, name))
+        assert connection.execute(query).fetchone() == (0,)
