@@ -10,8 +10,11 @@ from fastapi.routing import APIRoute
 
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
+from api.oidc import Issuer
 from api.parameters import refuse_unknown_parameters
+from api.rights import unnamed
 from api.routes import (
+    access,
     assurance,
     balances,
     billing_settings,
@@ -36,7 +39,7 @@ from api.state import ApiState
 from metering import __version__, clock
 from metering.billing.tax_service import tax_service_of
 from metering.settings import Settings
-from metering.store.connection import connection_pool, database_url
+from metering.store.connection import api_database_url, connection_pool
 
 _CONNECTIONS_MAX = 10
 
@@ -56,12 +59,16 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     `now` tells the instant of a request. Raises `SettingsError` when no database is set.
     """
     pool = connection_pool(
-        database_url(settings),
+        api_database_url(settings),
         application="api",
         size_max=_CONNECTIONS_MAX,
         answer_seconds_max=settings.database_answer_seconds_max,
+        row_security=True,
     )
     metrics = Metrics()
+    issuer = None
+    if settings.oidc_issuer is not None:
+        issuer = Issuer(settings.oidc_issuer, audience=settings.oidc_audience)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +77,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
             yield
         finally:
             await pool.close()
+            if issuer is not None:
+                await issuer.close()
 
     app = FastAPI(
         title="fleetmeter",
@@ -87,14 +96,14 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         webhook_private_addresses=settings.webhook_private_addresses,
         settings=settings,
         tax_service=tax_service_of(settings),
+        issuer=issuer,
     )
     handle_errors(app)
     app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
-    app.include_router(
-        operations.router, dependencies=checked, responses=_problems({500: "A fault", 503: "Away"})
-    )
     for module in (
+        operations,
+        access,
         fleets,
         devices,
         balances,
@@ -114,12 +123,16 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         charges,
         assurance,
     ):
+        without = unnamed(module.router.routes)
+        if without:
+            raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app
 
 
 _FAILURES = {
     401: "No API key, or not a good one",
+    403: "The key or user may not do that",
     404: "There is no such thing in this tenant",
     422: "Bad input; `errors` names each field and the fix",
     500: "A fault on the server's side",

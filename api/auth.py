@@ -1,6 +1,7 @@
-"""Who asks: an API key opens one tenant's data, to read one snapshot of it, or to change it."""
+"""Who asks: a key or a user's token opens one tenant's data, as far as its role and its reach go."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,36 +9,58 @@ from http import HTTPStatus
 from typing import Annotated
 
 import psycopg
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.errors import ProblemError
+from api.errors import ProblemError, bad_input, unavailable
+from api.oidc import IssuerAway, Subject, TokenRefused
+from api.rights import REACHED, RIGHTS
 from api.state import ApiState, state_of
-from metering.ids import TenantNo
-from metering.store.api_keys import tenant_of_api_key
+from metering.access import SCOPES, Identity, Scope
+from metering.errors import NotFound
+from metering.ids import ID_PATTERN, TenantNo
+from metering.store.api_keys import KEY_PREFIX, key_of, note_key_use
+from metering.store.audit_log import insert_audit_entry
 from metering.store.connection import Connection
+from metering.store.reach import audit_from_here, sees, speak_for, speak_for_tenant
+from metering.store.registry import tenant_no
+from metering.store.users import user_of
 
 _CHECKOUT_SECONDS = 2.0
 """How long a request waits for a connection before it is told to try again."""
 
+_NOTED_AGAIN_AFTER = timedelta(minutes=1)
+"""How exactly a key's last use is known: not every request writes."""
+
 _BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="API key",
-    description="A key made by `fleetmeter apikey create`: `Authorization: Bearer fmk_…`",
+    description="A key made by `fleetmeter apikey create`: `Authorization: Bearer fmk_…`;"
+    " or a token of the issuer that the deployment trusts",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The tenant that asks, the connection that answers, and the instant of the request.
+    """Who asks, for which tenant, the connection that answers, and the instant of the request.
 
     `silent_after` is how long a device may be unheard of before it holds no watermark back.
     """
 
+    identity: Identity
     tenant_no: TenantNo
     connection: Connection
     now: datetime
     silent_after: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """The platform's operator, who asks of no tenant."""
+
+    identity: Identity
+    connection: Connection
+    now: datetime
 
 
 @asynccontextmanager
@@ -64,39 +87,218 @@ async def snapshot(request: Request) -> AsyncIterator[Connection]:
 
 
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+_OfTenant = Annotated[
+    str | None,
+    Header(
+        alias="Fleetmeter-Tenant",
+        pattern=ID_PATTERN,
+        description="the tenant for which a platform operator asks; of others, their own",
+    ),
+]
 
 
-async def caller(request: Request, credentials: _Credentials) -> AsyncIterator[Caller]:
-    """Find whose key came with a request; refuse it with 401 when it is nobody's."""
+async def caller(
+    request: Request, credentials: _Credentials, of_tenant: _OfTenant = None
+) -> AsyncIterator[Caller]:
+    """Find who asks; refuse with 401 who is nobody, and with 403 who may not."""
     state = state_of(request)
-    key = _given(credentials)
+    given = await _given(state, credentials)
     async with _snapshot(state) as connection:
-        yield await _caller(state, connection, key)
+        found, noted_at = await _identity(state, connection, given)
+        tenant = await _admitted(request, connection, found, of_tenant)
+        yield _caller(state, connection, found, tenant)
+        await _note_use(state, connection, found, noted_at)
 
 
 async def writer(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    request: Request, credentials: _Credentials, of_tenant: _OfTenant = None
 ) -> AsyncIterator[Caller]:
-    """Find whose key came with a request that changes something, as `caller` does."""
+    """Find who asks to change something, as `caller` does; note it in the audit log."""
     state = state_of(request)
-    key = _given(credentials)
+    given = await _given(state, credentials)
     async with open_transaction(state) as connection:
-        yield await _caller(state, connection, key)
+        found, noted_at = await _identity(state, connection, given)
+        tenant = await _admitted(request, connection, found, of_tenant)
+        body = await _json_body(request)
+        if found.fleets is not None:
+            await _check_reach(request, connection, body)
+            # What charging does may concern what its caller does not see.
+            await speak_for_tenant(connection, tenant)
+        await _audit(request, connection, found, tenant=tenant, body=body, now=state.now())
+        yield _caller(state, connection, found, tenant)
+        await _note_use(state, connection, found, noted_at)
 
 
-def _given(credentials: HTTPAuthorizationCredentials | None) -> str:
+async def operator_reader(request: Request, credentials: _Credentials) -> AsyncIterator[Operator]:
+    """Find the platform's operator, of whichever tenant."""
+    state = state_of(request)
+    given = await _given(state, credentials)
+    async with _snapshot(state) as connection:
+        found, _ = await _identity(state, connection, given)
+        _check_scope(request, found)
+        await speak_for(connection, found, tenant=None)
+        yield Operator(identity=found, connection=connection, now=state.now())
+
+
+async def operator_writer(request: Request, credentials: _Credentials) -> AsyncIterator[Operator]:
+    """Find the platform's operator, who changes something; note it in the audit log."""
+    state = state_of(request)
+    given = await _given(state, credentials)
+    async with open_transaction(state) as connection:
+        found, _ = await _identity(state, connection, given)
+        _check_scope(request, found)
+        await speak_for(connection, found, tenant=None)
+        body = await _json_body(request)
+        await _audit(request, connection, found, tenant=None, body=body, now=state.now())
+        yield Operator(identity=found, connection=connection, now=state.now())
+
+
+async def _given(
+    state: ApiState, credentials: HTTPAuthorizationCredentials | None
+) -> str | Subject:
+    """Return the key that was given, or whom a token's issuer vouches for; 401 for neither.
+
+    Who is waited for here holds no connection to the database.
+    """
     if credentials is None:
         raise _unauthorised("give an API key as 'Authorization: Bearer fmk_…'", "")
-    return credentials.credentials
+    given = credentials.credentials
+    if state.issuer is None or given.startswith(KEY_PREFIX):
+        return given
+    try:
+        return await state.issuer.subject_of(given)
+    except TokenRefused as error:
+        raise _unauthorised(str(error), ', error="invalid_token"') from error
+    except IssuerAway as error:
+        raise unavailable(str(error)) from error
 
 
-async def _caller(state: ApiState, connection: Connection, key: str) -> Caller:
-    tenant_no = await tenant_of_api_key(connection, key)
-    if tenant_no is None:
+async def _identity(
+    state: ApiState, connection: Connection, given: str | Subject
+) -> tuple[Identity, datetime | None]:
+    """Return who asks, and when the use of its key was last noted."""
+    if isinstance(given, Subject):
+        user = await user_of(connection, issuer=given.issuer, subject=given.subject)
+        if user is None:
+            raise _unauthorised("this user is unknown or disabled", ', error="invalid_token"')
+        return user, None
+    found = await key_of(connection, given)
+    if found is None:
         raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
+    if found.expires_at is not None and found.expires_at <= state.now():
+        raise _unauthorised("this API key has expired", ', error="invalid_token"')
+    return found.identity, found.last_used_at
+
+
+def _check_scope(request: Request, identity: Identity) -> Scope:
+    scope = RIGHTS[request.scope["route"].name]
+    if scope not in SCOPES[identity.role]:
+        raise _forbidden(f"the role {identity.role} lacks {scope}")
+    return scope
+
+
+async def _admitted(
+    request: Request, connection: Connection, identity: Identity, of_tenant: str | None
+) -> TenantNo:
+    """Let the transaction see what the caller reaches; return the tenant, or refuse."""
+    _check_scope(request, identity)
+    tenant = identity.tenant_no
+    if tenant is None:
+        if of_tenant is None:
+            raise bad_input("Fleetmeter-Tenant", "is not given", "name the tenant in this header")
+        await speak_for(connection, identity, tenant=None)
+        try:
+            tenant = await tenant_no(connection, of_tenant)
+        except NotFound as error:
+            raise bad_input("Fleetmeter-Tenant", str(error), "use one of /v1/tenants") from error
+    elif of_tenant is not None:
+        raise _forbidden("only a platform operator names a tenant")
+    await speak_for(connection, identity, tenant=tenant)
+    return tenant
+
+
+async def _check_reach(request: Request, connection: Connection, body: object) -> None:
+    """Refuse what is not wholly within the fleets, or the device, that the caller is limited to.
+
+    What the path names and is not seen is 404, as if it did not exist; what is of no fleet is 403.
+    """
+    named = [*request.path_params.items(), *_named_in(body)]
+    reached = [(name, value) for name, value in named if name in REACHED]
+    if not reached:
+        raise _forbidden("this concerns more than the fleets that you are limited to")
+    for name, value in reached:
+        values = value if isinstance(value, list) else [value]
+        kind = REACHED[name]
+        for each in values:
+            if not await sees(connection, kind.query, [kind.checked(each)]):
+                raise NotFound(kind.name, str(each)[:100])
+
+
+def _named_in(value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if name in REACHED and part is not None:
+                yield name, part
+            else:
+                yield from _named_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named_in(part)
+
+
+async def _json_body(request: Request) -> object:
+    """Return the JSON object that the route will be given, unless it has none; the route checks it."""
+    if request.scope["route"].body_field is None:
+        return None
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+async def _audit(
+    request: Request,
+    connection: Connection,
+    identity: Identity,
+    *,
+    tenant: TenantNo | None,
+    body: object,
+    now: datetime,
+) -> None:
+    entry_no = await insert_audit_entry(
+        connection,
+        identity,
+        tenant=tenant,
+        operation=request.scope["route"].name,
+        target={name: str(value) for name, value in request.path_params.items()},
+        request=body,
+        now=now,
+    )
+    await audit_from_here(connection, entry_no)
+
+
+async def _note_use(
+    state: ApiState, connection: Connection, identity: Identity, noted_at: datetime | None
+) -> None:
+    """Note a key's use once the request's own transaction is committed, now and then."""
+    now = state.now()
+    if identity.api_key_no is None or (
+        noted_at is not None and now - noted_at < _NOTED_AGAIN_AFTER
+    ):
+        return
+    await connection.commit()
+    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    await connection.set_read_only(False)
+    await note_key_use(connection, identity.api_key_no, now=now)
+
+
+def _caller(
+    state: ApiState, connection: Connection, identity: Identity, tenant: TenantNo
+) -> Caller:
     return Caller(
-        tenant_no=tenant_no,
+        identity=identity,
+        tenant_no=tenant,
         connection=connection,
         now=state.now(),
         silent_after=state.silent_after,
@@ -109,6 +311,12 @@ AsCaller = Annotated[Caller, Depends(caller, scope="function")]
 AsWriter = Annotated[Caller, Depends(writer, scope="function")]
 """A tenant whose request changes something: committed before the response is sent, or not at all."""
 
+AsOperator = Annotated[Operator, Depends(operator_reader, scope="function")]
+"""The platform's operator, who reads."""
+
+AsOperatingWriter = Annotated[Operator, Depends(operator_writer, scope="function")]
+"""The platform's operator, who changes something."""
+
 InSnapshot = Annotated[Connection, Depends(snapshot, scope="function")]
 """A connection for a route that asks for no key."""
 
@@ -118,4 +326,12 @@ def _unauthorised(detail: str, error: str) -> ProblemError:
         HTTPStatus.UNAUTHORIZED,
         detail,
         headers={"WWW-Authenticate": f'Bearer realm="fleetmeter"{error}'},
+    )
+
+
+def _forbidden(detail: str) -> ProblemError:
+    return ProblemError(
+        HTTPStatus.FORBIDDEN,
+        detail,
+        headers={"WWW-Authenticate": 'Bearer realm="fleetmeter", error="insufficient_scope"'},
     )

@@ -8,6 +8,7 @@ from fastapi import Request
 from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
+from api.oidc import Issuer
 from metering.billing.tax import TaxService
 from metering.settings import Settings
 from metering.store.connection import Connection
@@ -27,6 +28,7 @@ class ApiState:
     webhook_private_addresses: bool
     settings: Settings
     tax_service: TaxService | None
+    issuer: Issuer | None
 
 
 def state_of(request: Request) -> ApiState:

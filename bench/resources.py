@@ -140,12 +140,12 @@ _ROWS = (
     "SELECT coalesce(hypertable_name, relname)::text, sum(n_tup_ins)::bigint, sum(n_tup_upd)::bigint,"
     " sum(n_tup_hot_upd)::bigint, sum(n_tup_del)::bigint FROM pg_stat_user_tables"
     " LEFT JOIN timescaledb_information.chunks ON chunk_schema = schemaname AND chunk_name = relname"
-    " WHERE starts_with(schemaname, '_timescaledb_internal') OR schemaname = 'public' GROUP BY 1"
+    " WHERE starts_with(schemaname, '_timescaledb_internal') OR schemaname IN ('public', 'chunk') GROUP BY 1"
 )
 _OCTETS = (
     "SELECT sum(pg_table_size(oid))::bigint, sum(pg_indexes_size(oid))::bigint FROM pg_class"
     " WHERE relkind = 'r' AND relnamespace IN ('public'::regnamespace,"
-    " '_timescaledb_internal'::regnamespace)"
+    " '_timescaledb_internal'::regnamespace, 'chunk'::regnamespace)"
 )
 
 

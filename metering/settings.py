@@ -21,6 +21,10 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="libpq URL of a PostgreSQL that has TimescaleDB; unset: the stack's own"
     )
+    api_database_url: SecretStr | None = Field(
+        None,
+        description="the same, as the role that row-level security holds for; unset: follows from it",
+    )
     database_answer_seconds_max: float = Field(
         30.0, gt=0, description="a statement without an answer for so long ends its connection"
     )
@@ -202,6 +206,14 @@ class Settings(BaseSettings):
     quota_messages_max: int = Field(1000, ge=1, description="most of a grant of messages")
     quota_final_action: Literal["terminate", "restrict", "overage"] = Field(
         "overage", description="what devices do when their last grant is used up"
+    )
+
+    # Who is let in
+    oidc_issuer: str | None = Field(
+        None, description="OpenID Connect issuer whose tokens the API takes; unset: API keys alone"
+    )
+    oidc_audience: str = Field(
+        "fleetmeter", description="the audience that a token has to be made for"
     )
 
     # Listening

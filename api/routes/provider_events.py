@@ -12,6 +12,8 @@ from api.state import state_of
 from metering.payments.provider import SignatureRefused
 from metering.payments.reconcile import receive_event
 from metering.payments.stripe import provider_of
+from metering.store.payment_requests import tenant_of_payment
+from metering.store.reach import speak_for_provider
 
 router = APIRouter(prefix="/v1", tags=["payments"])
 
@@ -45,5 +47,10 @@ async def post_provider_event(
         return schemas.EventTaken(new=False)
     # Only now: who is not known holds no connection to the database.
     async with open_transaction(state) as connection:
+        facts = event.facts
+        tenant = await tenant_of_payment(
+            connection, request_id=facts.request_id, intent_id=facts.intent_id
+        )
+        await speak_for_provider(connection, tenant)
         new = await receive_event(connection, event, now=now)
     return schemas.EventTaken(new=new)

@@ -47,6 +47,7 @@ from metering.store.correction_views import (
 from metering.store.device_views import device_view
 from metering.store.parked_charges import ParkedUsage
 from metering.store.planned_views import list_planned, list_sims
+from metering.store.reach import speaking_throughout
 from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
@@ -183,17 +184,17 @@ async def post_parked_charge(
         numbers = await _numbers(caller, order.device_ids)
     if order.fleet_id is not None:
         fleet = await _fleet(caller, order.fleet_id)
-    await caller.connection.commit()  # each step is a transaction of its own
-    charged = await charge_all_parked(
-        caller.connection,
-        ParkedUsage(
-            tenant_no=caller.tenant_no,
-            fleet_no=fleet.fleet_no if fleet else None,
-            device_nos=numbers,
-        ),
-        key=key,
-        now=caller.now,
-    )
+    async with speaking_throughout(caller.connection):  # each step is a transaction of its own
+        charged = await charge_all_parked(
+            caller.connection,
+            ParkedUsage(
+                tenant_no=caller.tenant_no,
+                fleet_no=fleet.fleet_no if fleet else None,
+                device_nos=numbers,
+            ),
+            key=key,
+            now=caller.now,
+        )
     tell_repeated(response, repeated=charged.repeated)
     return schemas.ParkedCharged.model_validate(
         {

@@ -1,42 +1,187 @@
-"""API keys: shown once, kept as a hash."""
+"""API keys: shown once, kept as a hash; each with a role, a reach, and an end."""
 
 import hashlib
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
+from metering.access import Identity, Role
+from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.store.connection import Connection
+from metering.store.rows import fetch_all
 
-_PREFIX = "fmk_"
+KEY_PREFIX = "fmk_"
+"""What every key begins with, and no token does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key as it may be shown: all but the key."""
+
+    api_key_no: int
+    label: str
+    role: str
+    fleets: list[int] | None
+    device_no: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundKey:
+    """Whose a key is, until when it is good, and when its use was last noted."""
+
+    identity: Identity
+    expires_at: datetime | None
+    last_used_at: datetime | None
 
 
 async def create_api_key(
-    connection: Connection, *, tenant: TenantNo, label: str, now: datetime
+    connection: Connection,
+    *,
+    tenant: TenantNo | None,
+    label: str,
+    now: datetime,
+    role: Role = Role.TENANT_ADMIN,
+    fleets: Sequence[int] | None = None,
+    device_no: int | None = None,
+    expires_at: datetime | None = None,
 ) -> str:
-    """Create a key of a tenant and return it: the only time that it can be seen."""
-    key = _PREFIX + secrets.token_urlsafe(32)
-    await connection.execute(
-        "INSERT INTO api_key (tenant_no, label, key_hash, created_at) VALUES (%s, %s, %s, %s)",
-        [tenant, label, _hash(key), now],
+    """Create a key and return it: the only time that it can be seen.
+
+    `tenant` is None for a platform operator's. `fleets` are all that it reaches, None the whole tenant.
+    Raises `InvalidValue` when role and reach do not fit.
+    """
+    return (
+        await insert_api_key(
+            connection,
+            tenant=tenant,
+            label=label,
+            now=now,
+            role=role,
+            fleets=fleets,
+            device_no=device_no,
+            expires_at=expires_at,
+        )
+    )[1]
+
+
+async def insert_api_key(
+    connection: Connection,
+    *,
+    tenant: TenantNo | None,
+    label: str,
+    now: datetime,
+    role: Role,
+    fleets: Sequence[int] | None,
+    device_no: int | None,
+    expires_at: datetime | None,
+) -> tuple[int, str]:
+    """Create a key as `create_api_key` does and return its number and itself."""
+    check_reach(role, tenant=tenant, fleets=fleets, device_no=device_no)
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    made = await connection.execute(
+        "INSERT INTO api_key (tenant_no, label, key_hash, created_at, role, fleets, device_no, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING api_key_no",
+        [
+            tenant,
+            label,
+            _hash(key),
+            now,
+            role,
+            None if fleets is None else list(fleets),
+            device_no,
+            expires_at,
+        ],
     )
-    return key
+    row = await made.fetchone()
+    assert row is not None  # noqa: S101 - RETURNING
+    return row[0], key
+
+
+def check_reach(
+    role: Role, *, tenant: TenantNo | None, fleets: Sequence[int] | None, device_no: int | None
+) -> None:
+    """Raise `InvalidValue` when a role cannot be limited so."""
+    if (tenant is None) != (role is Role.PLATFORM_OPERATOR):
+        raise InvalidValue("role", f"{role} does not fit", "operators alone belong to no tenant")
+    if (device_no is not None) != (role is Role.DEVICE):
+        raise InvalidValue("device_id", f"does not fit {role}", "name one for a device's key alone")
+    if role in (Role.FLEET_MANAGER, Role.DEVICE) and not fleets:
+        raise InvalidValue("fleet_ids", "names no fleet", "name those that it may reach")
+    if role in (Role.PLATFORM_OPERATOR, Role.TENANT_ADMIN) and fleets is not None:
+        raise InvalidValue("fleet_ids", f"does not fit {role}", "leave it out")
+
+
+async def key_of(connection: Connection, key: str) -> FoundKey | None:
+    """Return whose key this is, good or expired; None when there is none, or it was revoked."""
+    found = await connection.execute(
+        "SELECT api_key_no, tenant_no, role, fleets, device_no, expires_at, last_used_at"
+        " FROM api_key_of(%s)",
+        [_hash(key)],
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    number, tenant, role, fleets, device_no, expires_at, last_used_at = row
+    identity = Identity(
+        tenant_no=None if tenant is None else TenantNo(tenant),
+        role=Role(role),
+        fleets=None if fleets is None else tuple(fleets),
+        device_no=device_no,
+        api_key_no=number,
+    )
+    return FoundKey(identity=identity, expires_at=expires_at, last_used_at=last_used_at)
+
+
+async def note_key_use(connection: Connection, api_key_no: int, *, now: datetime) -> None:
+    """Note that a key was used; its tenant need not be known."""
+    await connection.execute("SELECT note_api_key_use(%s, %s)", [api_key_no, now])
 
 
 async def tenant_of_api_key(connection: Connection, key: str) -> TenantNo | None:
     """Return whose key this is; None when there is no such key, or it was revoked."""
-    found = await connection.execute(
-        "SELECT tenant_no FROM api_key WHERE key_hash = %s AND revoked_at IS NULL", [_hash(key)]
+    found = await key_of(connection, key)
+    return None if found is None else found.identity.tenant_no
+
+
+async def list_api_keys(
+    connection: Connection, tenant: TenantNo | None, *, after: int, limit: int
+) -> list[ApiKey]:
+    """Return the keys of a tenant, or of the platform, in order, after one; the revoked ones too."""
+    return await fetch_all(
+        connection,
+        ApiKey,
+        "SELECT api_key_no, label, role, fleets, device_no, created_at, expires_at, revoked_at,"
+        " last_used_at FROM api_key WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s"
+        " AND api_key_no > %(after)s ORDER BY api_key_no LIMIT %(limit)s",
+        {"tenant": tenant, "after": after, "limit": limit},
     )
-    row = await found.fetchone()
-    return None if row is None else TenantNo(row[0])
+
+
+async def revoke_api_key(
+    connection: Connection, tenant: TenantNo | None, api_key_no: int, *, now: datetime
+) -> bool:
+    """Revoke one key; False when there is no such. Revoked before, it stays as it is."""
+    revoked = await connection.execute(
+        "UPDATE api_key SET revoked_at = coalesce(revoked_at, %s)"
+        " WHERE tenant_no IS NOT DISTINCT FROM %s AND api_key_no = %s",
+        [now, tenant, api_key_no],
+    )
+    return revoked.rowcount == 1
 
 
 async def revoke_api_keys(
-    connection: Connection, *, tenant: TenantNo, label: str, now: datetime
+    connection: Connection, *, tenant: TenantNo | None, label: str, now: datetime
 ) -> int:
-    """Revoke a tenant's keys of a label and return how many were still good."""
+    """Revoke a tenant's, or the platform's, keys of a label and return how many were still good."""
     revoked = await connection.execute(
-        "UPDATE api_key SET revoked_at = %s WHERE tenant_no = %s AND label = %s AND revoked_at IS NULL",
+        "UPDATE api_key SET revoked_at = %s WHERE tenant_no IS NOT DISTINCT FROM %s"
+        " AND label = %s AND revoked_at IS NULL",
         [now, tenant, label],
     )
     return revoked.rowcount

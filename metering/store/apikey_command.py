@@ -1,20 +1,33 @@
-"""`fleetmeter apikey create|revoke`: API keys of a tenant."""
+"""`fleetmeter apikey create|revoke`: API keys of a tenant, or of the platform's operators."""
 
 import argparse
 import asyncio
+from datetime import timedelta
 
+from metering.access import Role
 from metering.clock import now
+from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key, revoke_api_keys
-from metering.store.connection import connect, database_url
+from metering.store.balances import fleet_of_id
+from metering.store.connection import Connection, connect, database_url
 from metering.store.registry import tenant_no
+
+_ROLES = [role for role in Role if role not in {Role.PLATFORM_OPERATOR, Role.DEVICE}]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare what to do, for whom, and under which label."""
     parser.add_argument("action", choices=["create", "revoke"])
-    parser.add_argument("--tenant", required=True, help="the tenant's id")
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--tenant", help="the tenant's id")
+    whose.add_argument("--platform", action="store_true", help="a platform operator's key")
     parser.add_argument("--label", required=True, help="what the key is for")
+    parser.add_argument("--role", choices=_ROLES, default=Role.TENANT_ADMIN, help="what it may do")
+    parser.add_argument(
+        "--fleet", action="append", help="a fleet's id: it reaches only those that are named"
+    )
+    parser.add_argument("--days", type=int, help="it ends after so many; unset: never")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -24,10 +37,29 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 async def _run(arguments: argparse.Namespace, url: str) -> int:
     async with await connect(url, application="apikey") as connection:
-        tenant = await tenant_no(connection, arguments.tenant)
+        tenant = None if arguments.platform else await tenant_no(connection, arguments.tenant)
         if arguments.action == "create":
-            print(await create_api_key(connection, tenant=tenant, label=arguments.label, now=now()))
+            print(await _create(connection, tenant, arguments))
             return 0
         count = await revoke_api_keys(connection, tenant=tenant, label=arguments.label, now=now())
     print(f"revoked {count} key{'' if count == 1 else 's'}")
     return 0 if count else 1
+
+
+async def _create(
+    connection: Connection, tenant: TenantNo | None, arguments: argparse.Namespace
+) -> str:
+    fleets = None
+    if arguments.fleet and tenant is not None:
+        fleets = [
+            (await fleet_of_id(connection, tenant, each)).fleet_no for each in arguments.fleet
+        ]
+    return await create_api_key(
+        connection,
+        tenant=tenant,
+        label=arguments.label,
+        now=now(),
+        role=Role.PLATFORM_OPERATOR if arguments.platform else Role(arguments.role),
+        fleets=fleets,
+        expires_at=now() + timedelta(days=arguments.days) if arguments.days else None,
+    )

@@ -30,6 +30,7 @@ from metering.store.binary import (
     timestamptz_array,
 )
 from metering.store.connection import Connection
+from metering.store.copying import copying_into
 
 
 class ChargedReading(NamedTuple):
@@ -83,8 +84,7 @@ _ROWS_A_WRITE = 500
 
 async def _copy(connection: Connection, rows: Iterable[bytes]) -> None:
     """Write rows of charges while more are made."""
-    copying = f"COPY charge ({_CHARGE_COLUMNS}) FROM STDIN (FORMAT binary)"
-    async with connection.cursor().copy(copying.encode()) as copy:
+    async with copying_into(connection, "charge", _CHARGE_COLUMNS) as copy:
         gathered = [COPY_HEADER]
         for row in rows:
             gathered.append(row)

@@ -1,12 +1,15 @@
 """Connections to the database, set up the one way that the rest of the store relies on."""
 
 import asyncio
+import hashlib
+import hmac
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -23,6 +26,7 @@ class _BoundedConnection(AsyncConnection[TupleRow]):
     """A connection that can be told how long to wait for an answer; see `expect_answers`."""
 
     answer_seconds_max: float | None = None
+    row_security: bool = False
 
     async def wait(self, gen: PQGen[_Result], *args: Any, **more: Any) -> _Result:  # noqa: ANN401 - its own
         async with asyncio.timeout(self.answer_seconds_max):
@@ -52,6 +56,37 @@ def database_url(settings: Settings) -> str:
             "FLEETMETER_DATABASE_URL is not set; set it, or run 'fleetmeter stack up'"
         )
     return settings.database_url.get_secret_value()
+
+
+API_ROLE = "fleetmeter_api"
+"""The database role of the API: it owns nothing, and row-level security holds for it."""
+
+
+def api_database_url(settings: Settings) -> str:
+    """Return where the API connects, as the role that row-level security holds for.
+
+    Unless it is set, it follows from the database's own URL. Raises as `database_url` does.
+    """
+    if settings.api_database_url is not None:
+        return settings.api_database_url.get_secret_value()
+    return api_url_of(database_url(settings))
+
+
+def api_url_of(owner_url: str) -> str:
+    """Return the URL of the API's role at the owner's database; its password follows from the owner's."""
+    given = conninfo_to_dict(owner_url).get("password")
+    password = None if given is None else api_password(str(given))
+    return make_conninfo(owner_url, user=API_ROLE, password=password)
+
+
+def api_password(owner_password: str) -> str:
+    """Return the password of the API's role, from which the owner's cannot be found."""
+    return hmac.new(owner_password.encode(), API_ROLE.encode(), hashlib.sha256).hexdigest()
+
+
+def rows_are_secured(connection: Connection) -> bool:
+    """Whether row-level security holds for a connection, so that it cannot COPY into tables."""
+    return isinstance(connection, _BoundedConnection) and connection.row_security
 
 
 async def connect(
@@ -94,16 +129,24 @@ async def end_session(connection: Connection, session: int | None) -> None:
 
 
 def connection_pool(
-    url: str, *, application: str, size_max: int, answer_seconds_max: float
+    url: str,
+    *,
+    application: str,
+    size_max: int,
+    answer_seconds_max: float,
+    row_security: bool = False,
 ) -> AsyncConnectionPool[Connection]:
     """Return a pool, not yet open, of at most `size_max` connections that expect answers.
 
     A connection is tried before it is handed out, so that a database that was away costs no request
-    once it is back; while it is away, the pool tries again every second.
+    once it is back; while it is away, the pool tries again every second. `row_security`: whether it holds for
+    the role that the URL names.
     """
 
     async def configure(connection: Connection) -> None:
         expect_answers(connection, within_seconds=answer_seconds_max)
+        if isinstance(connection, _BoundedConnection):
+            connection.row_security = row_security
 
     return AsyncConnectionPool(
         url,

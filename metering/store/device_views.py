@@ -219,3 +219,12 @@ async def meters_of_subscriptions(
             "cycle_start": cycle_start,
         },
     )
+
+
+async def device_id_of(connection: Connection, device_no: int) -> str | None:
+    """Return a device's id by its number; None when it is not seen."""
+    found = await connection.execute(
+        "SELECT device_id FROM device WHERE device_no = %s", [device_no]
+    )
+    row = await found.fetchone()
+    return None if row is None else str(row[0])

@@ -72,13 +72,7 @@ async def charging_queue(connection: Connection) -> QueueView:
     queue = await fetch_one(
         connection,
         QueueView,
-        "SELECT count(*) AS work_items, coalesce(sum(work_item.readings), 0) AS readings,"
-        " (SELECT min(reading.received_at) FROM (SELECT oldest.batch_no, oldest.measured_from,"
-        "     oldest.measured_to FROM work_item AS oldest"
-        "     ORDER BY oldest.work_item_no LIMIT 1) AS first"
-        "   JOIN reading ON reading.batch_no = first.batch_no"
-        "     AND reading.measured_at BETWEEN first.measured_from AND first.measured_to"
-        " ) AS oldest_received_at FROM work_item",
+        "SELECT work_items, readings, oldest_received_at FROM charging_queue()",
         {},
     )
     assert queue is not None  # noqa: S101 - an aggregate without GROUP BY returns one row

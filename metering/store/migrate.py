@@ -1,12 +1,17 @@
 """Migrations: numbered SQL files, applied forward, in order, each once, by one process at a time."""
 
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
 from importlib import resources
 
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
 from metering.errors import MigrationError
-from metering.store.connection import Connection
+from metering.store.connection import API_ROLE, Connection, api_password
 
 _LOCK = 4_871_203_662
 """Advisory lock key of the schema: whoever holds it may migrate."""
@@ -71,9 +76,29 @@ async def migrate(connection: Connection) -> list[Migration]:
                     "INSERT INTO schema_migration (version, name, checksum) VALUES (%s, %s, %s)",
                     [migration.version, migration.name, migration.checksum],
                 )
+        await _let_api_log_in(connection)
         return todo
     finally:
         await connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
+
+
+async def _let_api_log_in(connection: Connection) -> None:
+    """Give the API's role the password that follows from the owner's, unless it has it.
+
+    Where the owner has no password, or may not change the role, whoever runs the server sees to that
+    (docs/operations.md).
+    """
+    if not connection.info.password:
+        return
+    password = api_password(connection.info.password)
+    target = make_conninfo(connection.info.dsn, user=API_ROLE, password=password)
+    with contextlib.suppress(psycopg.OperationalError):
+        async with await psycopg.AsyncConnection.connect(target):
+            return
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        await connection.execute(
+            sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(API_ROLE), password)
+        )
 
 
 def _check(applied: dict[int, str], known: list[Migration]) -> None:

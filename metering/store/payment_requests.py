@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.payments import Purpose
 
@@ -118,6 +119,15 @@ async def request_by_id(connection: Connection, request_id: UUID) -> PaymentRequ
     )
     row = await found.fetchone()
     return None if row is None else _request(row)
+
+
+async def tenant_of_payment(
+    connection: Connection, *, request_id: UUID | None, intent_id: str
+) -> TenantNo | None:
+    """Return whose request a provider's event concerns; None while nothing names it."""
+    found = await connection.execute("SELECT tenant_of_payment(%s, %s)", [request_id, intent_id])
+    row = await found.fetchone()
+    return None if row is None or row[0] is None else TenantNo(row[0])
 
 
 async def list_requests(

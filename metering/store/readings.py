@@ -23,6 +23,7 @@ from metering.store.binary import (
     timestamptz_field,
 )
 from metering.store.connection import Connection
+from metering.store.copying import copying_into
 from metering.usage import METERS_BY_NO, Reading, ReadingKind, Rejection
 
 WORK_CHANNEL = "fleetmeter_work"
@@ -225,9 +226,8 @@ async def store_readings(
     connection: Connection, batch_no: int, admitted: Iterable[BootReadings]
 ) -> None:
     """Write readings that are known to be new, by binary COPY, and queue them for charging."""
-    copying = f"COPY reading ({_READING_COLUMNS}) FROM STDIN (FORMAT binary)"
     measured: dict[int, list[datetime]] = {}
-    async with connection.cursor().copy(copying.encode()) as copy:
+    async with copying_into(connection, "reading", _READING_COLUMNS) as copy:
         rows = [COPY_HEADER]
         for each in admitted:
             begin = _BOOT_FIELDS.pack(

@@ -78,6 +78,44 @@ async def tenant_no(connection: Connection, tenant_id: str) -> TenantNo:
     return TenantNo(row[0])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A tenant as platform operators see it."""
+
+    tenant_id: str
+    name: str
+    created_at: datetime
+
+
+async def list_tenants(connection: Connection, *, after: str, limit: int) -> list[Tenant]:
+    """Return the deployment's tenants, ascending by id, after one."""
+    found = await connection.execute(
+        "SELECT tenant_id, name, created_at FROM tenant WHERE tenant_id > %s ORDER BY tenant_id LIMIT %s",
+        [after, limit],
+    )
+    return [
+        Tenant(tenant_id=each, name=name, created_at=created_at)
+        for each, name, created_at in await found.fetchall()
+    ]
+
+
+async def insert_tenant(
+    connection: Connection, *, tenant_id: str, name: str, now: datetime
+) -> tuple[Tenant, bool]:
+    """Create a tenant, unless there is one of that id; return it, and whether it is new."""
+    made = await connection.execute(
+        "INSERT INTO tenant (tenant_id, name, created_at) VALUES (%s, %s, %s)"
+        " ON CONFLICT (tenant_id) DO NOTHING",
+        [tenant_id, name, now],
+    )
+    found = await connection.execute(
+        "SELECT name, created_at FROM tenant WHERE tenant_id = %s", [tenant_id]
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - it is there by now
+    return Tenant(tenant_id=tenant_id, name=row[0], created_at=row[1]), made.rowcount == 1
+
+
 async def tenant_id(connection: Connection, tenant: TenantNo) -> str:
     """Return the id of a tenant that exists."""
     found = await connection.execute("SELECT tenant_id FROM tenant WHERE tenant_no = %s", [tenant])

@@ -1,0 +1,226 @@
+"""Who may what, as the API shows it: tenants, users, API keys and the audit log."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from api.parameters import Instant
+from api.schemas import Page, Time
+from metering.ids import ID_PATTERN
+
+_Id = Annotated[str, Field(pattern=ID_PATTERN)]
+_Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+KeyRole = Literal["tenant_admin", "billing", "fleet_manager", "read_only", "device"]
+UserRole = Literal["tenant_admin", "billing", "fleet_manager", "read_only"]
+_AnyRole = Literal[
+    "platform_operator", "tenant_admin", "billing", "fleet_manager", "read_only", "device"
+]
+_FleetIds = Annotated[
+    list[_Id] | None,
+    Field(min_length=1, max_length=500, description="the only fleets that it reaches; null: all"),
+]
+
+_KEY: JsonDict = {
+    "api_key_no": 4,
+    "label": "dashboard",
+    "role": "fleet_manager",
+    "fleet_ids": ["north"],
+    "device_id": None,
+    "created_at": "2026-01-01T00:00:00Z",
+    "expires_at": "2027-01-01T00:00:00Z",
+    "revoked_at": None,
+    "last_used_at": "2026-04-15T12:00:00Z",
+}
+_USER: JsonDict = {
+    "user_no": 2,
+    "issuer": "https://login.example.com/",
+    "subject": "248289761001",
+    "name": "Ada",
+    "role": "billing",
+    "fleet_ids": None,
+    "created_at": "2026-01-01T00:00:00Z",
+    "disabled_at": None,
+}
+_TENANT: JsonDict = {
+    "tenant_id": "demo",
+    "name": "Demo",
+    "created_at": "2026-01-01T00:00:00Z",
+}
+_ENTRY: JsonDict = {
+    "entry_no": 12,
+    "at": "2026-04-15T12:00:00Z",
+    "role": "tenant_admin",
+    "api_key_no": 1,
+    "user_no": None,
+    "operation": "remove_threshold",
+    "target": {"threshold_id": "3"},
+    "request": None,
+}
+_CHANGE: JsonDict = {
+    "change_no": 40,
+    "relation": "threshold",
+    "before": {"threshold_no": 3, "enabled": True},
+    "after": {"threshold_no": 3, "enabled": False},
+}
+
+
+def _example(value: JsonDict) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+class ApiKey(BaseModel):
+    """A key: who it is, how far it reaches, until when it is good. Itself it is not shown again."""
+
+    model_config = _example(_KEY)
+
+    api_key_no: int
+    label: str
+    role: _AnyRole
+    fleet_ids: list[str] | None = Field(description="the only fleets that it reaches; null: all")
+    device_id: str | None = Field(description="the device that it is for, with the role `device`")
+    created_at: Time
+    expires_at: Time | None = Field(description="null: it does not end by itself")
+    revoked_at: Time | None
+    last_used_at: Time | None = Field(description="to the minute; null: never")
+
+
+class ApiKeys(Page[ApiKey]):
+    """A page of keys, in the order of their making."""
+
+    model_config = _example({"items": [_KEY], "next_cursor": None})
+
+
+class NewApiKey(BaseModel):
+    """A key that is to be made."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"label": "dashboard", "role": "fleet_manager", "fleet_ids": ["north"]}]
+        },
+    )
+
+    label: _Name
+    role: KeyRole
+    fleet_ids: _FleetIds = None
+    device_id: _Id | None = Field(None, description="with the role `device`: the only one")
+    expires_at: Instant | None = Field(None, description="unset: it does not end by itself")
+
+
+class CreatedApiKey(ApiKey):
+    """A key that was made, with the key itself, this once."""
+
+    model_config = _example(_KEY | {"key": "fmk_0123456789"})
+
+    key: str = Field(description="to be sent as a bearer token; it is not kept")
+
+
+class User(BaseModel):
+    """A user, known by what an OpenID Connect issuer says of it."""
+
+    model_config = _example(_USER)
+
+    user_no: int
+    issuer: str
+    subject: str
+    name: str
+    role: _AnyRole
+    fleet_ids: list[str] | None = Field(description="the only fleets that it reaches; null: all")
+    created_at: Time
+    disabled_at: Time | None
+
+
+class Users(Page[User]):
+    """A page of users, in the order of their making."""
+
+    model_config = _example({"items": [_USER], "next_cursor": None})
+
+
+class NewUser(BaseModel):
+    """A user that is to be let in."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "issuer": "https://login.example.com/",
+                    "subject": "248289761001",
+                    "name": "Ada",
+                    "role": "billing",
+                }
+            ]
+        },
+    )
+
+    issuer: _Name = Field(description="the claim `iss` of its tokens")
+    subject: _Name = Field(description="the claim `sub` of its tokens")
+    name: _Name
+    role: UserRole
+    fleet_ids: _FleetIds = None
+
+
+class Tenant(BaseModel):
+    """A tenant of the deployment."""
+
+    model_config = _example(_TENANT)
+
+    tenant_id: str
+    name: str
+    created_at: Time
+
+
+class Tenants(Page[Tenant]):
+    """A page of tenants, ascending by id."""
+
+    model_config = _example({"items": [_TENANT], "next_cursor": None})
+
+
+class NewTenant(BaseModel):
+    """A tenant that is to be made."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"tenant_id": "demo", "name": "Demo"}]}
+    )
+
+    tenant_id: _Id
+    name: _Name
+
+
+class AuditEntry(BaseModel):
+    """A request that changed something: who, when, what."""
+
+    model_config = _example(_ENTRY)
+
+    entry_no: int
+    at: Time
+    role: _AnyRole
+    api_key_no: int | None
+    user_no: int | None
+    operation: str = Field(description="its `operationId`")
+    target: dict[str, Any] = Field(description="what its address names")
+    request: dict[str, Any] | None = Field(description="its body")
+
+
+class AuditLog(Page[AuditEntry]):
+    """A page of the audit log, the last first."""
+
+    model_config = _example({"items": [_ENTRY], "next_cursor": None})
+
+
+class AuditChange(BaseModel):
+    """A row that a request wrote."""
+
+    model_config = _example(_CHANGE)
+
+    change_no: int
+    relation: str = Field(description="what kind of row")
+    before: dict[str, Any] | None = Field(description="as it was; null: it is new")
+    after: dict[str, Any] | None = Field(description="as it is since; null: it is gone")
+
+
+class AuditChanges(Page[AuditChange]):
+    """A page of the rows that a request wrote, in their order."""
+
+    model_config = _example({"items": [_CHANGE], "next_cursor": None})

@@ -1,0 +1,106 @@
+"""Which scope each operation wants, and how what a request names is known to be within reach.
+
+One table, from which every route takes its right: `create_app` refuses a route that is not in it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastapi.routing import APIRoute
+
+from metering.access import Scope
+
+OPEN: frozenset[str] = frozenset({"get_health", "get_ready", "post_provider_event"})
+"""Operations that ask for no key; the last one's caller signs what it sends."""
+
+RIGHTS: dict[str, Scope] = {
+    name: scope
+    for scope, names in {
+        Scope.FLEETS_READ: """
+            get_fleets get_fleet get_fleet_balance get_fleet_quota get_fleet_usage get_devices get_bucket
+            get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
+            get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
+            get_alerts get_commands get_events get_charge get_readings get_assurance
+            get_carrier_comparison get_metrics""",
+        Scope.DEVICE_READ: """
+            get_device get_device_balance get_device_usage get_reservations get_reservation""",
+        Scope.FLEETS_WRITE: """
+            top_up_fleet top_up_device post_subscription post_plan_change post_subscription_end
+            post_state_change post_fleet_move post_sim_swap create_fleet_threshold
+            create_device_threshold patch_threshold remove_threshold post_command""",
+        Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
+        Scope.BILLS_READ: """
+            get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
+            get_bill_document get_dispute get_billing get_tax_rules get_fleet_billing get_payments get_payment
+            get_account get_account_entries get_wallet get_payment_requests get_payment_policy""",
+        Scope.BILLS_WRITE: """
+            post_finalisation post_void post_rebilling post_bill_settlement post_note post_bill_adjustment
+            post_fleet_adjustment post_dispute post_resolution post_rerating_preview post_rerating
+            put_billing put_tax_rules put_fleet_billing post_payment post_reversal post_allocation
+            post_refund put_wallet post_payment_request put_payment_policy""",
+        Scope.USAGE_WRITE: "post_parked_charge post_carrier_records",
+        Scope.WEBHOOKS: """
+            get_webhook_endpoints post_webhook_endpoint delete_webhook_endpoint get_webhook_deliveries
+            post_webhook_replay""",
+        Scope.QUOTA: "post_reservation post_settlement post_release",
+        Scope.ACCESS: """
+            get_api_keys post_api_key revoke_api_key get_users post_user disable_user
+            get_audit_log get_audit_changes""",
+        Scope.PLATFORM: "get_tenants post_tenant",
+    }.items()
+    for name in names.split()
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """What a request names: what it is, and the statement that finds it if it is within reach."""
+
+    name: str
+    query: str
+    by_number: bool = False
+
+    def checked(self, value: object) -> str | int:
+        """Return what to look for; what cannot be such a thing's name is nobody's (0)."""
+        if not self.by_number:
+            return value.replace("\x00", "") if isinstance(value, str) else ""
+        text = str(value)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS_MAX else 0
+        return min(number, 2**63 - 1)
+
+
+_DIGITS_MAX = 30
+_FLEET = Named(name="fleet", query="SELECT FROM fleet WHERE fleet_id = %s")
+_DEVICE = Named(name="device", query="SELECT FROM device WHERE device_id = %s")
+_BUCKET = Named(name="bucket", query="SELECT FROM bucket WHERE bucket_no = %s", by_number=True)
+_BILL = Named(name="bill", query="SELECT FROM bill WHERE bill_no = %s", by_number=True)
+REACHED: dict[str, Named] = {
+    "fleet_id": _FLEET,
+    "fleet_ids": _FLEET,
+    "device_id": _DEVICE,
+    "device_ids": _DEVICE,
+    "bucket_no": _BUCKET,
+    "to_bucket_no": _BUCKET,
+    "bill_no": _BILL,
+    "payment_no": Named(
+        name="payment", query="SELECT FROM payment WHERE payment_no = %s", by_number=True
+    ),
+    "dispute_no": Named(
+        name="dispute", query="SELECT FROM dispute WHERE dispute_no = %s", by_number=True
+    ),
+    "threshold_id": Named(
+        name="threshold", query="SELECT FROM threshold WHERE threshold_no = %s", by_number=True
+    ),
+}
+"""What a path or a body may name that belongs to a fleet."""
+
+ELSEWHERE = frozenset(
+    {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}
+)
+"""What a path or a body may name that belongs to the tenant, or to something that the path names too."""
+
+
+def unnamed(routes: Iterable[object]) -> list[str]:
+    """Return the operations among the routes that have no right."""
+    names = [route.name for route in routes if isinstance(route, APIRoute)]
+    return [name for name in names if name not in RIGHTS and name not in OPEN]

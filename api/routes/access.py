@@ -1,0 +1,240 @@
+"""Who may what: tenants, users, API keys, and the log of who changed what."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from api import access_schemas as schemas
+from api.auth import AsCaller, AsOperatingWriter, AsOperator, AsWriter, Caller
+from api.errors import bad_input, given_as
+from api.parameters import Cursor, Limit, cursor_of, read_cursor
+from metering.access import Role
+from metering.errors import InvalidValue, NotFound
+from metering.store import api_keys, audit_log, users
+from metering.store.balances import fleet_of_id
+from metering.store.device_views import device_id_of, device_view
+from metering.store.registry import fleets_by_no, insert_tenant, list_tenants
+
+router = APIRouter(prefix="/v1", tags=["access"])
+
+_Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", examples=[4])]
+_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the entry's number", examples=[12])]
+
+
+@router.get("/api-keys")
+async def get_api_keys(
+    caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.ApiKeys:
+    """List the keys, the revoked ones too; none of them itself."""
+    rows = await api_keys.list_api_keys(
+        caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1
+    )
+    return schemas.ApiKeys(
+        items=[await _key(caller, row) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].api_key_no]) if len(rows) > limit else None,
+    )
+
+
+@router.post("/api-keys", status_code=HTTPStatus.CREATED)
+async def post_api_key(caller: AsWriter, order: schemas.NewApiKey) -> schemas.CreatedApiKey:
+    """Make a key; the answer holds it, this once."""
+    fleets = await _fleet_nos(caller, order.fleet_ids)
+    device_no = None
+    if order.device_id is not None:
+        with given_as("device_id"):
+            device = await device_view(
+                caller.connection, caller.tenant_no, device_id=order.device_id, now=caller.now
+            )
+        device_no = device.device_no
+        if order.fleet_ids is None:
+            fleets = [
+                (await fleet_of_id(caller.connection, caller.tenant_no, device.fleet_id)).fleet_no
+            ]
+    if order.expires_at is not None and order.expires_at <= caller.now:
+        raise bad_input("expires_at", "is over", "use a time to come, or none")
+    try:
+        number, key = await api_keys.insert_api_key(
+            caller.connection,
+            tenant=caller.tenant_no,
+            label=order.label,
+            now=caller.now,
+            role=Role(order.role),
+            fleets=fleets,
+            device_no=device_no,
+            expires_at=order.expires_at,
+        )
+    except InvalidValue as error:
+        raise bad_input(error.field, error.problem, error.fix) from error
+    (row,) = await api_keys.list_api_keys(
+        caller.connection, caller.tenant_no, after=number - 1, limit=1
+    )
+    return schemas.CreatedApiKey(**(await _key(caller, row)).model_dump(), key=key)
+
+
+@router.delete("/api-keys/{api_key_no}", status_code=HTTPStatus.NO_CONTENT)
+async def revoke_api_key(caller: AsWriter, api_key_no: _Number) -> None:
+    """Revoke a key, at once and for good; it stays in the list."""
+    if not await api_keys.revoke_api_key(
+        caller.connection, caller.tenant_no, api_key_no, now=caller.now
+    ):
+        raise NotFound("API key", str(api_key_no))
+
+
+@router.get("/users")
+async def get_users(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None) -> schemas.Users:
+    """List the users, the disabled ones too."""
+    rows = await users.list_users(
+        caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1
+    )
+    return schemas.Users(
+        items=[await _user(caller, row) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].user_no]) if len(rows) > limit else None,
+    )
+
+
+@router.post("/users", status_code=HTTPStatus.CREATED)
+async def post_user(caller: AsWriter, order: schemas.NewUser) -> schemas.User:
+    """Let a user in, whom an issuer of OpenID Connect vouches for."""
+    try:
+        number = await users.insert_user(
+            caller.connection,
+            tenant=caller.tenant_no,
+            issuer=order.issuer,
+            subject=order.subject,
+            name=order.name,
+            role=Role(order.role),
+            fleets=await _fleet_nos(caller, order.fleet_ids),
+            now=caller.now,
+        )
+    except InvalidValue as error:
+        raise bad_input(error.field, error.problem, error.fix) from error
+    (row,) = await users.list_users(caller.connection, caller.tenant_no, after=number - 1, limit=1)
+    return await _user(caller, row)
+
+
+@router.delete("/users/{user_no}", status_code=HTTPStatus.NO_CONTENT)
+async def disable_user(caller: AsWriter, user_no: _Number) -> None:
+    """Let a user in no more; it stays in the list, disabled."""
+    if not await users.disable_user(caller.connection, caller.tenant_no, user_no, now=caller.now):
+        raise NotFound("user", str(user_no))
+
+
+@router.get("/audit-log")
+async def get_audit_log(
+    caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.AuditLog:
+    """List who changed what by the API, the last first."""
+    before = _after(cursor) if cursor else None
+    rows = await audit_log.list_audit_entries(
+        caller.connection, caller.tenant_no, before=before, limit=limit + 1
+    )
+    return schemas.AuditLog(
+        items=[
+            schemas.AuditEntry.model_validate(row, from_attributes=True) for row in rows[:limit]
+        ],
+        next_cursor=cursor_of([rows[limit - 1].entry_no]) if len(rows) > limit else None,
+    )
+
+
+@router.get("/audit-log/{entry_no}/changes")
+async def get_audit_changes(
+    caller: AsCaller, entry_no: _EntryNo, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.AuditChanges:
+    """List the rows that a request wrote, as they were and as they are since."""
+    if not await audit_log.entry_exists(caller.connection, caller.tenant_no, entry_no):
+        raise NotFound("audit entry", str(entry_no))
+    rows = await audit_log.list_audit_changes(
+        caller.connection, caller.tenant_no, entry_no, after=_after(cursor), limit=limit + 1
+    )
+    return schemas.AuditChanges(
+        items=[
+            schemas.AuditChange.model_validate(row, from_attributes=True) for row in rows[:limit]
+        ],
+        next_cursor=cursor_of([rows[limit - 1].change_no]) if len(rows) > limit else None,
+    )
+
+
+@router.get("/tenants")
+async def get_tenants(
+    operator: AsOperator, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.Tenants:
+    """List the tenants of the deployment, ascending by id; for platform operators."""
+    after = str(read_cursor(cursor, "s")[0]) if cursor else ""
+    rows = await list_tenants(operator.connection, after=after, limit=limit + 1)
+    return schemas.Tenants(
+        items=[schemas.Tenant.model_validate(row, from_attributes=True) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].tenant_id]) if len(rows) > limit else None,
+    )
+
+
+@router.post("/tenants", status_code=HTTPStatus.CREATED, responses={200: {"description": "There"}})
+async def post_tenant(
+    operator: AsOperatingWriter, order: schemas.NewTenant, response: Response
+) -> schemas.Tenant:
+    """Make a tenant; of an id that there is, the answer is 200 and that tenant, unchanged."""
+    row, new = await insert_tenant(
+        operator.connection, tenant_id=order.tenant_id, name=order.name, now=operator.now
+    )
+    if not new:
+        response.status_code = HTTPStatus.OK
+    return schemas.Tenant.model_validate(row, from_attributes=True)
+
+
+def _after(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    (number,) = read_cursor(cursor, "i")
+    assert isinstance(number, int)  # noqa: S101 - as its shape says
+    return number
+
+
+async def _fleet_nos(caller: Caller, fleet_ids: list[str] | None) -> list[int] | None:
+    if fleet_ids is None:
+        return None
+    with given_as("fleet_ids"):
+        return [
+            (await fleet_of_id(caller.connection, caller.tenant_no, each)).fleet_no
+            for each in dict.fromkeys(fleet_ids)
+        ]
+
+
+async def _fleet_ids(caller: Caller, numbers: list[int] | None) -> list[str] | None:
+    if numbers is None:
+        return None
+    known = await fleets_by_no(caller.connection, numbers)
+    return [known[number].fleet_id for number in numbers if number in known]
+
+
+async def _key(caller: Caller, row: api_keys.ApiKey) -> schemas.ApiKey:
+    device_id = None
+    if row.device_no is not None:
+        device_id = await device_id_of(caller.connection, row.device_no)
+    return schemas.ApiKey.model_validate(
+        {
+            "api_key_no": row.api_key_no,
+            "label": row.label,
+            "role": row.role,
+            "fleet_ids": await _fleet_ids(caller, row.fleets),
+            "device_id": device_id,
+            "created_at": row.created_at,
+            "expires_at": row.expires_at,
+            "revoked_at": row.revoked_at,
+            "last_used_at": row.last_used_at,
+        }
+    )
+
+
+async def _user(caller: Caller, row: users.User) -> schemas.User:
+    return schemas.User.model_validate(
+        {
+            "user_no": row.user_no,
+            "issuer": row.issuer,
+            "subject": row.subject,
+            "name": row.name,
+            "role": row.role,
+            "fleet_ids": await _fleet_ids(caller, row.fleets),
+            "created_at": row.created_at,
+            "disabled_at": row.disabled_at,
+        }
+    )

@@ -1,0 +1,122 @@
+"""The audit log: who changed what by the API, and how each row was before and is since."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from metering.access import Identity
+from metering.ids import TenantNo
+from metering.store.connection import Connection
+from metering.store.rows import fetch_all
+
+_SECRETS = frozenset({"secret"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """A request that changed something, or tried to in vain without being refused."""
+
+    entry_no: int
+    at: datetime
+    role: str
+    api_key_no: int | None
+    user_no: int | None
+    operation: str
+    target: dict[str, Any]
+    request: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditChange:
+    """A row that a request wrote: as it was, None if it is new, and as it is, None if it is gone."""
+
+    change_no: int
+    relation: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+async def insert_audit_entry(
+    connection: Connection,
+    identity: Identity,
+    *,
+    tenant: TenantNo | None,
+    operation: str,
+    target: Mapping[str, str],
+    request: object,
+    now: datetime,
+) -> int:
+    """Note who asks for what, in the transaction that does it; return the entry's number."""
+    kept = None
+    if isinstance(request, dict):
+        kept = Jsonb(_storable({k: v for k, v in request.items() if k not in _SECRETS}))
+    made = await connection.execute(
+        "INSERT INTO audit_entry (tenant_no, at, role, api_key_no, user_no, operation, target, request)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING entry_no",
+        [
+            tenant,
+            now,
+            identity.role,
+            identity.api_key_no,
+            identity.user_no,
+            operation,
+            Jsonb(_storable(dict(target))),
+            kept,
+        ],
+    )
+    row = await made.fetchone()
+    assert row is not None  # noqa: S101 - RETURNING
+    return int(row[0])
+
+
+def _storable(value: object) -> object:
+    """Return a JSON value without what PostgreSQL cannot keep: NUL, lone surrogates, NaN."""
+    match value:
+        case str():
+            return value.replace("\x00", "�").encode("utf-8", "replace").decode()
+        case dict():
+            return {str(_storable(key)): _storable(part) for key, part in value.items()}
+        case list():
+            return [_storable(part) for part in value]
+        case float() if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124
+            return str(value)
+        case _:
+            return value
+
+
+async def list_audit_entries(
+    connection: Connection, tenant: TenantNo, *, before: int | None, limit: int
+) -> list[AuditEntry]:
+    """Return a tenant's entries, the last first, before one."""
+    return await fetch_all(
+        connection,
+        AuditEntry,
+        "SELECT entry_no, at, role, api_key_no, user_no, operation, target, request FROM audit_entry"
+        " WHERE tenant_no = %(tenant)s AND (%(before)s::bigint IS NULL OR entry_no < %(before)s)"
+        " ORDER BY entry_no DESC LIMIT %(limit)s",
+        {"tenant": tenant, "before": before, "limit": limit},
+    )
+
+
+async def entry_exists(connection: Connection, tenant: TenantNo, entry_no: int) -> bool:
+    """Whether a tenant has an entry of this number."""
+    found = await connection.execute(
+        "SELECT FROM audit_entry WHERE tenant_no = %s AND entry_no = %s", [tenant, entry_no]
+    )
+    return await found.fetchone() is not None
+
+
+async def list_audit_changes(
+    connection: Connection, tenant: TenantNo, entry_no: int, *, after: int, limit: int
+) -> list[AuditChange]:
+    """Return the rows that an entry's request wrote, in their order, after one."""
+    return await fetch_all(
+        connection,
+        AuditChange,
+        "SELECT change_no, relation, before, after FROM audit_change WHERE tenant_no = %(tenant)s"
+        " AND entry_no = %(entry)s AND change_no > %(after)s ORDER BY change_no LIMIT %(limit)s",
+        {"tenant": tenant, "entry": entry_no, "after": after, "limit": limit},
+    )

@@ -1,0 +1,102 @@
+"""Users: people whom an OpenID Connect issuer vouches for, each with a role and a reach."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from metering.access import Identity, Role
+from metering.errors import InvalidValue
+from metering.ids import TenantNo
+from metering.store.api_keys import check_reach
+from metering.store.connection import Connection
+from metering.store.rows import fetch_all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A user as the issuer names it: `subject` is the claim `sub`."""
+
+    user_no: int
+    issuer: str
+    subject: str
+    name: str
+    role: str
+    fleets: list[int] | None
+    created_at: datetime
+    disabled_at: datetime | None
+
+
+async def insert_user(
+    connection: Connection,
+    *,
+    tenant: TenantNo | None,
+    issuer: str,
+    subject: str,
+    name: str,
+    role: Role,
+    fleets: Sequence[int] | None,
+    now: datetime,
+) -> int:
+    """Create a user and return its number; raise `InvalidValue` where role, reach or subject do not fit."""
+    if role is Role.DEVICE:
+        raise InvalidValue("role", "is for keys alone", "use another, or a device's key")
+    check_reach(role, tenant=tenant, fleets=fleets, device_no=None)
+    made = await connection.execute(
+        "INSERT INTO api_user (tenant_no, issuer, subject, name, role, fleets, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING user_no",
+        [
+            tenant,
+            issuer,
+            subject,
+            name,
+            role,
+            None if fleets is None else list(fleets),
+            now,
+        ],
+    )
+    row = await made.fetchone()
+    if row is None:
+        raise InvalidValue("subject", "is a user already", "disable that user, or name another")
+    return int(row[0])
+
+
+async def user_of(connection: Connection, *, issuer: str, subject: str) -> Identity | None:
+    """Return who a subject of an issuer is; None for nobody, and for a user that was disabled."""
+    found = await connection.execute(
+        "SELECT user_no, tenant_no, role, fleets FROM api_user_of(%s, %s)", [issuer, subject]
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    number, tenant, role, fleets = row
+    return Identity(
+        tenant_no=None if tenant is None else TenantNo(tenant),
+        role=Role(role),
+        fleets=None if fleets is None else tuple(fleets),
+        user_no=number,
+    )
+
+
+async def list_users(
+    connection: Connection, tenant: TenantNo, *, after: int, limit: int
+) -> list[User]:
+    """Return a tenant's users, in order, after one; the disabled ones too."""
+    return await fetch_all(
+        connection,
+        User,
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
+        " WHERE tenant_no = %(tenant)s AND user_no > %(after)s ORDER BY user_no LIMIT %(limit)s",
+        {"tenant": tenant, "after": after, "limit": limit},
+    )
+
+
+async def disable_user(
+    connection: Connection, tenant: TenantNo, user_no: int, *, now: datetime
+) -> bool:
+    """Let a user in no more; False when there is no such. Disabled before, it stays as it is."""
+    disabled = await connection.execute(
+        "UPDATE api_user SET disabled_at = coalesce(disabled_at, %s)"
+        " WHERE tenant_no = %s AND user_no = %s",
+        [now, tenant, user_no],
+    )
+    return disabled.rowcount == 1

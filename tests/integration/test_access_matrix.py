@@ -1,0 +1,303 @@
+"""Every operation × every role × own, foreign fleet and foreign tenant, made from the OpenAPI document.
+
+`tests/golden/access.txt` says which role may do what. Who adds an operation adds a line; the table in
+`api/rights.py` is not asked.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from api.app import create_app
+from api.rights import ELSEWHERE, REACHED, RIGHTS
+from metering.access import Role
+from metering.settings import Settings
+from metering.store.api_keys import create_api_key
+from metering.store.connection import Connection, connect
+from metering.store.registry import tenant_no
+from tests.integration.conftest import NOW
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import ApiUnderTest
+
+_GOLDEN = Path(__file__).parents[1] / "golden" / "access.txt"
+_APP = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+_DOCUMENT = _APP.openapi()
+OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    operation["operationId"]: (method, path, operation)
+    for path, methods in _DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+}
+_OPEN = {"get_health", "get_ready", "post_provider_event"}
+_NAMES: dict[str, Any] = {
+    "fleet_id": "acme-north",
+    "fleet_ids": ["acme-north"],
+    "device_id": "acme-1",
+    "device_ids": ["acme-1"],
+    "plan_id": "acme-basic",
+    "bucket_no": 1,
+    "to_bucket_no": 2,
+    "request_id": "acme-asked",
+    "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
+    "event_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
+    "threshold_id": 1,
+    "correction_no": 1,
+    "bill_no": 1,
+    "dispute_no": 1,
+    "charge_id": "3-4-0",
+    "payment_no": 1,
+    "api_key_no": 1,
+    "user_no": 1,
+    "entry_no": 1,
+}
+_CARRIER_RECORDS = "post_carrier_records"
+_MAY = "admin billing manager reader device operator".split()
+
+
+_DEVICES = {"device_ids": ["acme-1"]}
+_LIMIT = {"name": "x", "measure": "quantity", "meter": "data", "period": "day", "limit": "5"}
+_BODIES: dict[str, dict[str, Any]] = {
+    "TransferOrder": {"to_bucket_no": 2, "quantity": 1},
+    "AdjustmentOrder": {"quantity": 1, "reason": "x"},
+    "SubscriptionOrder": _DEVICES | {"plan_id": "acme-basic"},
+    "PlanChangeOrder": _DEVICES | {"plan_id": "acme-basic"},
+    "SubscriptionEndOrder": _DEVICES,
+    "StateChangeOrder": _DEVICES | {"state": "suspended"},
+    "MoveOrder": _DEVICES | {"fleet_id": "acme-north", "plan_id": "acme-basic"},
+    "SimSwapOrder": {"iccid": "8949000000000000018"},
+    "ParkedOrder": _DEVICES,
+    "ThresholdOrder": _LIMIT,
+    "FleetThresholdOrder": _LIMIT | {"scope": "fleet"},
+    "ThresholdPatch": {"enabled": False},
+}
+"""Bodies that the document has no example of."""
+
+
+def _golden() -> dict[str, set[str]]:
+    table = {}
+    for line in _GOLDEN.read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, roles = line.partition(":")
+            table[name] = set(roles.split())
+    return table
+
+
+MAY = _golden()
+
+
+def _body(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if content is None:
+        return None
+    name = content["schema"]["$ref"].rpartition("/")[2]
+    examples = _DOCUMENT["components"]["schemas"][name].get("examples")
+    return _named(examples[0] if examples else _BODIES[name])
+
+
+def _named(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        return {name: _NAMES.get(name, _named(part)) for name, part in value.items()}
+    return [_named(part) for part in value] if isinstance(value, list) else value
+
+
+def _ask(client: httpx.Client, name: str) -> httpx.Response:
+    method, path, operation = OPERATIONS[name]
+    given: dict[str, Any] = {"headers": {"Idempotency-Key": f"matrix-{name}"}}
+    body = _body(operation)
+    if body is not None:
+        given["json"] = body
+    params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
+    return client.request(method, path.format(**_NAMES), params=params, **given)
+
+
+def _names_of(name: str) -> set[str]:
+    """Return what of a fleet an operation's path and body name."""
+    _, path, operation = OPERATIONS[name]
+    found = set(re.findall(r"{(\w+)}", path))
+
+    def walk(value: Any) -> None:  # noqa: ANN401 - any JSON
+        if isinstance(value, dict):
+            found.update(value)
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list):
+            for part in value:
+                walk(part)
+
+    walk(_body(operation))
+    return found & set(REACHED)
+
+
+class _Callers:
+    """A client for each kind of caller."""
+
+    def __init__(self, url: str, keys: dict[str, str]) -> None:
+        self.clients = {
+            name: httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+            for name, key in keys.items()
+        }
+        self.clients["operator"].headers["Fleetmeter-Tenant"] = "acme"
+
+    def __getitem__(self, name: str) -> httpx.Client:
+        return self.clients[name]
+
+
+async def _keys(url: str) -> dict[str, str]:
+    async with await connect(url, application="test") as connection:
+        return {
+            "operator": await _key(connection, None, Role.PLATFORM_OPERATOR),
+            **{
+                f"{prefix}{name}": await _key(connection, tenant, role, fleet, device)
+                for prefix, tenant, fleet, device in (
+                    ("", "acme", "acme-north", "acme-1"),
+                    ("elsewhere-", "acme", "acme-empty", "acme-2"),
+                    ("rival-", "rival", "rival-north", "rival-1"),
+                )
+                for name, role in (
+                    ("admin", Role.TENANT_ADMIN),
+                    ("billing", Role.BILLING),
+                    ("manager", Role.FLEET_MANAGER),
+                    ("reader", Role.READ_ONLY),
+                    ("device", Role.DEVICE),
+                )
+            },
+        }
+
+
+async def _key(
+    connection: Connection, tenant: str | None, role: Role, fleet: str = "", device: str = ""
+) -> str:
+    number = None if tenant is None else await tenant_no(connection, tenant)
+    found = await connection.execute(
+        "SELECT fleet.fleet_no, device.device_no FROM fleet LEFT JOIN device ON device_id = %s"
+        " WHERE fleet_id = %s",
+        [device, fleet],
+    )
+    row = await found.fetchone()
+    limited = role in {Role.FLEET_MANAGER, Role.DEVICE} or (
+        fleet == "acme-empty" and role in {Role.BILLING, Role.READ_ONLY}
+    )
+    return await create_api_key(
+        connection,
+        tenant=number,
+        label=f"{tenant} {role}",
+        now=NOW,
+        role=role,
+        fleets=[row[0]] if row and limited else None,
+        device_no=row[1] if row and role is Role.DEVICE else None,
+        expires_at=NOW + timedelta(days=1),
+    )
+
+
+@pytest.fixture
+def callers(api: "ApiUnderTest") -> Iterator[_Callers]:
+    made = _Callers(api.url, asyncio.run(_keys(api.database_url)))
+    # Something of which numbers are asked: a user, a payment, and entries of the audit log.
+    user = {"issuer": "https://i", "subject": "acme", "name": "acme", "role": "billing"}
+    assert made["admin"].post("/v1/users", json=user).status_code == 201
+    paid = {
+        "amount": "5.00",
+        "currency": "EUR",
+        "method": "cash",
+        "received_at": "2026-04-01T00:00:00Z",
+    }
+    headers = {"Idempotency-Key": "matrix"}
+    answer = made["admin"].post("/v1/fleets/acme-north/payments", json=paid, headers=headers)
+    assert answer.status_code == 201, answer.text
+    yield made
+    for client in made.clients.values():
+        client.close()
+
+
+def test_every_operation_has_a_right_and_a_line() -> None:
+    assert set(MAY) == set(OPERATIONS) - _OPEN
+    assert set(RIGHTS) == set(MAY)
+    for name, roles in MAY.items():
+        assert roles <= set(_MAY), name
+
+
+def test_an_application_refuses_a_route_without_a_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(RIGHTS, "get_fleets")
+    with pytest.raises(RuntimeError, match="get_fleets"):
+        create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+
+
+def test_whatever_a_request_names_is_known_to_belong_to_somebody() -> None:
+    """A new id in a path or a body is looked up for callers of some fleets, or is said to be harmless."""
+    kinds = re.compile(r".*_(id|ids|no|nos)")
+    harmless = ELSEWHERE | {"api_key_no", "user_no", "entry_no", "tenant_id"}
+    harmless |= {"tax_id", "registration_id"}
+    schemas = _DOCUMENT["components"]["schemas"]
+    for name, (_, path, operation) in OPERATIONS.items():
+        named = set(re.findall(r"{(\w+)}", path))
+        waiting = [operation.get("requestBody", {})]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, dict):
+                if "$ref" in part:
+                    waiting.append(schemas[part["$ref"].rpartition("/")[2]])
+                named.update(part.get("properties", {}))
+                waiting += [each for key, each in part.items() if key != "examples"]
+            elif isinstance(part, list):
+                waiting += part
+        unknown = {each for each in named if kinds.fullmatch(each)} - set(REACHED) - harmless
+        assert not unknown, name
+
+
+def test_the_matrix(callers: _Callers) -> None:
+    # What is refused first: it changes nothing.
+    for name, roles in MAY.items():
+        for role in set(_MAY) - roles:
+            response = _ask(callers[role], name)
+            assert response.status_code == 403, (name, role, response.text)
+        if not name.endswith(("tenants", "tenant")):
+            del_header = {"Fleetmeter-Tenant": "rival"}
+            method, path, _ = OPERATIONS[name]
+            response = callers["admin"].request(method, path.format(**_NAMES), headers=del_header)
+            assert response.status_code == 403, (name, "names a tenant", response.text)
+    for name, roles in MAY.items():
+        for role in sorted(roles - {"operator"}):
+            _foreign(callers, name, role)
+    reading = [name for name in MAY if OPERATIONS[name][0] == "get"]
+    changing = [name for name in MAY if name not in reading]
+    for name in [*reading, *changing]:
+        for role in sorted(MAY[name]):
+            response = _ask(callers[role], name)
+            shown = (name, role, response.status_code, response.text)
+            assert response.status_code not in {401, 403}, shown
+            assert response.status_code < 500, shown
+            if name in reading:
+                assert response.status_code == 200, shown
+
+
+def _foreign(callers: _Callers, name: str, role: str) -> None:
+    """Ask for what belongs to another tenant, or to a fleet elsewhere: it is not there."""
+    method, path, _ = OPERATIONS[name]
+    named = _names_of(name)
+    if named or "{" in path:
+        response = _ask(callers[f"rival-{role}"], name)
+        assert response.status_code == 404, (name, role, "rival", response.text)
+    elif method == "get":
+        response = _ask(callers[f"rival-{role}"], name)
+        assert response.status_code in {200, 404}, (name, role, "rival", response.text)
+        assert "acme" not in response.text, (name, role, "rival")
+    if role == "admin":
+        return
+    response = _ask(callers[f"elsewhere-{role}"], name)
+    shown = (name, role, "elsewhere", response.status_code, response.text)
+    if named:
+        assert response.status_code == 404, shown
+    elif method != "get":
+        assert response.status_code == 403, shown
+    elif "{" in path and name != "get_plan":
+        assert response.status_code == 404, shown
+    else:
+        assert response.status_code == 200, shown
+        assert "acme-north" not in response.text, shown
+        assert "acme-1" not in response.text, shown

@@ -1,0 +1,233 @@
+"""Tokens of OpenID Connect, over the API, from a real issuer on this machine: real keys, real HTTP."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from api.app import create_app
+from metering.access import Role
+from metering.ids import TenantNo
+from metering.settings import Settings
+from metering.stack.probe import free_port
+from metering.store.connection import Connection
+from metering.store.registry import tenant_no
+from metering.store.users import insert_user
+from tests.integration.conftest import NOW, serving
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import ApiUnderTest
+
+Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+
+def _rsa() -> Key:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+class LocalIssuer:
+    """An issuer with an RSA and an EC key, that can change them and stop answering."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Key] = {"r1": _rsa(), "e1": ec.generate_private_key(ec.SECP256R1())}
+        self.asked: list[str] = []
+        self.is_away = False
+        self.calls_itself: str | None = None
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked.append(self.path)
+                if issuer.is_away:
+                    self.send_error(503)
+                    return
+                body = json.dumps(issuer.answer(self.path)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - its own
+                del format, args
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/realm"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+
+    def answer(self, path: str) -> dict[str, Any]:
+        if path.endswith("/openid-configuration"):
+            return {"issuer": self.calls_itself or self.url, "jwks_uri": f"{self.url}/keys"}
+        return {"keys": [self._public(name, key) for name, key in self.keys.items()]}
+
+    def _public(self, name: str, key: Key) -> dict[str, Any]:
+        algorithm = "RSA" if isinstance(key, rsa.RSAPrivateKey) else "EC"
+        maker: Any = (
+            jwt.algorithms.RSAAlgorithm if algorithm == "RSA" else jwt.algorithms.ECAlgorithm
+        )
+        public: dict[str, Any] = maker.to_jwk(key.public_key(), as_dict=True)
+        return public | {"kid": name, "use": "sig"}
+
+    def token(self, kid: str = "r1", *, signed_by: Key | None = None, **claims: Any) -> str:  # noqa: ANN401
+        key = signed_by or self.keys[kid]
+        algorithm = "RS256" if isinstance(key, rsa.RSAPrivateKey) else "ES256"
+        return jwt.encode(self.claims(**claims), key, algorithm=algorithm, headers={"kid": kid})
+
+    def claims(self, **other: Any) -> dict[str, Any]:  # noqa: ANN401 - any claim
+        now = int(time.time())
+        given = {"iss": self.url, "sub": "ada", "aud": "fleetmeter", "iat": now, "exp": now + 600}
+        return {name: value for name, value in (given | other).items() if value is not None}
+
+
+@pytest.fixture
+def issuer() -> Iterator[LocalIssuer]:
+    made = LocalIssuer()
+    made.thread.start()
+    try:
+        yield made
+    finally:
+        made.server.shutdown()
+        made.thread.join()
+        made.server.server_close()
+
+
+@pytest.fixture
+def client(api: "ApiUnderTest", issuer: LocalIssuer) -> Iterator[httpx.Client]:
+    async def let_in(connection: Connection) -> None:
+        tenant: TenantNo = await tenant_no(connection, "acme")
+        for subject, role in (("ada", Role.TENANT_ADMIN), ("bob", Role.READ_ONLY)):
+            await insert_user(
+                connection, tenant=tenant, issuer=issuer.url, subject=subject, name=subject,
+                role=role, fleets=None, now=NOW,
+            )  # fmt: skip
+
+    api.execute(let_in)
+    app = create_app(
+        Settings(database_url=api.database_url, oidc_issuer=issuer.url), now=lambda: NOW
+    )
+    app.state.fleetmeter.issuer._again_seconds = 0.0
+    with serving(app) as url, httpx.Client(base_url=url) as made:
+        yield made
+
+
+def _get(client: httpx.Client, token: str, path: str = "/v1/fleets") -> httpx.Response:
+    return client.get(path, headers={"Authorization": f"Bearer {token}"})
+
+
+def _unsigned(claims: dict[str, Any]) -> str:
+    def part(value: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    return f"{part({'alg': 'none', 'typ': 'JWT', 'kid': 'r1'})}.{part(claims)}."
+
+
+def test_a_users_token_opens_what_its_role_may(
+    api: "ApiUnderTest", client: httpx.Client, issuer: LocalIssuer
+) -> None:
+    for kid in ("r1", "e1"):
+        answer = _get(client, issuer.token(kid))
+        assert answer.status_code == 200, answer.text
+        assert "acme-north" in answer.text
+        assert "rival" not in answer.text
+    assert len([path for path in issuer.asked if path.endswith("/keys")]) == 1
+    bob = {"Authorization": f"Bearer {issuer.token(sub='bob')}"}
+    assert client.get("/v1/fleets", headers=bob).status_code == 200
+    assert client.get("/v1/api-keys", headers=bob).status_code == 403
+    # A key goes on working beside, and what a user changes is logged as the user's.
+    assert _get(client, api.acme_key).status_code == 200
+    ada = {"Authorization": f"Bearer {issuer.token()}"}
+    new = {"label": "by ada", "role": "read_only"}
+    assert client.post("/v1/api-keys", headers=ada, json=new).status_code == 201
+    (entry,) = client.get("/v1/audit-log", headers=ada).json()["items"]
+    assert (entry["operation"], entry["api_key_no"]) == ("post_api_key", None)
+    assert entry["user_no"]
+
+
+def test_a_token_that_is_not_good_opens_nothing(client: httpx.Client, issuer: LocalIssuer) -> None:
+    assert _get(client, issuer.token()).status_code == 200
+    past = int(time.time()) - 3600
+    public = (
+        jwt.PyJWK(issuer.answer("/keys")["keys"][0]).key.public_numbers().n.to_bytes(256, "big")
+    )
+    bad = {
+        "expired": issuer.token(exp=past, iat=past - 60),
+        "not yet": issuer.token(nbf=int(time.time()) + 3600),
+        "another audience": issuer.token(aud="somebody-else"),
+        "no audience": issuer.token(aud=None),
+        "another issuer": issuer.token(iss="http://127.0.0.1/elsewhere"),
+        "no end": issuer.token(exp=None),
+        "no subject": issuer.token(sub=None),
+        "nobody": issuer.token(sub="eve"),
+        "a forged signature": issuer.token(signed_by=_rsa()),
+        "a key of another kind": issuer.token("e1", signed_by=issuer.keys["r1"]),
+        "an unknown key": issuer.token("r9", signed_by=_rsa()),
+        "unsigned": _unsigned(issuer.claims()),
+        "signed with a public key as a secret": jwt.encode(
+            issuer.claims(), public, algorithm="HS256", headers={"kid": "r1"}
+        ),
+        "cut short": issuer.token()[:-10],
+        "no token": "a.b.c",
+    }
+    for why, token in bad.items():
+        answer = _get(client, token)
+        assert answer.status_code == 401, (why, answer.text)
+        assert "invalid_token" in answer.headers["www-authenticate"], why
+
+
+def test_the_issuer_may_change_its_keys(client: httpx.Client, issuer: LocalIssuer) -> None:
+    old = issuer.token()
+    assert _get(client, old).status_code == 200
+    issuer.keys = {"r2": _rsa()}
+    assert _get(client, issuer.token("r2")).status_code == 200
+    assert _get(client, old).status_code == 401
+
+
+def test_while_the_issuer_is_away_known_keys_go_on(
+    client: httpx.Client, issuer: LocalIssuer
+) -> None:
+    issuer.is_away = True
+    answer = _get(client, issuer.token())
+    assert answer.status_code == 503
+    issuer.is_away = False
+    assert _get(client, issuer.token()).status_code == 200
+    issuer.is_away = True
+    assert _get(client, issuer.token()).status_code == 200
+
+
+def test_unknown_keys_make_nobody_ask_the_issuer_all_the_time(
+    api: "ApiUnderTest", issuer: LocalIssuer
+) -> None:
+    settings = Settings(database_url=api.database_url, oidc_issuer=issuer.url)
+    app = create_app(settings, now=lambda: NOW)
+    app.state.fleetmeter.issuer._again_seconds = 3600.0
+    with serving(app) as url, httpx.Client(base_url=url) as client:
+        for _ in range(3):
+            assert _get(client, issuer.token("r9", signed_by=_rsa())).status_code == 401
+    assert len(issuer.asked) == 2
+
+
+def test_an_issuer_of_another_name_is_not_believed(
+    client: httpx.Client, issuer: LocalIssuer
+) -> None:
+    issuer.calls_itself = "https://login.example.com"
+    assert _get(client, issuer.token()).status_code == 503
+
+
+def test_a_disabled_user_is_let_in_no_more(client: httpx.Client, issuer: LocalIssuer) -> None:
+    ada = {"Authorization": f"Bearer {issuer.token()}"}
+    bob = issuer.token(sub="bob")
+    (number,) = [
+        user["user_no"]
+        for user in client.get("/v1/users", headers=ada).json()["items"]
+        if user["subject"] == "bob"
+    ]
+    assert _get(client, bob).status_code == 200
+    assert client.delete(f"/v1/users/{number}", headers=ada).status_code == 204
+    assert _get(client, bob).status_code == 401
