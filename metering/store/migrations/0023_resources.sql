@@ -23,7 +23,6 @@ COMMENT ON COLUMN device.labels IS 'Text by name, for those who manage the devic
 CREATE INDEX device_by_imei ON device (tenant_no, imei) WHERE imei IS NOT NULL;
 CREATE INDEX device_by_eid ON device (tenant_no, eid) WHERE eid IS NOT NULL;
 CREATE INDEX device_by_msisdn ON device (tenant_no, msisdn) WHERE msisdn IS NOT NULL;
-CREATE INDEX device_sim_by_imsi ON device_sim (tenant_no, imsi) WHERE imsi IS NOT NULL;
 
 -- A tag finds its devices here: an array's operators are not leakproof, so that an index on them would be of
 -- no use under row-level security.
