@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.errors import ProblemError, bad_input, unavailable
 from api.oidc import IssuerAway, Subject, TokenRefused
-from api.rights import REACHED, RIGHTS
+from api.rights import MADE, REACHED, RIGHTS
 from api.state import ApiState, state_of
 from metering.access import SCOPES, Identity, Scope
 from metering.errors import NotFound
@@ -223,7 +223,8 @@ async def _check_reach(request: Request, connection: Connection, body: object) -
     What the path names and is not seen is 404, as if it did not exist; what is of no fleet is 403.
     """
     named = [*request.path_params.items(), *_named_in(body)]
-    reached = [(name, value) for name, value in named if name in REACHED]
+    made = MADE.get(request.scope["route"].name, frozenset())
+    reached = [(name, value) for name, value in named if name in REACHED and name not in made]
     if not reached:
         raise _forbidden("this concerns more than the fleets that you are limited to")
     for name, value in reached:

@@ -17,7 +17,7 @@ RIGHTS: dict[str, Scope] = {
     name: scope
     for scope, names in {
         Scope.FLEETS_READ: """
-            get_fleets get_fleet get_fleet_balance get_fleet_quota get_fleet_usage get_devices get_bucket
+            get_fleets get_fleet get_state_changes get_fleet_balance get_fleet_quota get_fleet_usage get_devices get_bucket
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
@@ -25,9 +25,12 @@ RIGHTS: dict[str, Scope] = {
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
-            top_up_fleet top_up_device post_subscription post_plan_change post_subscription_end
+            post_subscription post_plan_change post_subscription_end
             post_state_change post_fleet_move post_sim_swap create_fleet_threshold
-            create_device_threshold patch_threshold remove_threshold post_command""",
+            create_device_threshold patch_threshold remove_threshold post_command patch_fleet post_device
+            post_devices patch_device patch_devices""",
+        Scope.REGISTRY: "post_fleet delete_fleet",
+        Scope.TOP_UPS: "top_up_fleet top_up_device",
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
@@ -93,6 +96,13 @@ REACHED: dict[str, Named] = {
     ),
 }
 """What a path or a body may name that belongs to a fleet."""
+
+MADE: dict[str, frozenset[str]] = {
+    "post_fleet": frozenset({"fleet_id"}),
+    "post_device": frozenset({"device_id"}),
+    "post_devices": frozenset({"device_id"}),
+}
+"""Operations that make what they name, so that nobody can reach it yet."""
 
 ELSEWHERE = frozenset(
     {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}

@@ -46,6 +46,7 @@ _FLEET: JsonDict = {
     "cycle": "month",
     "anchor_day": 1,
     "anchor_month": None,
+    "labels": {"customer": "c-17"},
     "devices": 100,
     "created_at": "2026-01-01T00:00:00Z",
 }
@@ -55,6 +56,11 @@ _DEVICE: JsonDict = {
     "iccid": None,
     "imsi": None,
     "imei": None,
+    "eid": None,
+    "msisdn": None,
+    "name": "Cellar",
+    "tags": ["water"],
+    "labels": {"site": "Hamburg"},
     "state": "active",
     "state_since": "2026-01-01T00:00:00Z",
     "subscription": {
@@ -136,6 +142,7 @@ class Fleet(BaseModel):
     anchor_month: int | None = Field(
         description="a month in which a quarter or a year begins; null: cycles are months"
     )
+    labels: dict[str, str]
     devices: int = Field(description="how many devices it has, in whatever state")
     created_at: Time
 
@@ -453,6 +460,11 @@ class Device(BaseModel):
     iccid: str | None
     imsi: str | None
     imei: str | None
+    eid: str | None
+    msisdn: str | None
+    name: str | None
+    tags: list[str] = Field(description="each once, ascending")
+    labels: dict[str, str]
     state: Literal["inventory", "active", "suspended", "retired"] | None
     state_since: Time | None
     subscription: Subscription | None

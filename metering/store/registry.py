@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from psycopg.types.json import Json
 from psycopg.types.range import TimestamptzRange
 
-from metering.errors import InvalidValue, NotFound
+from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
 from metering.money import minor_digits
 from metering.period import Calendar, checked_cycle, local_day, zone
@@ -21,6 +21,7 @@ from metering.rating.membership import Member
 from metering.rating.plan import PlanTerms
 from metering.store.binary import int8_array
 from metering.store.connection import Connection
+from metering.store.devices import NewDevice, insert_devices
 from metering.usage import METERS
 
 SHARDS = 64
@@ -136,20 +137,22 @@ async def ensure_fleet(
     now: datetime,
     cycle_months: int = 1,
     anchor_month: int = 1,
+    new: bool = False,
 ) -> Fleet:
     """Return the fleet of that id, creating it as described if there is none.
 
-    Its bill cycles have one month, or three or twelve from `anchor_month` on.
+    Its bill cycles have one month, or three or twelve from `anchor_month` on. Where it is to be `new`,
+    raises `Conflict` if there is one of that id.
     """
     checked_id(fleet_id, "fleet_id")
     minor_digits(currency)
     zone(time_zone)
     checked_cycle(cycle_months, anchor_day, anchor_month)
-    await connection.execute(
+    made = await connection.execute(
         "INSERT INTO fleet"
         " (tenant_no, fleet_id, name, currency, time_zone, anchor_day, cycle_months, anchor_month,"
         " shard_no, created_at)"
-        " SELECT %s, %s, %s, %s, %s, %s, %s, %s, (count(*) %% %s)::smallint, %s FROM fleet"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, next_shard(%s), %s)"
         " ON CONFLICT (tenant_no, fleet_id) DO NOTHING",
         [
             tenant,
@@ -164,6 +167,8 @@ async def ensure_fleet(
             now,
         ],
     )
+    if new and not made.rowcount:
+        raise Conflict("fleet_id", f"{fleet_id!r} is a fleet already", "use another id")
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
         " cycle_months, anchor_month, shard_no"
@@ -187,22 +192,12 @@ async def ensure_devices(
     """Return the numbers of the fleet's devices of those ids, creating missing ones as active."""
     for position, device_id in enumerate(device_ids):
         checked_id(device_id, f"device_ids.{position}")
-    inserted = await connection.execute(
-        "INSERT INTO device (tenant_no, fleet_no, device_id, created_at)"
-        " SELECT %s, %s, given.device_id, %s FROM unnest(%s::text[]) AS given (device_id)"
-        " WHERE NOT EXISTS (SELECT FROM device AS known"
-        "   WHERE known.tenant_no = %s AND known.device_id = given.device_id)"
-        " ON CONFLICT (tenant_no, device_id) DO NOTHING RETURNING device_no",
-        [fleet.tenant_no, fleet.fleet_no, now, list(device_ids), fleet.tenant_no],
-    )
-    created = [row[0] for row in await inserted.fetchall()]
-    await connection.execute(
-        "WITH said AS (INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-        "   SELECT created.device_no, %s, 'active', %s FROM unnest(%s::bigint[]) AS created (device_no)"
-        "   RETURNING *)"
-        " INSERT INTO device_state_entry (device_no, entry_no, effective_from, state, recorded_at)"
-        " SELECT device_no, 1, effective_from, state, recorded_at FROM said",
-        [active_from, now, created],
+    await insert_devices(
+        connection,
+        tenant_no=fleet.tenant_no,
+        fleet_no=fleet.fleet_no,
+        devices=[NewDevice(device_id=each, since=active_from) for each in device_ids],
+        now=now,
     )
     found = await connection.execute(
         "SELECT device_id, device_no FROM device"
