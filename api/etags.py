@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Response
 from pydantic import BaseModel
@@ -42,6 +42,7 @@ CONFLICT = _problem(
 )
 """What a route declares that may contradict what there is."""
 
+Shown = TypeVar("Shown", bound=BaseModel)
 _STRONG_TAG = re.compile(r'(?<!W/)"([^"]*)"')
 _DIGITS = 16
 
@@ -56,9 +57,10 @@ def etag_of(shown: BaseModel, fields: Collection[str] | None = None) -> str:
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"'
 
 
-def tag(response: Response, shown: BaseModel, fields: Collection[str] | None = None) -> None:
-    """Give an answer its entity tag."""
+def tagged(response: Response, shown: Shown, fields: Collection[str] | None = None) -> Shown:
+    """Give an answer that shows this its entity tag; return what is shown."""
     response.headers["ETag"] = etag_of(shown, fields)
+    return shown
 
 
 def check_match(
@@ -71,9 +73,11 @@ def check_match(
     """
     if if_match is None:
         return
-    if shown is not None:
-        if if_match.strip() == "*" or etag_of(shown, fields)[1:-1] in _STRONG_TAG.findall(if_match):
-            return
+    any_state = if_match.strip() == "*"
+    if shown is not None and (
+        any_state or etag_of(shown, fields)[1:-1] in _STRONG_TAG.findall(if_match)
+    ):
+        return
     raise ProblemError(
         HTTPStatus.PRECONDITION_FAILED,
         "it was changed since it was read; read it again, and change what it is now",

@@ -17,11 +17,11 @@ RIGHTS: dict[str, Scope] = {
     name: scope
     for scope, names in {
         Scope.FLEETS_READ: """
-            get_fleets get_fleet get_state_changes get_fleet_balance get_fleet_quota get_fleet_usage get_devices get_bucket
+            get_fleets get_fleet get_fleet_balance get_fleet_quota get_fleet_usage get_devices get_bucket
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
-            get_carrier_comparison get_metrics""",
+            get_carrier_comparison get_metrics get_state_changes""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
@@ -48,8 +48,8 @@ RIGHTS: dict[str, Scope] = {
         Scope.QUOTA: "post_reservation post_settlement post_release",
         Scope.ACCESS: """
             get_api_keys post_api_key revoke_api_key get_users post_user disable_user
-            get_audit_log get_audit_changes""",
-        Scope.PLATFORM: "get_tenants post_tenant",
+            get_audit_log get_audit_changes get_api_key rotate_api_key get_user patch_user enable_user""",
+        Scope.PLATFORM: "get_tenants get_tenant post_tenant patch_tenant",
     }.items()
     for name in names.split()
 }

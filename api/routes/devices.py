@@ -148,7 +148,7 @@ async def get_device(
         caller.connection, caller.tenant_no, device_no=device.device_no, most=_BOOTS_MAX
     )
     shown = shown_device(device)
-    etags.tag(response, shown, EDITABLE)
+    etags.tagged(response, shown, EDITABLE)
     return schemas.DeviceDetail(
         **shown.model_dump(),
         last_boot=_boot(boots[0]) if boots else None,

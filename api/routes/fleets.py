@@ -86,7 +86,7 @@ async def get_fleet(
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     watermark = await _watermark(caller, fleet)
     shown = shown_fleet(fleet)
-    etags.tag(response, shown, EDITABLE)
+    etags.tagged(response, shown, EDITABLE)
     return closing_schemas.FleetDetail(
         **shown.model_dump(),
         usage_complete_to=watermark.complete_to,

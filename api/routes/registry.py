@@ -60,7 +60,7 @@ async def post_fleet(
             once.made = order.fleet_id
     found = await fleet_view(caller.connection, caller.tenant_no, fleet_id=once.name)
     shown = shown_fleet(found)
-    etags.tag(response, shown, fleet_routes.EDITABLE)
+    etags.tagged(response, shown, fleet_routes.EDITABLE)
     return shown
 
 
@@ -99,7 +99,7 @@ async def patch_fleet(
         labels=before.labels if patch.labels is None else patch.labels,
     )
     shown = shown_fleet(await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id))
-    etags.tag(response, shown, fleet_routes.EDITABLE)
+    etags.tagged(response, shown, fleet_routes.EDITABLE)
     return shown
 
 
@@ -224,7 +224,7 @@ async def _device(caller: Caller, device_id: str, response: Response) -> schemas
     shown = shown_device(
         await device_view(caller.connection, caller.tenant_no, device_id=device_id, now=caller.now)
     )
-    etags.tag(response, shown, device_routes.EDITABLE)
+    etags.tagged(response, shown, device_routes.EDITABLE)
     return shown
 
 

@@ -22,6 +22,7 @@ from metering.rating.plan import PlanTerms
 from metering.store.binary import int8_array
 from metering.store.connection import Connection
 from metering.store.devices import NewDevice, insert_devices
+from metering.store.rows import fetch_all, fetch_one
 from metering.usage import METERS
 
 SHARDS = 64
@@ -85,19 +86,40 @@ class Tenant:
 
     tenant_id: str
     name: str
+    state: str
     created_at: datetime
 
 
 async def list_tenants(connection: Connection, *, after: str, limit: int) -> list[Tenant]:
     """Return the deployment's tenants, ascending by id, after one."""
-    found = await connection.execute(
-        "SELECT tenant_id, name, created_at FROM tenant WHERE tenant_id > %s ORDER BY tenant_id LIMIT %s",
-        [after, limit],
+    return await fetch_all(
+        connection,
+        Tenant,
+        "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id > %(after)s"
+        " ORDER BY tenant_id LIMIT %(limit)s",
+        {"after": after, "limit": limit},
     )
-    return [
-        Tenant(tenant_id=each, name=name, created_at=created_at)
-        for each, name, created_at in await found.fetchall()
-    ]
+
+
+async def tenant_of_id(connection: Connection, tenant_id: str, *, owned: bool = False) -> Tenant:
+    """Return a tenant; raise `NotFound`. It may be `owned` until the transaction ends."""
+    tenant = await fetch_one(
+        connection,
+        Tenant,
+        "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id = %(tenant_id)s"
+        + (" FOR NO KEY UPDATE" if owned else ""),
+        {"tenant_id": tenant_id},
+    )
+    if tenant is None:
+        raise NotFound("tenant", tenant_id)
+    return tenant
+
+
+async def change_tenant(connection: Connection, tenant_id: str, *, name: str, state: str) -> None:
+    """Write a tenant's name, and whether its users and keys are let in: active, or suspended."""
+    await connection.execute(
+        "UPDATE tenant SET name = %s, state = %s WHERE tenant_id = %s", [name, state, tenant_id]
+    )
 
 
 async def insert_tenant(
@@ -109,12 +131,7 @@ async def insert_tenant(
         " ON CONFLICT (tenant_id) DO NOTHING",
         [tenant_id, name, now],
     )
-    found = await connection.execute(
-        "SELECT name, created_at FROM tenant WHERE tenant_id = %s", [tenant_id]
-    )
-    row = await found.fetchone()
-    assert row is not None  # noqa: S101 - it is there by now
-    return Tenant(tenant_id=tenant_id, name=row[0], created_at=row[1]), made.rowcount == 1
+    return await tenant_of_id(connection, tenant_id), made.rowcount == 1
 
 
 async def tenant_id(connection: Connection, tenant: TenantNo) -> str:
