@@ -224,7 +224,7 @@ class TenantPatch(BaseModel):
     """What is to be changed of a tenant; what is unset stays."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"state": "suspended"}]}
+        extra="forbid", json_schema_extra={"examples": [{"name": "Demo Ltd", "state": "active"}]}
     )
 
     name: _Name | None = None

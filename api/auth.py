@@ -180,11 +180,17 @@ async def _identity(
     if isinstance(given, Subject):
         user = await user_of(connection, issuer=given.issuer, subject=given.subject)
         if user is None:
-            raise _unauthorised("this user is unknown or disabled", ', error="invalid_token"')
+            raise _unauthorised(
+                "this user is unknown or disabled, or its tenant is suspended",
+                ', error="invalid_token"',
+            )
         return user, None
     found = await key_of(connection, given)
     if found is None:
-        raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
+        raise _unauthorised(
+            "this API key is unknown or revoked, or its tenant is suspended",
+            ', error="invalid_token"',
+        )
     if found.expires_at is not None and found.expires_at <= state.now():
         raise _unauthorised("this API key has expired", ', error="invalid_token"')
     return found.identity, found.last_used_at

@@ -21,7 +21,8 @@ RIGHTS: dict[str, Scope] = {
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
-            get_carrier_comparison get_metrics get_state_changes""",
+            get_carrier_comparison get_metrics get_state_changes
+            get_plan_version get_subscriptions get_subscription""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
@@ -30,6 +31,7 @@ RIGHTS: dict[str, Scope] = {
             create_device_threshold patch_threshold remove_threshold post_command patch_fleet post_device
             post_devices patch_device patch_devices""",
         Scope.REGISTRY: "post_fleet delete_fleet",
+        Scope.PLANS_WRITE: "post_plan post_plan_version post_plan_check put_plan_end",
         Scope.TOP_UPS: "top_up_fleet top_up_device",
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
         Scope.BILLS_READ: """
@@ -90,6 +92,11 @@ REACHED: dict[str, Named] = {
     ),
     "dispute_no": Named(
         name="dispute", query="SELECT FROM dispute WHERE dispute_no = %s", by_number=True
+    ),
+    "subscription_no": Named(
+        name="subscription",
+        query="SELECT FROM subscription WHERE subscription_no = %s",
+        by_number=True,
     ),
     "threshold_id": Named(
         name="threshold", query="SELECT FROM threshold WHERE threshold_no = %s", by_number=True

@@ -90,6 +90,14 @@ _PLAN: JsonDict = {
     "name": "Basic",
     "currency": "EUR",
     "effective_from": "2026-01-01T00:00:00Z",
+    "ends_at": None,
+}
+_PLAN_VERSION: JsonDict = {
+    "version": 1,
+    "name": "Basic",
+    "effective_from": "2026-01-01T00:00:00Z",
+    "created_at": "2026-01-01T00:00:00Z",
+    "terms": _TERMS,
 }
 
 
@@ -601,6 +609,9 @@ class Plan(BaseModel):
     name: str
     currency: str
     effective_from: Time
+    ends_at: Time | None = Field(
+        description="from when on nobody is subscribed to it any more; null: it has no end"
+    )
 
 
 class Plans(Page[Plan]):
@@ -611,6 +622,8 @@ class Plans(Page[Plan]):
 
 class PlanVersion(BaseModel):
     """One version of a plan, which never changes."""
+
+    model_config = _example(_PLAN_VERSION)
 
     version: int
     name: str
@@ -625,19 +638,13 @@ class PlanVersions(BaseModel):
     model_config = _example(
         {
             "plan_id": "basic",
-            "versions": [
-                {
-                    "version": 1,
-                    "name": "Basic",
-                    "effective_from": "2026-01-01T00:00:00Z",
-                    "created_at": "2026-01-01T00:00:00Z",
-                    "terms": _TERMS,
-                }
-            ],
+            "ends_at": None,
+            "versions": [_PLAN_VERSION],
         }
     )
 
     plan_id: str
+    ends_at: Time | None
     versions: list[PlanVersion]
 
 

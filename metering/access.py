@@ -27,6 +27,8 @@ class Scope(StrEnum):
     """Devices: made, described; terms, states, SIMs, thresholds, commands."""
     REGISTRY = "registry:write"
     """Fleets: made, and deleted while nothing hangs on them."""
+    PLANS_WRITE = "plans:write"
+    """Plans: made, given versions, ended."""
     TOP_UPS = "top-ups:write"
     """Top-ups of fleets and devices."""
     BUCKETS_WRITE = "buckets:write"
@@ -61,6 +63,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
             Scope.DEVICE_READ,
             Scope.BILLS_READ,
             Scope.BILLS_WRITE,
+            Scope.PLANS_WRITE,
             Scope.TOP_UPS,
             Scope.BUCKETS_WRITE,
         }

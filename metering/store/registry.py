@@ -1,7 +1,7 @@
 """Who is metered and what they are sold: tenants, fleets, devices, plans, subscriptions."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,6 +22,7 @@ from metering.rating.plan import PlanTerms
 from metering.store.binary import int8_array
 from metering.store.connection import Connection
 from metering.store.devices import NewDevice, insert_devices
+from metering.store.holding import hold
 from metering.store.rows import fetch_all, fetch_one
 from metering.usage import METERS
 
@@ -101,13 +102,15 @@ async def list_tenants(connection: Connection, *, after: str, limit: int) -> lis
     )
 
 
+_TENANT = "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id = %(tenant_id)s"
+
+
 async def tenant_of_id(connection: Connection, tenant_id: str, *, owned: bool = False) -> Tenant:
     """Return a tenant; raise `NotFound`. It may be `owned` until the transaction ends."""
     tenant = await fetch_one(
         connection,
         Tenant,
-        "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id = %(tenant_id)s"
-        + (" FOR NO KEY UPDATE" if owned else ""),
+        _TENANT + " FOR NO KEY UPDATE" if owned else _TENANT,
         {"tenant_id": tenant_id},
     )
     if tenant is None:
@@ -231,20 +234,22 @@ async def ensure_devices(
 
 
 async def ensure_plan(
-    connection: Connection, *, tenant: TenantNo, plan: PlanDocument, now: datetime
+    connection: Connection,
+    *,
+    tenant: TenantNo,
+    plan: PlanDocument,
+    now: datetime,
+    effective_from: datetime | None = None,
 ) -> PlanNo:
     """Return the newest version of a plan, adding a version if the document differs from it.
 
-    Raises `InvalidValue` when it prices a meter that devices do not publish.
+    A new one is what its plan is from `effective_from` on; None: from now on. Raises `InvalidValue` when it
+    prices a meter that devices do not publish.
     """
-    for meter in plan.meters:
-        if meter not in METERS:
-            raise InvalidValue(
-                f"meters.{meter}",
-                f"{meter!r} is no meter that devices publish",
-                f"use one of {', '.join(METERS)}; `fleetmeter rate` takes any",
-            )
+    for problem in meter_problems(plan):
+        raise problem
     terms = stored_document(plan)
+    await hold(connection, "plan", f"{tenant} {plan.plan}")
     found = await connection.execute(
         "SELECT plan_no, version, terms FROM plan WHERE tenant_no = %s AND plan_id = %s"
         " ORDER BY version DESC LIMIT 1",
@@ -258,11 +263,31 @@ async def ensure_plan(
     inserted = await connection.execute(
         "INSERT INTO plan (tenant_no, plan_id, version, name, terms, subunits_per_unit,"
         " effective_from, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING plan_no",
-        [tenant, plan.plan, version, plan.name, Json(terms), subunits, now, now],
+        [
+            tenant,
+            plan.plan,
+            version,
+            plan.name,
+            Json(terms),
+            subunits,
+            effective_from or now,
+            now,
+        ],
     )
     row = await inserted.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
     return PlanNo(row[0])
+
+
+def meter_problems(plan: PlanDocument) -> Iterator[InvalidValue]:
+    """Yield an error for each meter of a plan that devices do not publish."""
+    for meter in plan.meters:
+        if meter not in METERS:
+            yield InvalidValue(
+                f"meters.{meter}",
+                f"{meter!r} is no meter that devices publish",
+                f"use one of {', '.join(METERS)}; `fleetmeter rate` takes any",
+            )
 
 
 async def lock_shard(connection: Connection, shard_no: int) -> None:
