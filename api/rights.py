@@ -22,14 +22,14 @@ RIGHTS: dict[str, Scope] = {
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
             get_carrier_comparison get_metrics get_state_changes
-            get_plan_version get_subscriptions get_subscription""",
+            get_plan_version get_subscriptions get_subscription get_credential""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
             post_subscription post_plan_change post_subscription_end
             post_state_change post_fleet_move post_sim_swap create_fleet_threshold
             create_device_threshold patch_threshold remove_threshold post_command patch_fleet post_device
-            post_devices patch_device patch_devices""",
+            post_devices patch_device patch_devices post_credential rotate_credential delete_credential""",
         Scope.REGISTRY: "post_fleet delete_fleet",
         Scope.PLANS_WRITE: "post_plan post_plan_version post_plan_check put_plan_end",
         Scope.TOP_UPS: "top_up_fleet top_up_device",

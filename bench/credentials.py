@@ -30,7 +30,8 @@ from bench.databases import database_on
 from bench.own_database import TENANT, migrated
 from bench.servers import own_servers
 from metering.credentials.authority import authority_folder
-from metering.provisioning.credentials import Given, provisioning
+from metering.control.give_credentials import Given
+from metering.provisioning.credentials import provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.stack import lifecycle
