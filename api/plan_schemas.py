@@ -14,7 +14,7 @@ _TERMS: JsonDict = {
     "name": "Basic",
     "currency": "EUR",
     "monthly_fee": "5.00",
-    "meters": {"sms": {"price": "0.07"}},
+    "meters": {"sms": {"price": {"amount": "0.07"}}},
 }
 _SUBSCRIPTION: JsonDict = {
     "subscription_no": 17,

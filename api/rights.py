@@ -22,7 +22,8 @@ RIGHTS: dict[str, Scope] = {
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
             get_carrier_comparison get_metrics get_state_changes
-            get_plan_version get_subscriptions get_subscription get_credential""",
+            get_plan_version get_subscriptions get_subscription get_credential get_pools get_pool
+            get_pool_members""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """

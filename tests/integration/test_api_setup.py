@@ -20,7 +20,7 @@ PLAN = {
     "plan": "new-plan",
     "currency": "EUR",
     "monthly_fee": "5.00",
-    "meters": {"sms": {"price": "0.07"}},
+    "meters": {"sms": {"price": {"amount": "0.07"}}},
 }
 
 
@@ -142,22 +142,22 @@ def test_a_plan_is_checked_by_the_parser_of_files(api: "ApiUnderTest") -> None:
     wrong: dict[str, Any] = {
         **PLAN,
         "currency": "XYZ",
-        "meters": {"sms": {"price": "-0.07"}},
+        "meters": {"sms": {"price": {"amount": "-0.07"}}},
     }
     told = api.acme.post("/v1/plan-checks", json={"terms": wrong}).json()
     assert not told["is_fine"]
     assert all(each["fix"] for each in told["errors"])
     named = [each["field"] for each in told["errors"]]
-    assert "terms.meters.sms.price" in named
+    assert "terms.meters.sms.price.amount" in named
     refused = api.acme.post("/v1/plans", json={"terms": wrong})
     assert fields(refused, 422) == named
-    unknown = {"terms": PLAN | {"meters": {"steam": {"price": "1"}}}}
+    unknown = {"terms": PLAN | {"meters": {"steam": {"price": {"amount": "1"}}}}}
     assert fields(api.acme.post("/v1/plans", json=unknown), 422) == ["terms.meters.steam"]
     # A number is read exactly, as in a file, not by way of a float.
-    exact = '{"terms": {"plan": "exact", "currency": "EUR", "meters": {"sms": {"price": 0.07}}}}'
+    exact = '{"terms": {"plan": "exact", "currency": "EUR", "meters": {"sms": {"price": {"amount": 0.07}}}}}'
     headers = {"Content-Type": "application/json"}
     answer = api.acme.post("/v1/plans", content=exact, headers=headers)
-    assert answer.json()["versions"][0]["terms"]["meters"]["sms"]["price"] == "0.07"
+    assert answer.json()["versions"][0]["terms"]["meters"]["sms"]["price"]["amount"] == "0.07"
 
 
 def test_a_plan_is_made_once_versioned_and_ended(api: "ApiUnderTest") -> None:
