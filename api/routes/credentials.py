@@ -21,7 +21,12 @@ from metering.control.give_credentials import CredentialGiver, Given, Teller
 from metering.credentials.authority import authority_folder
 from metering.credentials.rights import broker_username
 from metering.errors import BrokerRefused, Conflict, InvalidValue, NotFound
-from metering.store.broker_clients import certificates_of, credential_of, telling_until_commit
+from metering.store.broker_clients import (
+    certificates_of,
+    credential_of,
+    has_certificate,
+    telling_until_commit,
+)
 from metering.store.device_views import device_view
 from metering.store.outbox import notify
 from metering.store.registry import tenant_id
@@ -110,11 +115,20 @@ async def _given(  # noqa: PLR0917 - the rest of two routes
     *,
     anew: bool,
 ) -> schemas.GivenCredential:
-    await device_view(caller.connection, caller.tenant_no, device_id=device_id, now=caller.now)
+    device = await device_view(
+        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+    )
     given = None
     operation = f"{'rotate' if anew else 'give'} credential {device_id}"
     async with made_once(caller, key, operation, order, response) as once:
         if once.made is None:
+            if await has_certificate(caller.connection, device.device_no, now=caller.now):
+                # Another credential would let its name in again, and with it who holds the old key.
+                raise ProblemError(
+                    HTTPStatus.CONFLICT,
+                    "it was given a certificate that has not expired, which the broker must be told of:"
+                    " use `fleetmeter device rotate`",
+                )
             async with _telling_giver(caller, request) as giver:
                 given = await _give(caller, giver, device_id, order, request, anew=anew)
             once.made = given.username

@@ -195,6 +195,15 @@ async def revoke_certificates(connection: Connection, device_no: int, *, now: da
     return revoked.rowcount
 
 
+async def has_certificate(connection: Connection, device_no: int, *, now: datetime) -> bool:
+    """Whether a device was given a certificate that has not expired, be it revoked or not."""
+    found = await connection.execute(
+        "SELECT FROM device_certificate WHERE device_no = %s AND not_after > %s LIMIT 1",
+        [device_no, now],
+    )
+    return found.rowcount == 1
+
+
 async def revoked_certificates(
     connection: Connection, *, now: datetime
 ) -> list[tuple[str, datetime]]:
