@@ -200,9 +200,12 @@ INSERT INTO pool_draw SELECT bucket_no, n, 1, true
     WHERE kind = 'pool' AND source = 'plan';
 INSERT INTO fleet_cycle SELECT n, '2026-04-01', '2026-05-01', '2026-04-01', '2026-05-01', now()
     FROM generate_series(1, 800) AS n;
-INSERT INTO usage_hour SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
+INSERT INTO usage_hour (hour, fleet_no, device_no, meter_no, plan_no, records, quantity, uplink,
+        overage, amount) SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
         1 + (1 + n % 5000) % 800, 1 + n % 5000, 1, 1, 1, 1, 0, 0, 0
     FROM generate_series(0, 99999) AS n;
+INSERT INTO fleet_usage_hour SELECT fleet_no, hour, meter_no, zone, sum(records), sum(quantity),
+        sum(uplink), sum(overage) FROM usage_hour GROUP BY 1, 2, 3, 4;
 INSERT INTO rejected (topic, tenant_no, device_no, reason, detail, boot_id, seq, content,
         content_sha256, first_received_at, last_received_at)
     SELECT 'topic-' || n % 5000, 1 + (1 + (1 + n % 5000) % 800) % 10, 1 + n % 5000, 'clock_ahead',
@@ -385,7 +388,7 @@ async def _postings(connection: Connection, before: bucket_views.PostingKey | No
 
 
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
-HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), FLEET): [1, 1, 0, 0, 0] for number in OWN}
+HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), "", FLEET): [1, 1, 0, 0, 0] for number in OWN}
 COMMAND = outbox.NewCommand(
     device_no=10, kind=CommandKind.SUSPEND, payload={}, cause="new", published_at=None,
     expires_at=None,
