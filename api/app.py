@@ -30,6 +30,7 @@ from api.routes import (
     payments,
     plans,
     provider_events,
+    records,
     reservations,
     terms,
     thresholds,
@@ -121,6 +122,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         control,
         carriers,
         charges,
+        records,
         assurance,
     ):
         without = unnamed(module.router.routes)

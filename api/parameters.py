@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Path, Query, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
@@ -84,6 +84,45 @@ OfDevice = Annotated[
     str | None,
     Query(
         alias="device", pattern=ID_PATTERN, description="only of this device", examples=["meter-7"]
+    ),
+]
+OfMeter = Annotated[
+    Literal["data", "sms", "voice", "messages"] | None,
+    Query(alias="meter", description="only of this meter"),
+]
+OfZone = Annotated[
+    str | None,
+    Query(
+        alias="zone",
+        min_length=1,
+        max_length=200,
+        description="only in this zone, as plans call it",
+        examples=["home"],
+    ),
+]
+OfTag = Annotated[
+    str | None,
+    Query(
+        alias="tag",
+        min_length=1,
+        max_length=200,
+        description="only of devices that bear this tag now",
+        examples=["outdoor"],
+    ),
+]
+OfPlan = Annotated[
+    str | None, Query(alias="plan", pattern=ID_PATTERN, description="only of this plan")
+]
+OfPlanVersion = Annotated[
+    int | None,
+    Query(alias="plan_version", ge=1, le=2**31 - 1, description="only of this version of it"),
+]
+OfVariant = Annotated[
+    str | None,
+    Query(
+        alias="variant",
+        pattern=r"^(own|[0-9]{1,4})$",
+        description="only of this variant; `own`: the meter's own price",
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="most items of the page")]

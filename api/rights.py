@@ -21,7 +21,8 @@ RIGHTS: dict[str, Scope] = {
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
-            get_carrier_comparison get_metrics""",
+            get_carrier_comparison get_metrics get_usage_records get_charges get_top_consumers
+            get_carrier_records""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
@@ -31,7 +32,8 @@ RIGHTS: dict[str, Scope] = {
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
-            get_bill_document get_dispute get_billing get_tax_rules get_fleet_billing get_payments get_payment
+            get_bill_document get_dispute get_disputes get_bill_adjustments
+            get_billing get_tax_rules get_fleet_billing get_payments get_payment
             get_account get_account_entries get_wallet get_payment_requests get_payment_policy""",
         Scope.BILLS_WRITE: """
             post_finalisation post_void post_rebilling post_bill_settlement post_note post_bill_adjustment

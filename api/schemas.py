@@ -381,6 +381,9 @@ class MeterUse(BaseModel):
 
     meter: str
     unit: Unit
+    zone: str | None = Field(
+        None, description="where, with `split=zone`, if charges name a zone; else null"
+    )
     records: int = Field(description="usage records")
     quantity: int
     uplink_quantity: int = Field(description="the part of quantity that went up")
@@ -388,7 +391,7 @@ class MeterUse(BaseModel):
 
 
 class UsagePoint(BaseModel):
-    """The use in one hour or local day, `[start, end)`."""
+    """The use in one hour, local day or local month, `[start, end)`."""
 
     start: Time
     end: Time
@@ -427,10 +430,10 @@ class UsageSeries(BaseModel):
 
     fleet_id: str
     device_id: str | None = Field(description="null in the series of a whole fleet")
-    bucket: Literal["hour", "day"]
-    time_zone: str = Field(description="the zone whose days these are")
-    start: Time = Field(description="`from`, moved to the start of its hour or day")
-    end: Time = Field(description="`to`, moved to the end of its hour or day")
+    bucket: Literal["hour", "day", "month"]
+    time_zone: str = Field(description="the zone whose days and months these are")
+    start: Time = Field(description="`from`, moved to the start of its hour, day or month")
+    end: Time = Field(description="`to`, moved to the end of its hour, day or month")
     points: list[UsagePoint]
 
 

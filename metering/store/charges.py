@@ -368,9 +368,7 @@ HourOfFleet = tuple[int, int, int, datetime, str, int]
 """device_no, meter_no, plan_no, hour, zone ("": none), fleet_no"""
 
 
-async def store_hours(
-    connection: Connection, hours: Mapping[HourOfFleet, Sequence[int]]
-) -> None:
+async def store_hours(connection: Connection, hours: Mapping[HourOfFleet, Sequence[int]]) -> None:
     """Add sums to the hourly rollups of devices, and to those of their fleets.
 
     The sums are records, quantity, uplink, overage and amount.

@@ -388,7 +388,9 @@ async def _postings(connection: Connection, before: bucket_views.PostingKey | No
 
 
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
-HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), "", FLEET): [1, 1, 0, 0, 0] for number in OWN}
+HOURS = {
+    (number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), "", FLEET): [1, 1, 0, 0, 0] for number in OWN
+}
 COMMAND = outbox.NewCommand(
     device_no=10, kind=CommandKind.SUSPEND, payload={}, cause="new", published_at=None,
     expires_at=None,
@@ -496,10 +498,10 @@ HOT: dict[str, Use] = {
     "bill: use": lambda c: bill_views.uses_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
     "bill: devices": lambda c: bill_views.device_ids(c, TENANT, device_nos=OWN),
     "usage of a fleet": lambda c: usage_views.usage_of_fleet(
-        c, TENANT, fleet_no=FLEET, edges=EDGES
+        c, TENANT, usage_views.Series(edges=EDGES), fleet_no=FLEET
     ),
     "usage of a device": lambda c: usage_views.usage_of_device(
-        c, TENANT, device_no=200, edges=EDGES
+        c, TENANT, usage_views.Series(edges=EDGES), device_no=200
     ),
     "charges of a bill": lambda c: charge_views.list_charges(
         c, TENANT, CHARGES, after=None, limit=50

@@ -42,3 +42,8 @@ ALTER TABLE fleet_usage_hour ENABLE ROW LEVEL SECURITY;
 CREATE POLICY a_tenant_reaches_its_own ON fleet_usage_hour TO fleetmeter_api
     USING (EXISTS (SELECT FROM fleet WHERE fleet.fleet_no = fleet_usage_hour.fleet_no));
 GRANT SELECT, INSERT, UPDATE, DELETE ON fleet_usage_hour TO fleetmeter_api;
+
+-- What is compared, as a list: the last measured first.
+CREATE INDEX compared_reading_in_order ON compared_reading (measured_at, boot_no, seq);
+-- Adjustments of a tenant's bills, as a list.
+CREATE INDEX bill_adjustment_by_tenant ON bill_adjustment (tenant_no, adjustment_no);
