@@ -53,6 +53,10 @@ KnownAt = Annotated[
     Instant | None,
     Query(description="a past moment: show what was believed then; unset: what is known now"),
 ]
+At = Annotated[
+    Instant | None,
+    Query(description="a past moment: show what the balance was then; unset: what it is now"),
+]
 FleetId = Annotated[str, Path(pattern=ID_PATTERN, description="the fleet's id", examples=["north"])]
 DeviceId = Annotated[
     str, Path(pattern=ID_PATTERN, description="the device's id", examples=["meter-7"])
@@ -159,6 +163,12 @@ def checked_known_at(known_at: datetime | None, now: datetime) -> None:
     """Refuse to tell what will be believed."""
     if known_at is not None and known_at > now:
         raise bad_input("known_at", "is still to come", "use a moment up to now, or none")
+
+
+def checked_at(at: datetime | None, now: datetime) -> None:
+    """Refuse to tell what will be left."""
+    if at is not None and at > now:
+        raise bad_input("at", "is still to come", "use a moment up to now, or none")
 
 
 def tell_repeated(response: Response, *, repeated: bool) -> None:

@@ -117,7 +117,9 @@ class Bucket(BaseModel):
     granted: int
     used: int
     left: int
-    reserved: int = Field(description="what of `left` is promised to devices ahead of its use")
+    reserved: int | None = Field(
+        description="what of `left` is promised to devices ahead of its use; null with `at`: that is not kept"
+    )
 
 
 class Fleet(BaseModel):
