@@ -257,10 +257,16 @@ class Dispute(BaseModel):
     note_no: int | None = Field(description="the credit note of one that was granted")
 
 
-class Disputes(Page[Dispute]):
+class ListedDispute(Dispute):
+    """A dispute, and the fleet whose bill it is about."""
+
+    fleet_id: str
+
+
+class Disputes(Page[ListedDispute]):
     """A page of disputes, in the order in which they were opened."""
 
-    model_config = _example({"items": [_DISPUTE], "next_cursor": None})
+    model_config = _example({"items": [_DISPUTE | {"fleet_id": "north"}], "next_cursor": None})
 
 
 class CustomerBillDetail(CustomerBill):

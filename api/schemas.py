@@ -419,6 +419,7 @@ class UsageSeries(BaseModel):
                         {
                             "meter": "data",
                             "unit": "octet",
+                            "zone": None,
                             "records": 23,
                             "quantity": 23000,
                             "uplink_quantity": 2300,

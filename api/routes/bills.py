@@ -144,8 +144,11 @@ async def get_disputes(
     )
     more = len(rows) > limit
     return schemas.Disputes(
-        items=[_dispute(row) for row in rows[:limit]],
-        next_cursor=cursor_of([rows[limit - 1].dispute_no]) if more else None,
+        items=[
+            schemas.ListedDispute(**_dispute(row).model_dump(), fleet_id=fleet_id)
+            for fleet_id, row in rows[:limit]
+        ],
+        next_cursor=cursor_of([rows[limit - 1][1].dispute_no]) if more else None,
     )
 
 

@@ -453,17 +453,18 @@ async def list_disputes(
     state: str | None,
     after: int,
     limit: int,
-) -> list[Dispute]:
-    """Return at most `limit` of a tenant's disputes after a number, as they were opened."""
+) -> list[tuple[str, Dispute]]:
+    """Return at most `limit` of a tenant's disputes after a number, each with its fleet's id."""
     columns = ", ".join(f"dispute.{name}" for name in _DISPUTE.split(", "))
     found = await connection.execute(
-        f"SELECT {columns} FROM dispute JOIN bill ON bill.bill_no = dispute.bill_no"  # noqa: S608 - columns
+        f"SELECT fleet.fleet_id, {columns} FROM dispute"  # noqa: S608 - columns of this module
+        " JOIN bill ON bill.bill_no = dispute.bill_no JOIN fleet ON fleet.fleet_no = bill.fleet_no"
         " WHERE dispute.tenant_no = %s AND dispute.dispute_no > %s"
         " AND (%s::int IS NULL OR bill.fleet_no = %s)"
         " AND (%s::text IS NULL OR dispute.state = %s) ORDER BY dispute.dispute_no LIMIT %s",
         [tenant_no, after, fleet_no, fleet_no, state, state, limit],
     )
-    return [_dispute(row) for row in await found.fetchall()]
+    return [(row[0], _dispute(row[1:])) for row in await found.fetchall()]
 
 
 async def end_dispute(
