@@ -384,7 +384,8 @@ class MeterUse(BaseModel):
     meter: str
     unit: Unit
     zone: str | None = Field(
-        None, description="where, with `split=zone`, if charges name a zone; else null"
+        None,
+        description="with `split=zone`: where, as plans that price the meter by zone call it; else null",
     )
     records: int = Field(description="usage records")
     quantity: int

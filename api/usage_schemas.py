@@ -102,7 +102,7 @@ class UsageRecord(BaseModel):
     received_at: Time | None = Field(description="null: its reading is not kept any more")
     charged_at: Time
     zone: str | None = Field(
-        description="as the plan calls it; as it was told, if the plan has none"
+        description="as its plan calls it; null: its plan prices the meter alike everywhere"
     )
     rat: str | None
     apn: str | None

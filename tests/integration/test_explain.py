@@ -764,7 +764,6 @@ def test_what_is_shown_stays_on_its_index_under_row_level_security(
         ("usage of a fleet", "ALTER TABLE fleet_usage_hour DROP CONSTRAINT fleet_usage_hour_pkey"),
         ("top consumers of a fleet", "DROP INDEX usage_hour_by_fleet"),
         ("usage records of a fleet", "DROP INDEX charge_by_fleet_in_order"),
-        ("compared readings", "DROP INDEX compared_reading_in_order"),
         ("bill: use", "DROP INDEX meter_use_by_fleet"),
         ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
         ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
