@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
+from api.csv_lists import CsvList, CsvLists, csv_lists
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.oidc import Issuer
@@ -32,6 +33,7 @@ from api.routes import (
     plans,
     pools,
     provider_events,
+    records,
     registry,
     reservations,
     terms,
@@ -102,6 +104,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         issuer=issuer,
     )
     handle_errors(app)
+    lists: list[CsvList] = []
+    app.add_middleware(CsvLists, lists=lists)
     app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
     for module in (
@@ -127,11 +131,13 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         control,
         carriers,
         charges,
+        records,
         assurance,
     ):
         without = unnamed(module.router.routes)
         if without:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
+        lists += csv_lists(module.router.routes)
         app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
     return app
 

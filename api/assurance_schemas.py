@@ -1,11 +1,12 @@
 """What the API answers of revenue assurance, and of a carrier's count beside the devices' own."""
 
 from datetime import date
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from api.schemas import Cycle, Decimals, Page, Unit
+from api.schemas import Cycle, Decimals, Page, Time, Unit
 from metering.insight.carrier_causes import CarrierCause
 
 _FATE: JsonDict = {"records": 120, "quantity": 101234567}
@@ -199,6 +200,67 @@ class SimComparisons(Page[SimComparison]):
                                     "cause": "headers",
                                 }
                             ],
+                        }
+                    ],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )
+
+
+class ComparedReading(BaseModel):
+    """A count of a device's SIM that is compared and not charged: the carrier's, or the device's own."""
+
+    counted_by: Literal["carrier", "device"]
+    carrier: str | None = Field(description="its name; null of what the device counted")
+    device_id: str
+    fleet_id: str
+    boot_id: str
+    seq: int
+    meter: str
+    unit: Unit
+    kind: Literal["delta", "total"]
+    uplink_quantity: int
+    downlink_quantity: int
+    quantity: int = Field(description="of both directions, if the meter tells them apart")
+    since: Time | None
+    measured_at: Time
+    received_at: Time
+    zone: str | None
+    rat: str | None
+    apn: str | None
+    session: str | None
+
+
+class ComparedReadings(Page[ComparedReading]):
+    """A page of counts that are compared and not charged, the last measured first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "counted_by": "carrier",
+                            "carrier": "another",
+                            "device_id": "meter-7",
+                            "fleet_id": "north",
+                            "boot_id": "by id: carrier/another",
+                            "seq": 3,
+                            "meter": "data",
+                            "unit": "octet",
+                            "kind": "delta",
+                            "uplink_quantity": 2000,
+                            "downlink_quantity": 10000,
+                            "quantity": 12000,
+                            "since": "2026-04-15T00:00:00Z",
+                            "measured_at": "2026-04-15T12:00:00Z",
+                            "received_at": "2026-04-15T13:00:00Z",
+                            "zone": None,
+                            "rat": None,
+                            "apn": None,
+                            "session": None,
                         }
                     ],
                     "next_cursor": None,

@@ -257,6 +257,18 @@ class Dispute(BaseModel):
     note_no: int | None = Field(description="the credit note of one that was granted")
 
 
+class ListedDispute(Dispute):
+    """A dispute, and the fleet whose bill it is about."""
+
+    fleet_id: str
+
+
+class Disputes(Page[ListedDispute]):
+    """A page of disputes, in the order in which they were opened."""
+
+    model_config = _example({"items": [_DISPUTE | {"fleet_id": "north"}], "next_cursor": None})
+
+
 class CustomerBillDetail(CustomerBill):
     """A bill or note with its document, its notes and its disputes."""
 
@@ -315,6 +327,34 @@ class BillAdjustment(BaseModel):
         description="the start of the cycle whose bill it is in; null: the next that is drafted"
     )
     made_at: Time
+
+
+class ListedAdjustment(BillAdjustment):
+    """A credit or debit that was entered, and the fleet whose bill it is in."""
+
+    fleet_id: str
+
+
+class BillAdjustments(Page[ListedAdjustment]):
+    """A page of credits and debits, in the order in which they were entered."""
+
+    model_config = _example(
+        {
+            "items": [
+                {
+                    "adjustment_no": 5,
+                    "name": "goodwill",
+                    "amount": "-3.50",
+                    "currency": "EUR",
+                    "reason": "an outage in May",
+                    "billed_in": None,
+                    "made_at": "2026-06-02T09:00:00Z",
+                    "fleet_id": "north",
+                }
+            ],
+            "next_cursor": None,
+        }
+    )
 
 
 class NoteEntryOrder(BaseModel):

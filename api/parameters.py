@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Path, Query, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
@@ -52,6 +52,10 @@ Instant = Annotated[
 KnownAt = Annotated[
     Instant | None,
     Query(description="a past moment: show what was believed then; unset: what is known now"),
+]
+At = Annotated[
+    Instant | None,
+    Query(description="a past moment: show what the balance was then; unset: what it is now"),
 ]
 FleetId = Annotated[str, Path(pattern=ID_PATTERN, description="the fleet's id", examples=["north"])]
 DeviceId = Annotated[
@@ -104,6 +108,44 @@ Search = Annotated[
         description="only those whose id or name holds this text, in capitals or not",
     ),
 ]
+OfMeter = Annotated[
+    Literal["data", "sms", "voice", "messages"] | None,
+    Query(alias="meter", description="only of this meter"),
+]
+OfZone = Annotated[
+    str | None,
+    Query(
+        alias="zone",
+        min_length=1,
+        max_length=200,
+        description="only in this zone, as plans call it",
+        examples=["home"],
+    ),
+]
+OfTag = Annotated[
+    str | None,
+    Query(
+        alias="tag",
+        pattern=ID_PATTERN,
+        description="only of devices that bear this tag now",
+        examples=["outdoor"],
+    ),
+]
+OfPlan = Annotated[
+    str | None, Query(alias="plan", pattern=ID_PATTERN, description="only of this plan")
+]
+OfPlanVersion = Annotated[
+    int | None,
+    Query(alias="plan_version", ge=1, le=2**31 - 1, description="only of this version of it"),
+]
+OfVariant = Annotated[
+    str | None,
+    Query(
+        alias="variant",
+        pattern=r"^(own|[0-9]{1,4})$",
+        description="only of this variant; `own`: the meter's own price",
+    ),
+]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="most items of the page")]
 Cursor = Annotated[
     str | None,
@@ -138,6 +180,12 @@ def checked_known_at(known_at: datetime | None, now: datetime) -> None:
     """Refuse to tell what will be believed."""
     if known_at is not None and known_at > now:
         raise bad_input("known_at", "is still to come", "use a moment up to now, or none")
+
+
+def checked_at(at: datetime | None, now: datetime) -> None:
+    """Refuse to tell what will be left."""
+    if at is not None and at > now:
+        raise bad_input("at", "is still to come", "use a moment up to now, or none")
 
 
 def tell_repeated(response: Response, *, repeated: bool) -> None:

@@ -30,7 +30,9 @@ def sum_of(buckets: Sequence[schemas.Bucket]) -> schemas.Bucket | None:
         granted=sum(each.granted for each in buckets),
         used=sum(each.used for each in buckets),
         left=sum(each.left for each in buckets),
-        reserved=sum(each.reserved for each in buckets),
+        reserved=None
+        if any(each.reserved is None for each in buckets)
+        else sum(each.reserved or 0 for each in buckets),
     )
 
 

@@ -23,7 +23,8 @@ RIGHTS: dict[str, Scope] = {
             get_alerts get_commands get_events get_charge get_readings get_assurance
             get_carrier_comparison get_metrics get_state_changes
             get_plan_version get_subscriptions get_subscription get_credential get_pools get_pool
-            get_pool_members""",
+            get_pool_members
+            get_usage_records get_charges get_top_consumers get_carrier_records""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
@@ -37,7 +38,8 @@ RIGHTS: dict[str, Scope] = {
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
-            get_bill_document get_dispute get_billing get_tax_rules get_fleet_billing get_payments get_payment
+            get_bill_document get_dispute get_disputes get_bill_adjustments
+            get_billing get_tax_rules get_fleet_billing get_payments get_payment
             get_account get_account_entries get_wallet get_payment_requests get_payment_policy""",
         Scope.BILLS_WRITE: """
             post_finalisation post_void post_rebilling post_bill_settlement post_note post_bill_adjustment

@@ -131,7 +131,9 @@ class Bucket(BaseModel):
     granted: int
     used: int
     left: int
-    reserved: int = Field(description="what of `left` is promised to devices ahead of its use")
+    reserved: int | None = Field(
+        description="what of `left` is promised to devices ahead of its use; null with `at`: that is not kept"
+    )
 
 
 class Fleet(BaseModel):
@@ -396,6 +398,10 @@ class MeterUse(BaseModel):
 
     meter: str
     unit: Unit
+    zone: str | None = Field(
+        None,
+        description="with `split=zone`: where, as plans that price the meter by zone call it; else null",
+    )
     records: int = Field(description="usage records")
     quantity: int
     uplink_quantity: int = Field(description="the part of quantity that went up")
@@ -403,7 +409,7 @@ class MeterUse(BaseModel):
 
 
 class UsagePoint(BaseModel):
-    """The use in one hour or local day, `[start, end)`."""
+    """The use in one hour, local day or local month, `[start, end)`."""
 
     start: Time
     end: Time
@@ -429,6 +435,7 @@ class UsageSeries(BaseModel):
                         {
                             "meter": "data",
                             "unit": "octet",
+                            "zone": None,
                             "records": 23,
                             "quantity": 23000,
                             "uplink_quantity": 2300,
@@ -442,10 +449,10 @@ class UsageSeries(BaseModel):
 
     fleet_id: str
     device_id: str | None = Field(description="null in the series of a whole fleet")
-    bucket: Literal["hour", "day"]
-    time_zone: str = Field(description="the zone whose days these are")
-    start: Time = Field(description="`from`, moved to the start of its hour or day")
-    end: Time = Field(description="`to`, moved to the end of its hour or day")
+    bucket: Literal["hour", "day", "month"]
+    time_zone: str = Field(description="the zone whose days and months these are")
+    start: Time = Field(description="`from`, moved to the start of its hour, day or month")
+    end: Time = Field(description="`to`, moved to the end of its hour, day or month")
     points: list[UsagePoint]
 
 

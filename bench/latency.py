@@ -27,7 +27,7 @@ from metering.stack.probe import free_port
 _SETTLE_SECONDS = 1.0
 _SECONDS_A_COMMAND = 0.02
 """Probing one takes at least so long."""
-_READS_SHARE = 0.25
+_READS_SHARE = 0.5
 """Reads come without a pause: they need less time for as many samples."""
 
 

@@ -8,18 +8,31 @@ import httpx
 from bench.percentiles import Latency, latency_of
 from bench.workload import Population
 
-_PATHS = ("balance", "bill")
+_PATHS = {
+    "balance": "/v1/fleets/{fleet}/balance",
+    "device_balance": "/v1/devices/{device}/balance",
+    "bill": "/v1/fleets/{fleet}/bill",
+    "usage_hours": "/v1/fleets/{fleet}/usage",
+    "usage_days": "/v1/fleets/{fleet}/usage?bucket=day",
+    "device_usage": "/v1/devices/{device}/usage",
+    "devices": "/v1/devices?fleet={fleet}",
+}
+"""What is read, by its key among the results."""
 
 
 def read(api: httpx.Client, population: Population, seconds: float) -> dict[str, Latency]:
-    """Read balances and bills so far of a population's fleets in turn, for so long; return the times."""
-    times: dict[str, list[float]] = {path: [] for path in _PATHS}
+    """Read what is read of a population's fleets, and of a device of each, in turn; return the times."""
+    times: dict[str, list[float]] = {name: [] for name in _PATHS}
     deadline = monotonic() + seconds
-    fleets = cycle(population.device_ids())
-    while monotonic() < deadline or len(times[_PATHS[-1]]) < 2:  # noqa: PLR2004 - percentiles need two
-        fleet_id = next(fleets)
-        for path in _PATHS:
+    fleets = cycle(population.device_ids().items())
+    rounds = 0
+    while monotonic() < deadline or rounds < 2:  # noqa: PLR2004 - percentiles need two
+        fleet, devices = next(fleets)
+        for name, path in _PATHS.items():
             began = perf_counter()
-            api.get(f"/v1/fleets/{fleet_id}/{path}").raise_for_status()
-            times[path].append(perf_counter() - began)
-    return {path: latency_of(of_path) for path, of_path in times.items()}
+            api.get(
+                path.format(fleet=fleet, device=devices[rounds % len(devices)])
+            ).raise_for_status()
+            times[name].append(perf_counter() - began)
+        rounds += 1
+    return {name: latency_of(of_name) for name, of_name in times.items()}

@@ -11,6 +11,7 @@ def summary(parts: Mapping[str, Any]) -> dict[str, Any]:
     hot_pool = parts.get("scenarios", {}).get("hot_pool", {})
     half = parts.get("latency", {}).get("loads", {}).get("50%", {})
     balance, command = half.get("balance_ms", {}), half.get("command_ms", {})
+    reads = half.get("reads_ms", {})
     verdicts = list(_verdicts(parts))
     return {
         "ratio_to_naive_pipe": comparison.get("ratio_to_naive_pipe"),
@@ -23,6 +24,11 @@ def summary(parts: Mapping[str, Any]) -> dict[str, Any]:
         "latency_ms_p99": balance.get("p99"),
         "command_latency_ms_p50": command.get("p50"),
         "command_latency_ms_p99": command.get("p99"),
+        **{
+            f"read_{name}_ms_{percentile}": reads.get(name, {}).get(percentile)
+            for name in ("balance", "bill", "usage_hours", "devices")
+            for percentile in ("p50", "p99")
+        },
         "audit_records_per_s_core": comparison.get("audit", {}).get("records_per_s_core"),
         "audit": "; ".join(each for each in verdicts if each != "equal")
         or ("equal" if verdicts else None),

@@ -134,6 +134,15 @@ def _scenarios(scenarios: Result) -> str:
     )  # fmt: skip
 
 
+_READS = (
+    ("device_balance", "a device's balance"),
+    ("usage_hours", "a fleet's usage by hour"),
+    ("usage_days", "a fleet's usage by day"),
+    ("device_usage", "a device's usage by hour"),
+    ("devices", "a fleet's devices"),
+)
+
+
 def _latency(latency: Result) -> str:
     rows = [
         (f"{share}: {what}", *_percentiles(figures))
@@ -143,6 +152,7 @@ def _latency(latency: Result) -> str:
             ("publish → command at the device", load["command_ms"]),
             ("API's answer, balance", load["reads_ms"]["balance"]),
             ("API's answer, bill so far", load["reads_ms"]["bill"]),
+            *((f"API's answer, {what}", load["reads_ms"][name]) for name, what in _READS),
         )
     ]
     return f"Shares of {number_text(latency['saturation_messages_per_s'])} messages/s.\n\n" + table(

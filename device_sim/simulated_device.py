@@ -56,6 +56,7 @@ class Surroundings:
 class _State(Enum):
     AWAY = auto()
     CONNECTING = auto()
+    SUBSCRIBING = auto()
     CONNECTED = auto()
 
 
@@ -202,6 +203,8 @@ class SimulatedDevice:
         )
         if problem is not None:
             self._be_away()
+        else:
+            self._state = _State.SUBSCRIBING
         return problem
 
     def close(self) -> None:
@@ -265,7 +268,7 @@ class SimulatedDevice:
         around.arrange(self)
 
     def _lost(self) -> None:
-        if self._state is _State.CONNECTED:
+        if self._state in {_State.SUBSCRIBING, _State.CONNECTED}:
             self._be_away()
 
     def _began(self) -> None:

@@ -52,7 +52,12 @@ DisputeNo = Annotated[
 @router.get("/bills")
 async def get_bills(
     caller: AsCaller,
+    *,
     fleet: OfFleet = None,
+    kind: Annotated[
+        Literal["bill", "credit_note", "debit_note"] | None,
+        Query(description="only of this kind", examples=["bill"]),
+    ] = None,
     state: Annotated[
         Literal["draft", "finalised", "paid", "void"] | None,
         Query(description="only in this state", examples=["draft"]),
@@ -67,6 +72,7 @@ async def get_bills(
         caller.tenant_no,
         fleet_no=of.fleet_no if of else None,
         state=state,
+        kind=kind,
         after=number_after(cursor),
         limit=limit + 1,
     )
@@ -89,6 +95,60 @@ async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDet
         notes=[_bill(each) for each in await store.notes_of(caller.connection, bill_no)],
         disputes=[_dispute(each) for each in await store.disputes_of(caller.connection, bill_no)],
         document=None if bill.document is None else dict(bill.document),
+    )
+
+
+@router.get("/bill-adjustments")
+async def get_bill_adjustments(
+    caller: AsCaller, fleet: OfFleet = None, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.BillAdjustments:
+    """List the credits and debits that were entered, in their order."""
+    of = await fleet_of_id(caller.connection, caller.tenant_no, fleet) if fleet else None
+    rows = await store.list_adjustments(
+        caller.connection,
+        caller.tenant_no,
+        fleet_no=of.fleet_no if of else None,
+        after=number_after(cursor),
+        limit=limit + 1,
+    )
+    more = len(rows) > limit
+    return schemas.BillAdjustments(
+        items=[
+            schemas.ListedAdjustment(**_adjustment(row).model_dump(), fleet_id=fleet_id)
+            for fleet_id, row in rows[:limit]
+        ],
+        next_cursor=cursor_of([rows[limit - 1][1].adjustment_no]) if more else None,
+    )
+
+
+@router.get("/disputes")
+async def get_disputes(
+    caller: AsCaller,
+    fleet: OfFleet = None,
+    state: Annotated[
+        Literal["open", "granted", "refused"] | None,
+        Query(description="only in this state", examples=["open"]),
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.Disputes:
+    """List disputes, in the order in which they were opened."""
+    of = await fleet_of_id(caller.connection, caller.tenant_no, fleet) if fleet else None
+    rows = await store.list_disputes(
+        caller.connection,
+        caller.tenant_no,
+        fleet_no=of.fleet_no if of else None,
+        state=state,
+        after=number_after(cursor),
+        limit=limit + 1,
+    )
+    more = len(rows) > limit
+    return schemas.Disputes(
+        items=[
+            schemas.ListedDispute(**_dispute(row).model_dump(), fleet_id=fleet_id)
+            for fleet_id, row in rows[:limit]
+        ],
+        next_cursor=cursor_of([rows[limit - 1][1].dispute_no]) if more else None,
     )
 
 
@@ -363,6 +423,10 @@ async def _enter(  # noqa: PLR0917 - a step of two routes
         caller.connection, fleet=fleet, bill_no=bill_no, entry=entry, key=key, now=caller.now
     )
     tell_repeated(response, repeated=repeated)
+    return _adjustment(made)
+
+
+def _adjustment(made: store.BillAdjustment) -> schemas.BillAdjustment:
     return schemas.BillAdjustment(
         adjustment_no=made.adjustment_no,
         name=made.name,

@@ -1,21 +1,28 @@
 """Carriers' usage records, as their data streamers send them."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from api.auth import AsWriter
+from api import assurance_schemas as schemas
+from api.auth import AsCaller, AsWriter
 from api.errors import FieldProblem, ProblemError, problem_response
+from api.parameters import Cursor, Instant, Limit, OfDevice, OfFleet, cursor_of, read_cursor
 from api.state import state_of
 from metering.ids import ID_PATTERN
 from metering.ingest.carrier_records import take_records
+from metering.store.compared_views import ComparedReading, list_compared
+from metering.store.device_views import device_view
+from metering.store.fleet_views import fleet_view
 from metering.store.registry import tenant_id
-from metering.usage import Rejection
+from metering.usage import METERS_BY_NO, ReadingKind, Rejection
 from metering.wire.carrier import NAME_DEFAULT
+from metering.wire.identity import BY_ID
 
 router = APIRouter(prefix="/v1", tags=["carriers"])
 
@@ -67,6 +74,79 @@ async def post_carrier_records(
             RecordRejected(field=each.field, reason=each.reason.value, detail=each.detail)
             for each in outcome.rejections
         ],
+    )
+
+
+@router.get("/carrier-records")
+async def get_carrier_records(
+    caller: AsCaller,
+    *,
+    fleet_id: OfFleet = None,
+    device_id: OfDevice = None,
+    measured_from: Annotated[
+        Instant | None, Query(description="only measured from then on")
+    ] = None,
+    measured_to: Annotated[Instant | None, Query(description="only measured before")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.ComparedReadings:
+    """List what is counted of SIMs and not charged: of a carrier's count and a device's own, the other one.
+
+    What is charged of a carrier's count is under the device's readings and charges.
+    """
+    fleet_no = device_no = None
+    if fleet_id is not None:
+        fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+        fleet_no = fleet.fleet_no
+    if device_id is not None:
+        device = await device_view(
+            caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+        )
+        device_no = device.device_no
+    key = tuple(read_cursor(cursor, "tii")) if cursor else None
+    rows = await list_compared(
+        caller.connection,
+        caller.tenant_no,
+        fleet_no=fleet_no,
+        device_no=device_no,
+        measured_from=measured_from,
+        measured_to=measured_to,
+        before=cast("tuple[datetime, int, int] | None", key),
+        limit=limit + 1,
+    )
+    last = rows[limit - 1] if len(rows) > limit else None
+    return schemas.ComparedReadings(
+        items=[_compared(row) for row in rows[:limit]],
+        next_cursor=cursor_of([last.measured_at, last.boot_no, last.seq]) if last else None,
+    )
+
+
+_CARRIER = f"{BY_ID}carrier/"
+
+
+def _compared(row: ComparedReading) -> schemas.ComparedReading:
+    meter = METERS_BY_NO[row.meter_no]
+    is_carriers = row.boot_id.startswith(_CARRIER)
+    return schemas.ComparedReading(
+        counted_by="carrier" if is_carriers else "device",
+        carrier=row.boot_id.removeprefix(_CARRIER) if is_carriers else None,
+        device_id=row.device_id,
+        fleet_id=row.fleet_id,
+        boot_id=row.boot_id,
+        seq=row.seq,
+        meter=meter.meter,
+        unit=meter.unit,
+        kind="delta" if row.kind == ReadingKind.DELTA else "total",
+        uplink_quantity=row.uplink,
+        downlink_quantity=row.downlink,
+        quantity=row.uplink + row.downlink if meter.directed else row.quantity,
+        since=row.since,
+        measured_at=row.measured_at,
+        received_at=row.received_at,
+        zone=row.zone,
+        rat=row.rat,
+        apn=row.apn,
+        session=row.session,
     )
 
 

@@ -21,6 +21,10 @@ from api.parameters import (
     KnownAt,
     Limit,
     OfDevice,
+    OfMeter,
+    OfPlan,
+    OfPlanVersion,
+    OfVariant,
     checked_known_at,
     cursor_of,
     read_cursor,
@@ -28,7 +32,6 @@ from api.parameters import (
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
-from metering.ids import ID_PATTERN
 from metering.insight.explain import Explained, explained_charge, explained_reading
 from metering.money import decimal_text
 from metering.period import BillCycle
@@ -45,7 +48,6 @@ from metering.store.charge_views import (
     ReadingView,
     list_charges,
     list_readings,
-    plans_of_fleet,
     sum_of_charges,
     sums_of_devices,
 )
@@ -53,31 +55,13 @@ from metering.store.closing import closed_cycle
 from metering.store.device_views import device_view
 from metering.store.fleet_views import FleetView, fleet_view
 from metering.store.known_views import Known
+from metering.store.record_views import plans_used
 from metering.store.registry import fleet_rule
 from metering.usage import METERS, METERS_BY_NO, ReadingKind
 from metering.wire.identity import BY_ID, BY_TIME
 
 router = APIRouter(prefix="/v1", tags=["charges"])
 
-_Plan = Annotated[
-    str | None, Query(alias="plan", pattern=ID_PATTERN, description="only of this plan")
-]
-_Version = Annotated[
-    int | None,
-    Query(alias="plan_version", ge=1, le=2**31 - 1, description="only of this version of it"),
-]
-_Meter = Annotated[
-    Literal["data", "sms", "voice", "messages"] | None,
-    Query(alias="meter", description="only of this meter"),
-]
-_Variant = Annotated[
-    str | None,
-    Query(
-        alias="variant",
-        pattern=r"^(own|[0-9]{1,4})$",
-        description="only of this variant; `own`: the meter's own price",
-    ),
-]
 _At = Annotated[
     Instant | None, Query(description="an instant of the cycle; unset: the present one")
 ]
@@ -119,10 +103,10 @@ async def _of_bill(
     fleet_id: FleetId,
     at: _At = None,
     known_at: KnownAt = None,
-    plan: _Plan = None,
-    plan_version: _Version = None,
-    meter: _Meter = None,
-    variant: _Variant = None,
+    plan: OfPlan = None,
+    plan_version: OfPlanVersion = None,
+    meter: OfMeter = None,
+    variant: OfVariant = None,
     device_id: OfDevice = None,
 ) -> _OfBill:
     """Find which charges a request means; refuse what no line of a bill can be."""
@@ -142,10 +126,11 @@ async def _of_bill(
     closed = await closed_cycle(caller.connection, (fleet.fleet_no, cycle.start))
     frozen = closed if known_at is None else None
     known = Known(before_run=frozen.run_no) if frozen else Known(at=known_at)
-    rows = await plans_of_fleet(
+    rows = await plans_used(
         caller.connection,
         caller.tenant_no,
         fleet_no=fleet.fleet_no,
+        device_no=None,
         plan_id=plan,
         version=plan_version,
     )
@@ -163,7 +148,9 @@ async def _of_bill(
             fleet_no=fleet.fleet_no,
             cycle_start=cycle.start,
             known=known,
-            prices=list(_prices(plans, meter, variant)) if is_narrowed else None,
+            prices=prices_of({no: terms for no, (_, _, terms) in plans.items()}, meter, variant)
+            if is_narrowed
+            else None,
             device_no=device_no,
         ),
         plans=plans,
@@ -303,13 +290,13 @@ async def get_readings(
     )
 
 
-def _prices(
-    plans: Mapping[int, tuple[str, int, PlanTerms]], meter: str | None, variant: str | None
+def prices_of(
+    plans: Mapping[int, PlanTerms], meter: str | None, variant: str | None
 ) -> Sequence[PriceKey]:
     """Return the prices of some plan versions that a meter and a variant's number name."""
     return [
         (plan_no, METERS[name].meter_no, position)
-        for plan_no, (_, _, terms) in plans.items()
+        for plan_no, terms in plans.items()
         for name, of_meter in terms.meters.items()
         if name in METERS and meter in (None, name)
         for position in range(len(of_meter.variants))

@@ -65,6 +65,7 @@ EndpointId = Annotated[
 async def get_commands(
     *,
     caller: AsCaller,
+    fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     kind: Annotated[CommandKind | None, Query(description="only of this kind")] = None,
     state: Annotated[schemas.CommandState | None, Query(description="only in this state")] = None,
@@ -72,9 +73,14 @@ async def get_commands(
     cursor: Cursor = None,
 ) -> schemas.Commands:
     """List what devices were told, and what they answered, the last first."""
+    fleet_no = None
+    if fleet_id is not None:
+        fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+        fleet_no = fleet.fleet_no
     rows = await list_commands(
         caller.connection,
         caller.tenant_no,
+        fleet_no=fleet_no,
         device_no=await _device_no(caller, device_id),
         kind=kind,
         state=state,

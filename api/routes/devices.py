@@ -1,19 +1,23 @@
 """Devices: state, subscription, what arrived of them and what they have left."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
 from api import etags, presenting, schemas
-from api.auth import AsCaller
+from api.auth import AsCaller, Caller
 from api.parameters import (
+    At,
     Cursor,
     DeviceId,
     Limit,
     OfFleet,
     OfLabel,
+    OfTag,
     Search,
+    checked_at,
     cursor_of,
     label_of,
     read_cursor,
@@ -38,7 +42,8 @@ from metering.store.device_views import (
     meters_of_subscriptions,
     subscriptions_in_cycle,
 )
-from metering.store.fleet_views import cycle_opened_at, fleet_view
+from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view
+from metering.store.past_balances import fleet_then, lots_then, meters_then, subscriptions_then
 from metering.store.registry import calendar_of
 from metering.usage import METERS
 
@@ -51,9 +56,6 @@ router = APIRouter(prefix="/v1", tags=["devices"])
 OfState = Annotated[
     Literal["inventory", "active", "suspended", "retired"] | None,
     Query(alias="state", description="only those that are in this state now"),
-]
-OfTag = Annotated[
-    str | None, Query(alias="tag", pattern=ID_PATTERN, description="only those with this tag")
 ]
 _OfPlan = Annotated[
     str | None,
@@ -157,15 +159,49 @@ async def get_device(
 
 
 @router.get("/devices/{device_id}/balance")
-async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.DeviceBalance:
-    """Show what a device has left in the present cycle, and what its overage costs so far."""
+async def get_device_balance(
+    caller: AsCaller, device_id: DeviceId, at: At = None
+) -> schemas.DeviceBalance:
+    """Show what a device has left in its cycle, and what its overage costs: now, or as it was at a moment."""
+    checked_at(at, caller.now)
     connection, tenant_no = caller.connection, caller.tenant_no
-    device = await device_view(connection, tenant_no, device_id=device_id, now=caller.now)
-    fleet = await fleet_view(connection, tenant_no, fleet_id=device.fleet_id)
-    cycle = calendar_of(fleet).cycle_at(caller.now)
+    then = at or caller.now
+    device = await device_view(connection, tenant_no, device_id=device_id, now=then)
+    fleet_id = device.fleet_id
+    if at is not None:
+        was_in = await fleet_then(connection, tenant_no, device_no=device.device_no, at=at)
+        fleet_id = was_in or fleet_id
+    fleet = await fleet_view(connection, tenant_no, fleet_id=fleet_id)
+    cycle = calendar_of(fleet).cycle_at(then)
     opened_at = await cycle_opened_at(
         connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
+    held = await (
+        _held(caller, device, fleet) if at is None else _held_then(caller, device, fleet, at)
+    )
+    subscriptions, used, lots = held
+    uses = {(row.subscription_no, row.meter_no): row for row in used}
+    return schemas.DeviceBalance(
+        device_id=device.device_id,
+        fleet_id=fleet.fleet_id,
+        cycle=presenting.cycle(cycle),
+        cycle_opened_at=opened_at if opened_at is not None and opened_at <= then else None,
+        meters=[
+            balance
+            for subscription in subscriptions
+            for balance in _balances(subscription, uses, lots)
+        ],
+    )
+
+
+_Held = tuple[list[SubscriptionView], list[SubscriptionMeterView], list[LotView]]
+"""Subscriptions in a cycle, what was used of them, and the lots from which they draw."""
+
+
+async def _held(caller: Caller, device: DeviceView, fleet: FleetView) -> _Held:
+    """Return what a device has now, from what charging maintains."""
+    connection, tenant_no = caller.connection, caller.tenant_no
+    cycle = calendar_of(fleet).cycle_at(caller.now)
     subscriptions = await subscriptions_in_cycle(
         connection,
         tenant_no,
@@ -173,41 +209,71 @@ async def get_device_balance(caller: AsCaller, device_id: DeviceId) -> schemas.D
         cycle_start=cycle.start,
         cycle_end=cycle.end,
     )
-    numbers = [each.subscription_no for each in subscriptions]
     used = await meters_of_subscriptions(
         connection,
         tenant_no,
         device_no=device.device_no,
-        subscription_nos=numbers,
+        subscription_nos=[each.subscription_no for each in subscriptions],
         cycle_start=cycle.start,
     )
-    lots = await own_lots(
+    own, pools = await _lots(caller, device, fleet, subscriptions, caller.now)
+    return subscriptions, used, own + pools
+
+
+async def _held_then(caller: Caller, device: DeviceView, fleet: FleetView, at: datetime) -> _Held:
+    """Return what a device had at a past moment, from what was entered and charged by then."""
+    connection = caller.connection
+    cycle = calendar_of(fleet).cycle_at(at)
+    subscriptions = await subscriptions_then(
+        connection,
+        caller.tenant_no,
+        device_no=device.device_no,
+        cycle_start=cycle.start,
+        cycle_end=cycle.end,
+        at=at,
+    )
+    used = await meters_then(
+        connection,
+        device_no=device.device_no,
+        fleet_no=fleet.fleet_no,
+        cycle_start=cycle.start,
+        at=at,
+    )
+    own, pools = await _lots(caller, device, fleet, subscriptions, at)
+    own = await lots_then(
+        connection, own, fleet_no=fleet.fleet_no, device_no=device.device_no, at=at
+    )
+    return (
+        subscriptions,
+        used,
+        own + await lots_then(connection, pools, fleet_no=fleet.fleet_no, device_no=None, at=at),
+    )
+
+
+async def _lots(
+    caller: Caller,
+    device: DeviceView,
+    fleet: FleetView,
+    subscriptions: Sequence[SubscriptionView],
+    now: datetime,
+) -> tuple[list[LotView], list[LotView]]:
+    """Return the lots from which a device alone draws, and those that it shares."""
+    connection, tenant_no = caller.connection, caller.tenant_no
+    own = await own_lots(
         connection,
         tenant_no,
         device_no=device.device_no,
-        subscription_nos=numbers,
-        now=caller.now,
+        subscription_nos=[each.subscription_no for each in subscriptions],
+        now=now,
     )
-    lots += await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=caller.now)
-    lots += await top_ups_of_device(
+    own += await top_ups_of_device(
         connection,
         tenant_no,
         device_no=device.device_no,
         fleet_no=fleet.fleet_no,
-        now=caller.now,
+        now=now,
     )
-    uses = {(row.subscription_no, row.meter_no): row for row in used}
-    return schemas.DeviceBalance(
-        device_id=device.device_id,
-        fleet_id=fleet.fleet_id,
-        cycle=presenting.cycle(cycle),
-        cycle_opened_at=opened_at,
-        meters=[
-            balance
-            for subscription in subscriptions
-            for balance in _balances(subscription, uses, lots)
-        ],
-    )
+    return own, await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=now)
 
 
 def shown_device(device: DeviceView) -> schemas.Device:

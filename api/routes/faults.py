@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from api import schemas
 from api.auth import AsCaller, Caller
 from api.parameters import Cursor, Limit, OfDevice, OfFleet, cursor_of, read_cursor
+from metering.rating.guide import ParkReason
 from metering.store.device_views import device_view
 from metering.store.fault_views import (
     ParkedView,
@@ -28,6 +29,8 @@ router = APIRouter(prefix="/v1", tags=["faults"])
 @router.get("/rejected")
 async def get_rejected(
     caller: AsCaller,
+    *,
+    fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     reason: Annotated[RejectReason | None, Query(description="only of this reason")] = None,
     limit: Limit = 100,
@@ -41,6 +44,7 @@ async def get_rejected(
     rows = await list_rejected(
         caller.connection,
         caller.tenant_no,
+        fleet_no=await _fleet_no(caller, fleet_id),
         device_no=await _device_no(caller, device_id),
         reason=reason,
         before=before,
@@ -56,22 +60,21 @@ async def get_rejected(
 @router.get("/parked")
 async def get_parked(
     caller: AsCaller,
+    *,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
+    reason: Annotated[ParkReason | None, Query(description="only of this reason")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> schemas.ParkedPage:
     """List usage that cannot be charged yet and why, the last parked first."""
     key = tuple(read_cursor(cursor, "tii")) if cursor else None
-    fleet_no = None
-    if fleet_id is not None:
-        fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
-        fleet_no = fleet.fleet_no
     rows = await list_parked(
         caller.connection,
         caller.tenant_no,
-        fleet_no=fleet_no,
+        fleet_no=await _fleet_no(caller, fleet_id),
         device_no=await _device_no(caller, device_id),
+        reason=reason,
         before=cast("tuple[datetime, int, int] | None", key),
         limit=limit + 1,
     )
@@ -114,6 +117,13 @@ async def get_anomalies(
         if last
         else None,
     )
+
+
+async def _fleet_no(caller: Caller, fleet_id: str | None) -> int | None:
+    if fleet_id is None:
+        return None
+    fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+    return fleet.fleet_no
 
 
 async def _device_no(caller: Caller, device_id: str | None) -> int | None:

@@ -12,6 +12,7 @@ from api import closing_schemas, etags, presenting, schemas
 from api.auth import AsCaller, Caller
 from api.errors import ProblemError
 from api.parameters import (
+    At,
     Cursor,
     FleetId,
     Instant,
@@ -19,6 +20,7 @@ from api.parameters import (
     Limit,
     OfLabel,
     Search,
+    checked_at,
     checked_known_at,
     cursor_of,
     label_of,
@@ -40,6 +42,7 @@ from metering.store.fleet_views import (
     fleet_view,
     list_fleets,
 )
+from metering.store.past_balances import lots_then
 from metering.store.registry import calendar_of
 from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
 from metering.usage import METERS, METERS_BY_NO
@@ -101,20 +104,26 @@ async def get_fleet(
 
 
 @router.get("/fleets/{fleet_id}/balance")
-async def get_fleet_balance(caller: AsCaller, fleet_id: FleetId) -> schemas.FleetBalance:
-    """Show what is left now of each pool of the fleet."""
+async def get_fleet_balance(
+    caller: AsCaller, fleet_id: FleetId, at: At = None
+) -> schemas.FleetBalance:
+    """Show what is left of each pool of the fleet: now, or what was left at a past moment."""
+    checked_at(at, caller.now)
+    then = at or caller.now
     fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
-    cycle = calendar_of(fleet).cycle_at(caller.now)
+    cycle = calendar_of(fleet).cycle_at(then)
     opened_at = await cycle_opened_at(
         caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
-    lots = await pool_lots(
-        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, now=caller.now
-    )
+    lots = await pool_lots(caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, now=then)
+    if at is not None:
+        lots = await lots_then(
+            caller.connection, lots, fleet_no=fleet.fleet_no, device_no=None, at=at
+        )
     return schemas.FleetBalance(
         fleet_id=fleet.fleet_id,
         cycle=presenting.cycle(cycle),
-        cycle_opened_at=opened_at,
+        cycle_opened_at=opened_at if opened_at is not None and opened_at <= then else None,
         pools=[_pool(list(of_pool)) for _, of_pool in groupby(lots, key=_same_pool)],
     )
 

@@ -1,50 +1,82 @@
-"""Usage over time: hours in UTC, or local days of a fleet's zone, which may have 23 or 25 hours."""
+"""Usage over time and by device: hours in UTC, or local days and months of a fleet's zone."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from api import schemas
+from api import schemas, usage_schemas
 from api.auth import AsCaller
 from api.errors import bad_input
-from api.parameters import DeviceId, FleetId, Instant
+from api.parameters import DeviceId, FleetId, Instant, Limit, OfFleet, OfMeter, OfTag, OfZone
 from metering.period import local_day, midnight
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
-from metering.store.usage_views import UsagePoint, usage_of_device, usage_of_fleet
-from metering.usage import METERS_BY_NO
+from metering.store.registry import calendar_of
+from metering.store.usage_views import (
+    Among,
+    Series,
+    UsagePoint,
+    count_devices,
+    top_consumers,
+    top_consumers_of_cycle,
+    usage_of_device,
+    usage_of_fleet,
+    usage_of_tag,
+)
+from metering.usage import METERS, METERS_BY_NO, Meter
 
 _POINTS_MAX = 1000
+_ROWS_MAX = 5_000_000
+"""Most device hours that one request looks at."""
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
+_SIZES = {"hour": _HOUR, "day": _DAY, "month": 28 * _DAY}
+_REACHES = {"hour": _DAY, "day": 31 * _DAY, "month": 365 * _DAY}
 
-BucketSize = Literal["hour", "day"]
+BucketSize = Literal["hour", "day", "month"]
 From = Annotated[
     Instant | None,
-    Query(alias="from", description="unset: a day before `to`, for days 31 days before"),
+    Query(
+        alias="from",
+        description="unset: a day before `to`; for days 31 days, for months 365 days before",
+    ),
 ]
 To = Annotated[Instant | None, Query(alias="to", description="unset: now")]
-Size = Annotated[BucketSize, Query(description="hours, or days of the fleet's zone")]
+Size = Annotated[BucketSize, Query(description="hours, or days or months of the fleet's zone")]
+Split = Annotated[
+    Literal["zone"] | None, Query(description="`zone`: tell each zone's use of a meter apart")
+]
 
 router = APIRouter(prefix="/v1", tags=["usage"])
 
 
 @router.get("/fleets/{fleet_id}/usage")
-async def get_fleet_usage(
+async def get_fleet_usage(  # noqa: PLR0917 - its parameters
     caller: AsCaller,
     fleet_id: FleetId,
     from_: From = None,
     to: To = None,
     bucket: Size = "hour",
+    meter: OfMeter = None,
+    zone: OfZone = None,
+    split: Split = None,
+    tag: OfTag = None,
 ) -> schemas.UsageSeries:
-    """Show a fleet's use of each meter by hour or by local day."""
+    """Show a fleet's use of each meter by hour, local day or local month; of those devices with a tag."""
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     edges = _edges(from_, to or caller.now, bucket, fleet.time_zone)
-    points = await usage_of_fleet(
-        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, edges=edges
-    )
+    series = _series(edges, meter, zone, split)
+    if tag is None:
+        points = await usage_of_fleet(
+            caller.connection, caller.tenant_no, series, fleet_no=fleet.fleet_no
+        )
+    else:
+        await _check_extent(caller, Among(fleet_no=None, tag=tag), edges[0], edges[-1])
+        points = await usage_of_tag(
+            caller.connection, caller.tenant_no, series, fleet_no=fleet.fleet_no, tag=tag
+        )
     return schemas.UsageSeries(
         fleet_id=fleet.fleet_id,
         device_id=None,
@@ -57,21 +89,27 @@ async def get_fleet_usage(
 
 
 @router.get("/devices/{device_id}/usage")
-async def get_device_usage(
+async def get_device_usage(  # noqa: PLR0917 - its parameters
     caller: AsCaller,
     device_id: DeviceId,
     from_: From = None,
     to: To = None,
     bucket: Size = "hour",
+    meter: OfMeter = None,
+    zone: OfZone = None,
+    split: Split = None,
 ) -> schemas.UsageSeries:
-    """Show a device's use of each meter by hour or by local day of its fleet's zone."""
+    """Show a device's use of each meter by hour, or by local day or month of its fleet's zone."""
     device = await device_view(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
     )
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=device.fleet_id)
     edges = _edges(from_, to or caller.now, bucket, fleet.time_zone)
     points = await usage_of_device(
-        caller.connection, caller.tenant_no, device_no=device.device_no, edges=edges
+        caller.connection,
+        caller.tenant_no,
+        _series(edges, meter, zone, split),
+        device_no=device.device_no,
     )
     return schemas.UsageSeries(
         fleet_id=fleet.fleet_id,
@@ -84,19 +122,117 @@ async def get_device_usage(
     )
 
 
+@router.get("/top-consumers")
+async def get_top_consumers(
+    *,
+    caller: AsCaller,
+    meter: Annotated[
+        Literal["data", "sms", "voice", "messages"], Query(description="of this meter")
+    ] = "data",
+    fleet_id: OfFleet = None,
+    tag: OfTag = None,
+    from_: Annotated[
+        Instant | None,
+        Query(alias="from", description="its hour is the first; unset: a day before `to`"),
+    ] = None,
+    to: Annotated[
+        Instant | None, Query(alias="to", description="its hour is the last; unset: now")
+    ] = None,
+    cycle_at: Annotated[
+        Instant | None,
+        Query(description="an instant of the fleet's bill cycle, in place of `from` and `to`"),
+    ] = None,
+    limit: Limit = 100,
+) -> usage_schemas.TopConsumers:
+    """List the devices that used most of a meter: in some whole hours, or in a fleet's bill cycle."""
+    fleet = None
+    if fleet_id is not None:
+        fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+    among = Among(fleet_no=fleet.fleet_no if fleet else None, tag=tag)
+    of = METERS[meter]
+    if cycle_at is not None:
+        if fleet is None:
+            raise bad_input("cycle_at", "is given without 'fleet'", "name the fleet, too")
+        if from_ is not None or to is not None:
+            raise bad_input("cycle_at", "is given with 'from' or 'to'", "give one of them")
+        cycle = calendar_of(fleet).cycle_at(cycle_at)
+        start, end = cycle.start, cycle.end
+        rows = await top_consumers_of_cycle(
+            caller.connection,
+            caller.tenant_no,
+            among,
+            meter_no=of.meter_no,
+            cycle_start=start,
+            limit=limit,
+        )
+    else:
+        until = to or caller.now
+        start, end = _floor_hour(from_ or until - _DAY), _floor_hour(until) + _HOUR
+        if start >= end:
+            raise bad_input("from", "is after 'to'", "use an earlier 'from' or a later 'to'")
+        await _check_extent(caller, among, start, end)
+        rows = await top_consumers(
+            caller.connection,
+            caller.tenant_no,
+            among,
+            meter_no=of.meter_no,
+            start=start,
+            end=end,
+            limit=limit,
+        )
+    return usage_schemas.TopConsumers(
+        meter=of.meter,
+        unit=of.unit,
+        start=start,
+        end=end,
+        items=[
+            usage_schemas.Consumer(
+                rank=rank,
+                device_id=row.device_id,
+                fleet_id=row.fleet_id,
+                records=row.records,
+                quantity=row.quantity,
+                uplink_quantity=row.uplink,
+                overage_quantity=row.overage,
+            )
+            for rank, row in enumerate(rows, 1)
+        ],
+        next_cursor=None,
+    )
+
+
+async def _check_extent(caller: AsCaller, among: Among, start: datetime, end: datetime) -> None:
+    """Refuse what would read too many rows: one for each hour in which a device used something."""
+    devices = await count_devices(caller.connection, caller.tenant_no, among)
+    if devices * ((end - start) / _HOUR) > _ROWS_MAX:
+        raise bad_input(
+            "from",
+            f"is too far from 'to' for {devices} devices",
+            f"ask for at most {_ROWS_MAX // devices} hours, for fewer devices, or for a bill cycle",
+        )
+
+
+def _series(
+    edges: Sequence[datetime], meter: str | None, zone: str | None, split: str | None
+) -> Series:
+    of: Meter | None = None if meter is None else METERS[meter]
+    return Series(
+        edges=edges, meter_no=of.meter_no if of else None, zone=zone, by_zone=split is not None
+    )
+
+
 def _edges(
     start: datetime | None, end: datetime, bucket: BucketSize, time_zone: str
 ) -> list[datetime]:
-    """Return the bounds of the whole hours or days that hold `[start, end)`, ascending."""
-    size, reach = (_HOUR, _DAY) if bucket == "hour" else (_DAY, 31 * _DAY)
-    begins = end - reach if start is None else start
+    """Return the bounds of the whole hours, days or months that hold `[start, end)`, ascending."""
+    begins = end - _REACHES[bucket] if start is None else start
     if begins >= end:
         raise bad_input("from", "is not before 'to'", "use an earlier 'from' or a later 'to'")
-    if (end - begins) / size > _POINTS_MAX:
+    if (end - begins) / _SIZES[bucket] > _POINTS_MAX:
         raise bad_input(
             "from",
             f"is more than {_POINTS_MAX} {bucket}s before 'to'",
-            "ask for less at a time, or for bucket=day",
+            "ask for less at a time, or for a larger bucket",
         )
     edges = [_floor(begins, bucket, time_zone)]
     while edges[-1] < end:
@@ -104,16 +240,27 @@ def _edges(
     return edges
 
 
+def _floor_hour(instant: datetime) -> datetime:
+    return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
 def _floor(instant: datetime, bucket: BucketSize, time_zone: str) -> datetime:
     if bucket == "hour":
-        return instant.replace(minute=0, second=0, microsecond=0)
-    return midnight(local_day(instant, time_zone), time_zone)
+        return _floor_hour(instant)
+    day = local_day(instant, time_zone)
+    return midnight(day.replace(day=1) if bucket == "month" else day, time_zone)
 
 
 def _following(edge: datetime, bucket: BucketSize, time_zone: str) -> datetime:
     if bucket == "hour":
         return edge + _HOUR
-    return midnight(local_day(edge, time_zone) + _DAY, time_zone)
+    day = local_day(edge, time_zone)
+    following = day + _DAY if bucket == "day" else _next_month(day)
+    return midnight(following, time_zone)
+
+
+def _next_month(first: date) -> date:
+    return (first + 31 * _DAY).replace(day=1)
 
 
 def _points(points: Sequence[UsagePoint], edges: Sequence[datetime]) -> list[schemas.UsagePoint]:
@@ -124,6 +271,7 @@ def _points(points: Sequence[UsagePoint], edges: Sequence[datetime]) -> list[sch
             schemas.MeterUse(
                 meter=meter.meter,
                 unit=meter.unit,
+                zone=point.zone or None,
                 records=point.records,
                 quantity=point.quantity,
                 uplink_quantity=point.uplink,

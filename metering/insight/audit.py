@@ -51,7 +51,14 @@ from metering.store.connection import Connection
 from metering.store.corrections import last_corrected, unequal_corrections
 from metering.store.cycles import fleet_members
 from metering.store.history import EntryKind, RunStep, StoredBucket, StoredEntry
-from metering.store.kept_sums import stored_counters, stored_counts, stored_hours, stored_uses
+from metering.store.kept_sums import (
+    hours_of_fleet,
+    stored_counters,
+    stored_counts,
+    stored_hours,
+    stored_hours_of_fleet,
+    stored_uses,
+)
 from metering.store.registry import Fleet, fleet_rule
 from metering.store.tally import tally, unequal_arrivals
 from metering.usage import METERS_BY_NO
@@ -315,6 +322,11 @@ async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Repla
         differences += _unequal(kind.value, stored, replayed)
     hours = {key: tuple(sums) for key, sums in replay.hours.items()}
     differences += _unequal("hour", await stored_hours(connection, fleet.fleet_no), hours)
+    differences += _unequal(
+        "hour of the fleet",
+        await stored_hours_of_fleet(connection, fleet.fleet_no),
+        hours_of_fleet(hours),
+    )
     ends = {
         key: CounterEnds(first=epoch.points[0], last=epoch.points[-1])
         for key, epoch in replay.epochs.items()

@@ -257,7 +257,7 @@ class PlainReplay:
     def _begin_hour(self, line: _Line, device_no: int, meter_no: int, start: int) -> None:
         hour = hour_of(instant_of(start))
         line.sums = self._replay.hours.setdefault(
-            (device_no, meter_no, line.plan_no, hour), [0] * 5
+            (device_no, meter_no, line.plan_no, hour, ""), [0] * 5
         )
         line.hour_begins = microseconds(hour)
         line.hour_ends = line.hour_begins + _HOUR

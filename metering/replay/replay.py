@@ -158,7 +158,7 @@ class Replay:
         for record, parts in charges:
             plan_no, hour = record.subscription.plan_no, hour_of(record.start)
             self._count(
-                (stored.device_no, meter.meter_no, plan_no, hour),
+                (stored.device_no, meter.meter_no, plan_no, hour, record.zone or ""),
                 (1, record.quantity, record.uplink, parts.overage, parts.amount),
             )
         return Outcome(device_no=stored.device_no, usage=usage, charges=charges)

@@ -174,14 +174,17 @@ async def list_bills(
     state: str | None,
     after: int,
     limit: int,
+    kind: str | None = None,
 ) -> list[StoredBill]:
     """Return a tenant's bills and notes without their documents, ascending by number, after one."""
     found = await connection.execute(
         _LISTED.encode() + b" WHERE bill.tenant_no = %(tenant_no)s AND bill.bill_no > %(after)s"
         b" AND (%(fleet_no)s::int IS NULL OR bill.fleet_no = %(fleet_no)s)"
         b" AND (%(state)s::text IS NULL OR bill.state = %(state)s)"
+        b" AND (%(kind)s::text IS NULL OR bill.kind = %(kind)s)"
         b" ORDER BY bill.bill_no LIMIT %(limit)s",
         {
+            "kind": kind,
             "tenant_no": tenant_no,
             "after": after,
             "fleet_no": fleet_no,
@@ -347,6 +350,27 @@ async def adjustment_by_no(
     return _adjustment(row)
 
 
+async def list_adjustments(
+    connection: Connection,
+    tenant_no: int,
+    *,
+    fleet_no: int | None,
+    after: int,
+    limit: int,
+) -> list[tuple[str, BillAdjustment]]:
+    """Return at most `limit` of a tenant's adjustments after a number, each with its fleet's id."""
+    found = await connection.execute(
+        "SELECT fleet.fleet_id, adjustment_no, bill_adjustment.fleet_no, bill_adjustment.name, reason,"
+        " amount, bill_adjustment.currency, billed_in, made_at"
+        " FROM bill_adjustment JOIN fleet ON fleet.fleet_no = bill_adjustment.fleet_no"
+        " WHERE bill_adjustment.tenant_no = %s AND fleet.tenant_no = %s AND adjustment_no > %s"
+        " AND (%s::int IS NULL OR bill_adjustment.fleet_no = %s)"
+        " ORDER BY adjustment_no LIMIT %s",
+        [tenant_no, tenant_no, after, fleet_no, fleet_no, limit],
+    )
+    return [(row[0], _adjustment(row[1:])) for row in await found.fetchall()]
+
+
 def _adjustment(row: Sequence[Any]) -> BillAdjustment:
     return BillAdjustment(**dict(zip(BillAdjustment.__slots__, row, strict=True)))
 
@@ -419,6 +443,28 @@ async def disputes_of(connection: Connection, bill_no: int) -> list[Dispute]:
         [bill_no],
     )
     return [_dispute(row) for row in await found.fetchall()]
+
+
+async def list_disputes(
+    connection: Connection,
+    tenant_no: int,
+    *,
+    fleet_no: int | None,
+    state: str | None,
+    after: int,
+    limit: int,
+) -> list[tuple[str, Dispute]]:
+    """Return at most `limit` of a tenant's disputes after a number, each with its fleet's id."""
+    columns = ", ".join(f"dispute.{name}" for name in _DISPUTE.split(", "))
+    found = await connection.execute(
+        f"SELECT fleet.fleet_id, {columns} FROM dispute"  # noqa: S608 - columns of this module
+        " JOIN bill ON bill.bill_no = dispute.bill_no JOIN fleet ON fleet.fleet_no = bill.fleet_no"
+        " WHERE dispute.tenant_no = %s AND dispute.dispute_no > %s"
+        " AND (%s::int IS NULL OR bill.fleet_no = %s)"
+        " AND (%s::text IS NULL OR dispute.state = %s) ORDER BY dispute.dispute_no LIMIT %s",
+        [tenant_no, after, fleet_no, fleet_no, state, state, limit],
+    )
+    return [(row[0], _dispute(row[1:])) for row in await found.fetchall()]
 
 
 async def end_dispute(

@@ -18,6 +18,7 @@ class LotView:
     `subscription_no` is None of a pool and of a top-up; the plan's fields are None unless it is a pool
     that only one plan version's devices share. `device_no`, `priority` and `zones` are of a top-up, the
     device's unless it is the fleet's. It holds in `[begins_at, expires_at)`.
+    `reserved` is None of a past moment.
     """
 
     bucket_no: int
@@ -35,7 +36,7 @@ class LotView:
     device_no: int | None
     priority: int | None
     zones: Sequence[str] | None
-    reserved: int
+    reserved: int | None
 
 
 _COLUMNS = (

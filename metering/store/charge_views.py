@@ -8,7 +8,6 @@ from fractions import Fraction
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.period import BillCycle
-from metering.store.bill_views import BilledPlan
 from metering.store.connection import Connection
 from metering.store.known_views import KNOWN_CHARGES, KNOWN_CHARGES_OF_DEVICE, Known
 from metering.store.rows import checked_limit, fetch_all, fetch_one
@@ -208,29 +207,6 @@ async def list_charges(
             "limit": checked_limit(limit),
             **wanted.parameters,
         },
-    )
-
-
-async def plans_of_fleet(
-    connection: Connection,
-    tenant_no: TenantNo,
-    *,
-    fleet_no: int,
-    plan_id: str | None,
-    version: int | None,
-) -> list[BilledPlan]:
-    """Return the plan versions that a fleet's devices were ever on, of one plan or (None) of all."""
-    return await fetch_all(
-        connection,
-        BilledPlan,
-        "SELECT plan.plan_no, plan.plan_id, plan.version, plan.name, plan.terms,"
-        " plan.subunits_per_unit FROM plan WHERE plan.tenant_no = %(tenant_no)s"
-        " AND (%(plan_id)s::text IS NULL OR plan.plan_id = %(plan_id)s)"
-        " AND (%(version)s::int IS NULL OR plan.version = %(version)s)"
-        " AND EXISTS (SELECT FROM subscription WHERE subscription.plan_no = plan.plan_no"
-        "   AND subscription.fleet_no = %(fleet_no)s)"
-        " ORDER BY plan.plan_id, plan.version",
-        {"tenant_no": tenant_no, "plan_id": plan_id, "version": version, "fleet_no": fleet_no},
     )
 
 

@@ -275,7 +275,7 @@ def _priced_rows(
 
 async def add_uniform_to_hours(connection: Connection, charged: Iterable[UniformCharges]) -> None:
     """Add charges that are new to the hourly rollups; each device's of a meter stand together."""
-    hours: dict[tuple[int, int, int, datetime, int], list[int]] = {}
+    hours: dict[HourOfFleet, list[int]] = {}
     begins = ends = _HOURS_SINCE
     for each in charged:
         device_no, meter_no, fleet_no = each.device_no, each.meter_no, each.fleet_no
@@ -284,12 +284,12 @@ async def add_uniform_to_hours(connection: Connection, charged: Iterable[Uniform
             begins = hour_of(each.first)
             ends = begins + timedelta(hours=1)
         if each.last < ends:
-            hours[device_no, meter_no, plan_no, begins, fleet_no] = [
+            hours[device_no, meter_no, plan_no, begins, "", fleet_no] = [
                 len(each.charges), each.quantity, each.uplink, each.overage, each.amount
             ]  # fmt: skip
             continue
         for _, _, _, _, start, quantity, uplink, overage, _, amount in each.charges:
-            key = (device_no, meter_no, plan_no, hour_of(start), fleet_no)
+            key = (device_no, meter_no, plan_no, hour_of(start), "", fleet_no)
             sums = hours.setdefault(key, [0, 0, 0, 0, 0])
             added = (1, quantity, uplink, overage, amount)
             sums[:] = map(add, sums, added)
@@ -335,14 +335,17 @@ def hour_of(instant: datetime) -> datetime:
 
 async def add_to_hours(connection: Connection, charged: Iterable[ChargedReading]) -> None:
     """Add charges that are new to the hourly rollups."""
-    hours: dict[tuple[int, int, int, int, int], list[int]] = {}
+    hours: dict[tuple[int, int, int, int, str, int], list[int]] = {}
     for _, _, stored, charges, _ in charged:
         device_no, meter_no = stored.device_no, stored.reading.meter.meter_no
         for record, parts in charges:
             subscription = record.subscription
             since = record.start - _HOURS_SINCE
             hour = since.days * 24 + since.seconds // 3600
-            key = (device_no, meter_no, subscription.plan_no, hour, subscription.fleet_no)
+            key = (
+                device_no, meter_no, subscription.plan_no, hour, record.zone or "",
+                subscription.fleet_no,
+            )  # fmt: skip
             sums = hours.get(key)
             if sums is None:
                 sums = hours[key] = [0, 0, 0, 0, 0]
@@ -354,29 +357,30 @@ async def add_to_hours(connection: Connection, charged: Iterable[ChargedReading]
     starts = {key[3]: _HOURS_SINCE + timedelta(hours=key[3]) for key in hours}
     await store_hours(
         connection,
-        {(key[0], key[1], key[2], starts[key[3]], key[4]): sums for key, sums in hours.items()},
+        {(*key[:3], starts[key[3]], *key[4:]): sums for key, sums in hours.items()},
     )
 
 
 _HOURS_SINCE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-async def store_hours(
-    connection: Connection, hours: Mapping[tuple[int, int, int, datetime, int], Sequence[int]]
-) -> None:
-    """Add sums to hourly rollups.
+HourOfFleet = tuple[int, int, int, datetime, str, int]
+"""device_no, meter_no, plan_no, hour, zone ("": none), fleet_no"""
 
-    Keys are (device_no, meter_no, plan_no, hour, fleet_no), sums: records, quantity, uplink, overage
-    and amount.
+
+async def store_hours(connection: Connection, hours: Mapping[HourOfFleet, Sequence[int]]) -> None:
+    """Add sums to the hourly rollups of devices, and to those of their fleets.
+
+    The sums are records, quantity, uplink, overage and amount.
     """
     keys = sorted(hours)
     sums = [hours[key] for key in keys]
     await connection.execute(
-        "INSERT INTO usage_hour (device_no, meter_no, plan_no, hour, fleet_no, records, quantity,"
+        "INSERT INTO usage_hour (device_no, meter_no, plan_no, hour, zone, fleet_no, records, quantity,"
         " uplink, overage, amount)"
-        " SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[], %s::int[],"
-        " %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[])"
-        " ON CONFLICT (device_no, meter_no, plan_no, fleet_no, hour) DO UPDATE SET"
+        " SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[], %s::text[],"
+        " %s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[])"
+        " ON CONFLICT (device_no, meter_no, plan_no, fleet_no, hour, zone) DO UPDATE SET"
         " records = usage_hour.records + excluded.records,"
         " quantity = usage_hour.quantity + excluded.quantity,"
         " uplink = usage_hour.uplink + excluded.uplink,"
@@ -387,9 +391,44 @@ async def store_hours(
             int2_array([key[1] for key in keys]),
             int4_array([key[2] for key in keys]),
             timestamptz_array([key[3] for key in keys]),
-            int4_array([key[4] for key in keys]),
+            [key[4] for key in keys],
+            int4_array([key[5] for key in keys]),
             int8_array([each[0] for each in sums]),
             *(numeric_array([each[column] for each in sums]) for column in range(1, 5)),
+        ],
+    )
+    await _store_hours_of_fleets(connection, hours)
+
+
+async def _store_hours_of_fleets(
+    connection: Connection, hours: Mapping[HourOfFleet, Sequence[int]]
+) -> None:
+    """Add the same sums to what is kept of fleets as a whole: few rows, however many devices they have."""
+    if not hours:
+        return
+    kept: dict[tuple[int, datetime, int, str], list[int]] = {}
+    for (_, meter_no, _, hour, zone, fleet_no), sums in hours.items():
+        key = (fleet_no, hour, meter_no, zone)
+        of_fleet = kept.get(key)
+        if of_fleet is None:
+            kept[key] = list(sums[:4])
+        else:
+            of_fleet[0] += sums[0]
+            of_fleet[1] += sums[1]
+            of_fleet[2] += sums[2]
+            of_fleet[3] += sums[3]
+    await connection.execute(
+        "INSERT INTO fleet_usage_hour (fleet_no, hour, meter_no, zone, records, quantity, uplink,"
+        " overage) SELECT * FROM unnest(%s::int[], %s::timestamptz[], %s::smallint[], %s::text[],"
+        " %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[])"
+        " ON CONFLICT (fleet_no, hour, meter_no, zone) DO UPDATE SET"
+        " records = fleet_usage_hour.records + excluded.records,"
+        " quantity = fleet_usage_hour.quantity + excluded.quantity,"
+        " uplink = fleet_usage_hour.uplink + excluded.uplink,"
+        " overage = fleet_usage_hour.overage + excluded.overage",
+        [
+            *(list(column) for column in zip(*kept, strict=True)),
+            *(list(column) for column in zip(*kept.values(), strict=True)),
         ],
     )
 

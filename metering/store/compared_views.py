@@ -150,3 +150,74 @@ _DAYS = (
     " HAVING bool_or(first)"
     " ORDER BY event.device_no, sim.iccid, event.meter_no, day"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedReading:
+    """A count that is compared and not charged: a carrier's of a device's SIM, or the device's own."""
+
+    boot_no: int
+    boot_id: str
+    seq: int
+    device_id: str
+    fleet_id: str
+    meter_no: int
+    kind: int
+    uplink: int
+    downlink: int
+    quantity: int
+    since: datetime | None
+    measured_at: datetime
+    received_at: datetime
+    zone: str | None
+    rat: str | None
+    apn: str | None
+    session: str | None
+
+
+async def list_compared(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    fleet_no: int | None,
+    device_no: int | None,
+    measured_from: datetime | None,
+    measured_to: datetime | None,
+    before: tuple[datetime, int, int] | None,
+    limit: int,
+) -> list[ComparedReading]:
+    """Return at most `limit` counts that are compared and not charged, the last measured first.
+
+    `before` is the `(measured_at, boot_no, seq)` that the page before ended at.
+    """
+    time, boot_no, seq = before or (None, None, None)
+    return await fetch_all(
+        connection,
+        ComparedReading,
+        "SELECT compared.boot_no, boot.boot_id, compared.seq, device.device_id, fleet.fleet_id,"
+        " compared.meter_no, compared.kind, compared.uplink, compared.downlink, compared.quantity,"
+        " compared.since, compared.measured_at, compared.received_at, compared.zone, compared.rat,"
+        " compared.apn, compared.session FROM compared_reading AS compared"
+        " JOIN device ON device.device_no = compared.device_no"
+        " JOIN fleet ON fleet.fleet_no = device.fleet_no"
+        " JOIN boot ON boot.boot_no = compared.boot_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND fleet.tenant_no = %(tenant_no)s"
+        " AND (%(fleet_no)s::int IS NULL OR device.fleet_no = %(fleet_no)s)"
+        " AND (%(device_no)s::bigint IS NULL OR compared.device_no = %(device_no)s)"
+        " AND (%(measured_from)s::timestamptz IS NULL OR compared.measured_at >= %(measured_from)s)"
+        " AND (%(measured_to)s::timestamptz IS NULL OR compared.measured_at < %(measured_to)s)"
+        " AND (%(time)s::timestamptz IS NULL OR (compared.measured_at, compared.boot_no, compared.seq)"
+        "   < (%(time)s, %(boot_no)s, %(seq)s))"
+        " ORDER BY compared.measured_at DESC, compared.boot_no DESC, compared.seq DESC LIMIT %(limit)s",
+        {
+            "tenant_no": tenant_no,
+            "fleet_no": fleet_no,
+            "device_no": device_no,
+            "measured_from": measured_from,
+            "measured_to": measured_to,
+            "time": time,
+            "boot_no": boot_no,
+            "seq": seq,
+            "limit": checked_limit(limit),
+        },
+    )

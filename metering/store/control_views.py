@@ -104,9 +104,12 @@ async def list_commands(
     state: str | None,
     before: int | None,
     limit: int,
+    fleet_no: int | None = None,
 ) -> list[CommandView]:
     """Return at most `limit` commands, the last first, that came before `before`."""
     narrowed = "" if device_no is None else " AND command.device_no = %(device_no)s"
+    if fleet_no is not None:
+        narrowed += " AND device.fleet_no = %(fleet_no)s"
     return await fetch_all(
         connection,
         CommandView,
@@ -117,6 +120,7 @@ async def list_commands(
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
+            "fleet_no": fleet_no,
             "kind": kind,
             "state": state,
             "before": before,

@@ -501,12 +501,19 @@ async def change_hours(
     await store_hours(connection, differing)
     await connection.execute(
         "DELETE FROM usage_hour"
-        " USING unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[])"
-        " AS given (device_no, meter_no, plan_no, hour)"
+        " USING unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[], %s::text[])"
+        " AS given (device_no, meter_no, plan_no, hour, zone)"
         " WHERE usage_hour.device_no = given.device_no AND usage_hour.meter_no = given.meter_no"
         " AND usage_hour.plan_no = given.plan_no AND usage_hour.hour = given.hour"
+        " AND usage_hour.zone = given.zone"
         " AND usage_hour.fleet_no = %s AND usage_hour.records = 0",
-        [*_columns([key[:4] for key in differing], 4), fleet_no],
+        [*_columns([key[:5] for key in differing], 5), fleet_no],
+    )
+    await connection.execute(
+        "DELETE FROM fleet_usage_hour USING unnest(%s::timestamptz[]) AS given (hour)"
+        " WHERE fleet_usage_hour.fleet_no = %s AND fleet_usage_hour.hour = given.hour"
+        " AND fleet_usage_hour.records = 0",
+        [sorted({key[3] for key in differing}), fleet_no],
     )
 
 

@@ -68,6 +68,7 @@ async def list_rejected(
     reason: str | None,
     before: tuple[datetime, int] | None,
     limit: int,
+    fleet_no: int | None = None,
 ) -> list[RejectedView]:
     """Return at most `limit` rejections, the last received first.
 
@@ -83,6 +84,7 @@ async def list_rejected(
         "   AND device.tenant_no = %(tenant_no)s"
         " WHERE rejected.tenant_no = %(tenant_no)s"
         " AND (%(device_no)s::bigint IS NULL OR rejected.device_no = %(device_no)s)"
+        " AND (%(fleet_no)s::integer IS NULL OR device.fleet_no = %(fleet_no)s)"
         " AND (%(reason)s::text IS NULL OR rejected.reason = %(reason)s)"
         " AND (%(time)s::timestamptz IS NULL"
         "   OR (rejected.last_received_at, rejected.rejected_no) < (%(time)s, %(no)s))"
@@ -90,6 +92,7 @@ async def list_rejected(
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
+            "fleet_no": fleet_no,
             "reason": reason,
             "time": before[0] if before else None,
             "no": before[1] if before else None,
@@ -106,6 +109,7 @@ async def list_parked(
     device_no: int | None,
     before: tuple[datetime, int, int] | None,
     limit: int,
+    reason: str | None = None,
 ) -> list[ParkedView]:
     """Return at most `limit` parked usages, the last parked first.
 
@@ -126,6 +130,7 @@ async def list_parked(
         " WHERE fleet.tenant_no = %(tenant_no)s AND device.tenant_no = %(tenant_no)s"
         " AND (%(fleet_no)s::integer IS NULL OR device.fleet_no = %(fleet_no)s)"
         " AND (%(device_no)s::bigint IS NULL OR parked.device_no = %(device_no)s)"
+        " AND (%(reason)s::text IS NULL OR parked.reason = %(reason)s)"
         " AND (%(time)s::timestamptz IS NULL"
         "   OR (parked.parked_at, parked.boot_no, parked.seq) < (%(time)s, %(boot_no)s, %(seq)s))"
         " ORDER BY parked.parked_at DESC, parked.boot_no DESC, parked.seq DESC LIMIT %(limit)s",
@@ -133,6 +138,7 @@ async def list_parked(
             "tenant_no": tenant_no,
             "fleet_no": fleet_no,
             "device_no": device_no,
+            "reason": reason,
             "time": before[0] if before else None,
             "boot_no": before[1] if before else None,
             "seq": before[2] if before else None,

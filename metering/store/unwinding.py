@@ -129,14 +129,15 @@ async def hours_since(
 ) -> dict[HourKey, tuple[int, int, int, int, int]]:
     """Return what charges from a place on added to hourly rollups."""
     found = await connection.execute(
-        "SELECT device_no, meter_no, plan_no, date_trunc('hour', usage_from, 'UTC') AS hour, count(*),"
+        "SELECT device_no, meter_no, plan_no, date_trunc('hour', usage_from, 'UTC') AS hour,"
+        " coalesce(charge.zone, '') AS in_zone, count(*),"
         " sum(quantity), sum(uplink), sum(overage), sum(amount)"
-        f"{_CHARGED} GROUP BY device_no, meter_no, plan_no, hour",
+        f"{_CHARGED} GROUP BY device_no, meter_no, plan_no, hour, in_zone",
         since._values,  # noqa: SLF001 - of this module
     )
     return {
-        (row[0], row[1], row[2], row[3]): (
-            int(row[4]), int(row[5]), int(row[6]), int(row[7]), int(row[8]),
+        (row[0], row[1], row[2], row[3], row[4]): (
+            int(row[5]), int(row[6]), int(row[7]), int(row[8]), int(row[9]),
         )
         for row in await found.fetchall()
     }  # fmt: skip

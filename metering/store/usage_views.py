@@ -1,4 +1,9 @@
-"""What the API reads of usage over time, from the hourly rollup."""
+"""What the API reads of usage over time, from the hourly rollups that charging keeps.
+
+A fleet's series is read from `fleet_usage_hour`: as many rows as there were hours, meters and zones,
+however many devices it has. What is asked of devices is read from `usage_hour`, what is asked of a whole
+cycle from `meter_use`. No charge and no reading is looked at.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,66 +11,215 @@ from datetime import datetime
 
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all
+from metering.store.rows import checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsagePoint:
-    """The use of one meter between two neighbouring edges, in base units.
+    """The use of one meter, perhaps in one zone, between two neighbouring edges, in base units.
 
-    `place` counts from 0: the point lies in `[edges[place], edges[place + 1])`.
+    `place` counts from 0: the point lies in `[edges[place], edges[place + 1])`. `zone` is None where zones
+    are summed, and empty where charges name none.
     """
 
     place: int
     meter_no: int
+    zone: str | None
     records: int
     quantity: int
     uplink: int
     overage: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Which usage, between which ascending edges: of one meter or (None) all, one zone or (None) all."""
+
+    edges: Sequence[datetime]
+    meter_no: int | None = None
+    zone: str | None = None
+    by_zone: bool = False
+
+    def parameters(self, tenant_no: TenantNo) -> dict[str, object]:
+        """Return the parameters of a series' query."""
+        return {
+            "tenant_no": tenant_no,
+            "edges": list(self.edges[:-1]),
+            "first": self.edges[0],
+            "end": self.edges[-1],
+            "meter_no": self.meter_no,
+            "zone": self.zone,
+            "by_zone": self.by_zone,
+        }
+
+
 _SUMS = (
-    "SELECT width_bucket(usage_hour.hour, %(edges)s::timestamptz[]) - 1 AS place,"
-    " usage_hour.meter_no, sum(usage_hour.records) AS records,"
-    " sum(usage_hour.quantity) AS quantity, sum(usage_hour.uplink) AS uplink,"
-    " sum(usage_hour.overage) AS overage FROM usage_hour"
+    "SELECT width_bucket(used.hour, %(edges)s::timestamptz[]) - 1 AS place, used.meter_no,"
+    " CASE WHEN %(by_zone)s THEN used.zone END AS zone, sum(used.records) AS records,"
+    " sum(used.quantity) AS quantity, sum(used.uplink) AS uplink, sum(used.overage) AS overage"
 )
 _SPAN = (
-    " AND usage_hour.hour >= %(first)s AND usage_hour.hour < %(end)s GROUP BY 1, 2 ORDER BY 1, 2"
+    " AND used.hour >= %(first)s AND used.hour < %(end)s"
+    " AND (%(meter_no)s::smallint IS NULL OR used.meter_no = %(meter_no)s)"
+    " AND (%(zone)s::text IS NULL OR used.zone = %(zone)s) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
 )
 
 
 async def usage_of_fleet(
-    connection: Connection, tenant_no: TenantNo, *, fleet_no: int, edges: Sequence[datetime]
+    connection: Connection, tenant_no: TenantNo, series: Series, *, fleet_no: int
 ) -> list[UsagePoint]:
-    """Return a fleet's use between ascending edges, by time, then meter; empty spans are absent."""
+    """Return a fleet's use by time, then meter and zone; empty spans are absent."""
     return await fetch_all(
         connection,
         UsagePoint,
-        _SUMS + " JOIN fleet ON fleet.fleet_no = usage_hour.fleet_no"
-        " WHERE fleet.tenant_no = %(tenant_no)s AND usage_hour.fleet_no = %(no)s" + _SPAN,
-        _parameters(tenant_no, fleet_no, edges),
+        _SUMS + " FROM fleet_usage_hour AS used JOIN fleet ON fleet.fleet_no = used.fleet_no"
+        " WHERE fleet.tenant_no = %(tenant_no)s AND used.fleet_no = %(fleet_no)s" + _SPAN,
+        {**series.parameters(tenant_no), "fleet_no": fleet_no},
+    )
+
+
+async def usage_of_tag(
+    connection: Connection, tenant_no: TenantNo, series: Series, *, fleet_no: int, tag: str
+) -> list[UsagePoint]:
+    """Return the use in a fleet of those devices that bear a tag now, likewise."""
+    return await fetch_all(
+        connection,
+        UsagePoint,
+        _SUMS + " FROM device_tag JOIN usage_hour AS used ON used.device_no = device_tag.device_no"
+        " WHERE device_tag.tenant_no = %(tenant_no)s AND device_tag.tag = %(tag)s"
+        " AND used.fleet_no = %(fleet_no)s" + _SPAN,
+        {**series.parameters(tenant_no), "fleet_no": fleet_no, "tag": tag},
     )
 
 
 async def usage_of_device(
-    connection: Connection, tenant_no: TenantNo, *, device_no: int, edges: Sequence[datetime]
+    connection: Connection, tenant_no: TenantNo, series: Series, *, device_no: int
 ) -> list[UsagePoint]:
-    """Return a device's use between ascending edges, likewise."""
+    """Return a device's use, in whichever fleet, likewise."""
     return await fetch_all(
         connection,
         UsagePoint,
-        _SUMS + " JOIN device ON device.device_no = usage_hour.device_no"
-        " WHERE device.tenant_no = %(tenant_no)s AND usage_hour.device_no = %(no)s" + _SPAN,
-        _parameters(tenant_no, device_no, edges),
+        _SUMS + " FROM usage_hour AS used JOIN device ON device.device_no = used.device_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND used.device_no = %(device_no)s" + _SPAN,
+        {**series.parameters(tenant_no), "device_no": device_no},
     )
 
 
-def _parameters(tenant_no: TenantNo, number: int, edges: Sequence[datetime]) -> dict[str, object]:
-    return {
-        "tenant_no": tenant_no,
-        "no": number,
-        "edges": list(edges[:-1]),
-        "first": edges[0],
-        "end": edges[-1],
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Among:
+    """Which devices of a tenant: those of a fleet and those that bear a tag now, or (None) any."""
+
+    fleet_no: int | None
+    tag: str | None
+
+    def parameters(self, tenant_no: TenantNo) -> dict[str, object]:
+        """Return the parameters of a query that looks for them."""
+        return {"tenant_no": tenant_no, "fleet_no": self.fleet_no, "tag": self.tag}
+
+
+_TAGGED = (
+    " AND EXISTS (SELECT FROM device_tag WHERE device_tag.tenant_no = %(tenant_no)s"
+    "   AND device_tag.tag = %(tag)s AND device_tag.device_no = device.device_no)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    devices: int
+
+
+async def count_devices(connection: Connection, tenant_no: TenantNo, among: Among) -> int:
+    """Return how many devices there are: times the hours asked for, it bounds what is read."""
+    found = await fetch_one(
+        connection,
+        _Count,
+        "SELECT count(*) AS devices FROM device WHERE device.tenant_no = %(tenant_no)s"  # noqa: S608 - own text
+        + ("" if among.fleet_no is None else " AND device.fleet_no = %(fleet_no)s")
+        + ("" if among.tag is None else _TAGGED),
+        among.parameters(tenant_no),
+    )
+    return found.devices if found else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """What one device used of a meter in a period, in base units."""
+
+    device_id: str
+    fleet_id: str
+    records: int
+    quantity: int
+    uplink: int
+    overage: int
+
+
+_MOST = (
+    " SELECT device.device_id, fleet.fleet_id, used.records, used.quantity, used.uplink, used.overage"
+    " FROM used JOIN device ON device.device_no = used.device_no"
+    " JOIN fleet ON fleet.fleet_no = device.fleet_no"
+    " WHERE device.tenant_no = %(tenant_no)s AND fleet.tenant_no = %(tenant_no)s"
+    " ORDER BY used.quantity DESC, device.device_id LIMIT %(limit)s"
+)
+_SUMMED = (
+    "sum(records) AS records, sum(quantity) AS quantity, sum(uplink) AS uplink,"
+    " sum(overage) AS overage"
+)
+
+
+async def top_consumers(
+    connection: Connection,
+    tenant_no: TenantNo,
+    among: Among,
+    *,
+    meter_no: int,
+    start: datetime,
+    end: datetime,
+    limit: int,
+) -> list[Consumer]:
+    """Return the devices that used most of a meter in the hours of `[start, end)`, the most first."""
+    narrowed = "" if among.fleet_no is None else " AND usage_hour.fleet_no = %(fleet_no)s"
+    tagged = "" if among.tag is None else _TAGGED
+    return await fetch_all(
+        connection,
+        Consumer,
+        f"WITH used AS (SELECT usage_hour.device_no, {_SUMMED} FROM usage_hour"  # noqa: S608 - text of this module
+        " JOIN device ON device.device_no = usage_hour.device_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND usage_hour.hour >= %(start)s"
+        f" AND usage_hour.hour < %(end)s AND usage_hour.meter_no = %(meter_no)s{narrowed}{tagged}"
+        f" GROUP BY usage_hour.device_no){_MOST}",
+        {
+            **among.parameters(tenant_no),
+            "meter_no": meter_no,
+            "start": start,
+            "end": end,
+            "limit": checked_limit(limit),
+        },
+    )
+
+
+async def top_consumers_of_cycle(
+    connection: Connection,
+    tenant_no: TenantNo,
+    among: Among,
+    *,
+    meter_no: int,
+    cycle_start: datetime,
+    limit: int,
+) -> list[Consumer]:
+    """Return the devices of a fleet that used most of a meter in a bill cycle, the most first."""
+    tagged = "" if among.tag is None else _TAGGED
+    return await fetch_all(
+        connection,
+        Consumer,
+        f"WITH used AS (SELECT subscription.device_no, {_SUMMED} FROM meter_use"  # noqa: S608 - text of this module
+        " JOIN subscription ON subscription.subscription_no = meter_use.subscription_no"
+        " JOIN device ON device.device_no = subscription.device_no"
+        " WHERE meter_use.fleet_no = %(fleet_no)s AND meter_use.cycle_start = %(cycle_start)s"
+        f" AND meter_use.meter_no = %(meter_no)s{tagged} GROUP BY subscription.device_no){_MOST}",
+        {
+            **among.parameters(tenant_no),
+            "meter_no": meter_no,
+            "cycle_start": cycle_start,
+            "limit": checked_limit(limit),
+        },
+    )

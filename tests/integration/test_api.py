@@ -98,6 +98,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/api-keys/{api_key_no}",
         "/v1/audit-log",
         "/v1/audit-log/{entry_no}/changes",
+        "/v1/bill-adjustments",
         "/v1/billing",
         "/v1/billing/tax-rules",
         "/v1/bills",
@@ -105,6 +106,8 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills/{bill_no}/document",
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
+        "/v1/carrier-records",
+        "/v1/charges",
         "/v1/charges/{charge_id}",
         "/v1/commands",
         "/v1/corrections",
@@ -120,6 +123,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices/{device_id}/sims",
         "/v1/devices/{device_id}/state-changes",
         "/v1/devices/{device_id}/usage",
+        "/v1/disputes",
         "/v1/disputes/{dispute_no}",
         "/v1/events",
         "/v1/fleets",
@@ -156,6 +160,8 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/thresholds",
         "/v1/thresholds/{threshold_id}",
         "/v1/thresholds/{threshold_id}/standing",
+        "/v1/top-consumers",
+        "/v1/usage-records",
         "/v1/users",
         "/v1/users/{user_no}",
         "/v1/webhook-endpoints",
@@ -463,6 +469,10 @@ def test_a_local_day_has_all_of_its_hours(api: "ApiUnderTest", day: str, hours: 
             " interval '1 hour') AS hour",
             [noon - timedelta(hours=36), noon + timedelta(hours=36)],
         )
+        await connection.execute(
+            "INSERT INTO fleet_usage_hour SELECT fleet_no, hour, meter_no, zone, sum(records),"
+            " sum(quantity), sum(uplink), sum(overage) FROM usage_hour GROUP BY 1, 2, 3, 4"
+        )
 
     api.execute(fill)
     span = {"from": noon.isoformat(), "to": (noon + timedelta(minutes=1)).isoformat()}
@@ -515,7 +525,7 @@ BAD_INPUT = [
     ("/v1/fleets/acme-north/bill/charges?variant=own", "variant", "give both"),
     ("/v1/fleets/acme-north/bill/devices?plan_version=1", "plan_version", "give both"),
     ("/v1/charges/1-2", "charge_id", "use "),
-    ("/v1/fleets/acme-north/usage?bucket=week", "bucket", "use 'hour' or 'day'"),
+    ("/v1/fleets/acme-north/usage?bucket=week", "bucket", "use 'hour', 'day' or 'month'"),
     (
         "/v1/fleets/acme-north/usage?from=2026-04-02T00:00:00Z&to=2026-04-01T00:00:00Z",
         "from",

@@ -18,6 +18,12 @@ from psycopg.abc import Params, Query
 from psycopg.pq.abc import PGconn
 from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
 
+from api.auth import Caller
+from api.routes.devices import get_device_balance, get_devices
+from api.routes.fleets import get_fleet_balance
+from api.routes.usage import get_device_usage, get_fleet_usage
+from metering.access import Identity, Role
+from metering.billing.bill import bill_so_far
 from metering.ids import BootNo, DeviceId, DeviceNo, FleetNo, ShardNo, TenantId, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
@@ -42,6 +48,7 @@ from metering.store import (
     closing,
     closing_audit,
     commands,
+    compared_views,
     control_views,
     corrections,
     cycles,
@@ -52,8 +59,10 @@ from metering.store import (
     known_views,
     leases,
     outbox,
+    past_balances,
     pool_views,
     readings,
+    record_views,
     registry,
     subscription_views,
     tally,
@@ -207,9 +216,16 @@ INSERT INTO pool_draw SELECT bucket_no, n, 1, true
     WHERE kind = 'pool' AND source = 'plan';
 INSERT INTO fleet_cycle SELECT n, '2026-04-01', '2026-05-01', '2026-04-01', '2026-05-01', now()
     FROM generate_series(1, 800) AS n;
-INSERT INTO usage_hour SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
+INSERT INTO usage_hour (hour, fleet_no, device_no, meter_no, plan_no, records, quantity, uplink,
+        overage, amount) SELECT timestamptz '2026-02-01' + (n / 5000) * interval '100 hours',
         1 + (1 + n % 5000) % 800, 1 + n % 5000, 1, 1, 1, 1, 0, 0, 0
     FROM generate_series(0, 99999) AS n;
+INSERT INTO fleet_usage_hour SELECT fleet_no, hour, meter_no, zone, sum(records), sum(quantity),
+        sum(uplink), sum(overage) FROM usage_hour GROUP BY 1, 2, 3, 4;
+UPDATE device SET tags = '{outdoor}' WHERE device_no <= 5000 AND device_no % 40 = 0;
+INSERT INTO compared_reading SELECT 1 + n % 5000, n, 1 + n % 5000,
+        timestamptz '2026-04-01' + n * interval '1 s', now(), 1, 1, 1, 1, 0, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL, 0 FROM generate_series(0, 19999) AS n;
 INSERT INTO rejected (topic, tenant_no, device_no, reason, detail, boot_id, seq, content,
         content_sha256, first_received_at, last_received_at)
     SELECT 'topic-' || n % 5000, 1 + (1 + (1 + n % 5000) % 800) % 10, 1 + n % 5000, 'clock_ahead',
@@ -314,6 +330,13 @@ CHARGES = charge_views.ChargesWanted(
     fleet_no=FLEET, cycle_start=CYCLE, known=known_views.Known(before_run=990)
 )
 SINCE = unwinding.Since(fleet_no=FLEET, place=(990, 0), devices=OWN)
+AMONG = usage_views.Among(fleet_no=FLEET, tag=None)
+RECORDS = record_views.RecordsWanted(fleet_no=None, device_no=None, measured_from=CYCLE)
+LOT = bucket_views.LotView(
+    bucket_no=30000, subscription_no=None, plan_no=None, plan_id=None, plan_version=None, meter_no=1,
+    name="pool", begins_at=CYCLE, expires_at=None, granted=10, used=0, source="plan", device_no=None,
+    priority=None, zones=None, reserved=0,
+)  # fmt: skip
 EDGES = [CYCLE + number * DAY for number in range(15)]
 
 
@@ -409,7 +432,9 @@ async def _pool_members(connection: Connection) -> None:
 
 
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
-HOURS = {(number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), FLEET): [1, 1, 0, 0, 0] for number in OWN}
+HOURS = {
+    (number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), "", FLEET): [1, 1, 0, 0, 0] for number in OWN
+}
 COMMAND = outbox.NewCommand(
     device_no=10, kind=CommandKind.SUSPEND, payload={}, cause="new", published_at=None,
     expires_at=None,
@@ -535,10 +560,67 @@ HOT: dict[str, Use] = {
     "bill: use": lambda c: bill_views.uses_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
     "bill: devices": lambda c: bill_views.device_ids(c, TENANT, device_nos=OWN),
     "usage of a fleet": lambda c: usage_views.usage_of_fleet(
-        c, TENANT, fleet_no=FLEET, edges=EDGES
+        c, TENANT, usage_views.Series(edges=EDGES), fleet_no=FLEET
     ),
     "usage of a device": lambda c: usage_views.usage_of_device(
-        c, TENANT, device_no=200, edges=EDGES
+        c, TENANT, usage_views.Series(edges=EDGES), device_no=200
+    ),
+    "usage of a tag": lambda c: usage_views.usage_of_tag(
+        c, TENANT, usage_views.Series(edges=EDGES), fleet_no=FLEET, tag="outdoor"
+    ),
+    "top consumers of a fleet": lambda c: usage_views.top_consumers(
+        c, TENANT, AMONG, meter_no=1, start=CYCLE - 40 * DAY, end=CYCLE, limit=50
+    ),
+    "top consumers of a tag": lambda c: usage_views.top_consumers(
+        c,
+        TENANT,
+        usage_views.Among(fleet_no=None, tag="outdoor"),
+        meter_no=1,
+        start=CYCLE - 40 * DAY,
+        end=CYCLE,
+        limit=50,
+    ),
+    "top consumers of a cycle": lambda c: usage_views.top_consumers_of_cycle(
+        c, TENANT, AMONG, meter_no=1, cycle_start=CYCLE, limit=50
+    ),
+    "usage records": lambda c: record_views.list_records(c, TENANT, RECORDS, before=None, limit=50),
+    "usage records of a fleet": lambda c: record_views.list_records(
+        c, TENANT, replace(RECORDS, fleet_no=FLEET), before=(900, 0, 0), limit=50
+    ),
+    "usage records of a device": lambda c: record_views.list_records(
+        c, TENANT, replace(RECORDS, device_no=800), before=None, limit=50
+    ),
+    "compared readings": lambda c: compared_views.list_compared(
+        c,
+        TENANT,
+        fleet_no=None,
+        device_no=None,
+        measured_from=None,
+        measured_to=None,
+        before=None,
+        limit=50,
+    ),
+    "compared readings of a device": lambda c: compared_views.list_compared(
+        c,
+        TENANT,
+        fleet_no=None,
+        device_no=200,
+        measured_from=None,
+        measured_to=None,
+        before=None,
+        limit=50,
+    ),
+    "past balance: own": lambda c: past_balances.lots_then(
+        c, [LOT], fleet_no=FLEET, device_no=800, at=NOW
+    ),
+    "past balance: pools": lambda c: past_balances.lots_then(
+        c, [LOT], fleet_no=FLEET, device_no=None, at=NOW
+    ),
+    "past balance: meters": lambda c: past_balances.meters_then(
+        c, device_no=800, fleet_no=FLEET, cycle_start=CYCLE, at=NOW
+    ),
+    "past balance: subscriptions": lambda c: past_balances.subscriptions_then(
+        c, TENANT, device_no=800, cycle_start=CYCLE, cycle_end=CYCLE + 30 * DAY, at=NOW
     ),
     "charges of a bill": lambda c: charge_views.list_charges(
         c, TENANT, CHARGES, after=None, limit=50
@@ -697,7 +779,11 @@ SHOWN = [
     "a device", "devices", "devices of a fleet", "devices with a tag", "a device by its SIM",
     "a device by its IMEI", "states of a device", "subscriptions", "subscriptions of a device", "pools",
     "members of a pool", "boots of a device", "bill: use", "bill: devices",
-    "usage of a fleet", "usage of a device", "charges of a bill", "charges of a bill: sums",
+    "usage of a fleet", "usage of a device", "usage of a tag", "top consumers of a fleet",
+    "top consumers of a tag", "top consumers of a cycle", "usage records", "usage records of a fleet",
+    "usage records of a device", "compared readings", "compared readings of a device",
+    "past balance: own", "past balance: pools", "past balance: meters", "past balance: subscriptions",
+    "charges of a bill", "charges of a bill: sums",
     "charges of a device", "charges of a past moment", "charges of a reading", "readings of a device",
     "rejected", "rejected, next page", "rejected of a device", "parked of a fleet", "commands",
     "commands of a device", "events", "events of a device", "deliveries", "anomalies of a device",
@@ -719,7 +805,9 @@ def test_what_is_shown_stays_on_its_index_under_row_level_security(
         ("stored readings", "DROP INDEX reading_is_stored_once"),
         ("counted neighbours", "DROP INDEX reading_is_stored_once"),
         ("counters", "ALTER TABLE counter DROP CONSTRAINT counter_pkey"),
-        ("usage of a fleet", "DROP INDEX usage_hour_by_fleet"),
+        ("usage of a fleet", "ALTER TABLE fleet_usage_hour DROP CONSTRAINT fleet_usage_hour_pkey"),
+        ("top consumers of a fleet", "DROP INDEX usage_hour_by_fleet"),
+        ("usage records of a fleet", "DROP INDEX charge_by_fleet_in_order"),
         ("bill: use", "DROP INDEX meter_use_by_fleet"),
         ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
         ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
@@ -750,6 +838,71 @@ def test_what_is_shown_stays_on_its_index_under_row_level_security(
 def test_a_dropped_index_is_noticed(filled_url: str, name: str, damage: str) -> None:
     found = asyncio.run(complaints(filled_url, HOT[name], damage))
     assert any("reads all of" in each for each in found)
+
+
+def _caller(connection: Connection) -> Caller:
+    return Caller(
+        identity=Identity(tenant_no=TENANT, role=Role.TENANT_ADMIN, api_key_no=1),
+        tenant_no=TENANT,
+        connection=connection,
+        now=NOW,
+        silent_after=DAY,
+    )
+
+
+MAINTAINED: dict[str, Use] = {
+    "a fleet's balance": lambda c: get_fleet_balance(_caller(c), "fleet-1"),
+    "a device's balance": lambda c: get_device_balance(_caller(c), "device-800"),
+    "a bill so far": lambda c: bill_so_far(c, TENANT, fleet=FLEET_ROW, at=NOW),
+    "a fleet's usage": lambda c: get_fleet_usage(_caller(c), "fleet-1", bucket="day"),
+    "a device's usage": lambda c: get_device_usage(_caller(c), "device-800", bucket="day"),
+    "devices": lambda c: get_devices(caller=_caller(c), fleet_id="fleet-1"),
+}
+"""What answers from what charging maintains, however much was ever used."""
+HISTORY = ("reading", "charge", "superseded_charge", "bucket_entry", "charge_correction")
+
+
+@pytest.mark.parametrize("name", MAINTAINED)
+def test_no_history_is_summed(filled_url: str, name: str) -> None:
+    assert not asyncio.run(_history_read(filled_url, MAINTAINED[name]))
+
+
+def test_a_sum_of_history_is_noticed(filled_url: str) -> None:
+    read = asyncio.run(_history_read(filled_url, HOT["charges of a bill: sums"]))
+    assert "charge" in read
+
+
+async def _history_read(url: str, use: Use) -> set[str]:
+    """Return which tables of history, or their chunks, a function's statements read."""
+    async with await RecordingConnection.connect(api_url_of(url)) as connection:
+        try:
+            await speak_for_tenant(connection, TENANT)
+            found = await connection.execute(
+                "SELECT chunk_name, hypertable_name FROM timescaledb_information.chunks"
+                " UNION ALL SELECT name, name FROM unnest(%s::text[]) AS name",
+                [list(HISTORY)],
+            )
+            table_of = {row[0]: row[1] for row in await found.fetchall()}
+            connection.statements.clear()
+            await use(connection)
+            read: set[str] = set()
+            for query, parameters in list(connection.statements):
+                explaining = f"EXPLAIN (FORMAT JSON) {query}"
+                row = await (await connection.execute(explaining.encode(), parameters)).fetchone()
+                assert row is not None
+                read.update(table_of.get(each, each) for each in _relations(row[0][0]["Plan"]))
+            assert read, "nothing was read"
+            return read & set(HISTORY)
+        finally:
+            await connection.rollback()
+
+
+def _relations(plan: dict[str, Any]) -> Iterator[str]:
+    if "Relation Name" in plan:
+        yield plan["Relation Name"]
+    children: Sequence[dict[str, Any]] = plan.get("Plans", [])
+    for child in children:
+        yield from _relations(child)
 
 
 def test_a_second_charge_of_one_part_is_refused(filled_url: str) -> None:

@@ -375,6 +375,64 @@ def test_a_simulated_fleet_survives_the_brokers_death(broker: Broker, tmp_path: 
     assert arrived == {(line.device, line.boot, line.seq): told(line) for line in ledger}
 
 
+def test_simulated_devices_cut_off_as_they_subscribe_come_back(
+    broker: Broker, tmp_path: Path
+) -> None:
+    scenario = Scenario(
+        tenant="demo",
+        devices=["truck-1", "truck-2"],
+        seed=3,
+        for_seconds=1,
+        interval_seconds=0.1,
+        drain_seconds=30,
+    )
+    subscribe = 0x82
+    cut: list[bytes] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry a connection to the broker; the first two end where they subscribe."""
+        onward_reader, onward_writer = await asyncio.open_connection("127.0.0.1", broker.port)
+        back = asyncio.create_task(_carry_back(onward_reader, writer))
+        try:
+            while octets := await reader.read(65536):
+                if octets[0] == subscribe and len(cut) < len(scenario.devices):
+                    cut.append(octets)
+                    break
+                onward_writer.write(octets)
+        finally:
+            back.cancel()
+            for each in (writer, onward_writer):
+                each.transport.abort()
+                with contextlib.suppress(OSError):
+                    await each.wait_closed()
+
+    async def scene() -> None:
+        platform = Platform(broker.url)
+        port = free_port()
+        server = await asyncio.start_server(carry, "127.0.0.1", port)
+        async with server, running(platform.run):
+            await asyncio.wait_for(platform.listening.wait(), 5)
+            with LedgerFile(tmp_path / "ledger.jsonl") as ledger:
+                tally = await Simulation(
+                    scenario,
+                    brokers=lambda _: parse_broker_url(f"mqtt://127.0.0.1:{port}"),
+                    settings=SETTINGS,
+                    ledger=ledger,
+                    clock=clock.now,
+                    say=print,
+                ).run()
+        assert len(cut) == len(scenario.devices)
+        assert tally.is_clean, tally
+        assert {device for device, _ in platform.arrived} == set(scenario.devices)
+
+    asyncio.run(scene())
+
+
+async def _carry_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while octets := await reader.read(65536):
+        writer.write(octets)
+
+
 def values(reading: Reading) -> tuple[object, ...]:
     return (reading.at, reading.uplink, reading.downlink, reading.quantity, reading.epoch)
 

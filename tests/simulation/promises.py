@@ -638,6 +638,7 @@ async def _usage_shown(
 ) -> list[str]:
     problems: list[str] = []
     edges = [world.now - timedelta(days=800), world.now + timedelta(days=800)]
+    series = usage_views.Series(edges=edges)
     devices = await device_views.list_devices(
         world.admin, tenant_no, fleet_no=None, after="", limit=100, now=world.now
     )
@@ -646,7 +647,7 @@ async def _usage_shown(
         problems.append(f"{tenant_id} is shown {[each.device_id for each in devices]}, has {own}")
     for device in devices:
         points = await usage_views.usage_of_device(
-            world.admin, tenant_no, device_no=device.device_no, edges=edges
+            world.admin, tenant_no, series, device_no=device.device_no
         )
         shown = {each.meter_no: each.quantity for each in points}
         used: dict[int, int] = {}
@@ -658,7 +659,7 @@ async def _usage_shown(
             problems.append(f"{tenant_id}/{device.device_id} is shown {shown}, was charged {used}")
         for other, other_no in world.tenants.items():
             if other != tenant_id and await usage_views.usage_of_device(
-                world.admin, other_no, device_no=device.device_no, edges=edges
+                world.admin, other_no, series, device_no=device.device_no
             ):
                 problems.append(f"{other} is shown the use of {tenant_id}/{device.device_id}")
     return problems

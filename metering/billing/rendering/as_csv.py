@@ -35,21 +35,21 @@ def as_csv(document: Document) -> str:
 def _row(document: Document, line: DocumentLine) -> list[str]:
     price, period = line.unit_price, line.period
     return [
-        _text(document.number),
+        cell_of(document.number),
         document.kind.value,
         "" if document.issued is None else str(document.issued),
         document.currency,
         str(line.number),
         line.kind.value,
-        _text(line.name),
-        _text(line.plan),
+        cell_of(line.name),
+        cell_of(line.plan),
         "" if line.plan_version is None else str(line.plan_version),
-        _text(line.device),
+        cell_of(line.device),
         str(line.devices),
-        _text(line.meter),
+        cell_of(line.meter),
         "" if line.variant is None else str(line.variant),
-        _text(line.label),
-        _text(line.unit),
+        cell_of(line.label),
+        cell_of(line.unit),
         str(line.records),
         _number(line.quantity),
         _number(line.in_bundle),
@@ -59,7 +59,7 @@ def _row(document: Document, line: DocumentLine) -> list[str]:
         "" if line.shares is None else decimal_text(line.shares),
         "" if period is None else str(period.first_day),
         "" if period is None else str(period.end_day),
-        _text(line.reason),
+        cell_of(line.reason),
         "" if line.corrects is None else str(line.corrects),
         decimal_text(line.exact),
         _number(line.amount),
@@ -68,7 +68,8 @@ def _row(document: Document, line: DocumentLine) -> list[str]:
     ]
 
 
-def _text(text: str | None) -> str:
+def cell_of(text: str | None) -> str:
+    """Return a text as a cell: one that a spreadsheet would take for a formula is marked as text."""
     if text is None:
         return ""
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text

@@ -1,0 +1,265 @@
+"""Every list as CSV, for whoever asks with `Accept: text/csv`: page after page, as it is sent.
+
+A list's own route answers each page, with all its checks, so no route knows of CSV. One page is held at a
+time, and the next is asked for when the one before was taken.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, get_args, get_origin
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import params
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from metering.billing.rendering.as_csv import cell_of
+from metering.store.rows import PAGE_MAX
+
+CSV_TYPE = "text/csv"
+CURSOR_HEADER = "fleetmeter-next-cursor"
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CsvList:
+    """A route whose answer is a page of a list: the columns of its items, and which parameters it takes.
+
+    `shared` are columns that a page tells once for all of its items: without them these lack their units.
+    """
+
+    route: APIRoute
+    columns: Sequence[Path]
+    shared: Sequence[str]
+    takes: frozenset[str]
+
+    @property
+    def header(self) -> list[str]:
+        """The names of the columns: those of the JSON's fields, those of an inner object after a dot."""
+        return [*self.shared, *(".".join(path) for path in self.columns)]
+
+
+def csv_lists(routes: Sequence[BaseRoute]) -> list[CsvList]:
+    """Return the lists among some routes, and let the OpenAPI document say that they come as CSV too."""
+    found = []
+    for route in routes:
+        if not isinstance(route, APIRoute) or "GET" not in (route.methods or ()):
+            continue
+        item = _item_of(route.response_model)
+        if item is None:
+            continue
+        columns = list(_columns(item))
+        one = CsvList(
+            route=route,
+            shared=[
+                name
+                for name in ("currency", "meter", "unit")
+                if name in route.response_model.model_fields and (name,) not in columns
+            ],
+            columns=columns,
+            takes=frozenset(
+                field.alias
+                for field in get_flat_params(route.dependant)
+                if isinstance(field.field_info, params.Query)
+            ),
+        )
+        route.responses = {
+            **route.responses,
+            HTTPStatus.OK.value: {
+                "description": "A page; as `text/csv` the whole list, unless `limit` is given",
+                "content": {
+                    CSV_TYPE: {
+                        "schema": {"type": "string"},
+                        "example": f"{','.join(one.header)}\r\n",
+                    }
+                },
+            },
+        }
+        found.append(one)
+    return found
+
+
+def _item_of(model: object) -> type[BaseModel] | None:
+    fields: Mapping[str, Any] = getattr(model, "model_fields", {})
+    if "items" not in fields or "next_cursor" not in fields:
+        return None
+    (item,) = get_args(fields["items"].annotation)
+    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
+
+
+def _columns(model: type[BaseModel], path: Path = ()) -> Iterator[Path]:
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field.annotation)
+        if inner is None:
+            yield (*path, field.alias or name)
+        else:
+            yield from _columns(inner, (*path, field.alias or name))
+
+
+def _inner_model(annotation: object) -> type[BaseModel] | None:
+    """Return the model of a field that is one object, or null."""
+    if isinstance(annotation, type):
+        is_model = get_origin(annotation) is None and issubclass(annotation, BaseModel)
+        return annotation if is_model else None
+    others = [each for each in get_args(annotation) if each is not type(None)]
+    if get_origin(annotation) in {list, dict} or len(others) != 1:
+        return None
+    return _inner_model(others[0])
+
+
+class CsvLists:
+    """ASGI middleware that answers a list's route as CSV where that is what is accepted."""
+
+    def __init__(self, app: ASGIApp, *, lists: Sequence[CsvList]) -> None:
+        self._app = app
+        self._lists = lists
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, a list as CSV if that is asked for."""
+        if scope["type"] == "http" and scope["method"] == "GET" and _wants_csv(scope):
+            for each in self._lists:
+                if each.route.matches(scope)[0] is Match.FULL:
+                    await self._send_list(each, scope, send)
+                    return
+        await self._app(scope, receive, send)
+
+    async def _send_list(self, of: CsvList, scope: Scope, send: Send) -> None:
+        given = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        is_one_page = any(name == "limit" for name, _ in given) or "cursor" not in of.takes
+        if not is_one_page and "limit" in of.takes:
+            given.append(("limit", str(PAGE_MAX)))
+        page = await self._page(scope, given)
+        if page.status != HTTPStatus.OK:
+            await page.send(send)
+            return
+        answer = page.document
+        await send(_start(of, answer["next_cursor"] if is_one_page else None))
+        await _send_rows(send, [of.header], more=True)
+        while True:
+            cursor = None if is_one_page else answer["next_cursor"]
+            rows = [_row(of, answer, item) for item in answer["items"]]
+            await _send_rows(send, rows, more=cursor is not None)
+            if cursor is None:
+                return
+            given = [
+                *((name, value) for name, value in given if name != "cursor"),
+                ("cursor", cursor),
+            ]
+            page = await self._page(scope, given)
+            if page.status != HTTPStatus.OK:
+                # What was sent cannot be taken back: the answer breaks off, and the client knows that it did.
+                raise ListBrokenOffError(f"{scope['path']}: a page was answered with {page.status}")
+            answer = page.document
+
+    async def _page(self, scope: Scope, given: Sequence[tuple[str, str]]) -> "_Answer":
+        asked: Scope = {
+            **scope,
+            "query_string": urlencode(given).encode(),
+            "headers": [
+                *((name, value) for name, value in scope["headers"] if name != b"accept"),
+                (b"accept", b"application/json"),
+            ],
+            "state": dict(scope.get("state", {})),
+        }
+        answer = _Answer()
+        await self._app(asked, _nothing, answer.take)
+        if "route" in asked:
+            scope["route"] = asked["route"]  # by which requests are counted
+        return answer
+
+
+class ListBrokenOffError(Exception):
+    """A list that was begun cannot be sent to its end."""
+
+
+class _Answer:
+    """What the application answers to the request for one page."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+
+    async def take(self, message: Message) -> None:
+        self._messages.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self._messages[0]["status"])
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        body = b"".join(message.get("body", b"") for message in self._messages[1:])
+        document: Mapping[str, Any] = json.loads(body, parse_float=str)
+        return document
+
+    async def send(self, send: Send) -> None:
+        for message in self._messages:
+            await send(message)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def _wants_csv(scope: Scope) -> bool:
+    for accepted in Headers(scope=scope).get("accept", "").split(","):
+        media, *parameters = (part.strip() for part in accepted.lower().split(";"))
+        if media == CSV_TYPE:
+            return not any(re.fullmatch(r"q=0(\.0*)?", each) for each in parameters)
+    return False
+
+
+def _start(of: CsvList, cursor: str | None) -> Message:
+    headers = [
+        (b"content-type", b"text/csv; charset=utf-8; header=present"),
+        (b"content-disposition", f'attachment; filename="{of.route.name}.csv"'.encode()),
+        (b"vary", b"accept"),
+    ]
+    if cursor is not None:
+        headers.append((CURSOR_HEADER.encode(), cursor.encode()))
+    return {"type": "http.response.start", "status": HTTPStatus.OK.value, "headers": headers}
+
+
+async def _send_rows(send: Send, rows: Sequence[Sequence[str]], *, more: bool) -> None:
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows(rows)
+    await send(
+        {"type": "http.response.body", "body": written.getvalue().encode(), "more_body": more}
+    )
+
+
+def _row(of: CsvList, page: Mapping[str, Any], item: Mapping[str, Any]) -> list[str]:
+    return [
+        *(_cell(page[name]) for name in of.shared),
+        *(_cell(_at(item, path)) for path in of.columns),
+    ]
+
+
+def _at(item: object, path: Path) -> object:
+    for name in path:
+        if not isinstance(item, Mapping):
+            return None
+        item = item.get(name)
+    return item
+
+
+def _cell(value: object) -> str:
+    """Write one value; a text that a spreadsheet would take for a formula is marked as text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value if _NUMBER.fullmatch(value) else cell_of(value)
+    if isinstance(value, int):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
