@@ -181,7 +181,7 @@ def _started(
         )
         made.run.wait_for_more(200)
         onlooker.start()
-        wait_until(lambda: onlooker.answers, "an answer of the API")
+        wait_until(lambda: onlooker.answers, "an answer of the API", seconds=120)
         yield made
     finally:
         onlooker.stop()

@@ -277,7 +277,11 @@ class Pipeline:
         )
 
     def wait_until_subscribed(self) -> None:
-        wait_until(lambda: self.metric("fleetmeter_ingest_subscribed") == 1, "the subscription")
+        wait_until(
+            lambda: self.metric("fleetmeter_ingest_subscribed") == 1,
+            "the subscription",
+            seconds=120,
+        )
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
