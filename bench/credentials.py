@@ -136,8 +136,8 @@ class Bench:
 
 
 @contextmanager
-def control(settings: Settings, folder: Path) -> Iterator[None]:
-    """Run a control process, from when it has told the broker all that there is to tell."""
+def running(settings: Settings, folder: Path, command: str) -> Iterator[None]:
+    """Run a process of the platform."""
     assert settings.database_url is not None  # noqa: S101 - set by `main`
     assert settings.broker_url is not None  # noqa: S101 - set by `main`
     own = {
@@ -147,9 +147,9 @@ def control(settings: Settings, folder: Path) -> Iterator[None]:
         "FLEETMETER_METRICS_PORT": "0",
         "PYTHONPATH": str(Path.cwd()),
     }
-    with (folder / "control.log").open("ab") as log:
+    with (folder / f"{command}.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "metering.cli", "control"],
+            [sys.executable, "-m", "metering.cli", command],
             env={**os.environ, **own}, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -177,7 +177,10 @@ async def measure(settings: Settings, sizes: Sequence[int], rounds: int) -> dict
         for size in sizes:
             first, _ = await bench.add(size - bench.devices, restart_broker=True)
             (many, given), (one, _) = await bench.add(TOGETHER), await bench.add(1)
-            with tempfile.TemporaryDirectory() as folder, control(settings, Path(folder)):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                running(settings, Path(folder), "control"),
+            ):
                 await bench.suspend(given.pop())  # the first one waits until the process is up
                 delays = [await bench.suspend(given.pop()) for _ in range(rounds)]
             print(

@@ -77,7 +77,7 @@ class Hearing:
             messages_per_second=settings.device_requests_per_second_max,
             octets_per_second=settings.device_octets_per_second_max,
             window_seconds=settings.flood_window_seconds,
-            backlog_seconds_max=settings.flood_backlog_seconds_max,
+            backlog_seconds_max=0,  # who asks again waits for seconds: an outage heaps little up,
         )
 
     def received(self, delivery: Delivery) -> None:
@@ -91,7 +91,6 @@ class Hearing:
     def connection_lost(self) -> None:
         """Forget what no batch has taken yet: the broker delivers it again."""
         self._pending.clear()
-        self._guard.interrupted(monotonic())
 
     async def run(self, acknowledge: Callable[[Iterable[Delivery]], None]) -> None:
         """Handle messages until cancelled; each batch is acknowledged once it is committed."""
@@ -111,8 +110,6 @@ class Hearing:
                         together = messages[first : first + size]
                         connection = await self._handle(connection, handler, together)
                 acknowledge(batch)
-                if not self._pending:
-                    self._guard.caught_up()
         finally:
             if connection is not None:
                 await connection.close()

@@ -18,24 +18,26 @@ FLOODING, OTHER = TRACKERS[:2]
 HOLD_SECONDS = 6.0
 RATE, WINDOW_SECONDS = 100, 2
 LIMIT = RATE * WINDOW_SECONDS
-MESSAGES_MAX = 20_000
+MESSAGES_MAX = 10_000
 """As many as a device publishes in a flood that nobody ends."""
 AT = datetime.now(UTC).isoformat()
 
 
 @pytest.fixture
 def pipeline(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Pipeline]:
-    yield from pipeline_of(
+    with pipeline_of(
         database_url,
         broker_url,
         tmp_path,
         FLEETMETER_DEVICE_MESSAGES_PER_SECOND_MAX=str(RATE),
         FLEETMETER_DEVICE_REQUESTS_PER_SECOND_MAX="20",
         FLEETMETER_FLOOD_WINDOW_SECONDS=str(WINDOW_SECONDS),
+        FLEETMETER_FLOOD_BACKLOG_SECONDS_MAX="0",
         FLEETMETER_FLOOD_HOLD_SECONDS=str(HOLD_SECONDS),
         FLEETMETER_CONTROL_RESEND_SECONDS="0.5",
         FLEETMETER_CONTROL_RESEND_SECONDS_MAX="0.5",
-    )
+    ) as made:
+        yield made
 
 
 @pytest.fixture
