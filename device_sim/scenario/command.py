@@ -20,6 +20,7 @@ from device_sim.scenario.document import scenario_schema_text
 from device_sim.scenario.generate import make
 from device_sim.scenario.output import expectation, read_expectation, write_files
 from device_sim.scenario.reading import read_scenario_file
+from device_sim.scenario.register import register
 from device_sim.scenario.run import (
     Against,
     check_formats,
@@ -33,6 +34,7 @@ from metering.broker_address import broker_of
 from metering.errors import FleetmeterError, InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
+from metering.store.connection import database_url
 
 EQUAL, DIFFERS, NOT_RUN = 0, 1, 2
 """Exit codes."""
@@ -63,6 +65,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--wait", type=_positive, default=120.0, metavar="SECONDS",
         help="for acknowledgements, then for charging (120)",
     )  # fmt: skip
+    registered = commands.add_parser(
+        "register",
+        help="create what is missing at the platform, and print the devices, for `fleetmeter device`",
+    )
+    _add_scenario(registered)
     commands.add_parser("list", help="list the scenarios and profiles that are shipped")
     commands.add_parser("schema", help="print the JSON Schema of scenario files")
 
@@ -93,6 +100,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
                 return EQUAL
             case "make":
                 return _make(arguments)
+            case "register":
+                return asyncio.run(_register(arguments, settings))
             case _:
                 return asyncio.run(_run(arguments, settings))
     except (FleetmeterError, OSError, aiomqtt.MqttError, httpx.HTTPError, psycopg.Error) as error:
@@ -115,6 +124,13 @@ def _make(arguments: argparse.Namespace) -> int:
     return EQUAL
 
 
+async def _register(arguments: argparse.Namespace, settings: Settings) -> int:
+    scenario = _scenario(arguments)
+    await register(database_url(settings), scenario, now=clock.now())
+    print("\n".join(scenario.devices))
+    return EQUAL
+
+
 async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     scenario = _scenario(arguments)
     check_takes(scenario, settings, now=clock.now())
@@ -129,13 +145,7 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.credentials is not None or arguments.certificates is not None:
         check_may_publish(scenario)
         expected = with_credentials(expected)
-        devices = [
-            device
-            for fleet in scenario.fleets
-            for group in fleet.groups
-            for device in group.devices
-        ]
-        brokers = brokers_of(arguments, broker, scenario.tenant, devices)
+        brokers = brokers_of(arguments, broker, scenario.tenant, scenario.devices)
     api_host = "127.0.0.1" if settings.api_host in {"0.0.0.0", "::"} else settings.api_host  # noqa: S104
     against = Against(
         settings=settings,

@@ -32,8 +32,8 @@ _ROOT = "{root}"
 class Published:
     """A message as it goes to the broker: when, by which device, on the topic of which.
 
-    `topic` is what follows the topic root, if it is `below_root`. `boot` and `seqs` are what the platform will
-    acknowledge of it; a message that is refused as a whole has none.
+    `topic` is what follows the topic root, if it is `below_root`. `boot` and `seqs` are what the platform
+    will acknowledge of it; a message that is refused as a whole has none.
     """
 
     at: datetime
@@ -135,7 +135,7 @@ class _Network:
 
     def known(self, boot: str, reading: Reading) -> tuple[str, Reading]:
         """Return the boot and the reading as the platform will know them."""
-        known = self._writer.identified(boot, Measured(reading, ()))
+        known = self._writer.identified(boot, Measured(reading=reading, used=()))
         assert known is not None  # noqa: S101 - formats that cannot tell a reading are refused
         return known
 

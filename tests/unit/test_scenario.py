@@ -22,8 +22,9 @@ from device_sim.scenario.definition import Scenario
 from device_sim.scenario.document import scenario_schema_text
 from device_sim.scenario.generate import Made, make
 from device_sim.scenario.output import expectation
+from device_sim.scenario.publish import Pace
 from device_sim.scenario.reading import read_scenario
-from device_sim.scenario.run import check_takes
+from device_sim.scenario.run import check_formats, check_may_publish, check_takes
 from metering.cli import main
 from metering.errors import InvalidValue
 from metering.plan_document.file import parse_documents
@@ -447,3 +448,52 @@ def test_what_the_platform_takes_is_told_before_it_is_run() -> None:
     plan = PLAN | {"meters": {"data": data}}
     with pytest.raises(InvalidValue, match="rolls over"):
         check_takes(scenario_of(document() | {"plans": [plan]}), settings, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ({"format": "carrier"}, "format"),
+        ({"format": "senml", "faults": shares(skew="0.1")}, "faults.skew"),
+        ({"format": "thingsboard", "faults": shares(clock_lost="0.1")}, "faults.clock_lost"),
+        ({"format": "senml-cbor", "faults": shares(wrap="0.1")}, "faults.wrap"),
+        ({"format": "sparkplug", "faults": shares(reorder="0.1")}, "faults.reorder"),
+        ({"format": "sparkplug", "profile": "tracker"}, "is of counters"),
+        ({"format": "senml", "roaming": [{"at": "2026-05-01", "zone": "eu"}]}, "cannot be told"),
+    ],
+)
+def test_what_a_format_cannot_tell_is_refused(group: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidValue, match=problem):
+        scenario_of(document(**group))
+
+
+def test_a_format_needs_what_it_takes() -> None:
+    binary = scenario_of(document(format="cloudevents-binary"))
+    check_formats(binary, Settings())
+    with pytest.raises(InvalidValue, match="needs MQTT 5"):
+        check_formats(binary, Settings(mqtt_version="3.1.1"))
+    edge = scenario_of(document(format="sparkplug"))
+    check_formats(edge, Settings(ingest_sparkplug=True))
+    with pytest.raises(InvalidValue, match="FLEETMETER_INGEST_SPARKPLUG"):
+        check_formats(edge, Settings())
+
+
+def test_who_may_not_publish_at_the_end_cannot_be_run_with_credentials() -> None:
+    changes = [{"at": "2026-05-01T12:00", "devices": [2], "state": "suspended"}]
+    with pytest.raises(InvalidValue, match="d-0002 ends suspended"):
+        check_may_publish(scenario_of(document(changes=changes)))
+    changes.append({"at": "2026-05-02T12:00", "devices": [2], "state": "active"})
+    check_may_publish(scenario_of(document(changes=changes)))
+
+
+def test_no_device_of_a_scenario_floods() -> None:
+    """However much it has to send: in no window is it more than the platform lets it."""
+    settings = Settings()
+    pace, now, sent = Pace(settings), 100.0, []
+    for _ in range(10_000):
+        now += pace.wait_seconds("a", now)
+        sent.append(now)
+    assert pace.wait_seconds("b", now) == 0
+    most = settings.device_messages_per_second_max * settings.flood_window_seconds
+    for first, last in zip(sent, sent[int(most) :], strict=False):
+        assert last - first >= settings.flood_window_seconds * 0.99
