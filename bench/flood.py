@@ -190,6 +190,20 @@ def _wait(happened: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+def wait_for_control(url: str) -> None:
+    """Wait until the control process looks at what devices may do."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE broker_client SET look_at = now()")
+        _wait(
+            lambda: (
+                not connection.execute(
+                    "SELECT FROM broker_client WHERE look_at IS NOT NULL LIMIT 1"
+                ).fetchall()
+            ),
+            "control process",
+        )
+
+
 def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
     """Let a device flood once; return the figures."""
     calm_from = time.monotonic()
@@ -217,8 +231,18 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
         _wait(first, "message of the flood")
         started, flooding_from = datetime.now(UTC).timestamp(), time.monotonic()
         _wait(held, "end of the flood")
+        seen = time.monotonic()
+        _wait(
+            lambda: ask(
+                "SELECT FROM broker_client JOIN device USING (device_no)"
+                " WHERE device_id = %s AND told = 'listen'"
+            ),
+            "word to the broker",
+        )
+        told = time.monotonic()
         process.join(WAIT_SECONDS_MAX)
         cut_off = time.monotonic()
+        print(f"seen {seen - flooding_from:.2f} told {told - flooding_from:.2f}")
         time.sleep(CALM_SECONDS)
         _wait(lambda: not others.waits_longer_than(CALM_SECONDS), "calm")
         count = ask("SELECT up_to FROM boot JOIN device USING (device_no) WHERE device_id = %s")
@@ -282,6 +306,7 @@ def main() -> None:
         ):
             _wait(lambda: len(others.delays) > CALM_DEVICES, "acknowledgement")
             others.forget_lost()
+            wait_for_control(url)
             for qos in (0, 1):
                 found = []
                 for _ in range(arguments.rounds):
