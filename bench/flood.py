@@ -234,7 +234,7 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
         seen = time.monotonic()
         _wait(
             lambda: ask(
-                "SELECT FROM broker_client JOIN device USING (device_no)"
+                "SELECT 1 FROM broker_client JOIN device USING (device_no)"
                 " WHERE device_id = %s AND told = 'listen'"
             ),
             "word to the broker",

@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     authority_dir: Path | None = Field(
         None, description="folder of the authority that signs certificates; unset: the stack's own"
     )
+    revocation_list_url: str | None = Field(
+        None,
+        description="where brokers find the list of revoked certificates, said in certificates",
+        pattern=r"^https?://[!-~]+$",
+    )
     broker_rights: Literal["dynamic-security", "database"] = Field(
         "dynamic-security",
         description="who tells the broker what devices may do: its plugin, or views of the database",

@@ -27,7 +27,7 @@ from metering.ids import TenantNo
 from metering.provisioning.broker_file import BrokerFile
 from metering.settings import Settings
 from metering.stack import lifecycle
-from metering.stack.broker_files import REVOKED_FILE, write_revoked
+from metering.stack.broker_files import REVOKED_FILE, REVOKED_TO_FETCH_FILE, write_revoked
 from metering.store.broker_clients import (
     clients_of,
     device_numbers,
@@ -125,9 +125,7 @@ class Provisioning:
         numbers = await self.numbers([device_id])
         number = numbers[device_id]
         name = broker_username(self._tenant_id, device_id)
-        issued = Authority.open(authority_folder(self._settings)).sign_request(
-            request_pem, name, now=now, days=days
-        )
+        issued = self._authority().sign_request(request_pem, name, now=now, days=days)
         async with self._connection.transaction():
             await self._free(device_id, number, now=now, anew=anew)
             await save_client(self._connection, number, None, now=now)
@@ -172,7 +170,11 @@ class Provisioning:
             for device_id, code in codes.items():
                 await self._free(device_id, numbers[device_id], now=now, anew=False)
                 await open_claim(
-                    self._connection, numbers[device_id], now=now, expires_at=now + good_for
+                    self._connection,
+                    numbers[device_id],
+                    hash_of(code),
+                    now=now,
+                    expires_at=now + good_for,
                 )
                 name = claim_username(self._tenant_id, device_id)
                 commands += make_anew(
@@ -191,18 +193,37 @@ class Provisioning:
         folder = authority_folder(self._settings)
         if not (folder / "authority.pem").exists():
             return False
-        file = folder / REVOKED_FILE
-        revoked = Authority.open(folder).revocation_list(
-            await revoked_certificates(self._connection, now=now),
-            previous=file.read_bytes() if file.exists() else None,
-            now=now,
-        )
-        write_private(file, revoked)
+        serials = await revoked_certificates(self._connection, now=now)
+        revoked = self._write_revoked(folder / REVOKED_FILE, serials, now=now)
+        if self._settings.revocation_list_url is not None:
+            self._write_revoked(folder / REVOKED_TO_FETCH_FILE, serials, now=now, for_url=True)
         record = lifecycle.broker_record(self._settings)
         if record is None:
             return False
         write_revoked(Path(record.folder), revoked)
         return lifecycle.reload_broker(self._settings)
+
+    def _write_revoked(
+        self,
+        file: Path,
+        serials: Sequence[tuple[str, datetime]],
+        *,
+        now: datetime,
+        for_url: bool = False,
+    ) -> bytes:
+        revoked = self._authority().revocation_list(
+            serials,
+            previous=file.read_bytes() if file.exists() else None,
+            now=now,
+            for_url=for_url,
+        )
+        write_private(file, revoked)
+        return revoked
+
+    def _authority(self) -> Authority:
+        return Authority.open(
+            authority_folder(self._settings), list_url=self._settings.revocation_list_url
+        )
 
     async def _free(self, device_id: str, number: int, *, now: datetime, anew: bool) -> None:
         """See to it that a device has no credential."""

@@ -45,3 +45,54 @@ $$;
 
 ALTER TABLE command DROP CONSTRAINT command_kind_is_known, ADD CONSTRAINT command_kind_is_known
     CHECK (kind IN ('balance', 'throttle', 'suspend', 'resume', 'grant', 'hold'));
+
+-- Claims at a broker that looks here itself: who was announced gets in by its code, under one client id.
+ALTER TABLE device_claim
+    ADD COLUMN code_digest bytea,
+    ADD COLUMN code_salt text,
+    ADD COLUMN code_iterations integer,
+    ADD CONSTRAINT code_is_whole CHECK (num_nulls(code_digest, code_salt, code_iterations) IN (0, 3));
+COMMENT ON COLUMN device_claim.code_digest IS 'Of the code by which the device claims; NULL: announced before this was kept.';
+
+CREATE OR REPLACE VIEW broker_authentication AS
+SELECT tenant.tenant_id || '/' || device.device_id AS username,
+    encode(client.password_digest, 'hex') AS password_hash,
+    client.password_salt AS salt,
+    false AS is_superuser,
+    tenant.tenant_id || '/' || device.device_id AS client_id
+FROM broker_client AS client JOIN device USING (device_no) JOIN tenant USING (tenant_no)
+WHERE client.password_digest IS NOT NULL
+    AND broker_right(client.device_no, client.revoked_at, now()) <> 'none'
+UNION ALL
+SELECT 'claim:' || tenant.tenant_id || '/' || device.device_id,
+    encode(claim.code_digest, 'hex'), claim.code_salt, false,
+    'claiming:' || tenant.tenant_id || '/' || device.device_id
+FROM device_claim AS claim JOIN device USING (device_no) JOIN tenant USING (tenant_no)
+WHERE claim.is_open AND claim.expires_at > now() AND claim.code_digest IS NOT NULL;
+COMMENT ON COLUMN broker_authentication.client_id IS 'The only one under which it may connect.';
+
+CREATE OR REPLACE VIEW broker_authorisation AS
+SELECT tenant.tenant_id || '/' || device.device_id AS username,
+    'allow' AS permission, rule.action, tenant.tenant_id || '/' || device.device_id || '/' || rule.last AS branch,
+    replace(replace(rule.elsewhere, '{tenant}', tenant.tenant_id), '{device}', device.device_id) AS topic
+FROM broker_client AS client JOIN device USING (device_no) JOIN tenant USING (tenant_no)
+    CROSS JOIN LATERAL (SELECT broker_right(client.device_no, client.revoked_at, now()) AS name) AS held
+    JOIN (VALUES
+        ('publish', 'usage/#', NULL, 'publish'),
+        ('publish', 'quota', NULL, 'publish'),
+        ('publish', NULL, 'spBv1.0/{tenant}/+/{device}/#', 'publish'),
+        ('publish', NULL, 'v1/devices/me/telemetry', 'publish'),
+        ('publish', NULL, 'v1/gateway/telemetry', 'publish'),
+        ('publish', 'command-ack', NULL, 'listen'),
+        ('subscribe', 'ack', NULL, 'listen'),
+        ('subscribe', 'command', NULL, 'listen'),
+        ('subscribe', NULL, 'spBv1.0/{tenant}/NCMD/{device}', 'listen'),
+        ('subscribe', NULL, 'spBv1.0/STATE/fleetmeter', 'listen')
+    ) AS rule (action, last, elsewhere, least)
+    ON held.name = 'publish' OR (held.name = 'listen' AND rule.least = 'listen')
+UNION ALL
+SELECT 'claim:' || tenant.tenant_id || '/' || device.device_id, 'allow', rule.action,
+    tenant.tenant_id || '/' || device.device_id || '/' || rule.last, NULL
+FROM device_claim AS claim JOIN device USING (device_no) JOIN tenant USING (tenant_no)
+    CROSS JOIN (VALUES ('publish', 'claim'), ('subscribe', 'claim-answer')) AS rule (action, last)
+WHERE claim.is_open AND claim.expires_at > now();
