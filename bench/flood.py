@@ -231,7 +231,6 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
         _wait(first, "message of the flood")
         started, flooding_from = datetime.now(UTC).timestamp(), time.monotonic()
         _wait(held, "end of the flood")
-        seen = time.monotonic()
         _wait(
             lambda: ask(
                 "SELECT 1 FROM broker_client JOIN device USING (device_no)"
@@ -239,10 +238,8 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
             ),
             "word to the broker",
         )
-        told = time.monotonic()
-        process.join(WAIT_SECONDS_MAX)
         cut_off = time.monotonic()
-        print(f"seen {seen - flooding_from:.2f} told {told - flooding_from:.2f}")
+        process.join(WAIT_SECONDS_MAX)
         time.sleep(CALM_SECONDS)
         _wait(lambda: not others.waits_longer_than(CALM_SECONDS), "calm")
         count = ask("SELECT up_to FROM boot JOIN device USING (device_no) WHERE device_id = %s")
