@@ -75,7 +75,7 @@ def platform_of(
             pipeline.start("charge")
             pipeline.start("api", "--port", str(port))
             answers = f"http://127.0.0.1:{port}"
-            wait_until(lambda: f":{port}" in pipeline.log("api").read_text(), "the API")
+            wait_until(lambda: f":{port}" in pipeline.log("api").read_text(), "the API", seconds=90)
             yield Platform(pipeline, answers)
             pipeline.assert_running()
         finally:
