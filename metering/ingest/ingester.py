@@ -311,7 +311,9 @@ def _refused_messages(outcome: BatchOutcome, messages: Sequence[Message]) -> lis
             rejections=message.rejections if message.boot is None else [unknown_device(message)],
         )
         for message in messages
-        if message.sender is not None and (*message.sender, message.boot) not in answered
+        if message.sender is not None
+        and (message.boot is not None or message.rejections)  # a birth has neither
+        and (*message.sender, message.boot) not in answered
     ]
 
 
