@@ -219,7 +219,8 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
 
         def first() -> tuple[object, ...] | None:
             return ask(
-                "SELECT first_seen_at FROM boot JOIN device USING (device_no) WHERE device_id = %s"
+                "SELECT extract(epoch FROM first_seen_at)::float8"
+                " FROM boot JOIN device USING (device_no) WHERE device_id = %s"
             )
 
         def held() -> tuple[object, ...] | None:
@@ -229,7 +230,6 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
             )
 
         _wait(first, "message of the flood")
-        started, flooding_from = datetime.now(UTC).timestamp(), time.monotonic()
         _wait(held, "end of the flood")
         _wait(
             lambda: ask(
@@ -238,20 +238,22 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
             ),
             "word to the broker",
         )
-        cut_off = time.monotonic()
+        cut_off = datetime.now(UTC).timestamp()
         process.join(WAIT_SECONDS_MAX)
         time.sleep(CALM_SECONDS)
         _wait(lambda: not others.waits_longer_than(CALM_SECONDS), "calm")
         count = ask("SELECT up_to FROM boot JOIN device USING (device_no) WHERE device_id = %s")
-        noticed = held()
+        started, noticed = first(), held()
     assert count is not None  # noqa: S101 - it has flooded
+    assert started is not None  # noqa: S101 - it has flooded
     assert noticed is not None  # noqa: S101 - it was held
+    began_at = float(str(started[0]))
     calm, calm_most = others.longest(calm_from, began)
     _, most = others.longest(began, time.monotonic())
     return {
         "taken": float(str(count[0])),
-        "noticed_s": round(float(str(noticed[0])) - started, 3),
-        "cut_off_s": round(cut_off - flooding_from, 3),
+        "noticed_s": round(float(str(noticed[0])) - began_at, 3),
+        "cut_off_s": round(cut_off - began_at, 3),
         "calm_ms_p50": round(1000 * calm, 1),
         "calm_ms_most": round(1000 * calm_most, 1),
         "flood_ms_most": round(1000 * most, 1),
