@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover bench-credentials bench-simulator bench-bill-run format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -51,6 +51,9 @@ bench-takeover: environment ## measure how long a dead worker's shards wait for 
 
 bench-credentials: environment ## measure what credentials cost at the broker, and how soon a suspension holds
 	@.venv/bin/python -m bench.credentials $(ARGS)
+
+bench-flood: environment ## measure for how long one device that sends as fast as it can delays the others
+	@.venv/bin/python -m bench.flood $(ARGS)
 
 bench-simulator: environment ## measure how many connected devices one simulator drives; ARGS="--devices 2000"
 	@.venv/bin/python -m bench.simulator $(ARGS)

@@ -510,6 +510,16 @@ class Boot(BaseModel):
     gaps: list[Gap] = Field(description="the first 32 gaps")
 
 
+class Flood(BaseModel):
+    """When a device last sent more than it may, and until when it may not publish for that."""
+
+    held_from: Time
+    held_until: Time
+    messages: int = Field(description="how many of its messages came within `seconds`")
+    octets: int
+    seconds: float
+
+
 class DeviceDetail(Device):
     """One device as it is now, and what arrived of it."""
 
@@ -525,11 +535,19 @@ class DeviceDetail(Device):
                 "gaps": [{"first_seq": 11, "last_seq": 12}],
             },
             "earlier_boots_with_gaps": [],
+            "last_flood": {
+                "held_from": "2026-04-02T10:00:00Z",
+                "held_until": "2026-04-02T10:01:00Z",
+                "messages": 2412,
+                "octets": 410040,
+                "seconds": 0.8,
+            },
         }
     )
 
     last_boot: Boot | None
     earlier_boots_with_gaps: list[Boot] = Field(description="the newest 20")
+    last_flood: Flood | None = Field(description="null: it never sent too much")
 
 
 class NamedBucket(Lot):

@@ -41,7 +41,7 @@ from metering.store.terms import set_state
 
 WAIT_SECONDS_MAX = 120.0
 TOGETHER = 100
-"""Devices that are given a credential by one command."""
+"""Devices that are given a credential by one command, unless it is asked for fewer."""
 
 
 class Publisher:
@@ -137,8 +137,8 @@ class Bench:
 
 
 @contextmanager
-def control(settings: Settings, folder: Path) -> Iterator[None]:
-    """Run a control process, from when it has told the broker all that there is to tell."""
+def running(settings: Settings, folder: Path, command: str) -> Iterator[None]:
+    """Run a process of the platform."""
     assert settings.database_url is not None  # noqa: S101 - set by `main`
     assert settings.broker_url is not None  # noqa: S101 - set by `main`
     own = {
@@ -148,9 +148,9 @@ def control(settings: Settings, folder: Path) -> Iterator[None]:
         "FLEETMETER_METRICS_PORT": "0",
         "PYTHONPATH": str(Path.cwd()),
     }
-    with (folder / "control.log").open("ab") as log:
+    with (folder / f"{command}.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "metering.cli", "control"],
+            [sys.executable, "-m", "metering.cli", command],
             env={**os.environ, **own}, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -160,7 +160,9 @@ def control(settings: Settings, folder: Path) -> Iterator[None]:
         process.wait()
 
 
-async def measure(settings: Settings, sizes: Sequence[int], rounds: int) -> dict[str, float]:
+async def measure(
+    settings: Settings, sizes: Sequence[int], rounds: int, together: int
+) -> dict[str, float]:
     """Measure at each number of devices, print a table, and return the figures."""
     assert settings.database_url is not None  # noqa: S101 - set by `main`
     written: dict[str, float] = {}
@@ -173,12 +175,16 @@ async def measure(settings: Settings, sizes: Sequence[int], rounds: int) -> dict
         )  # fmt: skip
         bench = Bench(settings, connection, fleet)
         print(
-            "devices   all, with a restart   100 more   1 more   suspension, ms: median   longest"
+            f"devices   all, with a restart   {together:>3} more   1 more"
+            "   suspension, ms: median   longest"
         )
         for size in sizes:
             first, _ = await bench.add(size - bench.devices, restart_broker=True)
-            (many, given), (one, _) = await bench.add(TOGETHER), await bench.add(1)
-            with tempfile.TemporaryDirectory() as folder, control(settings, Path(folder)):
+            (many, given), (one, _) = await bench.add(together), await bench.add(1)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                running(settings, Path(folder), "control"),
+            ):
                 await bench.suspend(given.pop())  # the first one waits until the process is up
                 delays = [await bench.suspend(given.pop()) for _ in range(rounds)]
             print(
@@ -188,7 +194,7 @@ async def measure(settings: Settings, sizes: Sequence[int], rounds: int) -> dict
             )
             written |= {
                 f"add_{size}_with_a_restart_s": round(first, 3),
-                f"add_100_at_{size}_s": round(many, 3),
+                f"add_{together}_at_{size}_s": round(many, 3),
                 f"add_1_at_{size}_s": round(one, 3),
                 f"suspension_at_{size}_ms_p50": round(1000 * median(delays), 1),
                 f"suspension_at_{size}_ms_most": round(1000 * max(delays), 1),
@@ -201,13 +207,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-credentials", description=__doc__)
     parser.add_argument("--devices", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--rounds", type=int, default=30, help="suspensions each (%(default)s)")
+    parser.add_argument(
+        "--together", type=int, default=TOGETHER, help="devices added at once (%(default)s)"
+    )
     arguments = parser.parse_args()
+    if arguments.rounds >= arguments.together:
+        parser.error("suspends one device a round, and one more: add more together")
     print(f"{arguments.rounds} suspensions each, Python {platform.python_version()}")
     with own_servers() as servers, database_on(servers.database_url) as url:
         settings = Settings(
             database_url=url, broker_url=servers.broker_url, data_dir=servers.settings.data_dir
         )
-        written = asyncio.run(measure(settings, arguments.devices, arguments.rounds))
+        written = asyncio.run(
+            measure(settings, arguments.devices, arguments.rounds, arguments.together)
+        )
     Path(__file__).with_name("credentials.json").write_text(
         json.dumps(written, indent=2) + "\n", encoding="utf-8"
     )

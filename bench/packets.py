@@ -2,7 +2,7 @@
 
 from metering.broker_address import BrokerAddress
 
-_PUBLISH_QOS1, _CONNECT = 0x32, 0x10
+_PUBLISH_QOS0, _PUBLISH_QOS1, _CONNECT = 0x30, 0x32, 0x10
 _CLEAN_SESSION, _PASSWORD, _USERNAME = 0x02, 0x40, 0x80
 CONNACK_OCTETS = 4
 PUBACK_OCTETS = 4
@@ -24,6 +24,11 @@ def connect_packet(client_id: str, broker: BrokerAddress) -> bytes:
 def publish_packet(topic: bytes, payload: bytes, packet_id: int) -> bytes:
     """Return a PUBLISH at QoS 1."""
     return _packet(_PUBLISH_QOS1, len(topic).to_bytes(2) + topic + packet_id.to_bytes(2) + payload)
+
+
+def publish_packet_unacknowledged(topic: bytes, payload: bytes) -> bytes:
+    """Return a PUBLISH at QoS 0."""
+    return _packet(_PUBLISH_QOS0, len(topic).to_bytes(2) + topic + payload)
 
 
 def _text(octets: bytes) -> bytes:

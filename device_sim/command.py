@@ -5,10 +5,9 @@ import json
 import resource
 import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+from device_sim.credentials import add_credentials, brokers_of, pairs_of
 from device_sim.device import Habits
 from device_sim.formats import FORMATS
 from device_sim.groups import Group
@@ -20,8 +19,7 @@ from device_sim.series import mapping_document
 from device_sim.simulation import Simulation, Watcher, run_simulation
 from device_sim.soak import Soak
 from metering import clock
-from metering.broker_address import BrokerAddress, broker_of
-from metering.credentials.rights import broker_username
+from metering.broker_address import broker_of
 from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
@@ -35,14 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `fleetmeter simulate`."""
     add = parser.add_argument
     add("--broker", metavar="URL", help="mqtt://[user:password@]host:port; default: the setting")
-    add(
-        "--credentials", type=Path, metavar="FILE",
-        help="what each device connects with: lines of a name, a space and a password",
-    )  # fmt: skip
-    add(
-        "--certificates", type=Path, metavar="DIR",
-        help="what each device connects with: files DEVICE.pem and DEVICE.key",
-    )  # fmt: skip
+    add_credentials(parser)
     add("--tenant", default="demo", help="tenant of the devices (%(default)s)")
     add(
         "--group",
@@ -136,7 +127,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         return 0
     check_format(scenario, arguments, settings)
     broker = broker_of(arguments.broker, settings)
-    brokers = brokers_of(arguments, broker, scenario)
+    brokers = brokers_of(arguments, broker, scenario.tenant, scenario.devices)
     allow_many_connections(len(scenario.devices))
     progress = Progress(sys.stdout)
     watchers: list[Watcher] = [progress]
@@ -159,25 +150,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         tally = run_simulation(simulation)
     progress.say("  ".join([f"done: {tally}", *tally.faults_left]))
     return 0 if tally.is_clean and simulation.failure is None else 1
-
-
-def brokers_of(
-    arguments: argparse.Namespace, broker: BrokerAddress, scenario: Scenario
-) -> Callable[[str], BrokerAddress]:
-    """Return where each device connects, and with what; raises `InvalidValue` where one has nothing."""
-    if arguments.certificates is not None:
-        folder: Path = arguments.certificates
-        return lambda device: replace(
-            broker, certificate_file=folder / f"{device}.pem", key_file=folder / f"{device}.key"
-        )
-    if arguments.credentials is None:
-        return lambda _device: broker
-    passwords = _pairs(arguments.credentials)
-    names = {device: broker_username(scenario.tenant, device) for device in scenario.devices}
-    for name in names.values():
-        if name not in passwords:
-            raise InvalidValue("--credentials", f"has no line for {name}", "add the device")
-    return lambda device: replace(broker, username=names[device], password=passwords[names[device]])
 
 
 def scenario_of(arguments: argparse.Namespace) -> Scenario:
@@ -241,7 +213,7 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         ),
         drain_seconds=arguments.drain,
         payload_format=arguments.format,
-        iccids={} if arguments.sims is None else _pairs(arguments.sims),
+        iccids={} if arguments.sims is None else pairs_of(arguments.sims),
         outbox_readings=arguments.outbox or outbox_readings_of(len(devices)),
         connections_per_second=arguments.connections,
         resend_seconds=arguments.resend,
@@ -286,9 +258,3 @@ def allow_many_connections(devices: int) -> None:
             "raise the hard limit (ulimit -Hn), or simulate in several processes",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _pairs(file: Path) -> dict[str, str]:
-    """Return what a file of lines says: a name, a space, and what belongs to it."""
-    lines = file.read_text("utf-8").splitlines()
-    return dict(line.split(" ", 1) for line in lines if " " in line)

@@ -338,7 +338,9 @@ class PayloadFormat(NamedTuple):
     """A format: what writes it, and what it takes to speak it.
 
     `counts` says which share of devices have counters where the format has one kind only; with
-    `one_by_one` a single reading is on its way at a time.
+    `one_by_one` a single reading is on its way at a time. With `by_time` the platform knows a reading by its
+    series and its instant, through the tenant's mapping: the message tells no place, no start of a delta, and
+    no width of a counter but 32 and 64 bits.
     """
 
     writer: Callable[[Sender], Writer]
@@ -346,6 +348,8 @@ class PayloadFormat(NamedTuple):
     needs_mqtt5: bool = False
     needs_sim: bool = False
     one_by_one: bool = False
+    by_time: bool = False
+    precision: timedelta = _MICROSECOND
 
 
 def _by_millisecond(
@@ -354,23 +358,27 @@ def _by_millisecond(
     return partial(ByMillisecond, format_name="thingsboard", encode=encode, level=level)
 
 
+_BY_TIME = partial(PayloadFormat, by_time=True)
+_BY_MILLISECOND = partial(PayloadFormat, by_time=True, precision=_MILLISECOND)
+
+
 FORMATS: Mapping[str, PayloadFormat] = {
     "json": PayloadFormat(partial(Native, encode=native.encode)),
     "cbor": PayloadFormat(partial(Native, encode=_cbor, level=Format.NATIVE_CBOR)),
     "cloudevents": PayloadFormat(partial(Native, encode=_structured, level=Format.CLOUDEVENTS)),
     "cloudevents-binary": PayloadFormat(BinaryEvent, needs_mqtt5=True),
-    "senml": PayloadFormat(
+    "senml": _BY_TIME(
         partial(
             ByTime, format_name="senml", encode=partial(_senml, "json"), level=Format.SENML_JSON
         )
     ),
-    "senml-cbor": PayloadFormat(
+    "senml-cbor": _BY_TIME(
         partial(
             ByTime, format_name="senml", encode=partial(_senml, "cbor"), level=Format.SENML_CBOR
         )
     ),
-    "thingsboard": PayloadFormat(_by_millisecond(_telemetry, Format.THINGSBOARD)),
-    "thingsboard-gateway": PayloadFormat(_by_millisecond(_gateway, Format.THINGSBOARD_GATEWAY)),
-    "sparkplug": PayloadFormat(EdgeNode, counts=1.0),
+    "thingsboard": _BY_MILLISECOND(_by_millisecond(_telemetry, Format.THINGSBOARD)),
+    "thingsboard-gateway": _BY_MILLISECOND(_by_millisecond(_gateway, Format.THINGSBOARD_GATEWAY)),
+    "sparkplug": _BY_MILLISECOND(EdgeNode, counts=1.0),
     "carrier": PayloadFormat(CarrierRecords, counts=0.0, needs_sim=True, one_by_one=True),
 }

@@ -369,6 +369,8 @@ class SimulatedDevice:
                     self._balance_told_by, self.balance = command.number, command.payload
             case CommandKind.GRANT:
                 return "this device asked for no grant"
+            case CommandKind.HOLD:
+                pass  # while nothing is acknowledged, hardly anything is sent
             case _:
                 assert_never(command.kind)
         return None

@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     authority_dir: Path | None = Field(
         None, description="folder of the authority that signs certificates; unset: the stack's own"
     )
+    revocation_list_url: str | None = Field(
+        None,
+        description="where brokers find the list of revoked certificates, said in certificates",
+        pattern=r"^https?://[!-~]+$",
+    )
     broker_rights: Literal["dynamic-security", "database"] = Field(
         "dynamic-security",
         description="who tells the broker what devices may do: its plugin, or views of the database",
@@ -98,6 +103,30 @@ class Settings(BaseSettings):
     )
     clock_behind_days_max: int = Field(
         400, ge=1, description="a reading measured further in the past is rejected"
+    )
+
+    # Floods: what one device may send, on average over the window
+    device_messages_per_second_max: float = Field(
+        200.0,
+        gt=0,
+        description="messages of readings; a device that sends more is held for a while",
+    )
+    device_octets_per_second_max: float = Field(
+        1_000_000.0, gt=0, description="octets of messages; a device that sends more is held, too"
+    )
+    device_requests_per_second_max: float = Field(
+        20.0, gt=0, description="requests for quota and answers to commands; the same"
+    )
+    flood_window_seconds: float = Field(
+        10.0, gt=0, description="the time over which what a device sends is averaged"
+    )
+    flood_hold_seconds: float = Field(
+        60.0, gt=0, description="for so long a device that sends too much may not publish"
+    )
+    flood_backlog_seconds_max: float = Field(
+        600.0,
+        ge=0,
+        description="what comes after an outage of ours may have been sent in at most so long",
     )
 
     # Charging

@@ -38,6 +38,7 @@ from metering.store.device_views import (
     SubscriptionView,
     boots_of_device,
     device_view,
+    last_flood,
     list_devices,
     meters_of_subscriptions,
     subscriptions_in_cycle,
@@ -151,10 +152,20 @@ async def get_device(
     )
     shown = shown_device(device)
     etags.tagged(response, shown, EDITABLE)
+    flood = await last_flood(caller.connection, caller.tenant_no, device_no=device.device_no)
     return schemas.DeviceDetail(
         **shown.model_dump(),
         last_boot=_boot(boots[0]) if boots else None,
         earlier_boots_with_gaps=[_boot(boot) for boot in boots[1:]],
+        last_flood=None
+        if flood is None
+        else schemas.Flood(
+            held_from=flood.held_from,
+            held_until=flood.held_until,
+            messages=flood.messages,
+            octets=flood.octets,
+            seconds=flood.seconds,
+        ),
     )
 
 

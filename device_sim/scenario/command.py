@@ -12,6 +12,7 @@ import aiomqtt
 import httpx
 import psycopg
 
+from device_sim.credentials import add_credentials, brokers_of
 from device_sim.profile import SHAPES
 from device_sim.scenario.compare import table
 from device_sim.scenario.definition import Scenario
@@ -19,12 +20,21 @@ from device_sim.scenario.document import scenario_schema_text
 from device_sim.scenario.generate import make
 from device_sim.scenario.output import expectation, read_expectation, write_files
 from device_sim.scenario.reading import read_scenario_file
-from device_sim.scenario.run import Against, check_takes, run_scenario
+from device_sim.scenario.register import register
+from device_sim.scenario.run import (
+    Against,
+    check_formats,
+    check_may_publish,
+    check_takes,
+    run_scenario,
+    with_credentials,
+)
 from metering import clock
 from metering.broker_address import broker_of
 from metering.errors import FleetmeterError, InvalidValue
 from metering.ids import checked_id
 from metering.settings import Settings
+from metering.store.connection import database_url
 
 EQUAL, DIFFERS, NOT_RUN = 0, 1, 2
 """Exit codes."""
@@ -42,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run_.add_argument(
         "--broker", metavar="URL", help="mqtt://[user:password@]host:port; default: the setting"
     )
+    add_credentials(run_)
     run_.add_argument("--api", metavar="URL", help="of the HTTP API; default: by the settings")
     run_.add_argument(
         "--accelerate", type=_positive, metavar="FACTOR",
@@ -54,6 +65,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--wait", type=_positive, default=120.0, metavar="SECONDS",
         help="for acknowledgements, then for charging (120)",
     )  # fmt: skip
+    registered = commands.add_parser(
+        "register",
+        help="create what is missing at the platform, and print the devices, for `fleetmeter device`",
+    )
+    _add_scenario(registered)
     commands.add_parser("list", help="list the scenarios and profiles that are shipped")
     commands.add_parser("schema", help="print the JSON Schema of scenario files")
 
@@ -84,6 +100,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
                 return EQUAL
             case "make":
                 return _make(arguments)
+            case "register":
+                return asyncio.run(_register(arguments, settings))
             case _:
                 return asyncio.run(_run(arguments, settings))
     except (FleetmeterError, OSError, aiomqtt.MqttError, httpx.HTTPError, psycopg.Error) as error:
@@ -106,19 +124,33 @@ def _make(arguments: argparse.Namespace) -> int:
     return EQUAL
 
 
+async def _register(arguments: argparse.Namespace, settings: Settings) -> int:
+    scenario = _scenario(arguments)
+    await register(database_url(settings), scenario, now=clock.now())
+    print("\n".join(scenario.devices))
+    return EQUAL
+
+
 async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     scenario = _scenario(arguments)
     check_takes(scenario, settings, now=clock.now())
+    check_formats(scenario, settings)
     made = make(scenario)
     expected = (
         expectation(scenario, made)
         if arguments.expected is None
         else read_expectation(arguments.expected, scenario)
     )
+    broker, brokers = broker_of(arguments.broker, settings), None
+    if arguments.credentials is not None or arguments.certificates is not None:
+        check_may_publish(scenario)
+        expected = with_credentials(expected)
+        brokers = brokers_of(arguments, broker, scenario.tenant, scenario.devices)
     api_host = "127.0.0.1" if settings.api_host in {"0.0.0.0", "::"} else settings.api_host  # noqa: S104
     against = Against(
         settings=settings,
-        broker=broker_of(arguments.broker, settings),
+        broker=broker,
+        brokers=brokers,
         api_url=arguments.api or f"http://{api_host}:{settings.api_port}",
         factor=arguments.accelerate,
         wait_seconds=arguments.wait,

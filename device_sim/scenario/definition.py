@@ -101,6 +101,13 @@ class Scenario:
     terms: Mapping[str, PlanTerms]
     fleets: Sequence[ScenarioFleet]
 
+    @property
+    def devices(self) -> list[str]:
+        """All devices of all fleets."""
+        return [
+            device for fleet in self.fleets for group in fleet.groups for device in group.devices
+        ]
+
 
 def plans_of(group: DeviceGroup) -> list[str]:
     """Return the plans that a group's devices are ever on."""

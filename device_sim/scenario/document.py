@@ -88,10 +88,20 @@ _Plan = Annotated[
 
 
 class PayloadFormat(StrEnum):
-    """How a group's messages are written: the native document in one of two forms."""
+    """How a group's messages are written: names of `device_sim.formats.FORMATS`, but for a carrier's records.
+
+    Those are of data and SMS alone, and no profile uses just that.
+    """
 
     JSON = "json"
     CBOR = "cbor"
+    CLOUDEVENTS = "cloudevents"
+    CLOUDEVENTS_BINARY = "cloudevents-binary"
+    SENML = "senml"
+    SENML_CBOR = "senml-cbor"
+    THINGSBOARD = "thingsboard"
+    THINGSBOARD_GATEWAY = "thingsboard-gateway"
+    SPARKPLUG = "sparkplug"
 
 
 class _Document(BaseModel):

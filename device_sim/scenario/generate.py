@@ -8,15 +8,15 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from random import Random
-from typing import assert_never
 
+from device_sim.device import Measured
+from device_sim.formats import FORMATS, Outgoing, Sender
 from device_sim.scenario.definition import DeviceGroup, Scenario, ScenarioFleet
-from device_sim.scenario.document import PayloadFormat
 from device_sim.scenario.traffic import Message, TrueUsage, measure
 from metering.usage import Reading, RejectReason
-from metering.wire import native, native_cbor
-from metering.wire.formats import Format
+from metering.wire import native
 from metering.wire.ledger import LedgerLine, line_of
+from metering.wire.mqtt import MessageProperties
 
 FORGED = "forged"
 """What follows a device's id in an id that nobody registered."""
@@ -24,14 +24,16 @@ FORGED = "forged"
 _UNDERWAY = timedelta(seconds=1)
 _REPEATED_AFTER_SECONDS = 60
 _APART = timedelta(milliseconds=1)
+_ROOT = "{root}"
+"""Stands for the topic root, which is the platform's; no id has such characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """A message as it goes to the broker: when, by which device, on the topic of which.
 
-    `topic` is what follows the topic root. `boot` and `seqs` are what the platform will acknowledge of
-    it; a message that is refused as a whole has none.
+    `topic` is what follows the topic root, if it is `below_root`. `boot` and `seqs` are what the platform
+    will acknowledge of it; a message that is refused as a whole has none.
     """
 
     at: datetime
@@ -40,6 +42,8 @@ class Published:
     payload: bytes
     boot: str | None = None
     seqs: tuple[int, ...] = ()
+    below_root: bool = True
+    properties: MessageProperties | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +93,8 @@ def make(scenario: Scenario) -> Made:
                             told.append((planned.at, number, sent.usage))
                         if sent.rejected is not None:
                             rejected[sent.rejected] += 1
-                        line = line_of(
-                            scenario.tenant, device, planned.message.boot, sent.reading, sent.used
-                        )
+                        boot, reading = network.known(planned.message.boot, sent.reading)
+                        line = line_of(scenario.tenant, device, boot, reading, sent.used)
                         ledger.append((planned.message.ready_at, number, line))
                     messages += [(each.at, number, each) for each in network.published(planned)]
                 rejected.update(network.refused)
@@ -126,6 +129,15 @@ class _Network:
         self.is_cut_everywhere = any(terms.bands is not None for terms in plans)
         self.refused: Counter[RejectReason] = Counter()
         self._malformed = 0
+        sender = Sender(topic_root=_ROOT, tenant=scenario.tenant, device=device)
+        self._writer = FORMATS[group.payload_format].writer(sender)
+        self._has_greeted = False
+
+    def known(self, boot: str, reading: Reading) -> tuple[str, Reading]:
+        """Return the boot and the reading as the platform will know them."""
+        known = self._writer.identified(boot, Measured(reading=reading, used=()))
+        assert known is not None  # noqa: S101 - formats that cannot tell a reading are refused
+        return known
 
     def planned(self, messages: Sequence[Message]) -> list[_Planned]:
         """Say when each message goes: late after hours offline, when lost, or after the one behind it."""
@@ -178,18 +190,12 @@ class _Network:
         """Yield what goes to the broker for a message: it, perhaps again, and what is not sound."""
         message, faults = planned.message, self.group.faults
         readings = [sent.reading for sent in message.sent]
-        level, payload = _written(self.group.payload_format, message.boot, planned.at, readings)
-        sound = Published(
-            at=planned.at,
-            device=self.device,
-            topic=self._topic(self.device) + level,
-            payload=payload,
-            boot=message.boot,
-            seqs=tuple(reading.seq for reading in readings),
-        )
-        yield sound
+        yield from self._greeting(planned.at)
+        sound = list(self._sound(message.boot, planned.at, readings))
+        yield from sound
         if self._happens(faults.duplicate):
-            yield replace(sound, at=planned.at + self._sent_again_after())
+            again_at = planned.at + self._sent_again_after()
+            yield from (replace(each, at=again_at) for each in sound)
         if self._happens(faults.malformed):
             yield self._broken(planned, readings)
         # Of a message that is refused for its clock, too, the platform keeps no content to count by.
@@ -201,6 +207,44 @@ class _Network:
                 topic=self._topic(f"{self.device}-{FORGED}"),
                 payload=native.encode(message.boot, planned.at, readings),
             )
+
+    def _greeting(self, at: datetime) -> Iterator[Published]:
+        """Yield what a device says first, once: all its messages go over one connection."""
+        if self._has_greeted:
+            return
+        self._has_greeted = True
+        self._writer.will(at)
+        for said in self._writer.greeting(at):
+            yield self._published(at, said)
+
+    def _sound(self, boot: str, at: datetime, readings: list[Reading]) -> Iterator[Published]:
+        """Yield messages of readings, those apart that the platform acknowledges apart."""
+        parts: dict[str, list[Reading]] = {}
+        for reading in readings:
+            parts.setdefault(self.known(boot, reading)[0], []).append(reading)
+        for name, part in parts.items():
+            seqs = tuple(self.known(boot, reading)[1].seq for reading in part)
+            yield self._published(at, self._writer.write(boot, at, part), boot=name, seqs=seqs)
+
+    def _published(
+        self,
+        at: datetime,
+        message: Outgoing,
+        *,
+        boot: str | None = None,
+        seqs: tuple[int, ...] = (),
+    ) -> Published:
+        topic = message.topic.removeprefix(f"{_ROOT}/")
+        return Published(
+            at=at,
+            device=self.device,
+            topic=topic,
+            payload=message.payload,
+            boot=boot,
+            seqs=seqs,
+            below_root=topic != message.topic,
+            properties=message.properties,
+        )
 
     def _broken(self, planned: _Planned, readings: list[Reading]) -> Published:
         """Return a message that cannot be read, in one of three ways; no two are alike."""
@@ -230,21 +274,6 @@ class _Network:
 def _taken(planned: _Planned) -> list[Reading]:
     """Return a message's readings that the platform does not refuse."""
     return [sent.reading for sent in planned.message.sent if sent.rejected is None]
-
-
-def _written(
-    form: PayloadFormat, boot: str, sent: datetime, readings: list[Reading]
-) -> tuple[str, bytes]:
-    """Return what follows `usage` in the topic, and the payload."""
-    match form:
-        case PayloadFormat.JSON:
-            return "", native.encode(boot, sent, readings)
-        case PayloadFormat.CBOR:
-            return f"/{Format.NATIVE_CBOR}", native_cbor.encode(
-                native.document_of(boot, sent, readings)
-            )
-        case _:
-            assert_never(form)
 
 
 def _cuts(scenario: Scenario, fleet: ScenarioFleet, group: DeviceGroup) -> list[datetime]:

@@ -104,6 +104,9 @@ def _message_line(message: Published) -> str:
     document: dict[str, object] = {
         "at": instant_text(message.at), "device": message.device, "topic": message.topic,
     }  # fmt: skip
+    if message.properties is not None:
+        document["content_type"] = message.properties.content_type
+        document["user_properties"] = dict(message.properties.user)
     try:
         document["payload"] = message.payload.decode("utf-8")
     except UnicodeDecodeError:

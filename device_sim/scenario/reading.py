@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from device_sim.formats import FORMATS
 from device_sim.groups import Group
 from device_sim.profile import SHAPES, Kind
 from device_sim.scenario.definition import (
@@ -24,6 +25,7 @@ from device_sim.scenario.document import (
     ChangeDocument,
     FleetDocument,
     GroupDocument,
+    PayloadFormat,
     RoamingDocument,
     ScenarioDocument,
 )
@@ -201,6 +203,7 @@ class _Reader:
         ):
             self._check_order(one.at, other.at, f"{path}.changes.{position + 1}.at")
         self._check_plans(group, path)
+        _check_format(group, path)
         return group
 
     @staticmethod
@@ -294,6 +297,41 @@ class _Reader:
                 for device in chosen
             }
         return Change(at=at, devices=chosen, plan=given.plan, state=given.state, sims=sims)
+
+
+_UNTOLD_BY_TIME = ("skew", "clock_lost", "wrap")
+"""Faults of which nothing can be expected where a reading is known by its instant, and by no width."""
+_UNTOLD_BY_SEQUENCE = ("duplicate", "reorder")
+"""Faults after which a Sparkplug host waits for the edge node's next birth."""
+
+
+def _check_format(group: DeviceGroup, path: str) -> None:
+    """Raise `InvalidValue` for what a group's format cannot tell."""
+    form = FORMATS[group.payload_format]
+    if not form.by_time:
+        return
+    faults: Sequence[str] = _UNTOLD_BY_TIME
+    if group.payload_format is PayloadFormat.SPARKPLUG:
+        faults = (*_UNTOLD_BY_TIME, *_UNTOLD_BY_SEQUENCE)
+        if not SHAPES[group.kind].cumulative:
+            raise InvalidValue(
+                f"{path}.format",
+                f"is of counters, and a {group.kind} has none",
+                "choose another format, or a profile that counts",
+            )
+    if group.places:
+        raise InvalidValue(
+            f"{path}.roaming",
+            f"cannot be told in {group.payload_format}",
+            "use json, cbor or cloudevents",
+        )
+    for fault in faults:
+        if getattr(group.faults, fault):
+            raise InvalidValue(
+                f"{path}.faults.{fault}",
+                f"makes what is billed uncertain in {group.payload_format}",
+                "leave it out, or use json, cbor or cloudevents",
+            )
 
 
 def _some(devices: Sequence[str], numbers: Sequence[int] | None, path: str) -> list[str]:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from device_sim.formats import FORMATS
 from device_sim.scenario.definition import Change, Scenario, ScenarioFleet
+from device_sim.series import mapping_document
 from metering.charging.change_terms import change_plan, change_state, swap_sim
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
 from metering.period import instant_text
 from metering.store.api_keys import create_api_key, revoke_api_keys
 from metering.store.connection import Connection, connect
+from metering.store.mappings import set_mapping
 from metering.store.registry import (
     ensure_devices,
     ensure_fleet,
@@ -18,6 +21,7 @@ from metering.store.registry import (
     tenant_no,
 )
 from metering.store.work import queued_of_shards
+from metering.wire.mapping import read_mapping
 
 KEY_LABEL = "scenario"
 
@@ -36,6 +40,13 @@ async def register(url: str, scenario: Scenario, *, now: datetime) -> list[int]:
                 name: await ensure_plan(connection, tenant=tenant, plan=plan, now=now)
                 for name, plan in scenario.plans.items()
             }
+            if any(
+                FORMATS[group.payload_format].by_time
+                for fleet in scenario.fleets
+                for group in fleet.groups
+            ):
+                mapping = read_mapping(mapping_document([]))
+                await set_mapping(connection, tenant=tenant, mapping=mapping, now=now)
         return [
             await _fleet(connection, tenant, fleet, plans, now=now) for fleet in scenario.fleets
         ]

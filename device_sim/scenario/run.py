@@ -3,21 +3,25 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import httpx
 
+from device_sim.formats import FORMATS
 from device_sim.scenario.compare import Bills, Comparison, compare
 from device_sim.scenario.definition import Scenario
+from device_sim.scenario.document import PayloadFormat
 from device_sim.scenario.generate import Made
 from device_sim.scenario.output import Expectation
 from device_sim.scenario.publish import Publisher
 from device_sim.scenario.register import close_api, open_api, queued_readings, register
 from metering.broker_address import BrokerAddress
 from metering.errors import FleetmeterError, InvalidValue
+from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.store.connection import database_url
+from metering.usage import RejectReason
 
 _LOOK_SECONDS = 0.1
 
@@ -28,10 +32,14 @@ class NotRun(FleetmeterError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Against:
-    """Which platform, how fast, and how patiently. `factor` None: all at once."""
+    """Which platform, how fast, and how patiently. `factor` None: all at once.
+
+    `brokers` says where each device connects, with a credential of its own; None: all by one connection.
+    """
 
     settings: Settings
     broker: BrokerAddress
+    brokers: Callable[[str], BrokerAddress] | None
     api_url: str
     factor: float | None
     wait_seconds: float
@@ -62,6 +70,51 @@ def check_takes(scenario: Scenario, settings: Settings, *, now: datetime) -> Non
                 )
 
 
+def check_formats(scenario: Scenario, settings: Settings) -> None:
+    """Raise `InvalidValue` where a format lacks what it takes."""
+    for fleet in scenario.fleets:
+        for group in fleet.groups:
+            name = group.payload_format
+            if FORMATS[name].needs_mqtt5 and settings.mqtt_version != "5":
+                raise InvalidValue(
+                    "format",
+                    f"{name} needs MQTT 5, not {settings.mqtt_version}",
+                    "set FLEETMETER_MQTT_VERSION",
+                )
+            if name is PayloadFormat.SPARKPLUG and not settings.ingest_sparkplug:
+                raise InvalidValue(
+                    "format",
+                    "sparkplug is not taken",
+                    "start ingester and scenario with FLEETMETER_INGEST_SPARKPLUG=true",
+                )
+
+
+def check_may_publish(scenario: Scenario) -> None:
+    """Raise `InvalidValue` for devices that have no right to publish, now that the scenario is over."""
+    for fleet in scenario.fleets:
+        for group in fleet.groups:
+            states = {
+                device: change.state
+                for change in group.changes
+                if change.state is not None
+                for device in change.devices
+            }
+            for device, state in states.items():
+                if state is not DeviceState.ACTIVE:
+                    raise InvalidValue(
+                        "--credentials",
+                        f"{device} ends {state}: the broker takes nothing of it any more",
+                        "run the scenario without credentials, or let it be active at the end",
+                    )
+
+
+def with_credentials(expected: Expectation) -> Expectation:
+    """Return what is expected where the broker knows who a device is: no other's topic reaches anybody."""
+    rejected = dict(expected.rejected)
+    rejected.pop(RejectReason.UNKNOWN_DEVICE, None)
+    return replace(expected, rejected=rejected)
+
+
 async def run_scenario(
     scenario: Scenario,
     made: Made,
@@ -86,6 +139,7 @@ async def run_scenario(
             await asyncio.to_thread(bills.rejected)  # the API answers, before anything is sent
             publisher = Publisher(
                 broker=against.broker,
+                brokers=against.brokers,
                 settings=against.settings,
                 tenant=scenario.tenant,
                 factor=against.factor,

@@ -12,6 +12,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 from device_sim.device import boot_id, grown, may_reset
+from device_sim.formats import FORMATS
 from device_sim.profile import SHAPES, Use, explosion
 from device_sim.scenario.definition import READING_OCTETS_MAX, DeviceGroup, Scenario, ScenarioFleet
 from metering.period import zone
@@ -25,6 +26,7 @@ LOST_CLOCKS = (
 """Where a clock stands that lost the time, and what the platform says of it."""
 
 _TICK = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 _WIDTH_MIN, _WIDTH_MAX = 8, 32
 _PARTS_OF_RANGE = 8
@@ -104,6 +106,9 @@ class _Run:
     ) -> None:
         self.scenario, self.group, self.device = scenario, group, device
         self.shape = SHAPES[group.kind]
+        form = FORMATS[group.payload_format]
+        self.precision = form.precision
+        self.tells_since = self.shape.tells_since and not form.by_time
         self.zone: ZoneInfo = zone(fleet.time_zone)
         self.random = _random(scenario, device, "use")
         self.faulty = _random(scenario, device, "faults")
@@ -214,7 +219,8 @@ class _Run:
 
     def _told(self, at: datetime) -> datetime:
         """Return what the device's clock says at an instant, within the time of its plan."""
-        return max(self.group.begins, min(at + self.skew, self.ends - _TICK))
+        told = max(self.group.begins, min(at + self.skew, self.ends - _TICK))
+        return told - (told - _EPOCH) % self.precision
 
     def _used(self, use: Use, at: datetime) -> tuple[int, ...]:
         """Draw what was used of a meter since it was measured last; all in whole numbers."""
@@ -252,12 +258,7 @@ class _Run:
     ) -> Sent:
         state = self.meters[meter.meter]
         since = None
-        if (
-            self.shape.tells_since
-            and rejected is None
-            and state.told_at
-            and state.told_at <= told_at
-        ):
+        if self.tells_since and rejected is None and state.told_at and state.told_at <= told_at:
             since = state.told_at
         state.told_at = told_at if rejected is None else None
         reading = self._reading(meter, ReadingKind.DELTA, at, told_at, used, since=since)

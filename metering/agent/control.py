@@ -43,6 +43,10 @@ class Control:
         if command.kind is CommandKind.BALANCE:
             self._say(f"balance: {json.dumps(command.payload)}")
             return None
+        if command.kind is CommandKind.HOLD:
+            # Nothing else has to be done: while nothing is acknowledged, hardly anything is sent.
+            self._say(f"the platform takes nothing for a while: {json.dumps(command.payload)}")
+            return None
         if self._actor is None or command.kind is CommandKind.GRANT:
             return f"this agent only meters; it cannot {command.kind.value} anything"
         async with self._applying:

@@ -103,9 +103,7 @@ class CredentialGiver:
         numbers = await self.numbers([device_id])
         number = numbers[device_id]
         name = broker_username(self._tenant_id, device_id)
-        issued = Authority.open(authority_folder(self._settings)).sign_request(
-            request_pem, name, now=now, days=days
-        )
+        issued = self._authority().sign_request(request_pem, name, now=now, days=days)
         async with self._connection.transaction():
             await self._free(device_id, number, now=now, anew=anew)
             await save_client(self._connection, number, None, now=now)
@@ -126,6 +124,11 @@ class CredentialGiver:
         for number in (await self.numbers(device_ids)).values():
             count += await revoke_client(self._connection, number, now=now)
         return count
+
+    def _authority(self) -> Authority:
+        return Authority.open(
+            authority_folder(self._settings), list_url=self._settings.revocation_list_url
+        )
 
     async def _free(self, device_id: str, number: int, *, now: datetime, anew: bool) -> None:
         """See to it that a device has no credential."""

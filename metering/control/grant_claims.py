@@ -5,6 +5,8 @@ import base64
 import hashlib
 import hmac
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import aiomqtt
@@ -62,18 +64,18 @@ class ClaimGranter:
         self._database_url = database_url(settings)
 
     async def run(self) -> None:
-        """Grant until cancelled; only where the broker has the plugin, and there is an authority."""
+        """Grant until cancelled; only where there is an authority."""
         folder = authority_folder(self._settings)
         known = await asyncio.to_thread((folder / "authority.pem").exists)
-        if self._settings.broker_rights != "dynamic-security" or not known:
+        if not known:
             log.info("no claims are granted here: no authority in %s", folder)
             return
-        authority = Authority.open(folder)
+        authority = Authority.open(folder, list_url=self._settings.revocation_list_url)
         while True:
             connection = await self._connect()
             try:
                 async with (
-                    administration(self._broker) as broker,
+                    self._administration() as broker,
                     connected(self._claims()) as client,
                 ):
                     await client.subscribe(claim_filter(self._settings.topic_root), qos=1)
@@ -97,6 +99,15 @@ class ClaimGranter:
             end_if_cancelled()
             await asyncio.sleep(_AWAY_SECONDS)
 
+    @asynccontextmanager
+    async def _administration(self) -> AsyncIterator[Administration | None]:
+        """Connect to the broker's plugin; None where the broker looks into the database itself."""
+        if self._settings.broker_rights == "database":
+            yield None
+            return
+        async with administration(self._broker) as broker:
+            yield broker
+
     def _claims(self) -> aiomqtt.Client:
         return aiomqtt.Client(
             self._broker.host,
@@ -110,7 +121,7 @@ class ClaimGranter:
     async def _answer(
         self,
         connection: Connection,
-        broker: Administration,
+        broker: Administration | None,
         authority: Authority,
         *,
         message: aiomqtt.Message,
@@ -137,7 +148,7 @@ class ClaimGranter:
     async def _grant(
         self,
         connection: Connection,
-        broker: Administration,
+        broker: Administration | None,
         authority: Authority,
         *,
         sender: tuple[str, str],
@@ -195,9 +206,15 @@ class ClaimGranter:
         return issued.pem.decode()
 
     async def _tell(
-        self, connection: Connection, broker: Administration, device_no: int, password: str | None
+        self,
+        connection: Connection,
+        broker: Administration | None,
+        device_no: int,
+        password: str | None,
     ) -> None:
         """Let the device in with what it was granted."""
+        if broker is None:
+            return
         clients = await clients_of(connection, [device_no])
         commands: list[Command] = []
         for each in clients:
@@ -229,7 +246,7 @@ class ClaimGranter:
         while True:
             connection = await self._connect()
             try:
-                async with telling(connection), administration(self._broker) as broker:
+                async with telling(connection), self._administration() as broker:
                     expired = await expired_claims(connection, now=clock.now())
                     commands = [
                         command
@@ -237,7 +254,8 @@ class ClaimGranter:
                         for command in shut_out(claim_username(tenant_id, device_id))
                     ]
                     if expired:
-                        await broker.tell(commands)
+                        if broker is not None:
+                            await broker.tell(commands)
                         await close_claims(connection, [each[0] for each in expired])
             finally:
                 await connection.close()

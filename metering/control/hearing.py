@@ -6,7 +6,8 @@ What a handler cannot take is counted and acknowledged: a bad message stops noth
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from time import monotonic
 
 import psycopg
 
@@ -14,9 +15,11 @@ from metering import clock
 from metering.broker_link import Delivery
 from metering.control import metrics
 from metering.control.waking import away
+from metering.flood import Flood, FloodGuard
 from metering.ids import DeviceId, TenantId
 from metering.settings import Settings
 from metering.store.connection import UNREACHABLE, Connection, connect_patiently, database_url
+from metering.store.floods import hold_device
 from metering.wire.topics import device_of_topic
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,11 @@ class HeardMessage:
     """A device's message: whose it is by its topic, and what it says."""
 
     __slots__ = ("device_id", "payload", "tenant_id")
+
+    @property
+    def sender(self) -> tuple[TenantId, DeviceId]:
+        """The device's tenant and its id."""
+        return self.tenant_id, self.device_id
 
     def __init__(self, tenant_id: TenantId, device_id: DeviceId, payload: bytes) -> None:
         self.tenant_id = tenant_id
@@ -65,6 +73,12 @@ class Hearing:
         self._answer_seconds_max = settings.database_answer_seconds_max
         self._pending: list[Delivery] = []
         self._arrived = asyncio.Event()
+        self._guard = FloodGuard(
+            messages_per_second=settings.device_requests_per_second_max,
+            octets_per_second=settings.device_octets_per_second_max,
+            window_seconds=settings.flood_window_seconds,
+            backlog_seconds_max=0,  # who asks again waits for seconds: an outage heaps little up,
+        )
 
     def received(self, delivery: Delivery) -> None:
         """Take a message from the broker; one at QoS 0, which no window bounds, if there is room."""
@@ -86,8 +100,11 @@ class Hearing:
                 await self._arrived.wait()
                 self._arrived.clear()
                 batch, self._pending = self._pending, []
+                heard = {last: self._messages(batch, last) for last in self._handlers}
+                for flood in self._floods(heard):
+                    connection = await self._handle(connection, self._holding(flood), ())
                 for last, handler in self._handlers.items():
-                    messages = self._messages(batch, last)
+                    messages = self._without_floods(heard[last])
                     size = 1 if last in self._singly else max(1, len(messages))
                     for first in range(0, len(messages), size):
                         together = messages[first : first + size]
@@ -96,6 +113,30 @@ class Hearing:
         finally:
             if connection is not None:
                 await connection.close()
+
+    def _floods(self, heard: Mapping[str, Sequence[HeardMessage]]) -> list[Flood]:
+        """Count what devices sent; return who sent too much."""
+        sent = [(each.sender, len(each.payload)) for all_ in heard.values() for each in all_]
+        return self._guard.count(sent, at=monotonic())
+
+    def _without_floods(self, messages: Sequence[HeardMessage]) -> list[HeardMessage]:
+        """Leave out what is one too many: it is asked again, as no answer comes."""
+        kept = [each for each in messages if not self._guard.is_flooding(each.sender)]
+        metrics.BAD_MESSAGES.labels("flood").inc(len(messages) - len(kept))
+        return kept
+
+    def _holding(self, flood: Flood) -> Handler:
+        """Return what takes the right to publish from a device that floods, for a while."""
+        hold = timedelta(seconds=self._settings.flood_hold_seconds)
+
+        async def held(
+            connection: Connection, _: Sequence[HeardMessage], now: datetime
+        ) -> Callable[[], object]:
+            if await hold_device(connection, flood, hold=hold, now=now):
+                log.warning("%s/%s floods with requests or answers", *flood.sender)
+            return lambda: None
+
+        return held
 
     def _messages(self, batch: Sequence[Delivery], last: str) -> list[HeardMessage]:
         """Return the messages of a batch on topics that end so; one of a bad topic is counted."""

@@ -50,13 +50,23 @@ class Issued:
 class Authority:
     """A certificate and its key, in `authority.pem` and `authority.key` of a folder."""
 
-    def __init__(self, certificate: x509.Certificate, key: EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self,
+        certificate: x509.Certificate,
+        key: EllipticCurvePrivateKey,
+        list_url: str | None = None,
+    ) -> None:
         self._certificate = certificate
         self._key = key
+        self._list_url = list_url
 
     @classmethod
-    def open(cls, folder: Path) -> "Authority":
-        """Read an authority; raises `InvalidValue` when the folder has none."""
+    def open(cls, folder: Path, *, list_url: str | None = None) -> "Authority":
+        """Read an authority; raises `InvalidValue` when the folder has none.
+
+        `list_url` is where whoever checks a client's certificate finds the list of the revoked ones
+        (RFC 5280, §4.2.1.13).
+        """
         try:
             certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
             key = serialization.load_pem_private_key(
@@ -68,7 +78,7 @@ class Authority:
             ) from None
         if not isinstance(key, EllipticCurvePrivateKey):
             raise InvalidValue("authority_dir", "the key is of another kind", "make a new one")
-        return cls(certificate, key)
+        return cls(certificate, key, list_url)
 
     @classmethod
     def open_or_make(cls, folder: Path, name: str, *, now: datetime) -> "Authority":
@@ -122,6 +132,9 @@ class Authority:
         builder = self._builder(public_key, checked_common_name(username)).add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
+        if self._list_url is not None:
+            point = x509.DistributionPoint(_place(self._list_url), None, None, None)
+            builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
         return self._signed(builder, now=now, days=days)
 
     def issue_server(
@@ -146,12 +159,20 @@ class Authority:
         return True
 
     def revocation_list(
-        self, revoked: Iterable[tuple[str, datetime]], *, previous: bytes | None, now: datetime
+        self,
+        revoked: Iterable[tuple[str, datetime]],
+        *,
+        previous: bytes | None,
+        now: datetime,
+        for_url: bool = False,
     ) -> bytes:
         """Return the list (PEM) of revoked serial numbers, each with its time.
 
         It is dated after the `previous` one, also within a second of it: a broker that has both goes
         by the later. So each is dated a day back, which leaves room.
+
+        The one that is fetched by its URL says so (§5.2.5), as EMQX wants it; it is good for certificates
+        that name the URL alone, so the broker that reads a file gets one without.
         """
         dated = now - timedelta(days=1)
         if previous is not None:
@@ -166,6 +187,19 @@ class Authority:
         for serial, at in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(int(serial, 16))
             builder = builder.add_revoked_certificate(entry.revocation_date(at).build())
+        if for_url and self._list_url is not None:
+            builder = builder.add_extension(
+                x509.IssuingDistributionPoint(
+                    full_name=_place(self._list_url),
+                    relative_name=None,
+                    only_contains_user_certs=False,
+                    only_contains_ca_certs=False,
+                    only_some_reasons=None,
+                    indirect_crl=False,
+                    only_contains_attribute_certs=False,
+                ),
+                critical=True,
+            )
         return builder.sign(self._key, _SHA256).public_bytes(serialization.Encoding.PEM)
 
     def _builder(
@@ -194,6 +228,10 @@ class Authority:
             serial=f"{certificate.serial_number:x}",
             not_after=certificate.not_valid_after_utc,
         )
+
+
+def _place(url: str) -> list[x509.GeneralName]:
+    return [x509.UniformResourceIdentifier(url)]
 
 
 def new_key() -> EllipticCurvePrivateKey:

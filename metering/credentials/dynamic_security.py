@@ -117,11 +117,11 @@ def allow(username: str, topics: Topics) -> list[Command]:
 
 
 def disconnect(username: str) -> list[Command]:
-    """Return the commands that end a client's connection; it may come again."""
-    return [
-        {"command": "disableClient", "username": username},
-        {"command": "enableClient", "username": username},
-    ]
+    """Return the command that ends a client's connection; it may come again.
+
+    A change of nothing: the plugin writes its file once for it, and ends the connection.
+    """
+    return [{"command": "modifyClient", "username": username}]
 
 
 def shut_out(username: str) -> list[Command]:

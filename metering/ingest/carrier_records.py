@@ -1,4 +1,4 @@
-"""Carriers' usage records: found by their SIM, and made messages as devices' readings are.
+"""Carriers' usage records: found by SIM, or the endpoint's name, and made messages as readings are.
 
 Whether a device's own count or its carrier's is charged, its tenant's mapping says; the other one is kept
 beside it (`metering.ingest.write_batch`).
@@ -90,7 +90,10 @@ async def messages_of_records(
         devices = await devices_of_sims(
             connection,
             message.sender[0],
-            [SimAt(each.iccid, each.imsi, each.reading.at) for each in decoded.records],
+            [
+                SimAt(each.iccid, each.imsi, each.reading.at, each.endpoint)
+                for each in decoded.records
+            ],
         )
     by_device: dict[str, list[CarrierRecord]] = {}
     for record, device in zip(decoded.records, devices, strict=True):
@@ -125,12 +128,16 @@ def _series(
 
 
 def _unknown_sim(record: CarrierRecord) -> Rejection:
-    sim = f"ICCID {record.iccid}" if record.iccid else f"IMSI {record.imsi}"
-    found = rejected(
-        record.given,
-        f"the SIM with {sim} was in no device at {record.reading.at.isoformat()}; register it",
-        path=f"{record.path}.sim",
-    )
+    if record.iccid is None and record.imsi is None:
+        where = "endpoint"
+        problem = f"no device is called {record.endpoint}; send the SIM's ICCID, or register it"
+    else:
+        where = "sim"
+        sim = f"ICCID {record.iccid}" if record.iccid else f"IMSI {record.imsi}"
+        problem = (
+            f"the SIM with {sim} was in no device at {record.reading.at.isoformat()}; register it"
+        )
+    found = rejected(record.given, problem, path=f"{record.path}.{where}")
     return Rejection(
         reason=RejectReason.UNKNOWN_DEVICE,
         field=found.field,

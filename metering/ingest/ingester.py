@@ -8,7 +8,7 @@ yet, or two windows, which is what bounds messages at QoS 0.
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic, perf_counter
 
 import psycopg
@@ -17,6 +17,7 @@ from metering import clock
 from metering.broker_address import broker_of
 from metering.broker_connection import BrokerConnection
 from metering.broker_link import Delivery
+from metering.flood import Flood, FloodGuard
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import (
@@ -42,6 +43,7 @@ from metering.store.connection import (
     expect_answers,
     reason_of,
 )
+from metering.store.floods import hold_device
 from metering.store.readings import RejectedInput, store_rejections
 from metering.wire import sparkplug
 from metering.wire.formats import formats_filter
@@ -72,6 +74,12 @@ class Ingester:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._translator = Translator(settings)
+        self._guard = FloodGuard(
+            messages_per_second=settings.device_messages_per_second_max,
+            octets_per_second=settings.device_octets_per_second_max,
+            window_seconds=settings.flood_window_seconds,
+            backlog_seconds_max=settings.flood_backlog_seconds_max,
+        )
         alone = [usage_filter(settings.topic_root), formats_filter(settings.topic_root)]
         unwanted = sparkplug.topic_filters()
         if settings.ingest_sparkplug:
@@ -134,6 +142,7 @@ class Ingester:
 
     def _connection_lost(self) -> None:
         """Forget what no batch has taken yet: it comes again, and would else be held twice."""
+        self._guard.interrupted(monotonic())
         self._held_octets -= sum(message.octets for _, message in self._pending)
         self._held_messages -= len(self._pending)
         self._pending.clear()
@@ -164,10 +173,17 @@ class Ingester:
                 batch = await self._next_batch()
                 if not batch:
                     continue
-                connection = await self._make_durable(connection, [message for _, message in batch])
+                began = monotonic()
+                messages = [message for _, message in batch]
+                floods = self._floods(messages)
+                connection = await self._make_durable(connection, messages, floods)
                 self._broker.acknowledge(delivery for delivery, _ in batch)
                 self._held_messages -= len(batch)
                 self._held_octets -= sum(message.octets for _, message in batch)
+                if monotonic() - began > self._settings.flood_window_seconds:
+                    self._guard.interrupted(began)  # the database was away, and all waited
+                elif not self._pending:
+                    self._guard.caught_up()
                 self._resume_if_room()
         finally:
             if connection is not None:
@@ -193,10 +209,16 @@ class Ingester:
         self._full.clear()
         return batch
 
+    def _floods(self, messages: Sequence[Message]) -> list[Flood]:
+        """Count what devices sent; return who sent too much."""
+        return self._guard.count([(each.sender, each.octets) for each in messages], at=monotonic())
+
     async def _make_durable(
-        self, connection: Connection | None, messages: Sequence[Message]
+        self, connection: Connection | None, messages: Sequence[Message], floods: Sequence[Flood]
     ) -> Connection:
         """Write a batch, for as long as it takes; the connection that did it is returned.
+
+        First, so that it waits for nothing, who floods is held.
 
         Whether an attempt whose connection broke had committed is not known; the readings of the
         next attempt are then recognised as duplicates. Its session is ended first: it may hold locks.
@@ -208,6 +230,7 @@ class Ingester:
                         self._database_url, application="ingest", waiting=_away
                     )
                     await self._begin_session(connection)
+                await self._hold(connection, floods)
                 await self._write(
                     connection, await self._translator.translated(connection, messages)
                 )
@@ -221,6 +244,24 @@ class Ingester:
                 await asyncio.sleep(0.1)
             else:
                 return connection
+
+    async def _hold(self, connection: Connection, floods: Sequence[Flood]) -> None:
+        """Take the right to publish from devices that flood, for a while."""
+        for flood in floods:
+            async with connection.transaction():
+                held = await hold_device(
+                    connection,
+                    flood,
+                    hold=timedelta(seconds=self._settings.flood_hold_seconds),
+                    now=clock.now(),
+                )
+            if held:
+                log.warning(
+                    "%s/%s floods: %d messages and %d octets in %.1f s; it may not publish for %g s",
+                    *flood.sender, flood.messages, flood.octets, flood.seconds,
+                    self._settings.flood_hold_seconds,
+                )  # fmt: skip
+                metrics.FLOODS.inc()
 
     def _ask_for_rebirths(self) -> None:
         now = clock.now()
@@ -270,7 +311,9 @@ def _refused_messages(outcome: BatchOutcome, messages: Sequence[Message]) -> lis
             rejections=message.rejections if message.boot is None else [unknown_device(message)],
         )
         for message in messages
-        if message.sender is not None and (*message.sender, message.boot) not in answered
+        if message.sender is not None
+        and (message.boot is not None or message.rejections)  # a birth has neither
+        and (*message.sender, message.boot) not in answered
     ]
 
 

@@ -17,5 +17,8 @@ PUBLISH_TO_DURABLE_SECONDS = Histogram(
     "fleetmeter_publish_to_durable_seconds", "From a message's `sent` to its commit",
     buckets=LATENCY_BUCKETS,
 )  # fmt: skip
+FLOODS = Counter(
+    "fleetmeter_ingest_floods", "Times that a device was held because it sent too much"
+)
 IN_FLIGHT = Gauge("fleetmeter_ingest_in_flight_messages", "Messages taken but not yet durable")
 CONNECTED = Gauge("fleetmeter_ingest_subscribed", "1 while subscribed at the broker")

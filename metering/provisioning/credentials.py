@@ -10,8 +10,9 @@ import aiomqtt
 from metering.broker_address import broker_of
 from metering.broker_administration import administration
 from metering.control.give_credentials import CredentialGiver, Given
-from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder, write_private
+from metering.credentials.authority import DEVICE_DAYS, authority_folder, write_private
 from metering.credentials.dynamic_security import Command, make_anew, shut_out
+from metering.credentials.password import hash_of
 from metering.credentials.rights import (
     broker_username,
     claim_client_id,
@@ -22,7 +23,7 @@ from metering.errors import BrokerRefused
 from metering.provisioning.broker_file import BrokerFile
 from metering.settings import Settings
 from metering.stack import lifecycle
-from metering.stack.broker_files import REVOKED_FILE, write_revoked
+from metering.stack.broker_files import REVOKED_FILE, REVOKED_TO_FETCH_FILE, write_revoked
 from metering.store.broker_clients import revoked_certificates, telling
 from metering.store.claims import open_claim
 from metering.store.connection import connect, database_url
@@ -87,7 +88,11 @@ class Provisioning(CredentialGiver):
             for device_id, code in codes.items():
                 await self._free(device_id, numbers[device_id], now=now, anew=False)
                 await open_claim(
-                    self._connection, numbers[device_id], now=now, expires_at=now + good_for
+                    self._connection,
+                    numbers[device_id],
+                    hash_of(code),
+                    now=now,
+                    expires_at=now + good_for,
                 )
                 name = claim_username(self._tenant_id, device_id)
                 commands += make_anew(
@@ -106,18 +111,32 @@ class Provisioning(CredentialGiver):
         folder = authority_folder(self._settings)
         if not (folder / "authority.pem").exists():
             return False
-        file = folder / REVOKED_FILE
-        revoked = Authority.open(folder).revocation_list(
-            await revoked_certificates(self._connection, now=now),
-            previous=file.read_bytes() if file.exists() else None,
-            now=now,
-        )
-        write_private(file, revoked)
+        serials = await revoked_certificates(self._connection, now=now)
+        revoked = self._write_revoked(folder / REVOKED_FILE, serials, now=now)
+        if self._settings.revocation_list_url is not None:
+            self._write_revoked(folder / REVOKED_TO_FETCH_FILE, serials, now=now, for_url=True)
         record = lifecycle.broker_record(self._settings)
         if record is None:
             return False
         write_revoked(Path(record.folder), revoked)
         return lifecycle.reload_broker(self._settings)
+
+    def _write_revoked(
+        self,
+        file: Path,
+        serials: Sequence[tuple[str, datetime]],
+        *,
+        now: datetime,
+        for_url: bool = False,
+    ) -> bytes:
+        revoked = self._authority().revocation_list(
+            serials,
+            previous=file.read_bytes() if file.exists() else None,
+            now=now,
+            for_url=for_url,
+        )
+        write_private(file, revoked)
+        return revoked
 
 
 @asynccontextmanager

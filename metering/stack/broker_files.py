@@ -21,6 +21,8 @@ from metering.stack.account import own, server_account
 
 _RENEW_DAYS = 90
 REVOKED_FILE = "revoked.pem"
+REVOKED_TO_FETCH_FILE = "revoked-to-fetch.pem"
+"""The list as a web server is to serve it, for brokers that fetch it (`revocation_list_url`)."""
 DYNAMIC_SECURITY_FILE = "dynamic-security.json"
 
 

@@ -139,15 +139,15 @@ async def _clients(
 
 
 async def note_told(connection: Connection, clients: Sequence[BrokerClient]) -> None:
-    """Note what the broker was told, and look again when the next state begins that is known of.
+    """Note what the broker was told, and look again when it may change next.
 
     A right that has changed meanwhile is looked at again at once.
     """
     await connection.execute(
         "UPDATE broker_client AS client SET told = given.told, look_at = CASE"
         "   WHEN broker_right(client.device_no, client.revoked_at, clock_timestamp()) <> given.told"
-        "   THEN clock_timestamp() ELSE (SELECT min(effective_from) FROM device_state_change AS next"
-        "     WHERE next.device_no = client.device_no AND effective_from > clock_timestamp()) END"
+        "   THEN clock_timestamp()"
+        "   ELSE broker_right_changes_at(client.device_no, clock_timestamp()) END"
         " FROM unnest(%s::bigint[], %s::text[]) AS given (device_no, told)"
         " WHERE client.device_no = given.device_no",
         [[each.device_no for each in clients], [each.right.value for each in clients]],

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from metering.credentials.password import PasswordHash
 from metering.store.connection import Connection
 
 
@@ -16,15 +17,22 @@ class OpenClaim:
 
 
 async def open_claim(
-    connection: Connection, device_no: int, *, now: datetime, expires_at: datetime
+    connection: Connection,
+    device_no: int,
+    code: PasswordHash,
+    *,
+    now: datetime,
+    expires_at: datetime,
 ) -> None:
-    """Let a device claim until an instant, whatever it claimed before."""
+    """Let a device claim by a code until an instant, whatever it claimed before."""
     await connection.execute(
-        "INSERT INTO device_claim (device_no, announced_at, expires_at) VALUES (%s, %s, %s)"
+        "INSERT INTO device_claim (device_no, announced_at, expires_at, code_digest, code_salt,"
+        " code_iterations) VALUES (%s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (device_no) DO UPDATE SET announced_at = excluded.announced_at,"
         " expires_at = excluded.expires_at, request_digest = NULL, certificate = NULL,"
-        " claimed_at = NULL, is_open = true",
-        [device_no, now, expires_at],
+        " claimed_at = NULL, is_open = true, code_digest = excluded.code_digest,"
+        " code_salt = excluded.code_salt, code_iterations = excluded.code_iterations",
+        [device_no, now, expires_at, code.digest, code.salt, code.iterations],
     )
 
 

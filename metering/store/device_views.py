@@ -49,6 +49,17 @@ class BootView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FloodView:
+    """What a device sent within `seconds` when it sent too much, and for how long it was held for it."""
+
+    held_from: datetime
+    held_until: datetime
+    messages: int
+    octets: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionView:
     """One subscription that runs in a cycle, with its plan version's terms as they are stored."""
 
@@ -207,6 +218,21 @@ async def boots_of_device(
         " SELECT known.boot_id, known.up_to, known.beyond, known.first_seen_at FROM known"
         " WHERE known.place = 1 OR known.beyond <> '{}' ORDER BY known.place LIMIT %(most)s",
         {"tenant_no": tenant_no, "device_no": device_no, "most": most},
+    )
+
+
+async def last_flood(
+    connection: Connection, tenant_no: TenantNo, *, device_no: int
+) -> FloodView | None:
+    """Return the last time that a device sent too much; None if it never did."""
+    return await fetch_one(
+        connection,
+        FloodView,
+        "SELECT held_from, held_until, messages, octets, seconds FROM device_flood"
+        " JOIN device USING (device_no)"
+        " WHERE tenant_no = %(tenant_no)s AND device_no = %(device_no)s"
+        " ORDER BY held_from DESC LIMIT 1",
+        {"tenant_no": tenant_no, "device_no": device_no},
     )
 
 

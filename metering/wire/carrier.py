@@ -40,7 +40,7 @@ class CarrierRecord(NamedTuple):
     """One record: the SIM that it is of, its reading, and the id that identifies it.
 
     The reading's number is given when the record arrives; its zone is the visited network. `endpoint`
-    is the carrier's name of the device.
+    is the carrier's name of the device, where it could be one of ours.
     """
 
     identity: str
@@ -110,16 +110,19 @@ def _record(given: object, path: str) -> CarrierRecord:
     sim, operator, endpoint = (_object(given, name) for name in ("sim", "operator", "endpoint"))
     iccid = _digits(sim.get("iccid"), "sim.iccid")
     imsi = _digits(given.get("imsi"), "imsi")
-    if iccid is None and imsi is None:
-        raise InvalidValue("sim.iccid", "neither an ICCID nor an IMSI", "send one of them")
-    zone = _object(_object(given, "tariff"), "ratezone").get("name")
     name = endpoint.get("name")
+    name = name if isinstance(name, str) and is_id(name) else None
+    if iccid is None and imsi is None and name is None:
+        raise InvalidValue(
+            "sim.iccid", "neither an ICCID nor an IMSI, nor an endpoint's name", "send one of them"
+        )
+    zone = _object(_object(given, "tariff"), "ratezone").get("name")
     return CarrierRecord(
         identity=identity_of(str(identity)),
         reading=_reading(given, start, end, _network(operator)),
         iccid=iccid,
         imsi=imsi,
-        endpoint=name if isinstance(name, str) and is_id(name) else None,
+        endpoint=name,
         tariff_zone=zone[:TARIFF_ZONE_LENGTH_MAX] if isinstance(zone, str) else None,
         path=path,
         given=given,

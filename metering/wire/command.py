@@ -30,6 +30,7 @@ class CommandKind(StrEnum):
     SUSPEND = "suspend"
     RESUME = "resume"
     GRANT = "grant"
+    HOLD = "hold"
 
 
 class Command(BaseModel):

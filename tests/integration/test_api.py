@@ -389,6 +389,24 @@ def test_a_device_with_its_gaps(api: "ApiUnderTest") -> None:
     )
     silent = body(api.acme.get("/v1/devices/acme-3"))
     assert (silent["last_boot"], silent["earlier_boots_with_gaps"]) == (None, [])
+    assert silent["last_flood"] is None
+
+    async def flood(connection: Connection) -> None:
+        await connection.execute(
+            "INSERT INTO device_flood SELECT device_no, at, at + interval '1 minute', 2412, 410040, 0.8"
+            " FROM device, unnest(ARRAY['2026-04-14T10:00Z', '2026-04-15T10:00Z']::timestamptz[]) AS at"
+            " WHERE device_id = 'acme-3'"
+        )
+
+    api.execute(flood)
+    assert body(api.acme.get("/v1/devices/acme-3"))["last_flood"] == {
+        "held_from": "2026-04-15T10:00:00Z",
+        "held_until": "2026-04-15T10:01:00Z",
+        "messages": 2412,
+        "octets": 410040,
+        "seconds": 0.8,
+    }
+    assert body(api.acme.get("/v1/devices/acme-1"))["last_flood"] is None
 
 
 def test_a_devices_balance(api: "ApiUnderTest") -> None:

@@ -60,9 +60,11 @@ async def _ensure(operator: Operator, device_ids: list[str]) -> None:
     )  # fmt: skip
 
 
-def give_passwords(settings: Settings, *devices: str, anew: bool = False) -> list[Given]:
+def give_passwords(
+    settings: Settings, *devices: str, anew: bool = False, tenant: str = TENANT
+) -> list[Given]:
     async def give() -> list[Given]:
-        async with provisioning(settings, TENANT) as made:
+        async with provisioning(settings, tenant) as made:
             return await made.give_passwords(devices, now=datetime.now(UTC), anew=anew)
 
     return asyncio.run(give())

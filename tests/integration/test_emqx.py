@@ -1,29 +1,43 @@
 """EMQX's configuration, as far as it can be checked without an EMQX: it parses, and its queries answer."""
 
+import asyncio
 import hashlib
+import json
 import re
 import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from cryptography import x509
 from pyhocon import ConfigFactory  # type: ignore[import-untyped]
 
+from metering.broker_address import broker_of, parse_broker_url
+from metering.broker_administration import administration
 from metering.control.give_credentials import Given
+from metering.credentials.authority import authority_folder
 from metering.credentials.password import ITERATIONS
-from metering.credentials.rights import Right, device_topics
+from metering.credentials.rights import Right, claim_topics, device_topics
+from metering.provisioning.credentials import provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
+from metering.stack.broker_files import REVOKED_TO_FETCH_FILE
 from metering.wire.formats import Format, usage_topic_of
+from tests.integration.access import connected, wait
 from tests.integration.pipeline import TENANT
 from tests.integration.test_credentials import (
     ROOT,
     A,
     B,
+    _refused_soon,
     be,
+    by_certificate,
+    give_key,
     give_passwords,
     revoke,
+    running_control,
     settings,
 )
 
@@ -41,11 +55,15 @@ def config() -> dict[str, Any]:
     return dict(parsed)
 
 
-def ask(settings: Settings, query: str, username: str) -> list[tuple[Any, ...]]:
+def ask(
+    settings: Settings, query: str, username: str, *, client_id: str | None = None
+) -> list[tuple[Any, ...]]:
+    """Run a query for somebody who connects, under the client id of its name if under no other."""
     assert settings.database_url is not None
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        asked = query.replace("${username}", "%(username)s").encode()
-        return connection.execute(asked, {"username": username}).fetchall()
+        asked = query.replace("${username}", "%(username)s").replace("${clientid}", "%(client)s")
+        values = {"username": username, "client": client_id or username}
+        return connection.execute(asked.encode(), values).fetchall()
 
 
 def test_a_password_is_checked_as_emqx_does(settings: Settings, config: dict[str, Any]) -> None:
@@ -107,6 +125,106 @@ def test_a_topic_that_a_device_is_made_with_becomes_its_own(config: dict[str, An
         "v1/devices/me/telemetry": Format.THINGSBOARD,
         "v1/gateway/telemetry": Format.THINGSBOARD_GATEWAY,
     }
+
+
+def test_a_claim_gets_in_by_its_code_under_its_client_id_alone(
+    settings: Settings, config: dict[str, Any]
+) -> None:
+    """The broker looks into the database itself: nothing is told to any plugin."""
+    here = settings.model_copy(update={"broker_rights": "database"})
+
+    async def announce() -> None:
+        async with provisioning(here, TENANT) as made:
+            now = datetime.now(UTC)
+            await made.announce({B: "serial-7"}, now=now, good_for=timedelta(days=1))
+
+    asyncio.run(announce())
+    query, name = config["authentication"][0]["query"], f"claim:{TENANT}/{B}"
+    ((digest, salt, _),) = ask(settings, query, name, client_id=f"claiming:{TENANT}/{B}")
+    derived = hashlib.pbkdf2_hmac("sha512", b"serial-7", salt.encode(), ITERATIONS, dklen=64)
+    assert derived.hex() == digest
+    # Where the name is the client id, a device's port, it gets nowhere; nor under another's.
+    assert ask(settings, query, name) == ask(settings, query, name, client_id=f"{TENANT}/{A}") == []
+    topics = claim_topics(ROOT, TENANT, B)
+    assert rights(settings, config, Given(username=name)) == {
+        *(("publish", each) for each in topics.writes),
+        *(("subscribe", each) for each in topics.reads),
+    }
+    claims, devices = (config["listeners"]["ssl"][name] for name in ("claims", "default"))
+    assert "zone" not in claims
+    assert devices["zone"] == "devices"
+    assert config["zones"]["devices"]["mqtt"]["use_username_as_clientid"] is True
+
+
+def test_a_claim_is_granted_where_the_broker_looks_into_the_database(
+    settings: Settings, config: dict[str, Any]
+) -> None:
+    here = settings.model_copy(update={"broker_rights": "database"})
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+
+    async def announce() -> None:
+        async with provisioning(here, TENANT) as made:
+            now = datetime.now(UTC)
+            await made.announce({B: "serial-7"}, now=now, good_for=timedelta(days=1))
+
+    asyncio.run(announce())
+    with running_control(here), connected(
+        settings, process.port, username=process.username, password=process.password, tls=None
+    ) as device:  # fmt: skip
+        assert device.may_subscribe(f"{ROOT}/{TENANT}/{B}/claim-answer")
+
+        def is_answered() -> bool:
+            request = json.dumps({"request": "0123456789abcdef"})
+            assert device.may_publish(f"{ROOT}/{TENANT}/{B}/claim", request)
+            return bool(device.heard)
+
+        wait(is_answered, "answer to the claim")
+    answer = json.loads(device.heard[0][1])
+    query = config["authentication"][0]["query"]
+    ((digest, salt, _),) = ask(settings, query, answer["username"])
+    derived = hashlib.pbkdf2_hmac(
+        "sha512", answer["password"].encode(), salt.encode(), ITERATIONS, dklen=64
+    )
+    assert derived.hex() == digest
+    assert _known(settings) & {f"{TENANT}/{B}", f"claim:{TENANT}/{B}"} == set()
+
+
+def _known(settings: Settings) -> set[str]:
+    """Return whom the plugin of the broker that runs here knows."""
+
+    async def clients() -> set[str]:
+        async with administration(broker_of(None, settings)) as broker:
+            return await broker.clients()
+
+    return asyncio.run(clients())
+
+
+def test_a_list_of_revoked_certificates_is_found_by_its_url(
+    settings: Settings, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """EMQX fetches the list that a certificate names, and wants the list to name the same place."""
+    url = "http://lists.example/revoked.pem"
+    here = settings.model_copy(update={"revocation_list_url": url})
+    give_key(here, A, tmp_path)
+    pem = (tmp_path / f"{A}.pem").read_bytes()
+    certificate = x509.load_pem_x509_certificate(pem)
+    points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    ((place,),) = [point.full_name or [] for point in points]
+    assert place.value == url
+    with by_certificate(settings, tmp_path, A) as device:  # Mosquitto goes by its file
+        assert device.may_publish(f"{ROOT}/{TENANT}/{A}/usage")
+    revoke(here, A)
+    _refused_soon(settings, tmp_path, A)
+    file = authority_folder(settings) / REVOKED_TO_FETCH_FILE
+    found = x509.load_pem_x509_crl(file.read_bytes())
+    scope = found.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
+    assert scope.critical
+    assert [each.value for each in scope.value.full_name or []] == [url]
+    assert found.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    options = config["listeners"]["ssl"]["certificates"]["ssl_options"]
+    assert options["enable_crl_check"] is True
+    assert options["verify"] == "verify_peer"
 
 
 def test_nobody_is_let_in_or_through_by_default(config: dict[str, Any]) -> None:

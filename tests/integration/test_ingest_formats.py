@@ -470,7 +470,8 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     records = [
         usage_record(1, "898830300000000035"),
         usage_record(2, "898830300000000036", tariff=near),
-        usage_record(3, "898830300000000099"),
+        # A SIM that is not known is told, whatever the carrier calls its device.
+        usage_record(3, "898830300000000099", endpoint={"id": 7, "name": "probe-36"}),
         usage_record(4, "898830300000000036", volume={"rx": -1, "tx": 0}),
     ]
     for _ in range(2):
@@ -513,6 +514,14 @@ def test_one_of_two_counts_is_charged_and_the_other_is_kept_beside_it(
     told_of_rows = capsys.readouterr().out
     assert "1 new, 0 known, 1 rejected" in told_of_rows, "5 came before, with another volume"
     by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 7005})
+    named = {"sim": {}, "imsi": None, "endpoint": {"id": 7, "name": "probe-36"}}
+    file.write_text(json.dumps([usage_record(7, "", **named)]))
+    assert main(load) == 0
+    by_carrier.expect_charged(**{boots[1]: 1, CARRIER_BOOT: 10_506})
+    named["endpoint"] = {"id": 8, "name": "probe-9999"}
+    file.write_text(json.dumps([usage_record(8, "", **named)]))
+    assert main(load) == 1
+    assert "0 new, 0 known, 1 rejected" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("reconciled")

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from metering.settings import Settings
 from metering.stack.probe import free_port
+from tests.integration.access import broker_folder, ports
 from tests.integration.pipeline import Pipeline, fresh_database, wait_until
+from tests.integration.test_credentials import give_passwords
 
 PAGE = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text("utf-8")
 """The page whose example is run, and shows what is printed."""
@@ -64,6 +67,7 @@ def platform_of(
             environment={
                 "FLEETMETER_CLOSING_GRACE_HOURS": str(grace_hours),
                 "FLEETMETER_CLOCK_BEHIND_DAYS_MAX": "4000",
+                "FLEETMETER_INGEST_SPARKPLUG": "true",
             },
         )  # fmt: skip
         try:
@@ -71,7 +75,7 @@ def platform_of(
             pipeline.start("charge")
             pipeline.start("api", "--port", str(port))
             answers = f"http://127.0.0.1:{port}"
-            wait_until(lambda: f":{port}" in pipeline.log("api").read_text(), "the API")
+            wait_until(lambda: f":{port}" in pipeline.log("api").read_text(), "the API", seconds=90)
             yield Platform(pipeline, answers)
             pipeline.assert_running()
         finally:
@@ -90,11 +94,44 @@ def platform(
         yield found
 
 
-@pytest.mark.parametrize("name", ["month-end", "dst-autumn", "leap-day", "runaway", "everything"])
+@pytest.mark.parametrize(
+    "name", ["month-end", "dst-autumn", "leap-day", "runaway", "everything", "formats"]
+)
 def test_a_shipped_scenario_is_billed_as_expected(platform: Platform, name: str) -> None:
     code, said = platform.run(name, "--tenant", name)
     assert code == 0, said
     assert "equal: " in said
+
+
+def test_every_format_over_tls_with_credentials_is_billed_as_expected(
+    platform: Platform, stack_settings: Settings, tmp_path: Path
+) -> None:
+    """The broker knows each device: what is forged reaches nobody, all else is as without."""
+    assert stack_settings.database_url is not None
+    code, said = platform.scenario("register", "formats", "--tenant", "mixed")
+    assert code == 0, said
+    names = said.split()
+    assert len(names) == 11
+    settings = stack_settings.model_copy(
+        update={
+            "database_url": SecretStr(platform.pipeline.database_url),
+            "topic_root": platform.pipeline.topic_root,
+        }
+    )
+    given = give_passwords(settings, *names, tenant="mixed")
+    credentials = tmp_path / "credentials"
+    credentials.write_text("".join(f"{each.username} {each.password}\n" for each in given))
+    platform.pipeline.environment["FLEETMETER_BROKER_CA_FILE"] = str(
+        broker_folder(settings) / "authority.pem"
+    )
+    code, said = platform.run(
+        "formats", "--tenant", "mixed", "--credentials", str(credentials),
+        "--broker", f"mqtts://localhost:{ports(settings).passwords}",
+    )  # fmt: skip
+    assert code == 0, said
+    assert re.search(
+        r"^equal: [0-9]+ lines and 0 totals of 1 fleets, 4 refusals$", said, re.MULTILINE
+    )
 
 
 def test_the_pages_example_prints_what_the_page_shows(platform: Platform, tmp_path: Path) -> None:

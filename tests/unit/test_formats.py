@@ -463,7 +463,7 @@ def test_a_file_that_holds_no_rows_of_records_is_refused_as_a_whole(
         ({"traffic_type": {"id": 9}}, "0.traffic_type.id"),
         ({"volume": {"rx": 1}}, "0.volume.tx"),
         ({"volume": {"rx": "1e9", "tx": 1}}, "0.volume.rx"),
-        ({"sim": {}, "imsi": None}, "0.sim.iccid"),
+        ({"sim": {}, "imsi": None, "endpoint": {"id": 7, "name": "Meter 7"}}, "0.sim.iccid"),
     ],
 )
 def test_a_bad_record_of_a_carrier_names_its_field(changes: dict[str, object], field: str) -> None:

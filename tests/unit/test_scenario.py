@@ -22,8 +22,9 @@ from device_sim.scenario.definition import Scenario
 from device_sim.scenario.document import scenario_schema_text
 from device_sim.scenario.generate import Made, make
 from device_sim.scenario.output import expectation
+from device_sim.scenario.publish import Pace
 from device_sim.scenario.reading import read_scenario
-from device_sim.scenario.run import check_takes
+from device_sim.scenario.run import check_formats, check_may_publish, check_takes
 from metering.cli import main
 from metering.errors import InvalidValue
 from metering.plan_document.file import parse_documents
@@ -39,6 +40,7 @@ GOLDEN = {
     "dst-autumn": "daa91fac499931af3f984218d98ddd13385ed4b4e1e47550627b9d356ba0b7da",
     "dst-spring": "93713ab843ceebaa5b6999def783072398b7520627bfad5d53d26819549bccb5",
     "everything": "e8a53b6f76e2b8a1ba6b3cd874d674d6ab850672a646aabaa30c5451590c8d3d",
+    "formats": "cceba178562aeadad50c2782737d662bf96cd3a7782a0e295eae8882caec02a3",
     "firmware-storm": "c53ba51633525cb24f117d9a69fa1c5a9966d7a5ff95a8a4bd3090a6922a3fc0",
     "leap-day": "507c884949c8d4a69081dd17ddd29491674531fd79266f9091c2b7148a757e1b",
     "month-end": "ca20391658ab16c591591b7f8a52609c75d9774e5504ac885c494b7c5bb5c58b",
@@ -171,7 +173,7 @@ def test_the_ledger_is_one(tmp_path: Path) -> None:
         (document(explodes="2026-05-01"), "fleets.0.groups.0.explodes: is not for a meter; "),
         (document(profile="runaway"), "fleets.0.groups.0.explodes: is missing; "),
         (document(profile="firmware_storm"), "fleets.0.groups.0.storm: is missing; "),
-        (document(format="morse"), "fleets.0.groups.0.format: is not allowed; use 'json' or 'cbor'"),
+        (document(format="morse"), "fleets.0.groups.0.format: is not allowed; use 'json', 'cbor', "),
         (document(faults={"skew": 2}), "fleets.0.groups.0.faults.skew: is not a share; "),
         (document(faults={"skew_by": "1 week"}), "fleets.0.groups.0.faults.skew_by: is no duration; "),
         (document(faults={"lightning": 1}), "fleets.0.groups.0.faults.lightning: is no field here; "),
@@ -447,3 +449,52 @@ def test_what_the_platform_takes_is_told_before_it_is_run() -> None:
     plan = PLAN | {"meters": {"data": data}}
     with pytest.raises(InvalidValue, match="rolls over"):
         check_takes(scenario_of(document() | {"plans": [plan]}), settings, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ({"format": "carrier"}, "format"),
+        ({"format": "senml", "faults": shares(skew="0.1")}, "faults.skew"),
+        ({"format": "thingsboard", "faults": shares(clock_lost="0.1")}, "faults.clock_lost"),
+        ({"format": "senml-cbor", "faults": shares(wrap="0.1")}, "faults.wrap"),
+        ({"format": "sparkplug", "faults": shares(reorder="0.1")}, "faults.reorder"),
+        ({"format": "sparkplug", "profile": "tracker"}, "is of counters"),
+        ({"format": "senml", "roaming": [{"at": "2026-05-01", "zone": "eu"}]}, "cannot be told"),
+    ],
+)
+def test_what_a_format_cannot_tell_is_refused(group: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidValue, match=problem):
+        scenario_of(document(**group))
+
+
+def test_a_format_needs_what_it_takes() -> None:
+    binary = scenario_of(document(format="cloudevents-binary"))
+    check_formats(binary, Settings())
+    with pytest.raises(InvalidValue, match="needs MQTT 5"):
+        check_formats(binary, Settings(mqtt_version="3.1.1"))
+    edge = scenario_of(document(format="sparkplug"))
+    check_formats(edge, Settings(ingest_sparkplug=True))
+    with pytest.raises(InvalidValue, match="FLEETMETER_INGEST_SPARKPLUG"):
+        check_formats(edge, Settings())
+
+
+def test_who_may_not_publish_at_the_end_cannot_be_run_with_credentials() -> None:
+    changes = [{"at": "2026-05-01T12:00", "devices": [2], "state": "suspended"}]
+    with pytest.raises(InvalidValue, match="d-0002 ends suspended"):
+        check_may_publish(scenario_of(document(changes=changes)))
+    changes.append({"at": "2026-05-02T12:00", "devices": [2], "state": "active"})
+    check_may_publish(scenario_of(document(changes=changes)))
+
+
+def test_no_device_of_a_scenario_floods() -> None:
+    """However much it has to send: in no window is it more than the platform lets it."""
+    settings = Settings()
+    pace, now, sent = Pace(settings), 100.0, []
+    for _ in range(10_000):
+        now += pace.wait_seconds("a", now)
+        sent.append(now)
+    assert pace.wait_seconds("b", now) == 0
+    most = settings.device_messages_per_second_max * settings.flood_window_seconds
+    for first, last in zip(sent, sent[int(most) :], strict=False):
+        assert last - first >= settings.flood_window_seconds * 0.99

@@ -1,0 +1,90 @@
+"""Which devices send more than they may: what each sent is counted, window by window. Pure.
+
+What a device sends is counted when it is read. After an outage of ours that is also what devices sent
+meanwhile: then as much more is allowed as they might have sent in that time.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from metering.ids import DeviceId, TenantId
+
+Sender = tuple[TenantId, DeviceId]
+
+
+class Flood(NamedTuple):
+    """What a device has sent in a window, of so many seconds, in which it passed a limit."""
+
+    sender: Sender
+    messages: int
+    octets: int
+    seconds: float
+
+
+class FloodGuard:
+    """Counts what devices send. Times are seconds of one clock that never goes back.
+
+    The limits are on average over a window; `backlog_seconds_max` bounds what an outage excuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        messages_per_second: float,
+        octets_per_second: float,
+        window_seconds: float,
+        backlog_seconds_max: float,
+    ) -> None:
+        self._messages_per_second = messages_per_second
+        self._octets_per_second = octets_per_second
+        self._window_seconds = window_seconds
+        self._backlog_seconds_max = backlog_seconds_max
+        self._messages: dict[Sender, int] = {}
+        self._octets: dict[Sender, int] = {}
+        self._began = float("-inf")
+        self._lasts = 0.0
+        self._flooding: set[Sender] = set()
+        self._interrupted_at: float | None = float("-inf")
+
+    def interrupted(self, at: float) -> None:
+        """Note that nothing can be read from now on: the next that is counted may have waited since."""
+        if self._interrupted_at is None:
+            self._interrupted_at = at
+
+    def caught_up(self) -> None:
+        """Note that nothing waits to be read: what comes from now on was sent just now."""
+        if self._lasts > self._window_seconds:
+            self._began = float("-inf")
+
+    def count(self, sent: Iterable[tuple[Sender | None, int]], *, at: float) -> list[Flood]:
+        """Count messages by sender and octets; return who passed a limit, once in a window."""
+        if self._interrupted_at is not None or at - self._began >= self._lasts:
+            self._begin(at)
+        messages, octets, flooding = self._messages, self._octets, self._flooding
+        messages_max = self._messages_per_second * self._lasts
+        octets_max = self._octets_per_second * self._lasts
+        passed: list[Sender] = []
+        for sender, size in sent:
+            if sender is None:
+                continue
+            number = messages[sender] = messages.get(sender, 0) + 1
+            total = octets[sender] = octets.get(sender, 0) + size
+            if (number > messages_max or total > octets_max) and sender not in flooding:
+                flooding.add(sender)
+                passed.append(sender)
+        seconds = max(at - self._began, 0.0)
+        return [Flood(each, messages[each], octets[each], seconds) for each in passed]
+
+    def is_flooding(self, sender: Sender) -> bool:
+        """Whether a device has passed a limit in this window."""
+        return sender in self._flooding
+
+    def _begin(self, at: float) -> None:
+        excused = 0.0
+        if self._interrupted_at is not None:
+            excused = min(at - self._interrupted_at, self._backlog_seconds_max)
+            self._interrupted_at = None
+        self._began, self._lasts = at, self._window_seconds + excused
+        self._messages.clear()
+        self._octets.clear()
+        self._flooding.clear()

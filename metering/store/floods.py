@@ -1,0 +1,78 @@
+"""Devices that flooded: their right to publish is theirs again after a while, and everybody is told."""
+
+from datetime import datetime, timedelta
+
+from metering.flood import Flood
+from metering.store.connection import Connection
+from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, notify, record_events
+from metering.wire.command import CommandKind
+
+
+async def hold_device(
+    connection: Connection, flood: Flood, *, hold: timedelta, now: datetime
+) -> bool:
+    """Take a device's right to publish away for a while, within a transaction; tell it and its tenant.
+
+    False when nothing was to be done: nobody registered it, or it is held already.
+    """
+    found = await connection.execute(
+        "SELECT device_no, tenant_no, fleet_no FROM device JOIN tenant USING (tenant_no)"
+        " WHERE tenant_id = %s AND device_id = %s FOR NO KEY UPDATE OF device",
+        list(flood.sender),
+    )
+    row = await found.fetchone()
+    if row is None:
+        return False
+    device_no, tenant_no, fleet_no = row
+    inserted = await connection.execute(
+        "INSERT INTO device_flood (device_no, held_from, held_until, messages, octets, seconds)"
+        " SELECT %(device)s, %(now)s, %(until)s, %(messages)s, %(octets)s, %(seconds)s"
+        " WHERE NOT EXISTS (SELECT FROM device_flood WHERE device_no = %(device)s"
+        "   AND held_until > %(now)s)",
+        {
+            "device": device_no,
+            "now": now,
+            "until": now + hold,
+            "messages": flood.messages,
+            "octets": flood.octets,
+            "seconds": flood.seconds,
+        },
+    )
+    if not inserted.rowcount:
+        return False
+    await connection.execute(
+        "UPDATE broker_client SET look_at = least(look_at, %s) WHERE device_no = %s",
+        [now, device_no],
+    )
+    await notify(connection)
+    told = {
+        "until": (now + hold).isoformat(),
+        "messages": flood.messages,
+        "octets": flood.octets,
+        "seconds": round(flood.seconds, 3),
+    }
+    cause = f"flood:{device_no}:{now.isoformat()}"
+    await enqueue_commands(
+        connection,
+        [
+            NewCommand(
+                device_no=device_no,
+                kind=CommandKind.HOLD,
+                payload=told,
+                cause=cause,
+                published_at=None,
+                expires_at=now + hold,
+            )
+        ],
+        now=now,
+    )
+    event = NewEvent(
+        tenant_no=tenant_no,
+        fleet_no=fleet_no,
+        device_no=device_no,
+        kind="device.flooding",
+        payload={"device_id": flood.sender[1], "from": now.isoformat(), **told},
+        cause=cause,
+    )
+    await record_events(connection, [event], now=now)
+    return True

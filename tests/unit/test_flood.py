@@ -1,0 +1,82 @@
+"""Who sends more than they may: counted per device and window."""
+
+import pytest
+
+from metering.flood import Flood, FloodGuard, Sender
+from metering.ids import DeviceId, TenantId
+
+A: Sender = (TenantId("acme"), DeviceId("a"))
+B: Sender = (TenantId("acme"), DeviceId("b"))
+
+
+def guard_of(*, backlog_seconds_max: float = 60) -> FloodGuard:
+    """Return a guard that allows 10 messages and 1000 octets a second over 2 s, and has caught up."""
+    guard = FloodGuard(
+        messages_per_second=10,
+        octets_per_second=1000,
+        window_seconds=2,
+        backlog_seconds_max=backlog_seconds_max,
+    )
+    guard.count([], at=0.0)
+    guard.caught_up()
+    return guard
+
+
+def test_one_message_more_than_the_window_holds_is_a_flood_of_that_device_alone() -> None:
+    guard = guard_of()
+    assert guard.count([(A, 1), (B, 1)] * 20, at=0.0) == []
+    assert guard.count([(A, 1)], at=1.5) == [Flood(A, 21, 21, 1.5)]
+    assert guard.is_flooding(A)
+    assert not guard.is_flooding(B)
+
+
+def test_octets_count_too() -> None:
+    guard = guard_of()
+    assert guard.count([(A, 2000)], at=0.0) == []
+    assert guard.count([(A, 1)], at=0.5) == [Flood(A, 2, 2001, 0.5)]
+
+
+def test_what_belongs_to_no_device_is_not_counted() -> None:
+    assert guard_of().count([(None, 10_000)] * 100, at=0.0) == []
+
+
+def test_a_flood_is_told_once_in_a_window_and_again_in_the_next() -> None:
+    guard = guard_of()
+    assert len(guard.count([(A, 1)] * 50, at=0.0)) == 1
+    assert guard.count([(A, 1)] * 50, at=1.9) == []
+    assert guard.count([(A, 1)] * 20, at=2.0) == []
+    assert not guard.is_flooding(A)
+    assert len(guard.count([(A, 1)], at=2.1)) == 1
+
+
+def test_a_steady_device_at_the_limit_is_never_told() -> None:
+    guard = guard_of()
+    assert [guard.count([(A, 100)], at=0.1 * tick) for tick in range(200)] == [[]] * 200
+
+
+@pytest.mark.parametrize(("away", "excused"), [(5.0, 5.0), (1000.0, 60.0)])
+def test_what_was_sent_while_nothing_could_be_read_is_excused(away: float, excused: float) -> None:
+    guard = guard_of()
+    assert guard.count([(A, 1)], at=10.0) == []
+    guard.interrupted(20.0)
+    guard.interrupted(20.0 + away / 2)  # the first counts
+    allowed = int(10 * (2 + excused))
+    assert guard.count([(A, 1)] * allowed, at=20.0 + away) == []
+    assert len(guard.count([(A, 1)], at=20.0 + away)) == 1
+
+
+def test_what_comes_once_nothing_waits_is_not_excused() -> None:
+    guard = guard_of()
+    guard.interrupted(20.0)
+    assert guard.count([(A, 1)] * 50, at=40.0) == []
+    guard.caught_up()
+    assert guard.count([(A, 1)] * 20, at=40.1) == []
+    assert len(guard.count([(A, 1)], at=40.1)) == 1
+
+
+def test_what_waited_for_the_start_is_excused() -> None:
+    guard = FloodGuard(
+        messages_per_second=10, octets_per_second=1000, window_seconds=2, backlog_seconds_max=60
+    )
+    assert guard.count([(A, 1)] * 620, at=5.0) == []
+    assert len(guard.count([(A, 1)], at=5.0)) == 1
