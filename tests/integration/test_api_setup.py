@@ -1,7 +1,8 @@
 """Tenants, users, keys and plans over the API, and edits of what two people may edit."""
 
 import asyncio
-from collections.abc import Iterator
+import concurrent.futures
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -101,6 +102,7 @@ def test_a_key_is_made_once_and_changed_for_another(api: "ApiUnderTest") -> None
     assert shown["expires_at"] == "2026-04-15T12:01:00Z"
     third = made(api.acme, f"api-keys/{second['api_key_no']}/rotation", {}, "k3")
     assert (_status(api, second["key"]), _status(api, third["key"])) == (401, 200)
+    assert api.acme.get(f"/v1/api-keys/{second['api_key_no']}").json()["revoked_at"]
     gone = make(api.acme, f"api-keys/{second['api_key_no']}/rotation", {}, "k4")
     assert fields(gone, 409) == ["api_key_no"]
     repeated = make(api.acme, f"api-keys/{second['api_key_no']}/rotation", {}, "k3")
@@ -255,3 +257,55 @@ def test_settings_are_edited_as_they_were_seen(api: "ApiUnderTest") -> None:
     gone = api.acme.delete(f"/v1/thresholds/{threshold}", headers=wrong)
     assert gone.status_code == 412
     assert api.acme.delete(f"/v1/thresholds/{threshold}").status_code == 204
+
+
+def test_of_those_who_edit_one_state_at_once_one_is_done(api: "ApiUnderTest") -> None:
+    threshold = api.acme.get("/v1/thresholds").json()["items"][0]["threshold_id"]
+    for address, method, order in (
+        ("/v1/fleets/acme-north", "PATCH", lambda n: {"name": f"{n}"}),
+        ("/v1/devices/acme-1", "PATCH", lambda n: {"name": f"{n}"}),
+        ("/v1/payment-policy", "PUT", lambda n: {"suspend_days": n}),
+        (f"/v1/thresholds/{threshold}", "PATCH", lambda n: {"limit": f"{n}.5"}),
+    ):
+        seen = {"If-Match": api.acme.get(address).headers["ETag"]}
+
+        def edit(
+            number: int,
+            method: str = method,
+            address: str = address,
+            order: Callable[[int], object] = order,
+            seen: dict[str, str] = seen,
+        ) -> int:
+            body = order(number)
+            return api.acme.request(method, address, json=body, headers=seen).status_code
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            answers = sorted(pool.map(edit, range(31, 35)))
+        assert answers == [200, 412, 412, 412], address
+
+
+def test_a_pool_is_shown_with_who_brought_what(api: "ApiUnderTest") -> None:
+    (before,) = api.acme.get("/v1/pools", params={"fleet": "acme-north"}).json()["items"]
+    assert (before["meter"], before["granted"], before["members"]) == ("data", 300_000_000, 0)
+    new = [{"device_id": name} for name in ("n1", "n2")]
+    made(api.acme, "device-batches", {"fleet_id": "acme-north", "devices": new})
+    joining = {"device_ids": ["n1", "n2"], "plan_id": "acme-basic"}
+    made(api.acme, "subscriptions", joining, "s")
+    address = f"/v1/pools/{before['bucket_no']}"
+    pool = api.acme.get(address).json()
+    members = api.acme.get(f"{address}/members").json()["items"]
+    assert sorted(each["device_id"] for each in members) == ["n1", "n2"]
+    brought = sum(each["contributed_quantity"] for each in members)
+    assert 0 < brought == pool["granted"] - before["granted"]
+    assert (pool["members"], pool["left"]) == (2, pool["granted"] - pool["used"])
+    page = api.acme.get(f"{address}/members", params={"limit": 1}).json()
+    rest = api.acme.get(f"{address}/members", params={"cursor": page["next_cursor"]}).json()
+    assert [*page["items"], *rest["items"]] == members
+    assert rest["next_cursor"] is None
+    over = {"fleet": "acme-north", "at": before["expires_at"]}
+    assert api.acme.get("/v1/pools", params=over).json()["items"] == []
+    sms = api.acme.get("/v1/pools", params={"meter": "sms"}).json()
+    assert sms["items"] == []
+    assert fields(api.acme.get("/v1/pools", params={"meter": "x"}), 422) == ["meter"]
+    for path in (address, f"{address}/members"):
+        assert api.rival.get(path).status_code == 404
