@@ -61,6 +61,8 @@ def test_every_list_is_the_same_as_csv(api: "ApiUnderTest") -> None:
         for row, item in zip(rows, items, strict=True):
             for column, cell in row.items():
                 value = _at(item, column)
+                if column == "last_used_at":
+                    continue  # asking changes it
                 if column in {"currency", "meter", "unit"} and value is None:
                     assert cell, (name, column)  # what the page tells of all its items
                 elif value is None:
@@ -171,7 +173,7 @@ REFUSED = [
     ),
     ("/v1/usage-records?meter=steps", "meter"),
     ("/v1/top-consumers?cycle_at=2026-04-01T00:00:00Z", "cycle_at"),
-    ("/v1/top-consumers?from=2000-01-01T00:00:00Z&to=2190-01-01T00:00:00Z", "from"),
+    ("/v1/top-consumers?from=2000-01-01T00:00:00Z&to=2199-12-31T00:00:00Z", "from"),
     ("/v1/top-consumers?from=2026-04-02T00:00:00Z&to=2026-04-01T00:00:00Z", "from"),
     ("/v1/fleets/acme-north/balance?at=2027-01-01T00:00:00Z", "at"),
     ("/v1/devices/acme-1/balance?at=2027-01-01T00:00:00Z", "at"),
