@@ -16,6 +16,7 @@ UserRole = Literal["tenant_admin", "billing", "fleet_manager", "read_only"]
 _AnyRole = Literal[
     "platform_operator", "tenant_admin", "billing", "fleet_manager", "read_only", "device"
 ]
+TenantState = Literal["active", "suspended"]
 _FleetIds = Annotated[
     list[_Id] | None,
     Field(min_length=1, max_length=500, description="the only fleets that it reaches; null: all"),
@@ -45,6 +46,7 @@ _USER: JsonDict = {
 _TENANT: JsonDict = {
     "tenant_id": "demo",
     "name": "Demo",
+    "state": "active",
     "created_at": "2026-01-01T00:00:00Z",
 }
 _ENTRY: JsonDict = {
@@ -113,7 +115,21 @@ class CreatedApiKey(ApiKey):
 
     model_config = _example(_KEY | {"key": "fmk_0123456789"})
 
-    key: str = Field(description="to be sent as a bearer token; it is not kept")
+    key: str | None = Field(
+        description="to be sent as a bearer token; it is not kept: null where it was made before"
+    )
+
+
+class KeyRotation(BaseModel):
+    """A key that is to take another's place."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"overlap_seconds": 3600}]}
+    )
+
+    overlap_seconds: int = Field(
+        0, ge=0, le=30 * 86_400, description="how long the old key stays good beside the new one"
+    )
 
 
 class User(BaseModel):
@@ -161,6 +177,19 @@ class NewUser(BaseModel):
     fleet_ids: _FleetIds = None
 
 
+class UserPatch(BaseModel):
+    """What is to be changed of a user; what is unset stays. `fleet_ids` null: all fleets."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"role": "fleet_manager", "fleet_ids": ["north"]}]},
+    )
+
+    name: _Name | None = None
+    role: UserRole | None = None
+    fleet_ids: _FleetIds = None
+
+
 class Tenant(BaseModel):
     """A tenant of the deployment."""
 
@@ -168,6 +197,9 @@ class Tenant(BaseModel):
 
     tenant_id: str
     name: str
+    state: TenantState = Field(
+        description="a suspended tenant's users and keys are let in no more; its usage is charged as ever"
+    )
     created_at: Time
 
 
@@ -186,6 +218,17 @@ class NewTenant(BaseModel):
 
     tenant_id: _Id
     name: _Name
+
+
+class TenantPatch(BaseModel):
+    """What is to be changed of a tenant; what is unset stays."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "Demo Ltd", "state": "active"}]}
+    )
+
+    name: _Name | None = None
+    state: TenantState | None = None
 
 
 class AuditEntry(BaseModel):

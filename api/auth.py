@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.errors import ProblemError, bad_input, unavailable
 from api.oidc import IssuerAway, Subject, TokenRefused
-from api.rights import REACHED, RIGHTS
+from api.rights import MADE, REACHED, RIGHTS
 from api.state import ApiState, state_of
 from metering.access import SCOPES, Identity, Scope
 from metering.errors import NotFound
@@ -180,11 +180,17 @@ async def _identity(
     if isinstance(given, Subject):
         user = await user_of(connection, issuer=given.issuer, subject=given.subject)
         if user is None:
-            raise _unauthorised("this user is unknown or disabled", ', error="invalid_token"')
+            raise _unauthorised(
+                "this user is unknown or disabled, or its tenant is suspended",
+                ', error="invalid_token"',
+            )
         return user, None
     found = await key_of(connection, given)
     if found is None:
-        raise _unauthorised("this API key is unknown or revoked", ', error="invalid_token"')
+        raise _unauthorised(
+            "this API key is unknown or revoked, or its tenant is suspended",
+            ', error="invalid_token"',
+        )
     if found.expires_at is not None and found.expires_at <= state.now():
         raise _unauthorised("this API key has expired", ', error="invalid_token"')
     return found.identity, found.last_used_at
@@ -223,7 +229,8 @@ async def _check_reach(request: Request, connection: Connection, body: object) -
     What the path names and is not seen is 404, as if it did not exist; what is of no fleet is 403.
     """
     named = [*request.path_params.items(), *_named_in(body)]
-    reached = [(name, value) for name, value in named if name in REACHED]
+    made = MADE.get(request.scope["route"].name, frozenset())
+    reached = [(name, value) for name, value in named if name in REACHED and name not in made]
     if not reached:
         raise _forbidden("this concerns more than the fleets that you are limited to")
     for name, value in reached:

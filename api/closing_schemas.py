@@ -46,6 +46,7 @@ class FleetDetail(Fleet):
                     "cycle": "month",
                     "anchor_day": 1,
                     "anchor_month": None,
+                    "labels": {"customer": "c-17"},
                     "devices": 100,
                     "created_at": "2026-01-01T00:00:00Z",
                     "usage_complete_to": "2026-04-15T11:40:00Z",

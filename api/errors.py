@@ -97,6 +97,12 @@ def bad_input(field: str, problem: str, fix: str) -> ProblemError:
     return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors)
 
 
+def conflict(error: InvalidValue) -> ProblemError:
+    """Return the failure of a request that contradicts what is there already."""
+    errors = [FieldProblem(field=error.field, problem=error.problem, fix=error.fix)]
+    return ProblemError(HTTPStatus.CONFLICT, _detail(errors), errors=errors)
+
+
 @contextmanager
 def given_as(field: str) -> Iterator[None]:
     """Let the failure of what is not found name the field of the request's body that asked for it."""

@@ -108,8 +108,7 @@ OfTag = Annotated[
     str | None,
     Query(
         alias="tag",
-        min_length=1,
-        max_length=200,
+        pattern=ID_PATTERN,
         description="only of devices that bear this tag now",
         examples=["outdoor"],
     ),
@@ -127,6 +126,24 @@ OfVariant = Annotated[
         alias="variant",
         pattern=r"^(own|[0-9]{1,4})$",
         description="only of this variant; `own`: the meter's own price",
+    ),
+]
+OfLabel = Annotated[
+    str | None,
+    Query(
+        alias="label",
+        pattern=ID_PATTERN.removesuffix("$") + "=[^\\x00-\\x1f\\x7f]{0,200}$",
+        description="only those with this label: its name, `=` and its value",
+        examples=["site=Hamburg"],
+    ),
+]
+Search = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="only those whose id or name holds this text, in capitals or not",
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="most items of the page")]
@@ -197,6 +214,14 @@ def read_cursor(cursor: str, shape: str) -> list[str | int | datetime]:
     if not isinstance(parts, list) or len(parts) != len(shape):
         raise _bad_cursor()
     return [_part(part, kind) for part, kind in zip(parts, shape, strict=True)]
+
+
+def label_of(label: str | None) -> tuple[str, str] | None:
+    """Return a label's name and value as `OfLabel` gives them."""
+    if label is None:
+        return None
+    name, _, value = label.partition("=")
+    return name, value
 
 
 def number_after(cursor: str | None) -> int:

@@ -21,14 +21,19 @@ RIGHTS: dict[str, Scope] = {
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
-            get_carrier_comparison get_metrics get_usage_records get_charges get_top_consumers
-            get_carrier_records""",
+            get_carrier_comparison get_metrics get_state_changes
+            get_plan_version get_subscriptions get_subscription get_credential get_pools get_pool
+            get_pool_members get_usage_records get_charges get_top_consumers get_carrier_records""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
-            top_up_fleet top_up_device post_subscription post_plan_change post_subscription_end
+            post_subscription post_plan_change post_subscription_end
             post_state_change post_fleet_move post_sim_swap create_fleet_threshold
-            create_device_threshold patch_threshold remove_threshold post_command""",
+            create_device_threshold patch_threshold remove_threshold post_command patch_fleet post_device
+            post_devices patch_device patch_devices post_credential rotate_credential delete_credential""",
+        Scope.REGISTRY: "post_fleet delete_fleet",
+        Scope.PLANS_WRITE: "post_plan post_plan_version post_plan_check put_plan_end",
+        Scope.TOP_UPS: "top_up_fleet top_up_device",
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
@@ -47,8 +52,8 @@ RIGHTS: dict[str, Scope] = {
         Scope.QUOTA: "post_reservation post_settlement post_release",
         Scope.ACCESS: """
             get_api_keys post_api_key revoke_api_key get_users post_user disable_user
-            get_audit_log get_audit_changes""",
-        Scope.PLATFORM: "get_tenants post_tenant",
+            get_audit_log get_audit_changes get_api_key rotate_api_key get_user patch_user enable_user""",
+        Scope.PLATFORM: "get_tenants get_tenant post_tenant patch_tenant",
     }.items()
     for name in names.split()
 }
@@ -90,11 +95,23 @@ REACHED: dict[str, Named] = {
     "dispute_no": Named(
         name="dispute", query="SELECT FROM dispute WHERE dispute_no = %s", by_number=True
     ),
+    "subscription_no": Named(
+        name="subscription",
+        query="SELECT FROM subscription WHERE subscription_no = %s",
+        by_number=True,
+    ),
     "threshold_id": Named(
         name="threshold", query="SELECT FROM threshold WHERE threshold_no = %s", by_number=True
     ),
 }
 """What a path or a body may name that belongs to a fleet."""
+
+MADE: dict[str, frozenset[str]] = {
+    "post_fleet": frozenset({"fleet_id"}),
+    "post_device": frozenset({"device_id"}),
+    "post_devices": frozenset({"device_id"}),
+}
+"""Operations that make what they name, so that nobody can reach it yet."""
 
 ELSEWHERE = frozenset(
     {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}

@@ -46,6 +46,7 @@ _FLEET: JsonDict = {
     "cycle": "month",
     "anchor_day": 1,
     "anchor_month": None,
+    "labels": {"customer": "c-17"},
     "devices": 100,
     "created_at": "2026-01-01T00:00:00Z",
 }
@@ -55,6 +56,11 @@ _DEVICE: JsonDict = {
     "iccid": None,
     "imsi": None,
     "imei": None,
+    "eid": None,
+    "msisdn": None,
+    "name": "Cellar",
+    "tags": ["water"],
+    "labels": {"site": "Hamburg"},
     "state": "active",
     "state_since": "2026-01-01T00:00:00Z",
     "subscription": {
@@ -84,6 +90,14 @@ _PLAN: JsonDict = {
     "name": "Basic",
     "currency": "EUR",
     "effective_from": "2026-01-01T00:00:00Z",
+    "ends_at": None,
+}
+_PLAN_VERSION: JsonDict = {
+    "version": 1,
+    "name": "Basic",
+    "effective_from": "2026-01-01T00:00:00Z",
+    "created_at": "2026-01-01T00:00:00Z",
+    "terms": _TERMS,
 }
 
 
@@ -138,6 +152,7 @@ class Fleet(BaseModel):
     anchor_month: int | None = Field(
         description="a month in which a quarter or a year begins; null: cycles are months"
     )
+    labels: dict[str, str]
     devices: int = Field(description="how many devices it has, in whatever state")
     created_at: Time
 
@@ -460,6 +475,11 @@ class Device(BaseModel):
     iccid: str | None
     imsi: str | None
     imei: str | None
+    eid: str | None
+    msisdn: str | None
+    name: str | None
+    tags: list[str] = Field(description="each once, ascending")
+    labels: dict[str, str]
     state: Literal["inventory", "active", "suspended", "retired"] | None
     state_since: Time | None
     subscription: Subscription | None
@@ -596,6 +616,9 @@ class Plan(BaseModel):
     name: str
     currency: str
     effective_from: Time
+    ends_at: Time | None = Field(
+        description="from when on nobody is subscribed to it any more; null: it has no end"
+    )
 
 
 class Plans(Page[Plan]):
@@ -606,6 +629,8 @@ class Plans(Page[Plan]):
 
 class PlanVersion(BaseModel):
     """One version of a plan, which never changes."""
+
+    model_config = _example(_PLAN_VERSION)
 
     version: int
     name: str
@@ -620,19 +645,13 @@ class PlanVersions(BaseModel):
     model_config = _example(
         {
             "plan_id": "basic",
-            "versions": [
-                {
-                    "version": 1,
-                    "name": "Basic",
-                    "effective_from": "2026-01-01T00:00:00Z",
-                    "created_at": "2026-01-01T00:00:00Z",
-                    "terms": _TERMS,
-                }
-            ],
+            "ends_at": None,
+            "versions": [_PLAN_VERSION],
         }
     )
 
     plan_id: str
+    ends_at: Time | None
     versions: list[PlanVersion]
 
 

@@ -29,8 +29,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from bench.databases import database_on
 from bench.own_database import TENANT, migrated
 from bench.servers import own_servers
+from metering.control.give_credentials import Given
 from metering.credentials.authority import authority_folder
-from metering.provisioning.credentials import Given, provisioning
+from metering.provisioning.credentials import provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.stack import lifecycle

@@ -24,7 +24,13 @@ class Scope(StrEnum):
     FLEETS_READ = "fleets:read"
     """Fleets, devices, plans, usage, balances, alerts, commands, and what was not admitted."""
     FLEETS_WRITE = "fleets:write"
-    """Terms, states, SIMs, thresholds, commands, top-ups."""
+    """Devices: made, described; terms, states, SIMs, thresholds, commands."""
+    REGISTRY = "registry:write"
+    """Fleets: made, and deleted while nothing hangs on them."""
+    PLANS_WRITE = "plans:write"
+    """Plans: made, given versions, ended."""
+    TOP_UPS = "top-ups:write"
+    """Top-ups of fleets and devices."""
     BUCKETS_WRITE = "buckets:write"
     """Transfers and adjustments of balances."""
     BILLS_READ = "bills:read"
@@ -57,6 +63,8 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
             Scope.DEVICE_READ,
             Scope.BILLS_READ,
             Scope.BILLS_WRITE,
+            Scope.PLANS_WRITE,
+            Scope.TOP_UPS,
             Scope.BUCKETS_WRITE,
         }
     ),
@@ -65,6 +73,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
             Scope.FLEETS_READ,
             Scope.DEVICE_READ,
             Scope.FLEETS_WRITE,
+            Scope.TOP_UPS,
             Scope.BILLS_READ,
             Scope.QUOTA,
         }

@@ -1,24 +1,38 @@
 """Who may what: tenants, users, API keys, and the log of who changed what."""
 
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
 from api import access_schemas as schemas
+from api import etags
 from api.auth import AsCaller, AsOperatingWriter, AsOperator, AsWriter, Caller
-from api.errors import bad_input, given_as
-from api.parameters import Cursor, Limit, cursor_of, read_cursor
+from api.errors import bad_input, conflict, given_as
+from api.making import made_once
+from api.parameters import ALREADY_DONE, Cursor, IdempotencyKey, Limit, cursor_of, read_cursor
 from metering.access import Role
-from metering.errors import InvalidValue, NotFound
+from metering.errors import Conflict, NotFound
+from metering.ids import ID_PATTERN
 from metering.store import api_keys, audit_log, users
 from metering.store.balances import fleet_of_id
 from metering.store.device_views import device_id_of, device_view
-from metering.store.registry import fleets_by_no, insert_tenant, list_tenants
+from metering.store.holding import hold
+from metering.store.registry import (
+    change_tenant,
+    fleets_by_no,
+    insert_tenant,
+    list_tenants,
+    tenant_of_id,
+)
 
 router = APIRouter(prefix="/v1", tags=["access"])
 
 _Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", examples=[4])]
+_TenantId = Annotated[
+    str, Path(pattern=ID_PATTERN, description="the tenant's id", examples=["demo"])
+]
 _EntryNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the entry's number", examples=[12])]
 
 
@@ -36,40 +50,55 @@ async def get_api_keys(
     )
 
 
-@router.post("/api-keys", status_code=HTTPStatus.CREATED)
-async def post_api_key(caller: AsWriter, order: schemas.NewApiKey) -> schemas.CreatedApiKey:
-    """Make a key; the answer holds it, this once."""
-    fleets = await _fleet_nos(caller, order.fleet_ids)
-    device_no = None
-    if order.device_id is not None:
-        with given_as("device_id"):
-            device = await device_view(
-                caller.connection, caller.tenant_no, device_id=order.device_id, now=caller.now
-            )
-        device_no = device.device_no
-        if order.fleet_ids is None:
-            fleets = [
-                (await fleet_of_id(caller.connection, caller.tenant_no, device.fleet_id)).fleet_no
-            ]
-    if order.expires_at is not None and order.expires_at <= caller.now:
-        raise bad_input("expires_at", "is over", "use a time to come, or none")
-    try:
-        number, key = await api_keys.insert_api_key(
-            caller.connection,
-            tenant=caller.tenant_no,
-            label=order.label,
-            now=caller.now,
-            role=Role(order.role),
-            fleets=fleets,
-            device_no=device_no,
-            expires_at=order.expires_at,
-        )
-    except InvalidValue as error:
-        raise bad_input(error.field, error.problem, error.fix) from error
-    (row,) = await api_keys.list_api_keys(
-        caller.connection, caller.tenant_no, after=number - 1, limit=1
-    )
-    return schemas.CreatedApiKey(**(await _key(caller, row)).model_dump(), key=key)
+@router.get("/api-keys/{api_key_no}")
+async def get_api_key(caller: AsCaller, api_key_no: _Number) -> schemas.ApiKey:
+    """Show one key; not itself."""
+    return await _key(caller, await _key_with(caller, api_key_no))
+
+
+@router.post("/api-keys", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
+async def post_api_key(
+    caller: AsWriter, order: schemas.NewApiKey, key: IdempotencyKey, response: Response
+) -> schemas.CreatedApiKey:
+    """Make a key; the answer holds it, this once: sent again, it is 200 and no key."""
+    made = None
+    async with made_once(caller, key, "post_api_key", order, response) as once:
+        if once.made is None:
+            number, made = await _new_key(caller, order)
+            once.made = str(number)
+    return await _created(caller, int(once.name), made)
+
+
+@router.post(
+    "/api-keys/{api_key_no}/rotation",
+    status_code=HTTPStatus.CREATED,
+    responses=ALREADY_DONE | etags.CONFLICT,
+)
+async def rotate_api_key(
+    caller: AsWriter,
+    api_key_no: _Number,
+    order: schemas.KeyRotation,
+    key: IdempotencyKey,
+    response: Response,
+) -> schemas.CreatedApiKey:
+    """Make a key that may what this one may and takes its place; the answer holds it, this once."""
+    made = None
+    async with made_once(caller, key, f"rotate_api_key {api_key_no}", order, response) as once:
+        if once.made is None:
+            await hold(caller.connection, "API key", str(api_key_no))
+            old = await _key_with(caller, api_key_no)
+            try:
+                number, made = await api_keys.rotate_api_key(
+                    caller.connection,
+                    caller.tenant_no,
+                    old,
+                    now=caller.now,
+                    old_ends_at=caller.now + timedelta(seconds=order.overlap_seconds),
+                )
+            except Conflict as error:
+                raise conflict(error) from error
+            once.made = str(number)
+    return await _created(caller, int(once.name), made)
 
 
 @router.delete("/api-keys/{api_key_no}", status_code=HTTPStatus.NO_CONTENT)
@@ -93,31 +122,78 @@ async def get_users(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None)
     )
 
 
-@router.post("/users", status_code=HTTPStatus.CREATED)
-async def post_user(caller: AsWriter, order: schemas.NewUser) -> schemas.User:
-    """Let a user in, whom an issuer of OpenID Connect vouches for."""
-    try:
-        number = await users.insert_user(
-            caller.connection,
-            tenant=caller.tenant_no,
-            issuer=order.issuer,
-            subject=order.subject,
-            name=order.name,
-            role=Role(order.role),
-            fleets=await _fleet_nos(caller, order.fleet_ids),
-            now=caller.now,
-        )
-    except InvalidValue as error:
-        raise bad_input(error.field, error.problem, error.fix) from error
-    (row,) = await users.list_users(caller.connection, caller.tenant_no, after=number - 1, limit=1)
-    return await _user(caller, row)
-
-
-@router.delete("/users/{user_no}", status_code=HTTPStatus.NO_CONTENT)
-async def disable_user(caller: AsWriter, user_no: _Number) -> None:
-    """Let a user in no more; it stays in the list, disabled."""
-    if not await users.disable_user(caller.connection, caller.tenant_no, user_no, now=caller.now):
+@router.get("/users/{user_no}")
+async def get_user(caller: AsCaller, user_no: _Number, response: Response) -> schemas.User:
+    """Show one user."""
+    row = await users.user_with(caller.connection, caller.tenant_no, user_no)
+    if row is None:
         raise NotFound("user", str(user_no))
+    return etags.tagged(response, await _user(caller, row))
+
+
+@router.post("/users", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
+async def post_user(
+    caller: AsWriter, order: schemas.NewUser, key: IdempotencyKey, response: Response
+) -> schemas.User:
+    """Let a user in, whom an issuer of OpenID Connect vouches for."""
+    async with made_once(caller, key, "post_user", order, response) as once:
+        if once.made is None:
+            number = await users.insert_user(
+                caller.connection,
+                tenant=caller.tenant_no,
+                issuer=order.issuer,
+                subject=order.subject,
+                name=order.name,
+                role=Role(order.role),
+                fleets=await _fleet_nos(caller, order.fleet_ids),
+                now=caller.now,
+            )
+            once.made = str(number)
+    return etags.tagged(response, await _user(caller, await _owned_user(caller, int(once.name))))
+
+
+@router.patch("/users/{user_no}", responses=etags.MATCHED)
+async def patch_user(
+    caller: AsWriter,
+    user_no: _Number,
+    patch: schemas.UserPatch,
+    response: Response,
+    if_match: etags.IfMatch = None,
+) -> schemas.User:
+    """Change a user's name, role and reach, from its next request on."""
+    row = await _owned_user(caller, user_no)
+    etags.check_match(if_match, await _user(caller, row))
+    fleets = row.fleets
+    if "fleet_ids" in patch.model_fields_set:
+        fleets = await _fleet_nos(caller, patch.fleet_ids)
+    await users.change_user(
+        caller.connection,
+        caller.tenant_no,
+        user_no,
+        name=row.name if patch.name is None else patch.name,
+        role=Role(row.role if patch.role is None else patch.role),
+        fleets=fleets,
+    )
+    return etags.tagged(response, await _user(caller, await _owned_user(caller, user_no)))
+
+
+@router.delete("/users/{user_no}", status_code=HTTPStatus.NO_CONTENT, responses=etags.MATCHED)
+async def disable_user(caller: AsWriter, user_no: _Number, if_match: etags.IfMatch = None) -> None:
+    """Let a user in no more; it stays in the list, disabled, and may be let in again."""
+    row = await _owned_user(caller, user_no)
+    etags.check_match(if_match, await _user(caller, row))
+    await users.disable_user(caller.connection, caller.tenant_no, user_no, now=caller.now)
+
+
+@router.post("/users/{user_no}/enabling", responses=etags.MATCHED)
+async def enable_user(
+    caller: AsWriter, user_no: _Number, response: Response, if_match: etags.IfMatch = None
+) -> schemas.User:
+    """Let a user in again who was disabled; of one who is not, nothing changes."""
+    row = await _owned_user(caller, user_no)
+    etags.check_match(if_match, await _user(caller, row))
+    await users.enable_user(caller.connection, caller.tenant_no, user_no)
+    return etags.tagged(response, await _user(caller, await _owned_user(caller, user_no)))
 
 
 @router.get("/audit-log")
@@ -179,6 +255,82 @@ async def post_tenant(
     if not new:
         response.status_code = HTTPStatus.OK
     return schemas.Tenant.model_validate(row, from_attributes=True)
+
+
+@router.get("/tenants/{tenant_id}")
+async def get_tenant(
+    operator: AsOperator, tenant_id: _TenantId, response: Response
+) -> schemas.Tenant:
+    """Show one tenant; for platform operators."""
+    row = await tenant_of_id(operator.connection, tenant_id)
+    return etags.tagged(response, schemas.Tenant.model_validate(row, from_attributes=True))
+
+
+@router.patch("/tenants/{tenant_id}", responses=etags.MATCHED)
+async def patch_tenant(
+    operator: AsOperatingWriter,
+    tenant_id: _TenantId,
+    patch: schemas.TenantPatch,
+    response: Response,
+    if_match: etags.IfMatch = None,
+) -> schemas.Tenant:
+    """Rename, suspend or resume a tenant; for platform operators."""
+    row = await tenant_of_id(operator.connection, tenant_id, owned=True)
+    etags.check_match(if_match, schemas.Tenant.model_validate(row, from_attributes=True))
+    await change_tenant(
+        operator.connection,
+        tenant_id,
+        name=row.name if patch.name is None else patch.name,
+        state=row.state if patch.state is None else patch.state,
+    )
+    row = await tenant_of_id(operator.connection, tenant_id)
+    return etags.tagged(response, schemas.Tenant.model_validate(row, from_attributes=True))
+
+
+async def _new_key(caller: Caller, order: schemas.NewApiKey) -> tuple[int, str]:
+    fleets = await _fleet_nos(caller, order.fleet_ids)
+    device_no = None
+    if order.device_id is not None:
+        with given_as("device_id"):
+            device = await device_view(
+                caller.connection, caller.tenant_no, device_id=order.device_id, now=caller.now
+            )
+        device_no = device.device_no
+        if order.fleet_ids is None:
+            fleets = [
+                (await fleet_of_id(caller.connection, caller.tenant_no, device.fleet_id)).fleet_no
+            ]
+    if order.expires_at is not None and order.expires_at <= caller.now:
+        raise bad_input("expires_at", "is over", "use a time to come, or none")
+    return await api_keys.insert_api_key(
+        caller.connection,
+        tenant=caller.tenant_no,
+        label=order.label,
+        now=caller.now,
+        role=Role(order.role),
+        fleets=fleets,
+        device_no=device_no,
+        expires_at=order.expires_at,
+    )
+
+
+async def _key_with(caller: Caller, api_key_no: int) -> api_keys.ApiKey:
+    row = await api_keys.api_key_with(caller.connection, caller.tenant_no, api_key_no)
+    if row is None:
+        raise NotFound("API key", str(api_key_no))
+    return row
+
+
+async def _created(caller: Caller, number: int, key: str | None) -> schemas.CreatedApiKey:
+    shown = await _key(caller, await _key_with(caller, number))
+    return schemas.CreatedApiKey(**shown.model_dump(), key=key)
+
+
+async def _owned_user(caller: Caller, user_no: int) -> users.User:
+    row = await users.lock_user(caller.connection, caller.tenant_no, user_no)
+    if row is None:
+        raise NotFound("user", str(user_no))
+    return row
 
 
 def _after(cursor: str | None) -> int:

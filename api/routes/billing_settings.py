@@ -1,29 +1,40 @@
 """How the tenant bills: seller and numbers, tax rules, and whom each fleet's bills are for."""
 
+from collections.abc import Awaitable
 from decimal import Decimal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from api import billing_schemas as schemas
+from api import etags
 from api.auth import AsCaller, AsWriter, Caller
 from api.parameters import FleetId
 from metering.billing.set_billing import set_billing, set_tax_rules
 from metering.errors import NotFound
 from metering.store import billing_settings as store
 from metering.store.balances import fleet_of_id
+from metering.store.holding import hold
 
 router = APIRouter(prefix="/v1", tags=["bills"])
 
 
 @router.get("/billing")
-async def get_billing(caller: AsCaller) -> schemas.BillingSettings:
+async def get_billing(caller: AsCaller, response: Response) -> schemas.BillingSettings:
     """Show how the tenant bills; 404 while nobody said."""
-    return await _billing(caller)
+    return etags.tagged(response, await _billing(caller))
 
 
-@router.put("/billing")
-async def put_billing(caller: AsWriter, order: schemas.BillingSettings) -> schemas.BillingSettings:
+@router.put("/billing", responses=etags.MATCHED)
+async def put_billing(
+    caller: AsWriter,
+    order: schemas.BillingSettings,
+    response: Response,
+    if_match: etags.IfMatch = None,
+) -> schemas.BillingSettings:
     """Say how the tenant bills; what is final stays as it is."""
+    await hold(caller.connection, "billing", str(caller.tenant_no))
+    if if_match is not None:
+        etags.check_match(if_match, await _if_there(_billing(caller)))
     series: dict[store.SeriesName, schemas.Series] = {"bill": order.bills, "note": order.notes}
     settings = store.TenantBilling(
         seller=order.seller.model_dump(),
@@ -37,40 +48,63 @@ async def put_billing(caller: AsWriter, order: schemas.BillingSettings) -> schem
         },
     )
     await set_billing(caller.connection, caller.tenant_no, settings, now=caller.now)
-    return await _billing(caller)
+    return etags.tagged(response, await _billing(caller))
 
 
 @router.get("/billing/tax-rules")
-async def get_tax_rules(caller: AsCaller) -> schemas.TaxRules:
+async def get_tax_rules(caller: AsCaller, response: Response) -> schemas.TaxRules:
     """Show the tax rules, by country, customer and day."""
-    return await _rules(caller)
+    return etags.tagged(response, await _rules(caller))
 
 
-@router.put("/billing/tax-rules")
-async def put_tax_rules(caller: AsWriter, order: schemas.TaxRules) -> schemas.TaxRules:
+@router.put("/billing/tax-rules", responses=etags.MATCHED)
+async def put_tax_rules(
+    caller: AsWriter,
+    order: schemas.TaxRules,
+    response: Response,
+    if_match: etags.IfMatch = None,
+) -> schemas.TaxRules:
     """Set all tax rules; what is final keeps those that it was drawn up from."""
+    await hold(caller.connection, "tax rules", str(caller.tenant_no))
+    etags.check_match(if_match, await _rules(caller))
     rows = [
         store.TaxRuleRow(**each.model_dump() | {"rate": Decimal(each.rate)}) for each in order.rules
     ]
     await set_tax_rules(caller.connection, caller.tenant_no, rows)
-    return await _rules(caller)
+    return etags.tagged(response, await _rules(caller))
 
 
 @router.get("/fleets/{fleet_id}/billing")
-async def get_fleet_billing(caller: AsCaller, fleet_id: FleetId) -> schemas.FleetBilling:
+async def get_fleet_billing(
+    caller: AsCaller, fleet_id: FleetId, response: Response
+) -> schemas.FleetBilling:
     """Show whom a fleet's bills are for; 404 while nobody said."""
-    return await _of_fleet(caller, fleet_id)
+    return etags.tagged(response, await _of_fleet(caller, fleet_id))
 
 
-@router.put("/fleets/{fleet_id}/billing")
+@router.put("/fleets/{fleet_id}/billing", responses=etags.MATCHED)
 async def put_fleet_billing(
-    caller: AsWriter, fleet_id: FleetId, order: schemas.FleetBilling
+    caller: AsWriter,
+    fleet_id: FleetId,
+    order: schemas.FleetBilling,
+    response: Response,
+    if_match: etags.IfMatch = None,
 ) -> schemas.FleetBilling:
     """Say whom a fleet's bills are for."""
     fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
+    await hold(caller.connection, "billing of fleet", str(fleet.fleet_no))
+    if if_match is not None:
+        etags.check_match(if_match, await _if_there(_of_fleet(caller, fleet_id)))
     billing = store.FleetBilling(buyer=order.buyer.model_dump(), customer=order.customer)
     await store.set_fleet_billing(caller.connection, fleet.fleet_no, billing, now=caller.now)
-    return await _of_fleet(caller, fleet_id)
+    return etags.tagged(response, await _of_fleet(caller, fleet_id))
+
+
+async def _if_there(shown: Awaitable[etags.Shown]) -> etags.Shown | None:
+    try:
+        return await shown
+    except NotFound:
+        return None
 
 
 async def _billing(caller: Caller) -> schemas.BillingSettings:

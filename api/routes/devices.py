@@ -2,12 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Response
 
-from api import presenting, schemas
+from api import etags, presenting, schemas
 from api.auth import AsCaller, Caller
-from api.parameters import At, Cursor, DeviceId, Limit, OfFleet, checked_at, cursor_of, read_cursor
+from api.parameters import (
+    At,
+    Cursor,
+    DeviceId,
+    Limit,
+    OfFleet,
+    OfLabel,
+    OfTag,
+    Search,
+    checked_at,
+    cursor_of,
+    label_of,
+    read_cursor,
+)
+from metering.ids import ID_PATTERN
 from metering.plan_document import stored_terms
 from metering.rating.bucket import Bucket, BucketKind, burn_order
 from metering.rating.grants import lot_of
@@ -17,6 +32,7 @@ from metering.sequence import SequenceSet
 from metering.store.bucket_views import LotView, own_lots, pool_lots, top_ups_of_device
 from metering.store.device_views import (
     BootView,
+    DeviceFilter,
     DeviceView,
     SubscriptionMeterView,
     SubscriptionView,
@@ -37,11 +53,60 @@ _BOOTS_MAX = 21
 router = APIRouter(prefix="/v1", tags=["devices"])
 
 
+OfState = Annotated[
+    Literal["inventory", "active", "suspended", "retired"] | None,
+    Query(alias="state", description="only those that are in this state now"),
+]
+_OfPlan = Annotated[
+    str | None,
+    Query(alias="plan", pattern=ID_PATTERN, description="only those that are on this plan now"),
+]
+OfIccid = Annotated[
+    str | None,
+    Query(
+        alias="iccid",
+        pattern=r"^[0-9]{17,20}$",
+        description="only the one with this SIM; with or without the check digit",
+    ),
+]
+OfImsi = Annotated[
+    str | None,
+    Query(alias="imsi", pattern=r"^[0-9]{6,15}$", description="only the one with this SIM"),
+]
+OfImei = Annotated[
+    str | None, Query(alias="imei", pattern=r"^[0-9]{14,16}$", description="only those with it")
+]
+OfEid = Annotated[
+    str | None, Query(alias="eid", pattern=r"^[0-9]{32}$", description="only those with it")
+]
+OfMsisdn = Annotated[
+    str | None,
+    Query(alias="msisdn", pattern=r"^[1-9][0-9]{4,14}$", description="only those with it"),
+]
+
+EDITABLE = frozenset({"name", "imei", "eid", "msisdn", "tags", "labels"})
+"""What of a device people may change, of which its entity tag tells."""
+
+
 @router.get("/devices")
 async def get_devices(
-    caller: AsCaller, fleet_id: OfFleet = None, limit: Limit = 100, cursor: Cursor = None
+    *,
+    caller: AsCaller,
+    fleet_id: OfFleet = None,
+    state: OfState = None,
+    plan_id: _OfPlan = None,
+    tag: OfTag = None,
+    label: OfLabel = None,
+    search: Search = None,
+    iccid: OfIccid = None,
+    imsi: OfImsi = None,
+    imei: OfImei = None,
+    eid: OfEid = None,
+    msisdn: OfMsisdn = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.Devices:
-    """List the devices of one fleet or of all, ascending by id."""
+    """List devices, ascending by id: all, or those of which all that is given is so now."""
     fleet_no = None
     if fleet_id is not None:
         fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
@@ -50,19 +115,33 @@ async def get_devices(
         caller.connection,
         caller.tenant_no,
         fleet_no=fleet_no,
+        which=DeviceFilter(
+            state=state,
+            plan_id=plan_id,
+            tag=tag,
+            label=label_of(label),
+            text=search,
+            iccid=iccid,
+            imsi=imsi,
+            imei=imei,
+            eid=eid,
+            msisdn=msisdn,
+        ),
         after=str(read_cursor(cursor, "s")[0]) if cursor else "",
         limit=limit + 1,
         now=caller.now,
     )
     more = len(rows) > limit
     return schemas.Devices(
-        items=[_device(row) for row in rows[:limit]],
+        items=[shown_device(row) for row in rows[:limit]],
         next_cursor=cursor_of([rows[limit - 1].device_id]) if more else None,
     )
 
 
 @router.get("/devices/{device_id}")
-async def get_device(caller: AsCaller, device_id: DeviceId) -> schemas.DeviceDetail:
+async def get_device(
+    caller: AsCaller, device_id: DeviceId, response: Response
+) -> schemas.DeviceDetail:
     """Show one device: its state, its plan, and which readings of it are missing."""
     device = await device_view(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
@@ -70,8 +149,10 @@ async def get_device(caller: AsCaller, device_id: DeviceId) -> schemas.DeviceDet
     boots = await boots_of_device(
         caller.connection, caller.tenant_no, device_no=device.device_no, most=_BOOTS_MAX
     )
+    shown = shown_device(device)
+    etags.tagged(response, shown, EDITABLE)
     return schemas.DeviceDetail(
-        **_device(device).model_dump(),
+        **shown.model_dump(),
         last_boot=_boot(boots[0]) if boots else None,
         earlier_boots_with_gaps=[_boot(boot) for boot in boots[1:]],
     )
@@ -195,7 +276,8 @@ async def _lots(
     return own, await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=now)
 
 
-def _device(device: DeviceView) -> schemas.Device:
+def shown_device(device: DeviceView) -> schemas.Device:
+    """Present a device."""
     return schemas.Device.model_validate(
         {
             "device_id": device.device_id,
@@ -203,6 +285,11 @@ def _device(device: DeviceView) -> schemas.Device:
             "iccid": device.iccid,
             "imsi": device.imsi,
             "imei": device.imei,
+            "eid": device.eid,
+            "msisdn": device.msisdn,
+            "name": device.name,
+            "tags": device.tags,
+            "labels": device.labels,
             "state": device.state,
             "state_since": device.state_since,
             "subscription": presenting.subscription(

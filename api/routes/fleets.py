@@ -6,9 +6,9 @@ from http import HTTPStatus
 from itertools import groupby
 from typing import Annotated, TypedDict, assert_never
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
-from api import closing_schemas, presenting, schemas
+from api import closing_schemas, etags, presenting, schemas
 from api.auth import AsCaller, Caller
 from api.errors import ProblemError
 from api.parameters import (
@@ -18,9 +18,12 @@ from api.parameters import (
     Instant,
     KnownAt,
     Limit,
+    OfLabel,
+    Search,
     checked_at,
     checked_known_at,
     cursor_of,
+    label_of,
     read_cursor,
 )
 from metering.billing.adjustment import PeriodAdjustment
@@ -32,7 +35,13 @@ from metering.period import CYCLE_MONTHS
 from metering.rating.statement import Line, LineKind
 from metering.store.balances import fleet_of_id
 from metering.store.bucket_views import LotView, pool_lots
-from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view, list_fleets
+from metering.store.fleet_views import (
+    FleetFilter,
+    FleetView,
+    cycle_opened_at,
+    fleet_view,
+    list_fleets,
+)
 from metering.store.past_balances import lots_then
 from metering.store.registry import calendar_of
 from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
@@ -40,28 +49,49 @@ from metering.usage import METERS, METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["fleets"])
 
+EDITABLE = frozenset({"name", "labels"})
+"""What of a fleet people may change, of which its entity tag tells."""
 _CYCLE_OF_MONTHS = {months: name for name, months in CYCLE_MONTHS.items()}
 
 
 @router.get("/fleets")
-async def get_fleets(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None) -> schemas.Fleets:
-    """List the fleets, ascending by id."""
-    after = str(read_cursor(cursor, "s")[0]) if cursor else ""
-    rows = await list_fleets(caller.connection, caller.tenant_no, after=after, limit=limit + 1)
+async def get_fleets(
+    *,
+    caller: AsCaller,
+    currency: Annotated[
+        str | None, Query(pattern="^[A-Z]{3}$", description="only those that are billed in it")
+    ] = None,
+    label: OfLabel = None,
+    search: Search = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.Fleets:
+    """List fleets, ascending by id: all, or those of which all that is given is so."""
+    rows = await list_fleets(
+        caller.connection,
+        caller.tenant_no,
+        which=FleetFilter(currency=currency, label=label_of(label), text=search),
+        after=str(read_cursor(cursor, "s")[0]) if cursor else "",
+        limit=limit + 1,
+    )
     more = len(rows) > limit
     return schemas.Fleets(
-        items=[_fleet(row) for row in rows[:limit]],
+        items=[shown_fleet(row) for row in rows[:limit]],
         next_cursor=cursor_of([rows[limit - 1].fleet_id]) if more else None,
     )
 
 
 @router.get("/fleets/{fleet_id}")
-async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> closing_schemas.FleetDetail:
+async def get_fleet(
+    caller: AsCaller, fleet_id: FleetId, response: Response
+) -> closing_schemas.FleetDetail:
     """Show one fleet: currency, zone, bill cycle, and up to when its usage is believed complete."""
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     watermark = await _watermark(caller, fleet)
+    shown = shown_fleet(fleet)
+    etags.tagged(response, shown, EDITABLE)
     return closing_schemas.FleetDetail(
-        **_fleet(fleet).model_dump(),
+        **shown.model_dump(),
         usage_complete_to=watermark.complete_to,
         watermark=closing_schemas.Watermark(
             active_devices=watermark.devices,
@@ -148,7 +178,8 @@ def _progress(device: DeviceProgress) -> closing_schemas.DeviceProgress:
     )
 
 
-def _fleet(fleet: FleetView) -> schemas.Fleet:
+def shown_fleet(fleet: FleetView) -> schemas.Fleet:
+    """Present a fleet."""
     return schemas.Fleet(
         fleet_id=fleet.fleet_id,
         name=fleet.name,
@@ -157,6 +188,7 @@ def _fleet(fleet: FleetView) -> schemas.Fleet:
         cycle=_CYCLE_OF_MONTHS[fleet.cycle_months],
         anchor_day=fleet.anchor_day,
         anchor_month=None if fleet.cycle_months == 1 else fleet.anchor_month,
+        labels=dict(fleet.labels),
         devices=fleet.devices,
         created_at=fleet.created_at,
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
+from api import etags
 from api import payment_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.parameters import (
@@ -27,11 +28,14 @@ from metering.store import collecting
 from metering.store import payment_requests as requests
 from metering.store import payments as store
 from metering.store.balances import fleet_of_id
+from metering.store.holding import hold
 from metering.store.registry import Fleet
 
 router = APIRouter(prefix="/v1", tags=["payments"])
 
 _CREATED = HTTPStatus.CREATED
+_EDITABLE = frozenset({"low_balance", "top_up"})
+"""What of a wallet people may change, of which its entity tag tells."""
 PaymentNo = Annotated[
     int, Path(ge=1, le=2**63 - 1, description="the payment's number", examples=[3])
 ]
@@ -184,18 +188,24 @@ async def get_account_entries(
 
 
 @router.get("/fleets/{fleet_id}/wallet")
-async def get_wallet(caller: AsCaller, fleet_id: FleetId) -> schemas.Wallet:
+async def get_wallet(caller: AsCaller, fleet_id: FleetId, response: Response) -> schemas.Wallet:
     """Show a fleet's prepaid wallet."""
     fleet = await _fleet(caller, fleet_id)
-    return await _wallet(caller, fleet, await store.wallet_of(caller.connection, fleet.fleet_no))
+    return etags.tagged(response, await _present_wallet(caller, fleet), _EDITABLE)
 
 
-@router.put("/fleets/{fleet_id}/wallet")
+@router.put("/fleets/{fleet_id}/wallet", responses=etags.MATCHED)
 async def put_wallet(
-    caller: AsWriter, fleet_id: FleetId, order: schemas.WalletOrder
+    caller: AsWriter,
+    fleet_id: FleetId,
+    order: schemas.WalletOrder,
+    response: Response,
+    if_match: etags.IfMatch = None,
 ) -> schemas.Wallet:
     """Say when a wallet is low and how it is topped up; a top-up that failed is asked for again."""
     fleet = await _fleet(caller, fleet_id)
+    await hold(caller.connection, "wallet", str(fleet.fleet_no))
+    etags.check_match(if_match, await _present_wallet(caller, fleet), _EDITABLE)
     top_up = order.top_up
     terms = store.WalletTerms(
         low_balance=None if order.low_balance is None else Decimal(order.low_balance),
@@ -205,7 +215,7 @@ async def put_wallet(
         payment_method=top_up.payment_method if top_up else None,
     )
     wallet = await set_wallet(caller.connection, fleet, terms, now=caller.now)
-    return await _wallet(caller, fleet, wallet)
+    return etags.tagged(response, await _wallet(caller, fleet, wallet), _EDITABLE)
 
 
 @router.get("/fleets/{fleet_id}/payment-requests")
@@ -243,21 +253,26 @@ async def post_payment_request(
 
 
 @router.get("/payment-policy")
-async def get_payment_policy(caller: AsCaller) -> schemas.PaymentPolicy:
+async def get_payment_policy(caller: AsCaller, response: Response) -> schemas.PaymentPolicy:
     """Show what follows when a bill is not paid."""
-    return await _policy(caller)
+    return etags.tagged(response, await _policy(caller))
 
 
-@router.put("/payment-policy")
+@router.put("/payment-policy", responses=etags.MATCHED)
 async def put_payment_policy(
-    caller: AsWriter, order: schemas.PaymentPolicy
+    caller: AsWriter,
+    order: schemas.PaymentPolicy,
+    response: Response,
+    if_match: etags.IfMatch = None,
 ) -> schemas.PaymentPolicy:
     """Say what follows when a bill is not paid; reminders that were told are not told again."""
+    await hold(caller.connection, "payment policy", str(caller.tenant_no))
+    etags.check_match(if_match, await _policy(caller))
     policy = collecting.PaymentPolicy(
         reminder_days=order.reminder_days, suspend_days=order.suspend_days
     )
     await collecting.set_payment_policy(caller.connection, caller.tenant_no, policy, now=caller.now)
-    return await _policy(caller)
+    return etags.tagged(response, await _policy(caller))
 
 
 async def _policy(caller: Caller) -> schemas.PaymentPolicy:
@@ -308,6 +323,10 @@ async def _suspension(caller: Caller, row: collecting.Suspension) -> schemas.Sus
         began_at=row.began_at,
         ended_at=row.ended_at,
     )
+
+
+async def _present_wallet(caller: Caller, fleet: Fleet) -> schemas.Wallet:
+    return await _wallet(caller, fleet, await store.wallet_of(caller.connection, fleet.fleet_no))
 
 
 async def _wallet(caller: Caller, fleet: Fleet, wallet: store.Wallet) -> schemas.Wallet:

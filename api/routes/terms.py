@@ -46,6 +46,7 @@ from metering.store.correction_views import (
 )
 from metering.store.device_views import device_view
 from metering.store.parked_charges import ParkedUsage
+from metering.store.plan_views import plan_ends_at
 from metering.store.planned_views import list_planned, list_sims
 from metering.store.reach import speaking_throughout
 from metering.store.registry import Fleet, fleets_of_devices
@@ -70,7 +71,7 @@ async def post_subscription(
             caller.connection,
             fleet=fleet,
             device_nos=numbers,
-            plan_no=await _plan_no(caller, order.plan_id, order.version),
+            plan_no=await _plan_no(caller, order),
             valid_from=order.at,
             valid_to=order.to,
             now=caller.now,
@@ -90,7 +91,7 @@ async def post_plan_change(
             caller.connection,
             tenant_no=caller.tenant_no,
             device_nos=await _numbers(caller, order.device_ids),
-            plan_no=await _plan_no(caller, order.plan_id, order.version),
+            plan_no=await _plan_no(caller, order),
             **_when(caller, order, key),
         ),
         response,
@@ -140,7 +141,7 @@ async def post_fleet_move(
             caller.connection,
             device_nos=await _numbers(caller, order.device_ids),
             fleet=await _fleet(caller, order.fleet_id),
-            plan_no=await _plan_no(caller, order.plan_id, order.version),
+            plan_no=await _plan_no(caller, order),
             **_when(caller, order, key),
         ),
         response,
@@ -307,11 +308,27 @@ async def _numbers(caller: Caller, device_ids: Sequence[str]) -> list[int]:
         return await device_nos_of_ids(caller.connection, caller.tenant_no, device_ids)
 
 
-async def _plan_no(caller: Caller, plan_id: str, version: int | None) -> int:
+async def _plan_no(
+    caller: Caller,
+    order: schemas.SubscriptionOrder | schemas.PlanChangeOrder | schemas.MoveOrder,
+) -> int:
+    at = max(order.at or caller.now, caller.now)
     with given_as("plan_id"):
-        return await plan_no_of(
-            caller.connection, caller.tenant_no, plan_id=plan_id, version=version
+        number = await plan_no_of(
+            caller.connection,
+            caller.tenant_no,
+            plan_id=order.plan_id,
+            version=order.version,
+            at=at,
         )
+    ends_at = await plan_ends_at(caller.connection, caller.tenant_no, plan_id=order.plan_id)
+    if ends_at is not None and (order.at or caller.now) >= ends_at:
+        raise bad_input(
+            "plan_id",
+            f"{order.plan_id!r} takes no subscriptions from {ends_at.isoformat()} on",
+            "choose another plan, or an earlier time",
+        )
+    return number
 
 
 async def _fleet(caller: Caller, fleet_id: str) -> Fleet:

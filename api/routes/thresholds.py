@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
+from api import etags
 from api import thresholds_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import bad_input
@@ -34,6 +35,7 @@ from metering.money import decimal_text
 from metering.rating.threshold import WHOLE_FLEET, Measure, Per, Recurrence, is_crossed
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
+from metering.store.holding import hold
 from metering.store.threshold_views import AlertView, fleet_by_no, list_alerts
 from metering.store.thresholds import (
     NewThreshold,
@@ -123,18 +125,24 @@ async def get_thresholds(
 
 
 @router.get("/thresholds/{threshold_id}")
-async def get_threshold(caller: AsCaller, threshold_id: ThresholdId) -> schemas.Threshold:
+async def get_threshold(
+    caller: AsCaller, threshold_id: ThresholdId, response: Response
+) -> schemas.Threshold:
     """Show one threshold."""
     found = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_id)
-    return (await _shown(caller, [found]))[0]
+    return etags.tagged(response, (await _shown(caller, [found]))[0])
 
 
-@router.patch("/thresholds/{threshold_id}")
+@router.patch("/thresholds/{threshold_id}", responses=etags.MATCHED)
 async def patch_threshold(
-    caller: AsWriter, threshold_id: ThresholdId, patch: schemas.ThresholdPatch
+    caller: AsWriter,
+    threshold_id: ThresholdId,
+    patch: schemas.ThresholdPatch,
+    response: Response,
+    if_match: etags.IfMatch = None,
 ) -> schemas.Threshold:
     """Change a limit, its actions, or whether it holds; whoever is under it again is resumed."""
-    known = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_id)
+    known = await _owned(caller, threshold_id, if_match)
     if patch.limit is not None and known.measure.is_share:
         raise bad_input("limit", f"{known.measure} has none", "give percent")
     before = known.terms
@@ -153,13 +161,17 @@ async def patch_threshold(
         ),
         now=caller.now,
     )
-    return (await _shown(caller, [changed]))[0]
+    return etags.tagged(response, (await _shown(caller, [changed]))[0])
 
 
-@router.delete("/thresholds/{threshold_id}", status_code=HTTPStatus.NO_CONTENT)
-async def remove_threshold(caller: AsWriter, threshold_id: ThresholdId) -> None:
+@router.delete(
+    "/thresholds/{threshold_id}", status_code=HTTPStatus.NO_CONTENT, responses=etags.MATCHED
+)
+async def remove_threshold(
+    caller: AsWriter, threshold_id: ThresholdId, if_match: etags.IfMatch = None
+) -> None:
     """End a threshold; its alerts stay, and whoever it restrains is resumed."""
-    known = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_id)
+    known = await _owned(caller, threshold_id, if_match)
     await delete_threshold(
         caller.connection,
         fleet=await fleet_by_no(caller.connection, known.fleet_no),
@@ -262,6 +274,14 @@ async def _created(  # noqa: PLR0917 - the rest of two routes
     )
     tell_repeated(response, repeated=not is_new)
     return (await _shown(caller, [made]))[0]
+
+
+async def _owned(caller: Caller, threshold_no: int, if_match: str | None) -> Threshold:
+    """Return a threshold that nobody else changes meanwhile, if it is as its changer saw it."""
+    await hold(caller.connection, "threshold", str(threshold_no))
+    known = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_no)
+    etags.check_match(if_match, (await _shown(caller, [known]))[0])
+    return known
 
 
 def _meter_no(order: schemas.ThresholdOrder) -> int | None:

@@ -87,8 +87,8 @@ async def check_currency(connection: Connection, plan_no: int, fleet: Fleet) -> 
     terms = (await plan_terms(connection, [plan_no]))[plan_no]
     if terms.currency != fleet.currency:
         raise InvalidValue(
-            "plan.currency",
-            f"{terms.currency} differs from the fleet's {fleet.currency}",
+            "plan_id",
+            f"its currency is {terms.currency}, the fleet's {fleet.currency}",
             "choose a plan in the fleet's currency",
         )
 

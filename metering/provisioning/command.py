@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from metering.clock import now
+from metering.control.give_credentials import Given
 from metering.credentials.authority import Authority, key_pem, new_key, write_private
 from metering.errors import InvalidValue
-from metering.provisioning.credentials import Given, Provisioning, provisioning
+from metering.provisioning.credentials import Provisioning, provisioning
 from metering.settings import Settings
 from metering.stack.broker_files import factory_folder
 

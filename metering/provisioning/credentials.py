@@ -2,112 +2,41 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import aiomqtt
 
 from metering.broker_address import broker_of
 from metering.broker_administration import administration
+from metering.control.give_credentials import CredentialGiver, Given
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder, write_private
 from metering.credentials.dynamic_security import Command, make_anew, shut_out
-from metering.credentials.password import hash_of, new_password
 from metering.credentials.rights import (
-    Right,
     broker_username,
     claim_client_id,
     claim_topics,
     claim_username,
-    device_topics,
 )
-from metering.errors import BrokerRefused, Conflict
-from metering.ids import TenantNo
+from metering.errors import BrokerRefused
 from metering.provisioning.broker_file import BrokerFile
 from metering.settings import Settings
 from metering.stack import lifecycle
 from metering.stack.broker_files import REVOKED_FILE, write_revoked
-from metering.store.broker_clients import (
-    clients_of,
-    device_numbers,
-    has_credential,
-    note_told,
-    revoke_certificates,
-    revoke_client,
-    revoked_certificates,
-    save_certificate,
-    save_client,
-    telling,
-)
+from metering.store.broker_clients import revoked_certificates, telling
 from metering.store.claims import open_claim
-from metering.store.connection import Connection, connect, database_url
+from metering.store.connection import connect, database_url
 from metering.store.registry import tenant_no
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What a device was given: a password or a certificate (PEM). It cannot be shown again."""
-
-    username: str
-    password: str | None = field(default=None, repr=False)
-    certificate: bytes | None = field(default=None, repr=False)
-
-
-class Teller(Protocol):
-    """Whoever makes a broker do what the plugin's commands say."""
-
-    async def tell(self, commands: Sequence[Command]) -> None:
-        """Have the commands done; raises `BrokerRefused`."""
-
-
-class Provisioning:
+class Provisioning(CredentialGiver):
     """Credentials of one tenant's devices. Who else tells the broker waits meanwhile."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        connection: Connection,
-        broker: Teller | None,
-        tenant_id: str,
-        tenant: TenantNo,
-    ) -> None:
-        self._settings = settings
-        self._connection = connection
-        self._broker = broker
-        self._tenant_id = tenant_id
-        self._tenant = tenant
-
-    async def numbers(self, device_ids: Sequence[str]) -> dict[str, int]:
-        """Return the numbers of devices; raises `NotFound`, or `InvalidValue` for what is no id."""
-        for device_id in device_ids:
-            broker_username(self._tenant_id, device_id)
-        return await device_numbers(self._connection, self._tenant, device_ids)
 
     async def give_passwords(
         self, device_ids: Sequence[str], *, now: datetime, anew: bool
     ) -> list[Given]:
-        """Give devices a password each. All or nothing.
-
-        Raises `Conflict` for a device that has a credential, unless it is to be given one `anew`: then
-        all that it had is good no more.
-        """
-        numbers = await self.numbers(device_ids)
-        given = []
-        async with self._connection.transaction():
-            commands: list[Command] = []
-            for device_id in device_ids:
-                password = new_password()
-                await self._free(device_id, numbers[device_id], now=now, anew=anew)
-                await save_client(self._connection, numbers[device_id], hash_of(password), now=now)
-                name = broker_username(self._tenant_id, device_id)
-                given.append(Given(username=name, password=password))
-            passwords = {each.username: each.password for each in given}
-            for client in await clients_of(self._connection, list(numbers.values())):
-                name = broker_username(client.tenant_id, client.device_id)
-                commands += self._commands(name, client.device_id, client.right, passwords[name])
-            await self._tell(commands)
-            await self._note(numbers)
+        """Give devices a password each, as `CredentialGiver` does; what was revoked is published."""
+        given = await super().give_passwords(device_ids, now=now, anew=anew)
         if anew:
             await self.publish_revocations(now=now)
         return given
@@ -121,33 +50,19 @@ class Provisioning:
         anew: bool,
         days: int = DEVICE_DAYS,
     ) -> Given:
-        """Sign a device's request. Raises as `give_passwords`, and `InvalidValue` for a bad request."""
-        numbers = await self.numbers([device_id])
-        number = numbers[device_id]
-        name = broker_username(self._tenant_id, device_id)
-        issued = Authority.open(authority_folder(self._settings)).sign_request(
-            request_pem, name, now=now, days=days
+        """Sign a device's request, as `CredentialGiver` does; what was revoked is published."""
+        given = await super().give_certificate(
+            device_id, request_pem, now=now, anew=anew, days=days
         )
-        async with self._connection.transaction():
-            await self._free(device_id, number, now=now, anew=anew)
-            await save_client(self._connection, number, None, now=now)
-            await save_certificate(
-                self._connection, number, serial=issued.serial, not_after=issued.not_after, now=now
-            )
-            (client,) = await clients_of(self._connection, [number])
-            await self._tell(self._commands(name, device_id, client.right, None))
-            await self._note(numbers)
         if anew:
             await self.publish_revocations(now=now)
-        return Given(username=name, certificate=issued.pem)
+        return given
 
     async def revoke(self, device_ids: Sequence[str], *, now: datetime) -> int:
         """Take away all that devices connect with, and end their connections; return how many had some."""
         numbers = await self.numbers(device_ids)
-        count = 0
         async with self._connection.transaction():
-            for number in numbers.values():
-                count += await revoke_client(self._connection, number, now=now)
+            count = await self.withdraw(device_ids, now=now)
         # Committed first: whoever cannot be told now is told later by the control process.
         commands = [
             command
@@ -203,30 +118,6 @@ class Provisioning:
             return False
         write_revoked(Path(record.folder), revoked)
         return lifecycle.reload_broker(self._settings)
-
-    async def _free(self, device_id: str, number: int, *, now: datetime, anew: bool) -> None:
-        """See to it that a device has no credential."""
-        if anew:
-            await revoke_certificates(self._connection, number, now=now)
-        elif await has_credential(self._connection, number):
-            raise Conflict("device", f"{device_id!r} has a credential", "rotate it, or revoke it")
-
-    def _commands(
-        self, name: str, device_id: str, right: Right, password: str | None
-    ) -> list[Command]:
-        topics = device_topics(self._settings.topic_root, self._tenant_id, device_id, right)
-        if right is Right.NONE:
-            return shut_out(name)
-        return make_anew(name, topics, password=password)
-
-    async def _tell(self, commands: Sequence[Command]) -> None:
-        if self._broker is not None and commands:
-            await self._broker.tell(commands)
-
-    async def _note(self, numbers: dict[str, int]) -> None:
-        await note_told(
-            self._connection, await clients_of(self._connection, list(numbers.values()))
-        )
 
 
 @asynccontextmanager

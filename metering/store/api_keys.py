@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from metering.access import Identity, Role
-from metering.errors import InvalidValue
+from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.rows import fetch_all
@@ -161,6 +161,49 @@ async def list_api_keys(
         " AND api_key_no > %(after)s ORDER BY api_key_no LIMIT %(limit)s",
         {"tenant": tenant, "after": after, "limit": limit},
     )
+
+
+async def api_key_with(
+    connection: Connection, tenant: TenantNo | None, api_key_no: int
+) -> ApiKey | None:
+    """Return a key of a tenant by its number, as it may be shown; None when there is no such."""
+    rows = await list_api_keys(connection, tenant, after=api_key_no - 1, limit=1)
+    return rows[0] if rows and rows[0].api_key_no == api_key_no else None
+
+
+async def rotate_api_key(
+    connection: Connection,
+    tenant: TenantNo | None,
+    old: ApiKey,
+    *,
+    now: datetime,
+    old_ends_at: datetime,
+) -> tuple[int, str]:
+    """Create a key that may what another may, which ends at an instant; return its number and itself.
+
+    The old one is revoked at once where that is now. Raises `Conflict` when it is not good any more.
+    """
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise Conflict("api_key_no", "is good no more", "make a new key")
+    made = await insert_api_key(
+        connection,
+        tenant=tenant,
+        label=old.label,
+        now=now,
+        role=Role(old.role),
+        fleets=old.fleets,
+        device_no=old.device_no,
+        expires_at=old.expires_at,
+    )
+    if old_ends_at <= now:
+        await revoke_api_key(connection, tenant, old.api_key_no, now=now)
+    else:
+        await connection.execute(
+            "UPDATE api_key SET expires_at = least(expires_at, %s)"
+            " WHERE tenant_no IS NOT DISTINCT FROM %s AND api_key_no = %s",
+            [old_ends_at, tenant, old.api_key_no],
+        )
+    return made
 
 
 async def revoke_api_key(

@@ -10,6 +10,7 @@ from metering.credentials.rights import Right
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
+from metering.store.rows import fetch_all, fetch_one
 
 _TELLING_LOCK = 4_871_203_663
 """Advisory lock key: whoever holds it may tell the broker who may do what."""
@@ -27,6 +28,11 @@ async def telling(connection: Connection) -> AsyncIterator[None]:
     finally:
         if not connection.closed:
             await connection.execute("SELECT pg_advisory_unlock(%s)", [_TELLING_LOCK])
+
+
+async def telling_until_commit(connection: Connection) -> None:
+    """Hold the right to tell the broker, as `telling` does, until the transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock(%s)", [_TELLING_LOCK])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +195,15 @@ async def revoke_certificates(connection: Connection, device_no: int, *, now: da
     return revoked.rowcount
 
 
+async def has_certificate(connection: Connection, device_no: int, *, now: datetime) -> bool:
+    """Whether a device was given a certificate that has not expired, be it revoked or not."""
+    found = await connection.execute(
+        "SELECT FROM device_certificate WHERE device_no = %s AND not_after > %s LIMIT 1",
+        [device_no, now],
+    )
+    return found.rowcount == 1
+
+
 async def revoked_certificates(
     connection: Connection, *, now: datetime
 ) -> list[tuple[str, datetime]]:
@@ -199,3 +214,48 @@ async def revoked_certificates(
         [now],
     )
     return await found.fetchall()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateView:
+    """A certificate that a device was given; `revoked_at` is None while it is good."""
+
+    serial: str
+    issued_at: datetime
+    not_after: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialView:
+    """What a device connects with, but for its secrets; `told` is what the broker was last told."""
+
+    has_password: bool
+    created_at: datetime
+    revoked_at: datetime | None
+    told: str | None
+
+
+async def credential_of(connection: Connection, device_no: int) -> CredentialView | None:
+    """Return what a device connects with; None when it was never given anything."""
+    return await fetch_one(
+        connection,
+        CredentialView,
+        "SELECT client.password_digest IS NOT NULL AS has_password, client.created_at,"
+        " client.revoked_at, client.told FROM broker_client AS client"
+        " WHERE client.device_no = %(device)s",
+        {"device": device_no},
+    )
+
+
+async def certificates_of(
+    connection: Connection, device_no: int, *, limit: int
+) -> list[CertificateView]:
+    """Return the certificates that a device was given, the last first."""
+    return await fetch_all(
+        connection,
+        CertificateView,
+        "SELECT serial, issued_at, not_after, revoked_at FROM device_certificate"
+        " WHERE device_no = %(device)s ORDER BY issued_at DESC, serial LIMIT %(limit)s",
+        {"device": device_no, "limit": limit},
+    )

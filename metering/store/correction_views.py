@@ -158,17 +158,27 @@ class _Version:
 
 
 async def plan_no_of(
-    connection: Connection, tenant_no: TenantNo, *, plan_id: str, version: int | None
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    plan_id: str,
+    version: int | None,
+    at: datetime | None = None,
 ) -> int:
-    """Return the number of a plan's version, of its newest if it is None; raise `NotFound`."""
+    """Return the number of a plan's version; raise `NotFound`.
+
+    Where it is None, the highest that is in effect `at` an instant; unset: whenever.
+    """
     found = await fetch_one(
         connection,
         _Version,
         "SELECT plan.plan_no FROM plan WHERE plan.tenant_no = %(tenant_no)s"
         " AND plan.plan_id = %(plan_id)s"
-        " AND (%(version)s::int IS NULL OR plan.version = %(version)s)"
+        " AND CASE WHEN %(version)s::int IS NULL"
+        "   THEN plan.effective_from <= coalesce(%(at)s, 'infinity'::timestamptz)"
+        "   ELSE plan.version = %(version)s END"
         " ORDER BY plan.version DESC LIMIT 1",
-        {"tenant_no": tenant_no, "plan_id": plan_id, "version": version},
+        {"tenant_no": tenant_no, "plan_id": plan_id, "version": version, "at": at},
     )
     if found is None:
         name = plan_id if version is None else f"{plan_id} version {version}"

@@ -24,6 +24,11 @@ class DeviceView:
     iccid: str | None
     imsi: str | None
     imei: str | None
+    eid: str | None
+    msisdn: str | None
+    name: str | None
+    tags: list[str]
+    labels: Mapping[str, str]
     created_at: datetime
     state: str | None
     state_since: datetime | None
@@ -77,7 +82,8 @@ class SubscriptionMeterView:
 
 _DEVICE = (
     "SELECT device.device_no, device.device_id, device.fleet_no, fleet.fleet_id, sim.iccid,"
-    " sim.imsi, device.imei, device.created_at,"
+    " sim.imsi, device.imei, device.eid, device.msisdn, device.name, device.tags, device.labels,"
+    " device.created_at,"
     " latest.state, latest.effective_from AS state_since,"
     " plan.plan_id, plan.version AS plan_version,"
     " lower(running.valid) AS subscribed_from, upper(running.valid) AS subscribed_to"
@@ -95,17 +101,60 @@ _DEVICE = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFilter:
+    """Which devices a list is of: those of which all that is given is so, now. `text` is of id or name."""
+
+    state: str | None = None
+    plan_id: str | None = None
+    tag: str | None = None
+    label: tuple[str, str] | None = None
+    text: str | None = None
+    iccid: str | None = None
+    imsi: str | None = None
+    imei: str | None = None
+    eid: str | None = None
+    msisdn: str | None = None
+
+
+ALL_DEVICES = DeviceFilter()
+_OF_SIM = (
+    " AND device.device_no IN (SELECT held.device_no FROM device_sim AS held"
+    " WHERE held.tenant_no = %(tenant_no)s AND held.valid @> %(now)s::timestamptz AND "
+)
+_NARROWED = {
+    "state": " AND latest.state = %(state)s",
+    "plan_id": " AND plan.plan_id = %(plan_id)s",
+    "tag": " AND device.device_no IN (SELECT tagged.device_no FROM device_tag AS tagged"
+    " WHERE tagged.tenant_no = %(tenant_no)s AND tagged.tag = %(tag)s)",
+    "label": " AND device.labels ->> %(label_name)s = %(label_value)s",
+    "text": " AND (strpos(lower(device.device_id), lower(%(text)s)) > 0"
+    "   OR strpos(lower(device.name), lower(%(text)s)) > 0)",
+    # Its last digit may be left out on either side.
+    "iccid": _OF_SIM + "(held.iccid IN (%(iccid)s, left(%(iccid)s, -1))"
+    " OR left(held.iccid, -1) = %(iccid)s))",
+    "imsi": _OF_SIM + "held.imsi = %(imsi)s)",
+    "imei": " AND device.imei = %(imei)s",
+    "eid": " AND device.eid = %(eid)s",
+    "msisdn": " AND device.msisdn = %(msisdn)s",
+}
+
+
 async def list_devices(
     connection: Connection,
     tenant_no: TenantNo,
     *,
     fleet_no: int | None,
+    which: DeviceFilter = ALL_DEVICES,
     after: str,
     limit: int,
     now: datetime,
 ) -> list[DeviceView]:
-    """Return at most `limit` devices, of one fleet or of all, ascending by id, after `after`."""
+    """Return at most `limit` devices, of some or of all, ascending by id, after `after`."""
+    wanted = {name: getattr(which, name) for name in _NARROWED}
     narrowed = "" if fleet_no is None else " AND device.fleet_no = %(fleet_no)s"
+    narrowed += "".join(_NARROWED[name] for name, value in wanted.items() if value is not None)
+    label_name, label_value = which.label or (None, None)
     return await fetch_all(
         connection,
         DeviceView,
@@ -113,8 +162,11 @@ async def list_devices(
         + narrowed
         + " AND device.device_id > %(after)s ORDER BY device.device_id LIMIT %(limit)s",
         {
-            "tenant_no": tenant_no,
+            **wanted,
+            "label_name": label_name,
+            "label_value": label_value,
             "fleet_no": fleet_no,
+            "tenant_no": tenant_no,
             "after": after,
             "limit": checked_limit(limit),
             "now": now,
@@ -228,3 +280,38 @@ async def device_id_of(connection: Connection, device_no: int) -> str | None:
     )
     row = await found.fetchone()
     return None if row is None else str(row[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateView:
+    """A state of a device from an instant on, until the next."""
+
+    state: str
+    effective_from: datetime
+    recorded_at: datetime
+
+
+async def list_states(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    device_no: int,
+    before: datetime | None,
+    limit: int,
+) -> list[StateView]:
+    """Return at most `limit` states of a device, past and planned, the last first, before an instant."""
+    return await fetch_all(
+        connection,
+        StateView,
+        "SELECT change.state, change.effective_from, change.recorded_at"
+        " FROM device JOIN device_state_change AS change ON change.device_no = device.device_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND device.device_no = %(device_no)s"
+        " AND (%(before)s::timestamptz IS NULL OR change.effective_from < %(before)s)"
+        " ORDER BY change.effective_from DESC LIMIT %(limit)s",
+        {
+            "tenant_no": tenant_no,
+            "device_no": device_no,
+            "before": before,
+            "limit": checked_limit(limit),
+        },
+    )

@@ -1,5 +1,6 @@
 """What the API reads of fleets: who they are, and when their cycles were opened."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,6 +22,7 @@ class FleetView:
     anchor_day: int
     cycle_months: int
     anchor_month: int
+    labels: Mapping[str, str]
     created_at: datetime
     devices: int
 
@@ -32,21 +34,58 @@ class _Opened:
 
 _FLEET = (
     "SELECT fleet.fleet_no, fleet.fleet_id, fleet.name, fleet.currency, fleet.time_zone,"
-    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.created_at,"
+    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.labels, fleet.created_at,"
     " (SELECT count(*) FROM device WHERE device.fleet_no = fleet.fleet_no) AS devices"
     " FROM fleet WHERE fleet.tenant_no = %(tenant_no)s"
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetFilter:
+    """Which fleets a list is of: those of which all that is given is so. `text` is of id or name."""
+
+    currency: str | None = None
+    label: tuple[str, str] | None = None
+    text: str | None = None
+
+
+ALL_FLEETS = FleetFilter()
+_NARROWED = {
+    "currency": " AND fleet.currency = %(currency)s",
+    "label": " AND fleet.labels ->> %(label_name)s = %(label_value)s",
+    "text": " AND (strpos(lower(fleet.fleet_id), lower(%(text)s)) > 0"
+    "   OR strpos(lower(fleet.name), lower(%(text)s)) > 0)",
+}
+
+
 async def list_fleets(
-    connection: Connection, tenant_no: TenantNo, *, after: str, limit: int
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    which: FleetFilter = ALL_FLEETS,
+    after: str,
+    limit: int,
 ) -> list[FleetView]:
-    """Return at most `limit` of the tenant's fleets, ascending by id, after the id `after`."""
+    """Return at most `limit` of the tenant's fleets, some or all, ascending by id, after `after`."""
+    label_name, label_value = which.label or (None, None)
+    narrowed = "".join(
+        condition for name, condition in _NARROWED.items() if getattr(which, name) is not None
+    )
     return await fetch_all(
         connection,
         FleetView,
-        _FLEET + " AND fleet.fleet_id > %(after)s ORDER BY fleet.fleet_id LIMIT %(limit)s",
-        {"tenant_no": tenant_no, "after": after, "limit": checked_limit(limit)},
+        _FLEET
+        + narrowed
+        + " AND fleet.fleet_id > %(after)s ORDER BY fleet.fleet_id LIMIT %(limit)s",
+        {
+            "tenant_no": tenant_no,
+            "currency": which.currency,
+            "label_name": label_name,
+            "label_value": label_value,
+            "text": which.text,
+            "after": after,
+            "limit": checked_limit(limit),
+        },
     )
 
 

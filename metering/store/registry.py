@@ -1,7 +1,7 @@
 """Who is metered and what they are sold: tenants, fleets, devices, plans, subscriptions."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from psycopg.types.json import Json
 from psycopg.types.range import TimestamptzRange
 
-from metering.errors import InvalidValue, NotFound
+from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
 from metering.money import minor_digits
 from metering.period import Calendar, checked_cycle, local_day, zone
@@ -21,6 +21,9 @@ from metering.rating.membership import Member
 from metering.rating.plan import PlanTerms
 from metering.store.binary import int8_array
 from metering.store.connection import Connection
+from metering.store.devices import NewDevice, insert_devices
+from metering.store.holding import hold
+from metering.store.rows import fetch_all, fetch_one
 from metering.usage import METERS
 
 SHARDS = 64
@@ -84,19 +87,42 @@ class Tenant:
 
     tenant_id: str
     name: str
+    state: str
     created_at: datetime
 
 
 async def list_tenants(connection: Connection, *, after: str, limit: int) -> list[Tenant]:
     """Return the deployment's tenants, ascending by id, after one."""
-    found = await connection.execute(
-        "SELECT tenant_id, name, created_at FROM tenant WHERE tenant_id > %s ORDER BY tenant_id LIMIT %s",
-        [after, limit],
+    return await fetch_all(
+        connection,
+        Tenant,
+        "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id > %(after)s"
+        " ORDER BY tenant_id LIMIT %(limit)s",
+        {"after": after, "limit": limit},
     )
-    return [
-        Tenant(tenant_id=each, name=name, created_at=created_at)
-        for each, name, created_at in await found.fetchall()
-    ]
+
+
+_TENANT = "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id = %(tenant_id)s"
+
+
+async def tenant_of_id(connection: Connection, tenant_id: str, *, owned: bool = False) -> Tenant:
+    """Return a tenant; raise `NotFound`. It may be `owned` until the transaction ends."""
+    tenant = await fetch_one(
+        connection,
+        Tenant,
+        _TENANT + " FOR NO KEY UPDATE" if owned else _TENANT,
+        {"tenant_id": tenant_id},
+    )
+    if tenant is None:
+        raise NotFound("tenant", tenant_id)
+    return tenant
+
+
+async def change_tenant(connection: Connection, tenant_id: str, *, name: str, state: str) -> None:
+    """Write a tenant's name, and whether its users and keys are let in: active, or suspended."""
+    await connection.execute(
+        "UPDATE tenant SET name = %s, state = %s WHERE tenant_id = %s", [name, state, tenant_id]
+    )
 
 
 async def insert_tenant(
@@ -108,12 +134,7 @@ async def insert_tenant(
         " ON CONFLICT (tenant_id) DO NOTHING",
         [tenant_id, name, now],
     )
-    found = await connection.execute(
-        "SELECT name, created_at FROM tenant WHERE tenant_id = %s", [tenant_id]
-    )
-    row = await found.fetchone()
-    assert row is not None  # noqa: S101 - it is there by now
-    return Tenant(tenant_id=tenant_id, name=row[0], created_at=row[1]), made.rowcount == 1
+    return await tenant_of_id(connection, tenant_id), made.rowcount == 1
 
 
 async def tenant_id(connection: Connection, tenant: TenantNo) -> str:
@@ -136,20 +157,22 @@ async def ensure_fleet(
     now: datetime,
     cycle_months: int = 1,
     anchor_month: int = 1,
+    new: bool = False,
 ) -> Fleet:
     """Return the fleet of that id, creating it as described if there is none.
 
-    Its bill cycles have one month, or three or twelve from `anchor_month` on.
+    Its bill cycles have one month, or three or twelve from `anchor_month` on. Where it is to be `new`,
+    raises `Conflict` if there is one of that id.
     """
     checked_id(fleet_id, "fleet_id")
     minor_digits(currency)
     zone(time_zone)
     checked_cycle(cycle_months, anchor_day, anchor_month)
-    await connection.execute(
+    made = await connection.execute(
         "INSERT INTO fleet"
         " (tenant_no, fleet_id, name, currency, time_zone, anchor_day, cycle_months, anchor_month,"
         " shard_no, created_at)"
-        " SELECT %s, %s, %s, %s, %s, %s, %s, %s, (count(*) %% %s)::smallint, %s FROM fleet"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, next_shard(%s), %s)"
         " ON CONFLICT (tenant_no, fleet_id) DO NOTHING",
         [
             tenant,
@@ -164,6 +187,8 @@ async def ensure_fleet(
             now,
         ],
     )
+    if new and not made.rowcount:
+        raise Conflict("fleet_id", f"{fleet_id!r} is a fleet already", "use another id")
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
         " cycle_months, anchor_month, shard_no"
@@ -187,22 +212,12 @@ async def ensure_devices(
     """Return the numbers of the fleet's devices of those ids, creating missing ones as active."""
     for position, device_id in enumerate(device_ids):
         checked_id(device_id, f"device_ids.{position}")
-    inserted = await connection.execute(
-        "INSERT INTO device (tenant_no, fleet_no, device_id, created_at)"
-        " SELECT %s, %s, given.device_id, %s FROM unnest(%s::text[]) AS given (device_id)"
-        " WHERE NOT EXISTS (SELECT FROM device AS known"
-        "   WHERE known.tenant_no = %s AND known.device_id = given.device_id)"
-        " ON CONFLICT (tenant_no, device_id) DO NOTHING RETURNING device_no",
-        [fleet.tenant_no, fleet.fleet_no, now, list(device_ids), fleet.tenant_no],
-    )
-    created = [row[0] for row in await inserted.fetchall()]
-    await connection.execute(
-        "WITH said AS (INSERT INTO device_state_change (device_no, effective_from, state, recorded_at)"
-        "   SELECT created.device_no, %s, 'active', %s FROM unnest(%s::bigint[]) AS created (device_no)"
-        "   RETURNING *)"
-        " INSERT INTO device_state_entry (device_no, entry_no, effective_from, state, recorded_at)"
-        " SELECT device_no, 1, effective_from, state, recorded_at FROM said",
-        [active_from, now, created],
+    await insert_devices(
+        connection,
+        tenant_no=fleet.tenant_no,
+        fleet_no=fleet.fleet_no,
+        devices=[NewDevice(device_id=each, since=active_from) for each in device_ids],
+        now=now,
     )
     found = await connection.execute(
         "SELECT device_id, device_no FROM device"
@@ -219,20 +234,22 @@ async def ensure_devices(
 
 
 async def ensure_plan(
-    connection: Connection, *, tenant: TenantNo, plan: PlanDocument, now: datetime
+    connection: Connection,
+    *,
+    tenant: TenantNo,
+    plan: PlanDocument,
+    now: datetime,
+    effective_from: datetime | None = None,
 ) -> PlanNo:
     """Return the newest version of a plan, adding a version if the document differs from it.
 
-    Raises `InvalidValue` when it prices a meter that devices do not publish.
+    A new one is what its plan is from `effective_from` on; None: from now on. Raises `InvalidValue` when it
+    prices a meter that devices do not publish.
     """
-    for meter in plan.meters:
-        if meter not in METERS:
-            raise InvalidValue(
-                f"meters.{meter}",
-                f"{meter!r} is no meter that devices publish",
-                f"use one of {', '.join(METERS)}; `fleetmeter rate` takes any",
-            )
+    for problem in meter_problems(plan):
+        raise problem
     terms = stored_document(plan)
+    await hold(connection, "plan", f"{tenant} {plan.plan}")
     found = await connection.execute(
         "SELECT plan_no, version, terms FROM plan WHERE tenant_no = %s AND plan_id = %s"
         " ORDER BY version DESC LIMIT 1",
@@ -246,11 +263,31 @@ async def ensure_plan(
     inserted = await connection.execute(
         "INSERT INTO plan (tenant_no, plan_id, version, name, terms, subunits_per_unit,"
         " effective_from, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING plan_no",
-        [tenant, plan.plan, version, plan.name, Json(terms), subunits, now, now],
+        [
+            tenant,
+            plan.plan,
+            version,
+            plan.name,
+            Json(terms),
+            subunits,
+            effective_from or now,
+            now,
+        ],
     )
     row = await inserted.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
     return PlanNo(row[0])
+
+
+def meter_problems(plan: PlanDocument) -> Iterator[InvalidValue]:
+    """Yield an error for each meter of a plan that devices do not publish."""
+    for meter in plan.meters:
+        if meter not in METERS:
+            yield InvalidValue(
+                f"meters.{meter}",
+                f"{meter!r} is no meter that devices publish",
+                f"use one of {', '.join(METERS)}; `fleetmeter rate` takes any",
+            )
 
 
 async def lock_shard(connection: Connection, shard_no: int) -> None:

@@ -9,7 +9,7 @@ from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.store.api_keys import check_reach
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all
+from metering.store.rows import fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,54 @@ async def list_users(
         " WHERE tenant_no = %(tenant)s AND user_no > %(after)s ORDER BY user_no LIMIT %(limit)s",
         {"tenant": tenant, "after": after, "limit": limit},
     )
+
+
+async def lock_user(connection: Connection, tenant: TenantNo, user_no: int) -> User | None:
+    """Return a tenant's user and own it until the transaction ends; None when there is no such."""
+    return await fetch_one(
+        connection,
+        User,
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
+        " WHERE tenant_no = %(tenant)s AND user_no = %(user)s FOR NO KEY UPDATE",
+        {"tenant": tenant, "user": user_no},
+    )
+
+
+async def user_with(connection: Connection, tenant: TenantNo, user_no: int) -> User | None:
+    """Return a tenant's user by its number; None when there is no such."""
+    return await fetch_one(
+        connection,
+        User,
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
+        " WHERE tenant_no = %(tenant)s AND user_no = %(user)s",
+        {"tenant": tenant, "user": user_no},
+    )
+
+
+async def change_user(
+    connection: Connection,
+    tenant: TenantNo,
+    user_no: int,
+    *,
+    name: str,
+    role: Role,
+    fleets: Sequence[int] | None,
+) -> None:
+    """Write a user's name, role and reach; raise `InvalidValue` where these do not fit."""
+    check_reach(role, tenant=tenant, fleets=fleets, device_no=None)
+    await connection.execute(
+        "UPDATE api_user SET name = %s, role = %s, fleets = %s WHERE tenant_no = %s AND user_no = %s",
+        [name, role, None if fleets is None else list(fleets), tenant, user_no],
+    )
+
+
+async def enable_user(connection: Connection, tenant: TenantNo, user_no: int) -> bool:
+    """Let a user in again; False when there is no such."""
+    enabled = await connection.execute(
+        "UPDATE api_user SET disabled_at = NULL WHERE tenant_no = %s AND user_no = %s",
+        [tenant, user_no],
+    )
+    return enabled.rowcount == 1
 
 
 async def disable_user(

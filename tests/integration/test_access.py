@@ -1,6 +1,7 @@
 """API keys, users and the audit log, over the API."""
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -28,8 +29,15 @@ def _bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def _ask(client: httpx.Client, **order: object) -> httpx.Response:
+    keyed = {"Idempotency-Key": secrets.token_hex()}
+    return client.post(
+        "/v1/api-keys", headers=keyed, json={"label": "x", "role": "read_only"} | order
+    )
+
+
 def _made(client: httpx.Client, **order: object) -> dict[str, Any]:
-    answer = client.post("/v1/api-keys", json={"label": "x", "role": "read_only"} | order)
+    answer = _ask(client, **order)
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     return made
@@ -92,7 +100,7 @@ def test_a_key_ends(
 def test_a_key_that_does_not_fit_is_refused(
     api: "ApiUnderTest", order: dict[str, object], field: str
 ) -> None:
-    answer = api.acme.post("/v1/api-keys", json={"label": "x", "role": "read_only"} | order)
+    answer = _ask(api.acme, **order)
     assert answer.status_code == 422, answer.text
     assert [each["field"] for each in answer.json()["errors"]] == [field]
 
@@ -102,7 +110,7 @@ def test_a_key_of_anothers_fleet_or_device_is_not_made(api: "ApiUnderTest") -> N
         {"role": "fleet_manager", "fleet_ids": ["rival-north"]},
         {"role": "device", "device_id": "rival-1"},
     ):
-        answer = api.acme.post("/v1/api-keys", json={"label": "x"} | order)
+        answer = _ask(api.acme, **order)
         assert answer.status_code == 404, answer.text
 
 
@@ -121,7 +129,8 @@ def test_operators_keys_are_made_by_command_alone(
     of_third = operator | {"Fleetmeter-Tenant": "third"}
     assert api.nobody.get("/v1/fleets", headers=of_third).json()["items"] == []
     order = {"label": "admin", "role": "tenant_admin"}
-    made = api.nobody.post("/v1/api-keys", headers=of_third, json=order)
+    keyed = of_third | {"Idempotency-Key": "first"}
+    made = api.nobody.post("/v1/api-keys", headers=keyed, json=order)
     assert made.status_code == 201
     admin = _bearer(made.json()["key"])
     assert api.nobody.get("/v1/fleets", headers=admin).json()["items"] == []

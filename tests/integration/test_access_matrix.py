@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from api.rights import ELSEWHERE, REACHED, RIGHTS
+from api.rights import ELSEWHERE, MADE, REACHED, RIGHTS
 from metering.access import Role
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
@@ -55,7 +55,12 @@ _NAMES: dict[str, Any] = {
     "api_key_no": 1,
     "user_no": 1,
     "entry_no": 1,
+    "subscription_no": 1,
+    "version": 1,
+    "tenant_id": "acme",
 }
+_OF_THE_BROKER = {"post_credential", "rotate_credential"}
+"""Where there is no broker, as here, these are 503."""
 _CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()
 
@@ -131,7 +136,7 @@ def _names_of(name: str) -> set[str]:
                 walk(part)
 
     walk(_body(operation))
-    return found & set(REACHED)
+    return found & set(REACHED) - MADE.get(name, frozenset())
 
 
 class _Callers:
@@ -200,7 +205,8 @@ def callers(api: "ApiUnderTest") -> Iterator[_Callers]:
     made = _Callers(api.url, asyncio.run(_keys(api.database_url)))
     # Something of which numbers are asked: a user, a payment, and entries of the audit log.
     user = {"issuer": "https://i", "subject": "acme", "name": "acme", "role": "billing"}
-    assert made["admin"].post("/v1/users", json=user).status_code == 201
+    keyed = {"Idempotency-Key": "matrix-user"}
+    assert made["admin"].post("/v1/users", json=user, headers=keyed).status_code == 201
     paid = {
         "amount": "5.00",
         "currency": "EUR",
@@ -271,7 +277,7 @@ def test_the_matrix(callers: _Callers) -> None:
             response = _ask(callers[role], name)
             shown = (name, role, response.status_code, response.text)
             assert response.status_code not in {401, 403}, shown
-            assert response.status_code < 500, shown
+            assert response.status_code < 500 or name in _OF_THE_BROKER, shown
             if name in reading:
                 assert response.status_code == 200, shown
 
@@ -295,7 +301,7 @@ def _foreign(callers: _Callers, name: str, role: str) -> None:
         assert response.status_code == 404, shown
     elif method != "get":
         assert response.status_code == 403, shown
-    elif "{" in path and name != "get_plan":
+    elif "{" in path and not name.startswith("get_plan"):
         assert response.status_code == 404, shown
     else:
         assert response.status_code == 200, shown

@@ -20,10 +20,11 @@ from pydantic import SecretStr
 from metering.broker_address import parse_broker_url
 from metering.cli import main
 from metering.control.controller import Controller
+from metering.control.give_credentials import Given
 from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.provisioning.command import make_key
-from metering.provisioning.credentials import Given, provisioning
+from metering.provisioning.credentials import provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.stack import lifecycle, mosquitto

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from pyhocon import ConfigFactory  # type: ignore[import-untyped]
 
+from metering.control.give_credentials import Given
 from metering.credentials.password import ITERATIONS
 from metering.credentials.rights import Right, device_topics
-from metering.provisioning.credentials import Given
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.wire.formats import Format, usage_topic_of

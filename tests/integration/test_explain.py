@@ -60,9 +60,11 @@ from metering.store import (
     leases,
     outbox,
     past_balances,
+    pool_views,
     readings,
     record_views,
     registry,
+    subscription_views,
     tally,
     unwinding,
     usage_views,
@@ -70,6 +72,7 @@ from metering.store import (
     work,
 )
 from metering.store.connection import Connection, api_url_of
+from metering.store.device_views import DeviceFilter
 from metering.store.reach import speak_for_tenant
 from metering.store.watermark import fleet_watermark
 from metering.usage import Rejection, RejectReason
@@ -154,9 +157,13 @@ INSERT INTO fleet (fleet_no, tenant_no, fleet_id, name, currency, time_zone, anc
         created_at) OVERRIDING SYSTEM VALUE
     SELECT n, 1 + n % 10, 'fleet-' || n, '', 'EUR', 'Europe/Berlin', 1, n % 64, now()
     FROM generate_series(1, 800) AS n;
-INSERT INTO device (device_no, tenant_no, fleet_no, device_id, created_at) OVERRIDING SYSTEM VALUE
-    SELECT n, 1 + (1 + n % 800) % 10, 1 + n % 800, 'device-' || n, now()
+INSERT INTO device (device_no, tenant_no, fleet_no, device_id, imei, tags, created_at)
+    OVERRIDING SYSTEM VALUE SELECT n, 1 + (1 + n % 800) % 10, 1 + n % 800, 'device-' || n, n,
+    CASE WHEN n % 4 = 0 THEN ARRAY['tag-' || n % 100] ELSE '{}' END, now()
     FROM generate_series(1, 20000) AS n;
+INSERT INTO device_sim (tenant_no, device_no, iccid, valid, recorded_at)
+    SELECT tenant_no, device_no, 89490000000000000 + device_no, '[2026-01-01,)', now() FROM device
+    WHERE device_no % 4 = 0;
 INSERT INTO device_state_change SELECT n, '2025-01-01', 'active', now()
     FROM generate_series(1, 20000) AS n;
 INSERT INTO plan (plan_no, tenant_no, plan_id, version, name, terms, subunits_per_unit,
@@ -407,6 +414,23 @@ async def _postings(connection: Connection, before: bucket_views.PostingKey | No
     await bucket_views.list_postings(connection, TENANT, bucket=bucket, before=before, limit=50)
 
 
+async def _subscriptions(connection: Connection, device_no: int | None) -> None:
+    await subscription_views.list_subscriptions(
+        connection, TENANT, fleet_no=None, device_no=device_no, plan_id=None, at=None,
+        after=("device-2", 0), limit=50,
+    )  # fmt: skip
+
+
+async def _pool_members(connection: Connection) -> None:
+    lot = pool_views.PoolLotView(
+        bucket_no=30001, fleet_id="fleet-1", meter_no=1, name="pool", source="plan", plan_id=None,
+        plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0, members=1,
+    )  # fmt: skip
+    await pool_views.list_pool_members(
+        connection, TENANT, lot=lot, cycle_start=CYCLE, after=0, limit=50
+    )
+
+
 BOOTS = [(DeviceNo(number), "boot-1") for number in OWN]
 HOURS = {
     (number, 1, 1, datetime(2026, 2, 1, tzinfo=UTC), "", FLEET): [1, 1, 0, 0, 0] for number in OWN
@@ -514,6 +538,24 @@ HOT: dict[str, Use] = {
     "devices of a fleet": lambda c: device_views.list_devices(
         c, TENANT, fleet_no=FLEET, after="", limit=50, now=NOW
     ),
+    "devices with a tag": lambda c: device_views.list_devices(
+        c, TENANT, fleet_no=None, which=DeviceFilter(tag="tag-7"), after="", limit=50, now=NOW
+    ),
+    "a device by its SIM": lambda c: device_views.list_devices(
+        c, TENANT, fleet_no=None, which=DeviceFilter(iccid="89490000"), after="", limit=50, now=NOW
+    ),
+    "a device by its IMEI": lambda c: device_views.list_devices(
+        c, TENANT, fleet_no=None, which=DeviceFilter(imei="1"), after="", limit=50, now=NOW
+    ),
+    "states of a device": lambda c: device_views.list_states(
+        c, TENANT, device_no=200, before=None, limit=50
+    ),
+    "subscriptions": lambda c: _subscriptions(c, None),
+    "subscriptions of a device": lambda c: _subscriptions(c, 200),
+    "pools": lambda c: pool_views.list_pools(
+        c, TENANT, fleet_no=None, meter_no=None, at=NOW, after=("", 0), limit=50
+    ),
+    "members of a pool": _pool_members,
     "boots of a device": lambda c: device_views.boots_of_device(c, TENANT, device_no=200, most=5),
     "bill: use": lambda c: bill_views.uses_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
     "bill: devices": lambda c: bill_views.device_ids(c, TENANT, device_nos=OWN),
@@ -734,7 +776,9 @@ def test_a_hot_query_stays_on_its_index(filled_url: str, name: str) -> None:
 SHOWN = [
     "a fleet", "fleets", "balance: pools", "balance: own", "balance: top-ups", "a bucket",
     "postings of a bucket", "postings, next page", "balance: subscriptions", "balance: meters",
-    "a device", "devices", "devices of a fleet", "boots of a device", "bill: use", "bill: devices",
+    "a device", "devices", "devices of a fleet", "devices with a tag", "a device by its SIM",
+    "a device by its IMEI", "states of a device", "subscriptions", "subscriptions of a device", "pools",
+    "members of a pool", "boots of a device", "bill: use", "bill: devices",
     "usage of a fleet", "usage of a device", "usage of a tag", "top consumers of a fleet",
     "top consumers of a tag", "top consumers of a cycle", "usage records", "usage records of a fleet",
     "usage records of a device", "compared readings", "compared readings of a device",
@@ -812,7 +856,7 @@ MAINTAINED: dict[str, Use] = {
     "a bill so far": lambda c: bill_so_far(c, TENANT, fleet=FLEET_ROW, at=NOW),
     "a fleet's usage": lambda c: get_fleet_usage(_caller(c), "fleet-1", bucket="day"),
     "a device's usage": lambda c: get_device_usage(_caller(c), "device-800", bucket="day"),
-    "devices": lambda c: get_devices(_caller(c), "fleet-1"),
+    "devices": lambda c: get_devices(caller=_caller(c), fleet_id="fleet-1"),
 }
 """What answers from what charging maintains, however much was ever used."""
 HISTORY = ("reading", "charge", "superseded_charge", "bucket_entry", "charge_correction")

@@ -144,7 +144,8 @@ def test_a_users_token_opens_what_its_role_may(
     assert _get(client, api.acme_key).status_code == 200
     ada = {"Authorization": f"Bearer {issuer.token()}"}
     new = {"label": "by ada", "role": "read_only"}
-    assert client.post("/v1/api-keys", headers=ada, json=new).status_code == 201
+    keyed = ada | {"Idempotency-Key": "ada"}
+    assert client.post("/v1/api-keys", headers=keyed, json=new).status_code == 201
     (entry,) = client.get("/v1/audit-log", headers=ada).json()["items"]
     assert (entry["operation"], entry["api_key_no"]) == ("post_api_key", None)
     assert entry["user_no"]

@@ -145,7 +145,7 @@ def test_a_plan_in_another_currency_is_refused(database_url: str) -> None:
         operator = await Operator.of(connection, now=NOW)
         fleet = await operator.fleet("trackers")
         plan_no = await operator.plan({**OWN_PLAN, "currency": "USD"})
-        with pytest.raises(InvalidValue, match="USD differs from the fleet's EUR"):
+        with pytest.raises(InvalidValue, match="its currency is USD, the fleet's EUR"):
             await operator.devices(fleet, ["tracker-1"], plan=plan_no)
 
     on(database_url, scene)

@@ -110,6 +110,14 @@ CREATE OR REPLACE FUNCTION api_user_of(given_issuer text, given_subject text, OU
         SELECT FROM tenant WHERE tenant.tenant_no = known.tenant_no AND tenant.state = 'suspended')
 $$;
 
+-- Fleets are dealt out to the shards in turn, of whichever tenant they are.
+CREATE FUNCTION next_shard(shards integer) RETURNS smallint
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT (count(*) % shards)::smallint FROM fleet
+$$;
+REVOKE ALL ON FUNCTION next_shard(integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION next_shard(integer) TO fleetmeter_api;
+
 DO $$
 DECLARE
     name text;
