@@ -255,3 +255,30 @@ def test_settings_are_edited_as_they_were_seen(api: "ApiUnderTest") -> None:
     gone = api.acme.delete(f"/v1/thresholds/{threshold}", headers=wrong)
     assert gone.status_code == 412
     assert api.acme.delete(f"/v1/thresholds/{threshold}").status_code == 204
+
+
+def test_a_pool_is_shown_with_who_brought_what(api: "ApiUnderTest") -> None:
+    (before,) = api.acme.get("/v1/pools", params={"fleet": "acme-north"}).json()["items"]
+    assert (before["meter"], before["granted"], before["members"]) == ("data", 300_000_000, 0)
+    new = [{"device_id": name} for name in ("n1", "n2")]
+    made(api.acme, "device-batches", {"fleet_id": "acme-north", "devices": new})
+    joining = {"device_ids": ["n1", "n2"], "plan_id": "acme-basic"}
+    made(api.acme, "subscriptions", joining, "s")
+    address = f"/v1/pools/{before['bucket_no']}"
+    pool = api.acme.get(address).json()
+    members = api.acme.get(f"{address}/members").json()["items"]
+    assert sorted(each["device_id"] for each in members) == ["n1", "n2"]
+    brought = sum(each["contributed_quantity"] for each in members)
+    assert 0 < brought == pool["granted"] - before["granted"]
+    assert (pool["members"], pool["left"]) == (2, pool["granted"] - pool["used"])
+    page = api.acme.get(f"{address}/members", params={"limit": 1}).json()
+    rest = api.acme.get(f"{address}/members", params={"cursor": page["next_cursor"]}).json()
+    assert [*page["items"], *rest["items"]] == members
+    assert rest["next_cursor"] is None
+    over = {"fleet": "acme-north", "at": before["expires_at"]}
+    assert api.acme.get("/v1/pools", params=over).json()["items"] == []
+    sms = api.acme.get("/v1/pools", params={"meter": "sms"}).json()
+    assert sms["items"] == []
+    assert fields(api.acme.get("/v1/pools", params={"meter": "x"}), 422) == ["meter"]
+    for path in (address, f"{address}/members"):
+        assert api.rival.get(path).status_code == 404

@@ -20,6 +20,11 @@ COMMENT ON COLUMN device.eid IS 'Of its eUICC.';
 COMMENT ON COLUMN device.msisdn IS 'The number at which it is called, digits alone.';
 COMMENT ON COLUMN device.tags IS 'Each once, ascending; lists and series of usage may be of those with one.';
 COMMENT ON COLUMN device.labels IS 'Text by name, for those who manage the device.';
+-- What people say of a device concerns no cache of where its usage goes.
+DROP TRIGGER device_advances_registry_version ON device;
+CREATE TRIGGER device_advances_registry_version
+    AFTER INSERT OR DELETE OR UPDATE OF tenant_no, fleet_no, device_id ON device
+    FOR EACH STATEMENT EXECUTE FUNCTION advance_registry_version();
 CREATE INDEX device_by_imei ON device (tenant_no, imei) WHERE imei IS NOT NULL;
 CREATE INDEX device_by_eid ON device (tenant_no, eid) WHERE eid IS NOT NULL;
 CREATE INDEX device_by_msisdn ON device (tenant_no, msisdn) WHERE msisdn IS NOT NULL;
