@@ -41,7 +41,6 @@ from bench.servers import own_servers
 from metering.broker_address import BrokerAddress, parse_broker_url
 from metering.control.give_credentials import Given
 from metering.credentials.authority import authority_folder
-from metering.provisioning.credentials import Given
 from metering.settings import Settings
 from metering.stack import lifecycle
 from metering.store.registry import ensure_devices, ensure_fleet, ensure_tenant

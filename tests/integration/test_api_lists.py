@@ -61,6 +61,8 @@ def test_every_list_is_the_same_as_csv(api: "ApiUnderTest") -> None:
         for row, item in zip(rows, items, strict=True):
             for column, cell in row.items():
                 value = _at(item, column)
+                if column == "last_used_at":
+                    continue  # asking changes it
                 if column in {"currency", "meter", "unit"} and value is None:
                     assert cell, (name, column)  # what the page tells of all its items
                 elif value is None:
@@ -123,16 +125,16 @@ def test_a_long_list_comes_whole_and_a_formula_as_text(api: "ApiUnderTest") -> N
 
 
 def test_charges_and_usage_records_page_alike_and_explain_themselves(api: "ApiUnderTest") -> None:
-    charges = items_of(api.acme, "/v1/charges")
+    charges = items_of(api.acme, "/v1/charges", limit=1)
     assert len(charges) == 2
     assert [each["charge_id"] for each in charges] == [
-        each["record_id"] for each in items_of(api.acme, "/v1/usage-records")
+        each["record_id"] for each in items_of(api.acme, "/v1/usage-records", limit=1)
     ]
     for charge in charges:
         explained = api.acme.get(charge["explanation"])
         assert explained.status_code == 200
         assert explained.json()["exact_amount"] == charge["exact_amount"] == "0.07"
-    of_device = items_of(api.acme, "/v1/charges", device="acme-1")
+    of_device = items_of(api.acme, "/v1/charges", device="acme-1", limit=1)
     assert {each["charge_id"] for each in of_device} == {each["charge_id"] for each in charges}
     assert items_of(api.acme, "/v1/charges", device="acme-2") == []
     assert items_of(api.rival, "/v1/charges") != charges
@@ -171,7 +173,7 @@ REFUSED = [
     ),
     ("/v1/usage-records?meter=steps", "meter"),
     ("/v1/top-consumers?cycle_at=2026-04-01T00:00:00Z", "cycle_at"),
-    ("/v1/top-consumers?from=2000-01-01T00:00:00Z&to=2190-01-01T00:00:00Z", "from"),
+    ("/v1/top-consumers?from=2000-01-01T00:00:00Z&to=2199-12-31T00:00:00Z", "from"),
     ("/v1/top-consumers?from=2026-04-02T00:00:00Z&to=2026-04-01T00:00:00Z", "from"),
     ("/v1/fleets/acme-north/balance?at=2027-01-01T00:00:00Z", "at"),
     ("/v1/devices/acme-1/balance?at=2027-01-01T00:00:00Z", "at"),
