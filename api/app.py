@@ -26,6 +26,7 @@ from api.routes import (
     documents,
     faults,
     fleets,
+    messages,
     operations,
     payments,
     plans,
@@ -121,6 +122,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         control,
         carriers,
         charges,
+        messages,
         assurance,
     ):
         without = unnamed(module.router.routes)

@@ -20,7 +20,8 @@ RIGHTS: dict[str, Scope] = {
             get_fleets get_fleet get_fleet_balance get_fleet_quota get_fleet_usage get_devices get_bucket
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
-            get_alerts get_commands get_events get_charge get_readings get_assurance
+            get_alerts get_commands get_events get_charge get_readings get_message_of_reading get_message
+            get_message_of_rejected get_assurance
             get_carrier_comparison get_metrics""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
@@ -96,6 +97,7 @@ REACHED: dict[str, Named] = {
 
 ELSEWHERE = frozenset(
     {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}
+    | {"message_id", "rejected_no"}
 )
 """What a path or a body may name that belongs to the tenant, or to something that the path names too."""
 

@@ -632,6 +632,7 @@ class PlanVersions(BaseModel):
 class Rejected(BaseModel):
     """A message, or one reading of it, that was not admitted."""
 
+    rejected_no: int
     device_id: str | None
     topic: str
     reason: str
@@ -653,6 +654,7 @@ class RejectedPage(Page[Rejected]):
         {
             "items": [
                 {
+                    "rejected_no": 17,
                     "device_id": "meter-7",
                     "topic": "fm/v1/acme/meter-7/usage",
                     "reason": "not_json",

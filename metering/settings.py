@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     )
     ingest_payload_octets_max: int = Field(512 * 1024, ge=256, description="largest payload taken")
     ingest_readings_per_message_max: int = Field(5000, ge=1, description="most readings a message")
+    messages_kept_days: int = Field(
+        400, ge=0, description="messages are kept as they came for so many days; 0: none are"
+    )
     ingest_ack_interval_ms: int = Field(
         100, ge=0, description="end-to-end acknowledgements are gathered this long"
     )

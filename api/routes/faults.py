@@ -127,6 +127,7 @@ async def _device_no(caller: Caller, device_id: str | None) -> int | None:
 
 def _rejected(row: RejectedView) -> schemas.Rejected:
     return schemas.Rejected(
+        rejected_no=row.rejected_no,
         device_id=row.device_id,
         topic=row.topic,
         reason=row.reason,

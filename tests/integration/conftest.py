@@ -39,6 +39,7 @@ from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
 from metering.store.payments import NewPayment
+from metering.store.messages import KeptMessage, store_messages
 from metering.store.registry import (
     Fleet,
     ensure_devices,
@@ -494,9 +495,9 @@ async def _arrived(
         )
         await connection.execute(
             "INSERT INTO rejected (topic, tenant_no, device_no, reason, field, detail, content,"
-            " content_sha256, first_received_at, last_received_at, times)"
+            " content_sha256, first_received_at, last_received_at, times, batch_no)"
             " VALUES (%(topic)s, %(tenant)s, %(device)s, 'not_json', NULL, 'not JSON', %(content)s,"
-            " sha256(%(content)s), %(at)s, %(at)s, %(seq)s)",
+            " sha256(%(content)s), %(at)s, %(at)s, %(seq)s, 1)",
             values
             | {
                 "topic": f"fm/v1/{device_id}/usage",
@@ -504,3 +505,12 @@ async def _arrived(
                 "content": b"\x00hello \xff" + bytes([48 + seq]),
             },
         )
+    topic, payload = f"fm/v1/{device_id}/usage", b'{"boot": "last"}'
+    first, last = NOW - timedelta(minutes=1), NOW
+    both = [
+        KeptMessage(first, topic, b"", payload, [[device_no, boot_no, 1, 2, 3]]),
+        KeptMessage(
+            last, topic, b"", payload, [[device_no, boot_no, 4], [device_no, carrier_no, 1]]
+        ),
+    ]
+    await store_messages(connection, 1, {tenant: both})

@@ -51,12 +51,17 @@ _NAMES: dict[str, Any] = {
     "bill_no": 1,
     "dispute_no": 1,
     "charge_id": "3-4-0",
+    "message_id": f"{int((NOW - timedelta(minutes=1)).timestamp()) * 10**6}-1-0",
+    "rejected_no": 1,
     "payment_no": 1,
     "api_key_no": 1,
     "user_no": 1,
     "entry_no": 1,
 }
-_CARRIER_RECORDS = "post_carrier_records"
+_PARAMETERS: dict[str, dict[str, str]] = {
+    "post_carrier_records": {"carrier": "c"},
+    "get_message_of_reading": {"boot": "acme-1-last", "seq": "4"},
+}
 _MAY = "admin billing manager reader device operator".split()
 
 
@@ -112,8 +117,7 @@ def _ask(client: httpx.Client, name: str) -> httpx.Response:
     body = _body(operation)
     if body is not None:
         given["json"] = body
-    params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
-    return client.request(method, path.format(**_NAMES), params=params, **given)
+    return client.request(method, path.format(**_NAMES), params=_PARAMETERS.get(name), **given)
 
 
 def _names_of(name: str) -> set[str]:

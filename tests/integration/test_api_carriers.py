@@ -48,6 +48,12 @@ def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest)
         ("1.sim", "unknown_device")
     ]
     assert _kept(api) == [(1, 2)]
+    came = {"boot": "by id: carrier/carrier", "seq": 1}
+    message = api.acme.get("/v1/devices/acme-1/message", params=came).json()
+    assert message["topic"] == "carrier-records/http/acme/carrier"
+    assert message["content_type"] == "application/json"
+    assert json.loads(message["payload_text"]) == [RECORD, unknown]
+    assert [(each["device_id"], each["seq"]) for each in message["readings"]] == [("acme-1", 1)]
 
 
 def test_records_may_be_rows(api: ApiUnderTest) -> None:

@@ -362,7 +362,7 @@ async def _reject(connection: Connection) -> None:
         topic="topic-1", tenant_no=TENANT, device_no=DeviceNo(10), received_at=NOW,
         rejection=rejection,
     )  # fmt: skip
-    await readings.store_rejections(connection, [refused])
+    await readings.store_rejections(connection, [refused], batch_no=1)
 
 
 async def _claim_leased(connection: Connection) -> None:
