@@ -15,6 +15,7 @@ class UserProperty(BaseModel):
 class BroughtReading(BaseModel):
     """A reading that a message brought, and the charges that were made of it."""
 
+    reading_id: str
     device_id: str
     boot_id: str
     seq: int
@@ -38,6 +39,7 @@ class StoredMessage(BaseModel):
                     "payload_text": '{"boot":"b1"}',
                     "readings": [
                         {
+                            "reading_id": "17-3",
                             "device_id": "meter-7",
                             "boot_id": "b1",
                             "seq": 3,

@@ -97,7 +97,7 @@ REACHED: dict[str, Named] = {
 
 ELSEWHERE = frozenset(
     {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}
-    | {"message_id", "rejected_no"}
+    | {"reading_id", "message_id", "rejected_no"}
 )
 """What a path or a body may name that belongs to the tenant, or to something that the path names too."""
 

@@ -677,6 +677,7 @@ class RejectedPage(Page[Rejected]):
 class Parked(BaseModel):
     """A reading's usage that cannot be charged yet."""
 
+    reading_id: str = Field(description="by which its message is found")
     device_id: str
     fleet_id: str
     boot_id: str
@@ -699,6 +700,7 @@ class ParkedPage(Page[Parked]):
         {
             "items": [
                 {
+                    "reading_id": "17-3",
                     "device_id": "meter-7",
                     "fleet_id": "north",
                     "boot_id": "b1",

@@ -5,16 +5,14 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Request
 
 from api import messages_schemas as schemas
 from api.auth import AsCaller, Caller
 from api.errors import ProblemError
-from api.parameters import DeviceId
 from api.routes.charges import charge_id_of
 from api.state import state_of
 from metering.errors import NotFound
-from metering.store.device_views import device_view
 from metering.store.messages import (
     KeptBatch,
     MessagesDamaged,
@@ -29,36 +27,41 @@ router = APIRouter(prefix="/v1", tags=["messages"])
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_Boot = Annotated[str, Query(max_length=200, description="the boot's id", examples=["boot-1"])]
-_Seq = Annotated[int, Query(ge=1, le=2**63 - 1, description="the reading's number in its boot")]
 
 
-@router.get("/devices/{device_id}/message")
+@router.get("/readings/{reading_id}/message")
 async def get_message_of_reading(
-    caller: AsCaller, request: Request, device_id: DeviceId, *, boot: _Boot, seq: _Seq
+    caller: AsCaller,
+    request: Request,
+    reading_id: Annotated[
+        str,
+        Path(
+            pattern=r"^[0-9]{1,18}-[0-9]{1,18}$",
+            description="the reading's id: what its charges' ids begin with",
+            examples=["17-3"],
+        ),
+    ],
 ) -> schemas.StoredMessage:
-    """Show the message that a reading of a device came in first, as it came.
+    """Show the message that a reading came in first, as it came.
 
     404 says whether there is no such reading, or its message is not kept any more.
     """
-    device = await device_view(
-        caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
-    )
-    came = await batch_of_reading(
-        caller.connection, device_no=device.device_no, boot_id=boot, seq=seq
-    )
+    boot_no, seq = map(int, reading_id.split("-"))
+    came = await batch_of_reading(caller.connection, caller.tenant_no, boot_no=boot_no, seq=seq)
     if came is None:
-        raise NotFound("reading", f"{boot} {seq}")
+        raise NotFound("reading", reading_id)
     for batch in await _batches(caller, came.batch_no, came.received_at):
         for position, message in enumerate(batch.messages):
-            if message.received_at == came.received_at and message.holds(came.boot_no, seq):
+            if message.received_at == came.received_at and message.holds(boot_no, seq):
                 return await _shown(caller, batch, position)
     raise _not_kept("this reading's message", came.received_at, request)
 
 
 @router.get("/rejected/{rejected_no}/message")
 async def get_message_of_rejected(
-    caller: AsCaller, request: Request, rejected_no: Annotated[int, Path(ge=1, le=2**63 - 1)]
+    caller: AsCaller,
+    request: Request,
+    rejected_no: Annotated[int, Path(ge=1, le=2**63 - 1, description="its number", examples=[17])],
 ) -> schemas.StoredMessage:
     """Show the message in which something that was rejected came last, as it came."""
     came = await batch_of_rejected(caller.connection, caller.tenant_no, rejected_no)
@@ -135,6 +138,7 @@ async def _shown(caller: Caller, batch: KeptBatch, position: int) -> schemas.Sto
         payload_text=_text(message.payload),
         readings=[
             schemas.BroughtReading(
+                reading_id=f"{each.boot_no}-{each.seq}",
                 device_id=each.device_id,
                 boot_id=each.boot_id,
                 seq=each.seq,

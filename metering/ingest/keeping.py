@@ -24,7 +24,12 @@ def kept_messages(
             payload = message.payload
             if payload is None:
                 continue
-            readings = [device_no, boot_no, *[reading[0] for reading in message.readings]]
+            some = message.readings
+            readings = [device_no, boot_no]
+            if len(some) == 1:  # as nearly always
+                readings.append(some[0][0])
+            else:
+                readings += [reading[0] for reading in some]
             known = of_tenant.get(id(payload))
             if known is None:
                 of_tenant[id(payload)] = KeptMessage(

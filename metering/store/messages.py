@@ -101,23 +101,22 @@ async def kept_batches(
 class BatchOfReading(NamedTuple):
     """In which batch a reading came, and when."""
 
-    boot_no: int
     batch_no: int | None
     received_at: datetime
 
 
 async def batch_of_reading(
-    connection: Connection, *, device_no: int, boot_id: str, seq: int
+    connection: Connection, tenant_no: TenantNo, *, boot_no: int, seq: int
 ) -> BatchOfReading | None:
-    """Return in which batch a reading came, be it charged or only compared; None: no such reading."""
+    """Return in which batch a reading of a tenant came, be it charged or only compared; None: no such."""
     found = await connection.execute(
-        "SELECT boot.boot_no, came.batch_no, came.received_at FROM boot, LATERAL ("
+        "SELECT came.batch_no, came.received_at FROM boot JOIN device USING (device_no), LATERAL ("
         "   SELECT batch_no, received_at FROM reading"
-        "   WHERE reading.boot_no = boot.boot_no AND reading.seq = %(seq)s"
+        "   WHERE reading.boot_no = %(boot)s AND reading.seq = %(seq)s"
         "   UNION ALL SELECT batch_no, received_at FROM compared_reading"
-        "   WHERE compared_reading.boot_no = boot.boot_no AND compared_reading.seq = %(seq)s) AS came"
-        " WHERE boot.device_no = %(device)s AND boot.boot_id = %(boot)s LIMIT 1",
-        {"device": device_no, "boot": boot_id, "seq": seq},
+        "   WHERE compared_reading.boot_no = %(boot)s AND compared_reading.seq = %(seq)s) AS came"
+        " WHERE boot.boot_no = %(boot)s AND device.tenant_no = %(tenant)s LIMIT 1",
+        {"boot": boot_no, "seq": seq, "tenant": tenant_no},
     )
     row = await found.fetchone()
     return None if row is None else BatchOfReading(*row)

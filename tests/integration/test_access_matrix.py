@@ -51,6 +51,7 @@ _NAMES: dict[str, Any] = {
     "bill_no": 1,
     "dispute_no": 1,
     "charge_id": "3-4-0",
+    "reading_id": "3-4",
     "message_id": f"{int((NOW - timedelta(minutes=1)).timestamp()) * 10**6}-1-0",
     "rejected_no": 1,
     "payment_no": 1,
@@ -58,10 +59,7 @@ _NAMES: dict[str, Any] = {
     "user_no": 1,
     "entry_no": 1,
 }
-_PARAMETERS: dict[str, dict[str, str]] = {
-    "post_carrier_records": {"carrier": "c"},
-    "get_message_of_reading": {"boot": "acme-1-last", "seq": "4"},
-}
+_CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()
 
 
@@ -117,7 +115,8 @@ def _ask(client: httpx.Client, name: str) -> httpx.Response:
     body = _body(operation)
     if body is not None:
         given["json"] = body
-    return client.request(method, path.format(**_NAMES), params=_PARAMETERS.get(name), **given)
+    params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
+    return client.request(method, path.format(**_NAMES), params=params, **given)
 
 
 def _names_of(name: str) -> set[str]:

@@ -25,6 +25,7 @@ from api.app import create_app
 from api.auth import _snapshot
 from metering.settings import Settings
 from metering.store.connection import Connection
+from tests.integration.conftest import NOW
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -42,6 +43,9 @@ _ACME = {
     "dispute_no": "1",
     "payment_no": "1",
     "charge_id": "3-4-0",
+    "reading_id": "3-4",
+    "message_id": f"{int((NOW - timedelta(minutes=1)).timestamp()) * 10**6}-1-0",
+    "rejected_no": "1",
     "entry_no": "1",
 }
 
@@ -130,13 +134,16 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}/quota",
         "/v1/fleets/{fleet_id}/usage",
         "/v1/fleets/{fleet_id}/wallet",
+        "/v1/messages/{message_id}",
         "/v1/parked",
         "/v1/payment-policy",
         "/v1/payments",
         "/v1/payments/{payment_no}",
         "/v1/plans",
         "/v1/plans/{plan_id}",
+        "/v1/readings/{reading_id}/message",
         "/v1/rejected",
+        "/v1/rejected/{rejected_no}/message",
         "/v1/tenants",
         "/v1/thresholds",
         "/v1/thresholds/{threshold_id}",

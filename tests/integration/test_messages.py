@@ -1,4 +1,4 @@
-"""The very message of a reading: kept with it, found from it and from its charges, and back; dropped in time."""
+"""The very message of a reading: kept with it, found from it and its charges, and back; then dropped."""
 
 import asyncio
 import base64
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -55,6 +56,13 @@ async def key_of(scene: Scene) -> str:
     )
 
 
+def message_address(client: httpx.Client, device: str) -> str:
+    """Return where the message of a device's first reading is."""
+    named: dict[str, Any] = {"boot": "b1", "seq": 1}
+    (reading,) = body(client.get(f"/v1/devices/{device}/readings", params=named))["items"]
+    return f"/v1/readings/{reading['reading_id']}/message"
+
+
 FIRST = payload_of("b1", sms(1), sms(2, 5))
 SECOND = payload_of("b1", sms(3), {"seq": 4, "at": AT.isoformat(), "meter": "sms", "quantity": -1})
 VOICE = payload_of("b1", {"seq": 1, "at": AT.isoformat(), "meter": "voice", "quantity": 60})
@@ -93,8 +101,7 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
             assert set(back) == ({3} if seq == 3 else {1, 2})
             assert body(client.get(f"/v1/messages/{message['message_id']}")) == message
         (parked,) = body(client.get("/v1/parked"))["items"]
-        named = {"boot": parked["boot_id"], "seq": parked["seq"]}
-        message = body(client.get("/v1/devices/van-2/message", params=named))
+        message = body(client.get(f"/v1/readings/{parked['reading_id']}/message"))
         assert message["payload_text"] == VOICE.decode()
         assert [each["charge_ids"] for each in message["readings"]] == [[]]
         rejected = {each["reason"]: each for each in body(client.get("/v1/rejected"))["items"]}
@@ -104,10 +111,8 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
             sent = b"\xff\xfe" if each["boot_id"] is None else SECOND
             assert base64.b64decode(message["payload_base64"]) == sent, reason
             assert (message["payload_text"] is None) == (each["boot_id"] is None)
-        unknown = problem(
-            client.get("/v1/devices/van-1/message", params={"boot": "b1", "seq": 99}), 404
-        )
-        assert unknown["detail"] == "no reading 'b1 99'"
+        unknown = problem(client.get("/v1/readings/1-99/message"), 404)
+        assert unknown["detail"] == "no reading '1-99'"
 
 
 def test_what_is_not_kept_is_said_plainly(database_url: str) -> None:
@@ -123,11 +128,11 @@ def test_what_is_not_kept_is_said_plainly(database_url: str) -> None:
 
     key = played(database_url, story)
     with asking(database_url, key, NOW) as client:
-        named: dict[str, Any] = {"boot": "b1", "seq": 1}
-        for device in ("van-1", "van-2"):
-            told = problem(client.get(f"/v1/devices/{device}/message", params=named), 404)
+        addresses = [message_address(client, f"van-{number}") for number in (1, 2, 3)]
+        for address in addresses[:2]:
+            told = problem(client.get(address), 404)
             assert told["detail"].endswith("and messages are kept for 400 days"), told
-        message = body(client.get("/v1/devices/van-3/message", params=named))
+        message = body(client.get(addresses[2]))
         address = "/v1/messages/" + message["message_id"].replace("-0", "-7")
         assert "not kept" in problem(client.get(address), 404)["detail"]
 
@@ -183,15 +188,15 @@ def test_a_caller_of_some_fleets_sees_no_message_of_others(database_url: str) ->
         return await key_of(scene), [made]
 
     key, (limited,) = played(database_url, story)
-    named: dict[str, Any] = {"boot": "b1", "seq": 1}
     with asking(database_url, key, NOW) as client:
-        message = body(client.get("/v1/devices/van-1/message", params=named))
+        shared, single = message_address(client, "van-1"), message_address(client, "van-2")
+        message = body(client.get(shared))
         assert {each["device_id"] for each in message["readings"]} == {"van-1", "car-1"}
         client.headers["Authorization"] = f"Bearer {limited}"
-        told = problem(client.get("/v1/devices/van-1/message", params=named), 404)
+        told = problem(client.get(shared), 404)
         assert "not in your fleets" in told["detail"]
         problem(client.get(f"/v1/messages/{message['message_id']}"), 404)
-        own = body(client.get("/v1/devices/van-2/message", params=named))
+        own = body(client.get(single))
         assert own["payload_text"] == FIRST.decode()
 
 
