@@ -135,6 +135,15 @@ class Settings(BaseSettings):
     tax_service_token: SecretStr | None = Field(
         None, description="bearer token that the tax service wants; unset: none"
     )
+    tax_service_secrets: dict[str, SecretStr] | None = Field(
+        None,
+        description='tokens of tenants\' own tax services, by tenant and name: `{"acme/main": "…"}`',
+    )
+    tax_service_retry_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="a tax service that gave no answer is asked by no bill run for so long",
+    )
     tax_service_timeout_seconds: float = Field(
         10.0,
         gt=0,

@@ -2,15 +2,17 @@
 
 from decimal import Decimal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from api import billing_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.parameters import FleetId
+from api.state import state_of
 from metering.billing.set_billing import set_billing, set_tax_rules
 from metering.errors import NotFound
 from metering.store import billing_settings as store
 from metering.store.balances import fleet_of_id
+from metering.webhook_address import check_webhook_url
 
 router = APIRouter(prefix="/v1", tags=["bills"])
 
@@ -22,8 +24,17 @@ async def get_billing(caller: AsCaller) -> schemas.BillingSettings:
 
 
 @router.put("/billing")
-async def put_billing(caller: AsWriter, order: schemas.BillingSettings) -> schemas.BillingSettings:
+async def put_billing(
+    request: Request, caller: AsWriter, order: schemas.BillingSettings
+) -> schemas.BillingSettings:
     """Say how the tenant bills; what is final stays as it is."""
+    service = order.tax_service
+    if service is not None:
+        check_webhook_url(
+            service.url,
+            private_addresses=state_of(request).webhook_private_addresses,
+            field="tax_service.url",
+        )
     series: dict[store.SeriesName, schemas.Series] = {"bill": order.bills, "note": order.notes}
     settings = store.TenantBilling(
         seller=order.seller.model_dump(),
@@ -35,6 +46,8 @@ async def put_billing(caller: AsWriter, order: schemas.BillingSettings) -> schem
             name: store.NumberSeries(series=name, **each.model_dump())
             for name, each in series.items()
         },
+        tax_service_url=None if service is None else service.url,
+        tax_service_secret=None if service is None else service.secret,
     )
     await set_billing(caller.connection, caller.tenant_no, settings, now=caller.now)
     return await _billing(caller)
@@ -86,6 +99,11 @@ async def _billing(caller: Caller) -> schemas.BillingSettings:
         finalise_after_days=settings.finalise_after_days,
         bills=bills,
         notes=notes,
+        tax_service=None
+        if settings.tax_service_url is None
+        else schemas.TaxServiceOfTenant(
+            url=settings.tax_service_url, secret=settings.tax_service_secret
+        ),
     )
 
 

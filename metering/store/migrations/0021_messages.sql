@@ -23,3 +23,10 @@ GRANT SELECT, INSERT ON message_batch TO fleetmeter_api;
 ALTER TABLE rejected ADD COLUMN batch_no bigint;
 COMMENT ON COLUMN rejected.batch_no IS 'The batch in which it came last; NULL: it is not known.';
 ALTER TABLE compared_reading ADD COLUMN batch_no bigint;
+
+-- A tenant's own tax service, and the name of the secret that it wants; NULL: the deployment's, if it has one.
+ALTER TABLE tenant_billing
+    ADD COLUMN tax_service_url    text,
+    ADD COLUMN tax_service_secret text,
+    ADD CONSTRAINT a_secret_is_a_services CHECK (tax_service_secret IS NULL OR tax_service_url IS NOT NULL);
+COMMENT ON COLUMN tenant_billing.tax_service_secret IS 'Its name: the secret itself is a setting of the deployment.';
