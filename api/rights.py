@@ -33,7 +33,7 @@ RIGHTS: dict[str, Scope] = {
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
             get_bill_document get_dispute get_billing get_tax_rules get_fleet_billing get_payments get_payment
-            get_account get_account_entries get_wallet get_payment_requests get_payment_policy""",
+            get_account get_refunds get_account_entries get_wallet get_payment_requests get_payment_policy""",
         Scope.BILLS_WRITE: """
             post_finalisation post_void post_rebilling post_bill_settlement post_note post_bill_adjustment
             post_fleet_adjustment post_dispute post_resolution post_rerating_preview post_rerating

@@ -17,6 +17,7 @@ from metering.ids import TenantNo
 from metering.payments.ask_provider import ask_due
 from metering.payments.collect import collect
 from metering.payments.progress import Progress
+from metering.payments.send_refunds import send_due_refunds
 from metering.payments.stripe import provider_of
 from metering.process import serve
 from metering.settings import Settings
@@ -112,9 +113,10 @@ class BillRunner:
                 trust_env=False,
             ) as client:
                 provider = provider_of(settings, client)
-                await ask_due(
-                    connection, provider, settings, now=self._now(), random=SystemRandom()
-                )
+                for work in (ask_due, send_due_refunds):
+                    await work(
+                        connection, provider, settings, now=self._now(), random=SystemRandom()
+                    )
 
     async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
         tenant: TenantNo | None = None

@@ -132,6 +132,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}/carrier-comparison",
         "/v1/fleets/{fleet_id}/payment-requests",
         "/v1/fleets/{fleet_id}/quota",
+        "/v1/fleets/{fleet_id}/refunds",
         "/v1/fleets/{fleet_id}/usage",
         "/v1/fleets/{fleet_id}/wallet",
         "/v1/messages/{message_id}",
