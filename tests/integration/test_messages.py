@@ -87,8 +87,8 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
         seqs = {each["seq"]: each for each in charges["items"]}
         assert sorted(seqs) == [1, 2, 3]
         for seq, charge in seqs.items():
-            named = {"boot": charge["boot_id"], "seq": seq}
-            message = body(client.get(f"/v1/devices/{charge['device_id']}/message", params=named))
+            shown = body(client.get(f"/v1/charges/{charge['charge_id']}"))
+            message = body(client.get(f"/v1/readings/{shown['reading_id']}/message"))
             sent = SECOND if seq == 3 else FIRST
             assert base64.b64decode(message["payload_base64"]) == sent
             assert message["payload_text"] == sent.decode()
