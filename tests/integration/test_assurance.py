@@ -271,7 +271,7 @@ async def _document_less(scene: Scene) -> list[tuple[str, str | None]]:
     await _by_hand(
         scene,
         "UPDATE bill SET document = jsonb_set(document, '{lines,0,amount}', '\"0.01\"')"
-        " WHERE cycle_start > '2026-03-20' AND state = 'finalised'",
+        " WHERE cycle_start > '2026-03-20' AND kind = 'bill'",
     )
     return [("document_is_not_its_cycle", None)]
 
