@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -45,6 +45,9 @@ bench-hot-pool: environment ## measure charging of one pool of 10 to 10 000 devi
 
 bench-correction: environment ## measure changes of terms that concern 1 % of a history, or all of it
 	@.venv/bin/python -m bench.correction
+
+bench-messages: environment ## measure what keeping the messages as they came costs the ingester
+	@.venv/bin/python -m bench.kept_messages
 
 bench-takeover: environment ## measure how long a dead worker's shards wait for another
 	@.venv/bin/python -m bench.takeover

@@ -28,6 +28,7 @@ from api.routes import (
     documents,
     faults,
     fleets,
+    messages,
     operations,
     payments,
     plans,
@@ -42,7 +43,7 @@ from api.routes import (
 )
 from api.state import ApiState
 from metering import __version__, clock
-from metering.billing.tax_service import tax_service_of
+from metering.billing.tax_services import TaxServices
 from metering.settings import Settings
 from metering.store.connection import api_database_url, connection_pool
 
@@ -100,7 +101,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         silent_after=timedelta(hours=settings.silent_after_hours),
         webhook_private_addresses=settings.webhook_private_addresses,
         settings=settings,
-        tax_service=tax_service_of(settings),
+        tax_services=TaxServices(settings, now=now),
         issuer=issuer,
     )
     handle_errors(app)
@@ -132,6 +133,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         carriers,
         charges,
         records,
+        messages,
         assurance,
     ):
         without = unnamed(module.router.routes)

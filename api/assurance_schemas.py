@@ -62,6 +62,10 @@ class Revenue(BaseModel):
     adjusted: Decimals = Field(description="billed in later bills: late usage and corrections")
     open: Decimals = Field(description="in no bill yet that is closed")
     rest: Decimals
+    billed: Decimals | None = Field(
+        description="what the final bill's lines of this cycle come to; null: it has none"
+    )
+    noted: Decimals = Field(description="what notes on that bill add, without tax; below 0: take")
 
 
 class AssuranceDifference(BaseModel):
@@ -112,6 +116,8 @@ class Assurance(BaseModel):
                         "adjusted": "0",
                         "open": "13.8067900",
                         "rest": "0",
+                        "billed": None,
+                        "noted": "0",
                     },
                     "active_devices": 4,
                     "billed_devices": 3,

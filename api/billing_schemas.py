@@ -9,7 +9,9 @@ from pydantic.config import JsonDict
 
 from api.balances_schemas import Reason
 from api.schemas import Cycle, Decimals, Page, Time
+from metering.ids import ID_PATTERN
 from metering.store.billing_settings import Finalising
+from metering.webhook_address import URL_CHARACTERS_MAX
 
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 Country = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
@@ -51,6 +53,7 @@ _SETTINGS: JsonDict = {
     "finalise_after_days": 3,
     "bills": {"prefix": "B", "by_year": True, "digits": 5},
     "notes": {"prefix": "N", "by_year": True, "digits": 5},
+    "tax_service": {"url": "https://tax.example.com/taxes", "secret": "main"},
 }
 _FLEET_BILLING: JsonDict = {"buyer": _BUYER, "customer": "business"}
 _TAX_RULE: JsonDict = {
@@ -152,6 +155,17 @@ class Series(BaseModel):
     digits: Annotated[int, Field(strict=True, ge=1, le=12)] = 5
 
 
+class TaxServiceOfTenant(BaseModel):
+    """A tax service of the tenant's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(description="where it is asked, by POST", max_length=URL_CHARACTERS_MAX)
+    secret: Annotated[str, StringConstraints(pattern=ID_PATTERN)] | None = Field(
+        None, description="name of its bearer token among the deployment's secrets of the tenant"
+    )
+
+
 class BillingSettings(BaseModel):
     """How the tenant bills."""
 
@@ -168,6 +182,9 @@ class BillingSettings(BaseModel):
     finalise_after_days: Annotated[int, Field(strict=True, ge=1, le=366)] | None = None
     bills: Series = Series(prefix="B")
     notes: Series = Series(prefix="N")
+    tax_service: TaxServiceOfTenant | None = Field(
+        None, description="of bills without tax rules; null: the deployment's, if it has one"
+    )
 
     @model_validator(mode="after")
     def _says_how_long(self) -> "BillingSettings":

@@ -63,6 +63,7 @@ _OF_BILL: JsonDict = {
     "closed_at": None,
 }
 _READING: JsonDict = {
+    "reading_id": "17-3",
     "device_id": "meter-7",
     "boot_id": "boot-1",
     "seq": 3,
@@ -262,6 +263,7 @@ class StoredReading(BaseModel):
     do not number their readings. `charges` are told where one reading is asked for.
     """
 
+    reading_id: str = Field(description="by which its message is found")
     device_id: str
     boot_id: str
     seq: int
@@ -331,6 +333,7 @@ class ExplainedCharge(Charge):
             "examples": [
                 {
                     **_CHARGE,
+                    "reading_id": "17-3",
                     "received_at": "2026-04-15T12:00:00Z",
                     "currency": "EUR",
                     "told_zone": None,
@@ -360,6 +363,7 @@ class ExplainedCharge(Charge):
         }
     )
 
+    reading_id: str = Field(description="of which it is a part; by which its message is found")
     received_at: Time | None
     currency: str
     told_zone: str | None = Field(description="as the reading told it")

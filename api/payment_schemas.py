@@ -192,7 +192,7 @@ class AllocationOrder(BaseModel):
 
 
 class RefundOrder(BaseModel):
-    """Money that was given back: free money of a payment, or of the account's credit."""
+    """Money to give back, or that was: free money of a payment, or of the account's credit."""
 
     model_config = _request({"payment_no": 3, "amount": "5.00", "reason": "paid twice"})
 
@@ -341,6 +341,49 @@ class PaymentRequests(Page[PaymentRequest]):
     """What was asked of the payment provider for a fleet, in order."""
 
     model_config = _example({"items": [_REQUEST], "next_cursor": None})
+
+
+class Refund(BaseModel):
+    """A refund that the payment provider was asked for, and what became of it."""
+
+    refund_no: int
+    refund_id: UUID = Field(description="its idempotency key at the provider")
+    payment_no: int
+    amount: Decimals
+    currency: str
+    reason: str
+    state: Literal["queued", "succeeded", "failed"]
+    attempts: int
+    due_at: Time | None = Field(description="when it is asked next; null: it is not any more")
+    provider_id: str | None = Field(description="what the provider calls it")
+    problem: str | None
+    created_at: Time
+
+
+class Refunds(Page[Refund]):
+    """The refunds that the payment provider was asked for, of a fleet, in order."""
+
+    model_config = _example(
+        {
+            "items": [
+                {
+                    "refund_no": 2,
+                    "refund_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
+                    "payment_no": 3,
+                    "amount": "5.00",
+                    "currency": "EUR",
+                    "reason": "paid twice",
+                    "state": "succeeded",
+                    "attempts": 1,
+                    "due_at": None,
+                    "provider_id": "re_1Nispe2eZvKYlo2Cd31jOCgZ",
+                    "problem": None,
+                    "created_at": "2026-05-20T12:00:00Z",
+                }
+            ],
+            "next_cursor": None,
+        }
+    )
 
 
 class PaymentPolicy(BaseModel):

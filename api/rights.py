@@ -24,7 +24,8 @@ RIGHTS: dict[str, Scope] = {
             get_carrier_comparison get_metrics get_state_changes
             get_plan_version get_subscriptions get_subscription get_credential get_pools get_pool
             get_pool_members
-            get_usage_records get_charges get_top_consumers get_carrier_records""",
+            get_usage_records get_charges get_top_consumers get_carrier_records
+            get_message_of_reading get_message get_message_of_rejected""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
@@ -40,7 +41,7 @@ RIGHTS: dict[str, Scope] = {
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
             get_bill_document get_dispute get_disputes get_bill_adjustments
             get_billing get_tax_rules get_fleet_billing get_payments get_payment
-            get_account get_account_entries get_wallet get_payment_requests get_payment_policy""",
+            get_account get_refunds get_account_entries get_wallet get_payment_requests get_payment_policy""",
         Scope.BILLS_WRITE: """
             post_finalisation post_void post_rebilling post_bill_settlement post_note post_bill_adjustment
             post_fleet_adjustment post_dispute post_resolution post_rerating_preview post_rerating
@@ -116,6 +117,7 @@ MADE: dict[str, frozenset[str]] = {
 
 ELSEWHERE = frozenset(
     {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}
+    | {"reading_id", "message_id", "rejected_no"}
 )
 """What a path or a body may name that belongs to the tenant, or to something that the path names too."""
 

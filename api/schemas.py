@@ -676,6 +676,7 @@ class PlanVersions(BaseModel):
 class Rejected(BaseModel):
     """A message, or one reading of it, that was not admitted."""
 
+    rejected_no: int
     device_id: str | None
     topic: str
     reason: str
@@ -697,6 +698,7 @@ class RejectedPage(Page[Rejected]):
         {
             "items": [
                 {
+                    "rejected_no": 17,
                     "device_id": "meter-7",
                     "topic": "fm/v1/acme/meter-7/usage",
                     "reason": "not_json",
@@ -719,6 +721,7 @@ class RejectedPage(Page[Rejected]):
 class Parked(BaseModel):
     """A reading's usage that cannot be charged yet."""
 
+    reading_id: str = Field(description="by which its message is found")
     device_id: str
     fleet_id: str
     boot_id: str
@@ -741,6 +744,7 @@ class ParkedPage(Page[Parked]):
         {
             "items": [
                 {
+                    "reading_id": "17-3",
                     "device_id": "meter-7",
                     "fleet_id": "north",
                     "boot_id": "b1",

@@ -9,7 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
 from api.oidc import Issuer
-from metering.billing.tax import TaxService
+from metering.billing.tax_services import TaxServices
 from metering.settings import Settings
 from metering.store.connection import Connection
 
@@ -27,7 +27,7 @@ class ApiState:
     silent_after: timedelta
     webhook_private_addresses: bool
     settings: Settings
-    tax_service: TaxService | None
+    tax_services: TaxServices
     issuer: Issuer | None
 
 

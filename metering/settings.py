@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     )
     ingest_payload_octets_max: int = Field(512 * 1024, ge=256, description="largest payload taken")
     ingest_readings_per_message_max: int = Field(5000, ge=1, description="most readings a message")
+    messages_kept_days: int = Field(
+        400, ge=0, description="messages are kept as they came for so many days; 0: none are"
+    )
     ingest_ack_interval_ms: int = Field(
         100, ge=0, description="end-to-end acknowledgements are gathered this long"
     )
@@ -160,6 +163,15 @@ class Settings(BaseSettings):
     )
     tax_service_token: SecretStr | None = Field(
         None, description="bearer token that the tax service wants; unset: none"
+    )
+    tax_service_secrets: dict[str, SecretStr] | None = Field(
+        None,
+        description='tokens of tenants\' own tax services, by tenant and name: `{"acme/main": "…"}`',
+    )
+    tax_service_retry_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="a tax service that gave no answer is asked by no bill run for so long",
     )
     tax_service_timeout_seconds: float = Field(
         10.0,

@@ -11,23 +11,26 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
 
 
-def check_webhook_url(url: str, *, private_addresses: bool) -> None:
-    """Raise `InvalidValue` for a URL to which no webhook goes, as far as the URL alone tells."""
+def check_webhook_url(url: str, *, private_addresses: bool, field: str = "url") -> None:
+    """Raise `InvalidValue` for a URL to which no webhook goes, as far as the URL alone tells.
+
+    `field` is what it was given as.
+    """
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        raise InvalidValue("url", "not a URL", _FIX) from None
+        raise InvalidValue(field, "not a URL", _FIX) from None
     if len(url) > URL_CHARACTERS_MAX or not url.isascii() or not url.isprintable() or " " in url:
-        raise InvalidValue("url", "too long, or holds more than printable ASCII", _FIX)
+        raise InvalidValue(field, "too long, or holds more than printable ASCII", _FIX)
     if parts.scheme not in ("https", "http"):
-        raise InvalidValue("url", f"{parts.scheme!r} is neither https nor http", _FIX)
+        raise InvalidValue(field, f"{parts.scheme!r} is neither https nor http", _FIX)
     if not host:
-        raise InvalidValue("url", "names no host", _FIX)
+        raise InvalidValue(field, "names no host", _FIX)
     if parts.username is not None or parts.password is not None or parts.fragment:
-        raise InvalidValue("url", "holds credentials or a fragment", "leave them out")
+        raise InvalidValue(field, "holds credentials or a fragment", "leave them out")
     if not private_addresses and not _may_be_public(host):
-        raise InvalidValue("url", f"{host!r} is no public host", _FIX)
+        raise InvalidValue(field, f"{host!r} is no public host", _FIX)
 
 
 def is_public(address: str) -> bool:

@@ -138,6 +138,8 @@ def _assurance(fleet: FleetView, found: Assurance) -> schemas.Assurance:
             adjusted=decimal_text(revenue.adjusted),
             open=decimal_text(revenue.open),
             rest=decimal_text(revenue.rest),
+            billed=None if revenue.billed is None else str(revenue.billed),
+            noted=str(revenue.noted),
         ),
         active_devices=found.active_devices,
         billed_devices=found.billed_devices,

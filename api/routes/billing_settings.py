@@ -3,17 +3,19 @@
 from collections.abc import Awaitable
 from decimal import Decimal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from api import billing_schemas as schemas
 from api import etags
 from api.auth import AsCaller, AsWriter, Caller
 from api.parameters import FleetId
+from api.state import state_of
 from metering.billing.set_billing import set_billing, set_tax_rules
 from metering.errors import NotFound
 from metering.store import billing_settings as store
 from metering.store.balances import fleet_of_id
 from metering.store.holding import hold
+from metering.webhook_address import check_webhook_url
 
 router = APIRouter(prefix="/v1", tags=["bills"])
 
@@ -26,12 +28,20 @@ async def get_billing(caller: AsCaller, response: Response) -> schemas.BillingSe
 
 @router.put("/billing", responses=etags.MATCHED)
 async def put_billing(
+    request: Request,
     caller: AsWriter,
     order: schemas.BillingSettings,
     response: Response,
     if_match: etags.IfMatch = None,
 ) -> schemas.BillingSettings:
     """Say how the tenant bills; what is final stays as it is."""
+    service = order.tax_service
+    if service is not None:
+        check_webhook_url(
+            service.url,
+            private_addresses=state_of(request).webhook_private_addresses,
+            field="tax_service.url",
+        )
     await hold(caller.connection, "billing", str(caller.tenant_no))
     if if_match is not None:
         etags.check_match(if_match, await _if_there(_billing(caller)))
@@ -46,6 +56,8 @@ async def put_billing(
             name: store.NumberSeries(series=name, **each.model_dump())
             for name, each in series.items()
         },
+        tax_service_url=None if service is None else service.url,
+        tax_service_secret=None if service is None else service.secret,
     )
     await set_billing(caller.connection, caller.tenant_no, settings, now=caller.now)
     return etags.tagged(response, await _billing(caller))
@@ -120,6 +132,11 @@ async def _billing(caller: Caller) -> schemas.BillingSettings:
         finalise_after_days=settings.finalise_after_days,
         bills=bills,
         notes=notes,
+        tax_service=None
+        if settings.tax_service_url is None
+        else schemas.TaxServiceOfTenant(
+            url=settings.tax_service_url, secret=settings.tax_service_secret
+        ),
     )
 
 

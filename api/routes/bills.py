@@ -168,7 +168,9 @@ async def get_bill_preview(
             caller.connection,
             fleet,
             at=at or caller.now,
-            tax_service=state_of(request).tax_service,
+            tax_service=await state_of(request).tax_services.of_tenant(
+                caller.connection, caller.tenant_no
+            ),
         )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
@@ -184,7 +186,9 @@ async def post_finalisation(
         caller.connection,
         tenant_no=caller.tenant_no,
         bill_no=bill_no,
-        tax_service=state_of(request).tax_service,
+        tax_service=await state_of(request).tax_services.of_tenant(
+            caller.connection, caller.tenant_no
+        ),
         now=caller.now,
     )
     tell_repeated(response, repeated=repeated)

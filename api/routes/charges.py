@@ -443,6 +443,7 @@ def _explained(of: Explained) -> schemas.ExplainedCharge:
         overage_quantity=row.overage,
         exact_amount=amount_text(told, row.amount),
         corrected=row.correction_no is not None,
+        reading_id=f"{row.key[0]}-{row.key[1]}",
         received_at=row.received_at,
         currency=told.terms.currency,
         told_zone=row.told_zone,
@@ -530,6 +531,7 @@ def _reading(
     meter = METERS_BY_NO[row.meter_no]
     charged: Literal["charged", "parked", "queued"] = "charged" if row.charged else "queued"
     return schemas.StoredReading(
+        reading_id=f"{row.boot_no}-{row.seq}",
         device_id=device_id,
         boot_id=row.boot_id,
         seq=row.seq,

@@ -85,7 +85,9 @@ async def get_bill_document(
                 caller.connection,
                 fleet,
                 at=bill.cycle.start,
-                tax_service=state_of(request).tax_service,
+                tax_service=await state_of(request).tax_services.of_tenant(
+                    caller.connection, caller.tenant_no
+                ),
             )
         else:
             document = document_of(bill.document)

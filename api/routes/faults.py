@@ -137,6 +137,7 @@ async def _device_no(caller: Caller, device_id: str | None) -> int | None:
 
 def _rejected(row: RejectedView) -> schemas.Rejected:
     return schemas.Rejected(
+        rejected_no=row.rejected_no,
         device_id=row.device_id,
         topic=row.topic,
         reason=row.reason,
@@ -160,6 +161,7 @@ def _preview(content: bytes) -> str:
 def _parked(row: ParkedView) -> schemas.Parked:
     meter = METERS_BY_NO.get(row.meter_no) if row.meter_no is not None else None
     return schemas.Parked(
+        reading_id=f"{row.boot_no}-{row.seq}",
         device_id=row.device_id,
         fleet_id=row.fleet_id,
         boot_id=row.boot_id,

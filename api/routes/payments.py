@@ -29,6 +29,7 @@ from metering.store import payment_requests as requests
 from metering.store import payments as store
 from metering.store.balances import fleet_of_id
 from metering.store.holding import hold
+from metering.store.provider_refunds import list_refunds
 from metering.store.registry import Fleet
 
 router = APIRouter(prefix="/v1", tags=["payments"])
@@ -147,7 +148,11 @@ async def post_refund(
     key: IdempotencyKey,
     response: Response,
 ) -> schemas.Account:
-    """Note that money was given back, never more than pays no bill."""
+    """Give money back, or note that it was: never more than pays no bill.
+
+    What came by the payment provider goes back by it: the bill run asks for that, and the account gives it
+    once the provider does.
+    """
     fleet = await _fleet(caller, fleet_id)
     repeated = await refund(
         caller.connection,
@@ -160,6 +165,25 @@ async def post_refund(
     )
     tell_repeated(response, repeated=repeated)
     return await _account(caller, fleet)
+
+
+@router.get("/fleets/{fleet_id}/refunds")
+async def get_refunds(
+    caller: AsCaller, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.Refunds:
+    """List the refunds that were asked of the payment provider, and what became of them."""
+    fleet = await _fleet(caller, fleet_id)
+    rows = await list_refunds(
+        caller.connection, fleet.fleet_no, after=number_after(cursor), limit=limit + 1
+    )
+    more = len(rows) > limit
+    return schemas.Refunds(
+        items=[
+            schemas.Refund.model_validate(asdict(row) | {"amount": format(row.amount, "f")})
+            for row in rows[:limit]
+        ],
+        next_cursor=cursor_of([rows[limit - 1].refund_no]) if more else None,
+    )
 
 
 @router.get("/fleets/{fleet_id}/account")

@@ -10,6 +10,8 @@ from typing import Any
 from metering.period import BillCycle
 from metering.rating.statement import Line, LineKind, Statement
 
+DEVICES = "devices"
+"""What holds the devices; cycles that were closed by an earlier release have it not."""
 _FRACTIONS = {"from_money", "shares", "exact"}
 _DEFAULTS = {
     each.name: None if each.default is MISSING else each.default
@@ -29,6 +31,7 @@ def document_of(statement: Statement) -> dict[str, object]:
         "total": str(statement.total),
         "from_money": str(statement.from_money),
         "due": str(statement.due),
+        DEVICES: list(statement.devices),
         "lines": [_line_document(line) for line in statement.lines],
     }
 
@@ -44,6 +47,7 @@ def statement_of(document: Mapping[str, Any], cycle: BillCycle) -> Statement:
         total=Decimal(document["total"]),
         from_money=Decimal(document["from_money"]),
         due=Decimal(document["due"]),
+        devices=tuple(document.get(DEVICES, ())),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from uuid import uuid4
 
 from metering.billing.account import (
     allocate,
@@ -34,6 +35,7 @@ from metering.store.payments import (
     standing_of,
     unpaid_bills,
 )
+from metering.store.provider_refunds import NewRefund, insert_refund, refunded_by
 from metering.store.registry import Fleet, fleets_by_no
 
 _NOTHING = Decimal(0)
@@ -206,11 +208,11 @@ async def refund(
     key: str,
     now: datetime,
 ) -> bool:
-    """Note that money was given back; return whether it was noted before under the key.
+    """Give money back, or note that it was; return whether that was done before under the key.
 
-    It was free money of a payment, in the wallet or not; None: the account's credit, whichever came first.
-    Raises `InvalidValue` when less is free, and `Conflict` for a payment that came by the provider, which
-    says itself when it gives back.
+    It is free money of a payment, in the wallet or not; None: the account's credit, whichever came first.
+    Of a payment that came by the provider, the provider is asked to give back: the account gives it when the
+    provider does. Raises `InvalidValue` when less is free.
     """
     checked_text(reason, "reason")
     amount = checked_amount(amount, fleet.currency)
@@ -220,8 +222,19 @@ async def refund(
         async def do() -> Mapping[str, object]:
             lots = await _refundable(connection, fleet, payment_no)
             free = sum((lot.amount for lot in lots), _NOTHING)
+            payment = None
+            if payment_no is not None:
+                payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
+                free -= await refunded_by(connection, payment_no, "queued")
             if amount > free:
                 raise InvalidValue("amount", f"only {free} is free", "refund no more than that")
+            if payment is not None and payment.intent_id is not None:
+                queued = NewRefund(
+                    refund_id=uuid4(), tenant_no=fleet.tenant_no, fleet_no=fleet.fleet_no,
+                    payment_no=payment.payment_no, intent_id=payment.intent_id, amount=amount,
+                    currency=fleet.currency, reason=reason,
+                )  # fmt: skip
+                return {"refund_no": await insert_refund(connection, queued, now=now)}
             entries = [
                 await _give_back(connection, fleet, "refund", lot, reason, now=now)
                 for lot in shared_out(lots, amount)
@@ -254,12 +267,6 @@ async def _refundable(connection: Connection, fleet: Fleet, payment_no: int | No
     payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
     if payment.fleet_no != fleet.fleet_no:
         raise InvalidValue("payment_no", "is another fleet's", "name one of this fleet's payments")
-    if payment.intent_id is not None:
-        raise Conflict(
-            "payment_no",
-            "came by the payment provider",
-            "refund it there; its event enters the refund here",
-        )
     lots += await lots_of(connection, fleet.fleet_no, "wallet")
     return [lot for lot in lots if lot.payment_no == payment_no]
 

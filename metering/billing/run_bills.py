@@ -5,11 +5,11 @@ It keeps nothing in memory but a page of numbers, and begins again where it was:
 
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from metering.billing.finalise import finalise
-from metering.billing.tax import TaxService
+from metering.billing.tax_services import TaxServices, WatchedTaxService
 from metering.errors import InvalidValue, TaxServiceFailed
 from metering.ids import TenantNo
 from metering.store.bills import due_drafts
@@ -22,10 +22,14 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillRun:
-    """How far a run is: bills that it made final, and drafts that cannot be drawn up and stay."""
+    """How far a run is: bills that it made final, and drafts that stay.
+
+    Those that are `refused` cannot be drawn up; those that are `waiting` need a tax service that is down.
+    """
 
     finalised: int = 0
     refused: int = 0
+    waiting: int = 0
 
 
 async def run_bills(
@@ -33,13 +37,14 @@ async def run_bills(
     *,
     tenant_no: TenantNo | None = None,
     by_hand: bool = False,
-    tax_service: TaxService | None = None,
+    tax_services: TaxServices | None = None,
     now: datetime,
 ) -> AsyncIterator[BillRun]:
     """Finalise what is due of a tenant, or of all; yield how far it is after each bill.
 
     `by_hand`: also drafts of tenants whose policy is to finalise by hand, as somebody asks for it now. A
-    draft that cannot be drawn up is logged and left; it holds up no other.
+    draft that cannot be drawn up is logged and left; it holds up no other. A tax service that gives no
+    answer is not asked again for a while: drafts that need it wait, the others go on.
     """
     done = BillRun()
     after = 0
@@ -53,15 +58,31 @@ async def run_bills(
         for of_tenant, bill_no in due:
             after = bill_no
             try:
+                service = await _service(connection, tax_services, of_tenant)
+                if service is not None and service.is_down:
+                    done = replace(done, waiting=done.waiting + 1)
+                    yield done
+                    continue
                 _, repeated = await finalise(
                     connection,
                     tenant_no=TenantNo(of_tenant),
                     bill_no=bill_no,
-                    tax_service=tax_service,
+                    tax_service=service,
                     now=now,
                 )
-                done = BillRun(finalised=done.finalised + (not repeated), refused=done.refused)
-            except (InvalidValue, TaxServiceFailed) as error:
+                done = replace(done, finalised=done.finalised + (not repeated))
+            except TaxServiceFailed:  # the services tell it, once a pause
+                done = replace(done, waiting=done.waiting + 1)
+            except InvalidValue as error:
                 log.warning("bill %d stays a draft: %s", bill_no, error)
-                done = BillRun(finalised=done.finalised, refused=done.refused + 1)
+                done = replace(done, refused=done.refused + 1)
             yield done
+
+
+async def _service(
+    connection: Connection, services: TaxServices | None, tenant_no: int
+) -> WatchedTaxService | None:
+    if services is None:
+        return None
+    async with connection.transaction():
+        return await services.of_tenant(connection, tenant_no)

@@ -46,6 +46,10 @@ class Message(NamedTuple):
     """Ids of readings that have one instead of a number, one each (`metering.wire.identity`)."""
     undecoded: "Undecoded | None" = None
     """What has to be decoded yet, with what the database knows (`metering.ingest.translating`)."""
+    payload: bytes | None = None
+    """Its bytes, if they are to be kept; all that becomes of one message shares the same object."""
+    properties: bytes = b""
+    """Its MQTT 5 properties, as they came."""
 
 
 class Undecoded(NamedTuple):
@@ -85,6 +89,7 @@ def admit(topic: str, payload: bytes, *, received_at: datetime, settings: Settin
         boot=boot,
         readings=readings,
         rejections=rejections,
+        payload=payload if settings.messages_kept_days else None,
     )
 
 
@@ -96,7 +101,8 @@ def admit_of_format(
     One that needs its tenant's mapping is left to be decoded where the database is.
     """
     if topic.startswith(f"{NAMESPACE}/"):
-        return _admit_sparkplug(topic, payload, received_at=received_at, settings=settings)
+        message = _admit_sparkplug(topic, payload, received_at=received_at, settings=settings)
+        return message._replace(properties=properties)
     rejection: Rejection | None = None
     told = MessageProperties()
     found = usage_topic_of(settings.topic_root, topic)
@@ -114,7 +120,8 @@ def admit_of_format(
     format_ = Format.NATIVE_JSON if found is None else format_of(found.format, told)
     if format_ is Format.NATIVE_JSON and rejection is None and found is not None:
         plain = usage_topic(settings.topic_root, found.tenant_id, found.device_id)
-        return admit(plain, payload, received_at=received_at, settings=settings)
+        native_message = admit(plain, payload, received_at=received_at, settings=settings)
+        return native_message._replace(topic=_kept_topic(topic), properties=properties)
     message = Message(
         topic=_kept_topic(topic),
         octets=len(payload),
@@ -124,6 +131,8 @@ def admit_of_format(
         boot=None,
         readings=(),
         rejections=() if rejection is None else (rejection,),
+        payload=payload if settings.messages_kept_days else None,
+        properties=properties,
     )
     if rejection is None and len(payload) > settings.ingest_payload_octets_max:
         rejection = _too_large(payload, settings)
@@ -174,6 +183,7 @@ def _admit_sparkplug(
         undecoded=Undecoded(found, payload, MessageProperties())
         if found is not None and rejection is None
         else None,
+        payload=payload if settings.messages_kept_days else None,
     )
 
 

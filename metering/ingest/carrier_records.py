@@ -19,9 +19,11 @@ from metering.usage import Rejection, RejectReason
 from metering.wire import carrier
 from metering.wire.carrier import CarrierRecord, CarrierRecords, RecordsForm
 from metering.wire.mapping import DEFAULT_DOCUMENT
+from metering.wire.mqtt import content_type_property
 from metering.wire.sample import SeriesReadings, rejected
 
 _DEVICES_MAX = 100_000
+_CONTENT_TYPES: Mapping[RecordsForm, str] = {"json": "application/json", "csv": "text/csv"}
 
 
 async def take_records(
@@ -46,6 +48,8 @@ async def take_records(
         boot=None,
         readings=(),
         rejections=(),
+        payload=payload if settings.messages_kept_days else None,
+        properties=content_type_property(_CONTENT_TYPES[form]),
     )
     mapping = (await mappings_of_tenants(connection, [tenant_id])).get(tenant_id, DEFAULT_DOCUMENT)
     messages = await messages_of_records(

@@ -29,6 +29,7 @@ from metering.ingest.admission import (
 )
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.host_state import HostState
+from metering.ingest.message_retention import drop_old_messages
 from metering.ingest.narrowing import narrowed
 from metering.ingest.translating import Translator
 from metering.ingest.write_batch import BatchOutcome, BootArrivals, write_batch
@@ -44,7 +45,7 @@ from metering.store.connection import (
     reason_of,
 )
 from metering.store.floods import hold_device
-from metering.store.readings import RejectedInput, store_rejections
+from metering.store.readings import RejectedInput, begin_batch, store_rejections
 from metering.wire import sparkplug
 from metering.wire.formats import formats_filter
 from metering.wire.topics import shared_filter, usage_filter
@@ -112,6 +113,7 @@ class Ingester:
             tasks.create_task(self._write_for_ever())
             tasks.create_task(self._acknowledger.run())
             tasks.create_task(self._broker.run())
+            tasks.create_task(drop_old_messages(self._settings))
             if self._settings.ingest_sparkplug:
                 tasks.create_task(HostState(self._settings).run())
 
@@ -326,7 +328,8 @@ async def _keep_refused(connection: Connection, message: Message, problem: str) 
         rejection=refused_by_storage(message, problem),
     )
     async with connection.transaction():
-        await store_rejections(connection, [refused])
+        batch_no, _ = await begin_batch(connection)
+        await store_rejections(connection, [refused], batch_no=batch_no)
 
 
 def _count(outcome: BatchOutcome, messages: Sequence[Message], committed_at: datetime) -> None:

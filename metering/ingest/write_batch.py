@@ -15,10 +15,12 @@ from metering.ingest.admission import (
 )
 from metering.ingest.comparing import parted
 from metering.ingest.device_cache import DeviceCache
+from metering.ingest.keeping import kept_messages
 from metering.ingest.numbering import admit_by_time, number_by_id
 from metering.sequence import SequenceSet
 from metering.store.compared import store_compared
 from metering.store.connection import Connection
+from metering.store.messages import store_messages
 from metering.store.readings import (
     Boot,
     BootProgress,
@@ -81,6 +83,14 @@ class _BootWork:
     """What the device is told of, where it is not all that has arrived."""
 
 
+class _RefusedWhole(NamedTuple):
+    """A message that belongs to no boot of a known device, and whose it is, where that is known."""
+
+    message: Message
+    tenant_no: TenantNo | None
+    rejected: Sequence[RejectedInput]
+
+
 _Repeated = tuple[BootKey, Message, Reading]
 """A reading whose number came before this batch."""
 
@@ -100,7 +110,8 @@ async def write_batch(
         known = await devices.find(connection, senders, version=version)
         strangers = {sender[0] for sender in senders if sender not in known}
         tenants = await tenants_by_id(connection, strangers) if strangers else {}
-        work, rejected = _sorted_by_boot(messages, known, tenants)
+        work, refused = _sorted_by_boot(messages, known, tenants)
+        rejected = [each for one in refused for each in one.rejected]
         boots = await lock_boots(connection, list(work), now=now) if work else {}
         by_id = [key for key in work if is_by_id(key[1])]
         if by_id:
@@ -121,7 +132,7 @@ async def write_batch(
             admitted += [of_boot._replace(messages=charged)] if charged else []
             compared += [of_boot._replace(messages=beside)] if beside else []
         if compared:
-            await store_compared(connection, compared)
+            await store_compared(connection, batch_no, compared)
         if admitted:
             await store_readings(connection, batch_no, admitted)
         changed = await _progress(connection, work, boots)
@@ -129,7 +140,16 @@ async def write_batch(
             await store_arrivals(connection, changed, now=now)
         rejected += _rejected_inputs(work.values())
         if rejected:
-            await store_rejections(connection, rejected)
+            await store_rejections(connection, rejected, batch_no=batch_no)
+        kept = kept_messages(
+            (
+                (each.device.tenant_no, each.device.device_no, boots[key].boot_no, each.messages)
+                for key, each in work.items()
+            ),
+            [(one.tenant_no, one.message) for one in refused if one.tenant_no is not None],
+        )
+        if kept:
+            await store_messages(connection, batch_no, kept)
         outcome.rejections = [each.rejection for each in rejected]
         outcome.boots = [
             BootArrivals(
@@ -148,14 +168,14 @@ def _sorted_by_boot(
     messages: Sequence[Message],
     known: Mapping[tuple[str, str], RegisteredDevice],
     tenants: dict[str, TenantNo],
-) -> tuple[dict[BootKey, _BootWork], list[RejectedInput]]:
+) -> tuple[dict[BootKey, _BootWork], list[_RefusedWhole]]:
     """Gather a batch by boot; what belongs to no boot of a known device is rejected here."""
     work: dict[BootKey, _BootWork] = {}
-    rejected: list[RejectedInput] = []
+    refused: list[_RefusedWhole] = []
     for message in messages:
         device = known.get(message.sender) if message.sender else None
         if device is None or message.sender is None or message.boot is None:
-            rejected += _refused_as_a_whole(message, device, tenants)
+            refused.append(_refused_as_a_whole(message, device, tenants))
             continue
         key = (device.device_no, message.boot)
         of_boot = work.get(key)
@@ -166,7 +186,7 @@ def _sorted_by_boot(
         of_boot.messages.append(message)
         if message.rejections:
             of_boot.rejections += [(message.received_at, each) for each in message.rejections]
-    return work, rejected
+    return work, refused
 
 
 _NOTHING = SequenceSet()
@@ -174,8 +194,8 @@ _NOTHING = SequenceSet()
 
 def _refused_as_a_whole(
     message: Message, device: RegisteredDevice | None, tenants: dict[str, TenantNo]
-) -> list[RejectedInput]:
-    """Return the rejections of a message that belongs to no boot of a registered device.
+) -> _RefusedWhole:
+    """Return what becomes of a message that belongs to no boot of a registered device.
 
     An unregistered device's are its tenant's to see, if the topic names a tenant that exists.
     """
@@ -184,7 +204,7 @@ def _refused_as_a_whole(
     tenant_no = device.tenant_no if device else None
     if tenant_no is None and message.sender is not None:
         tenant_no = tenants.get(message.sender[0])
-    return [
+    inputs = [
         RejectedInput(
             topic=message.topic,
             tenant_no=tenant_no,
@@ -194,6 +214,7 @@ def _refused_as_a_whole(
         )
         for rejection in rejections
     ]
+    return _RefusedWhole(message, tenant_no, inputs)
 
 
 async def _admit_new(

@@ -7,12 +7,14 @@ be subscribed. What differs is listed, the largest amount first.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
 from metering.billing.adjustment import Amounts, period_adjustment
 from metering.billing.bill import bill_of, open_bill
-from metering.billing.frozen import statement_of
+from metering.billing.document import DocumentLineKind, sum_of
+from metering.billing.frozen import DEVICES, statement_of
 from metering.ids import TenantNo
 from metering.period import BillCycle
 from metering.rating.statement import LineKind, Statement
@@ -28,8 +30,8 @@ from metering.store.assurance_views import (
     troubled_fates,
     unequal_uses,
 )
-from metering.store.bill_views import billed_plans
-from metering.store.bills import bill_that_holds
+from metering.store.bill_views import billed_plans, device_ids
+from metering.store.bills import bill_that_holds, notes_of
 from metering.store.closing import closed_cycle
 from metering.store.closing_audit import AuditedCycle, audited_cycles
 from metering.store.connection import Connection
@@ -73,11 +75,27 @@ class Revenue:
     closed: Fraction
     adjusted: Fraction
     open: Fraction
+    billed: Decimal | None = None
+    """What the cycle's own lines of its final bill come to; None: it has none."""
+    noted: Decimal = Decimal(0)
+    """What notes on that bill add to it, below 0 what they take, without its tax."""
 
     @property
     def rest(self) -> Fraction:
         """What is owed and neither billed nor open."""
         return self.owed - self.closed - self.adjusted - self.open
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frozen:
+    """What was frozen when a cycle closed: its total, whom its bill is for, and whether it changed since.
+
+    `devices` is None of a cycle that was closed before they were kept.
+    """
+
+    total: Decimal
+    devices: set[int] | None
+    is_adjusted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +126,7 @@ async def assure(
     cycle = fleet_rule(fleet, []).cycle_of(at)
     meters = await fates_by_meter(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
     owed = await _owed(connection, tenant_no, fleet=fleet, cycle=cycle)
-    revenue = await _revenue(connection, tenant_no, owed, fleet=fleet, cycle=cycle)
+    revenue, frozen = await _revenue(connection, tenant_no, owed, fleet=fleet, cycle=cycle)
     until = max(cycle.start, min(cycle.end, now))
     devices = await device_terms(
         connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle, until=until
@@ -120,10 +138,12 @@ async def assure(
     differences = [
         *await _usage(connection, tenant_no, fleet=fleet, cycle=cycle),
         *await _sums(connection, tenant_no, fleet=fleet, cycle=cycle),
-        *_billed(revenue),
+        *_billed(revenue, frozen),
         *await _unsent(connection, revenue, fleet=fleet, cycle=cycle),
         *(each for one in devices for each in _device(one, bare[one.device_no])),
     ]
+    if frozen is not None and frozen.devices is not None:
+        differences += await _unequal_devices(connection, tenant_no, frozen, devices)
     return Assurance(
         cycle=cycle,
         meters=meters,
@@ -135,7 +155,9 @@ async def assure(
         active_devices=sum(
             bool(each.active and (each.subscribed or bare[each.device_no])) for each in devices
         ),
-        billed_devices=sum(bool(each.active and each.subscribed) for each in devices),
+        billed_devices=sum(bool(each.active and each.subscribed) for each in devices)
+        if frozen is None or frozen.devices is None
+        else len(frozen.devices),
         differences=sorted(differences, key=_largest_first),
     )
 
@@ -240,25 +262,99 @@ async def _revenue(
     *,
     fleet: FleetView,
     cycle: BillCycle,
-) -> Revenue:
+) -> tuple[Revenue, _Frozen | None]:
+    """Return what a cycle owes and where it is, and what was frozen of it; None: it is open."""
     kept = await audited_cycles(connection, fleet.fleet_no)
     own = next((each for each in kept if each.cycle.start == cycle.start), None)
     charged = sum((line.exact for line in owed.lines if line.kind is LineKind.USAGE), Fraction(0))
     shown = (await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)).statement
     if own is None or own.document is None:
         nothing = Fraction(0)
-        return Revenue(
+        of_open = Revenue(
             charged=charged, owed=owed.exact, closed=nothing, adjusted=nothing, open=shown.exact
         )
+        return of_open, None
     closed = statement_of(own.document, cycle)
     adjusted = sum((each.exact for each in own.adjustments), Fraction(0))
-    return Revenue(
+    billed, noted = await _documents(connection, fleet=fleet, cycle=cycle)
+    revenue = Revenue(
         charged=charged,
         owed=owed.exact,
         closed=closed.exact,
         adjusted=adjusted,
         open=_pending(own, closed, shown),
+        billed=billed,
+        noted=noted,
     )
+    frozen = _Frozen(
+        total=closed.total,
+        devices=set(closed.devices) if DEVICES in own.document else None,
+        is_adjusted=own.changed or bool(own.adjustments),
+    )
+    return revenue, frozen
+
+
+async def _documents(
+    connection: Connection, *, fleet: FleetView, cycle: BillCycle
+) -> tuple[Decimal | None, Decimal]:
+    """Return what a cycle's final bill comes to without other periods and what was entered, and its notes."""
+    bill = await bill_that_holds(connection, (fleet.fleet_no, cycle.start))
+    if bill is None or bill.document is None:
+        return None, Decimal(0)
+    lines = bill.document["lines"]
+    own = sum_of(Decimal(each["amount"]) for each in lines if each["kind"] not in _OTHERS)
+    noted = [
+        (note.kind, Decimal(note.document["totals"]["lines"]))
+        for note in await notes_of(connection, bill.bill_no)
+        if note.document is not None
+    ]
+    return own, sum_of(-amount if kind == "credit_note" else amount for kind, amount in noted)
+
+
+_OTHERS = {
+    kind.value
+    for kind in (
+        DocumentLineKind.EARLIER_PERIOD,
+        DocumentLineKind.MANUAL,
+        DocumentLineKind.ROUNDING,
+    )
+}
+"""Lines of a bill that are not its own cycle's, or only round all of them together."""
+
+
+async def _unequal_devices(
+    connection: Connection, tenant_no: TenantNo, frozen: _Frozen, devices: Sequence[DeviceTerms]
+) -> list[Difference]:
+    """Return who is active and subscribed and not in the cycle's bill, or the other way round.
+
+    Where terms were changed since it closed, a later bill carries that: it is no fault.
+    """
+    billed = frozen.devices or set()
+    due = {each.device_no for each in devices if each.active and each.subscribed}
+    used = {each.device_no for each in devices if each.records}
+    names = await device_ids(connection, tenant_no, device_nos=sorted(billed ^ due))
+    found = [
+        (
+            "active_and_not_billed",
+            "active and subscribed, and not in the cycle's bill",
+            due - billed,
+        ),
+        (
+            "billed_and_not_due",
+            "in the cycle's bill, and not active and subscribed",
+            billed - due - used,
+        ),
+    ]
+    return [
+        Difference(
+            kind=kind,
+            text=text,
+            device_id=names.get(number, f"number {number}"),
+            is_fault=not frozen.is_adjusted,
+        )
+        for kind, text, numbers in found
+        for number in sorted(numbers)
+    ]
 
 
 def _pending(cycle: AuditedCycle, closed: Statement, shown: Statement) -> Fraction:
@@ -276,7 +372,13 @@ def _pending(cycle: AuditedCycle, closed: Statement, shown: Statement) -> Fracti
     ).exact
 
 
-def _billed(revenue: Revenue) -> Iterator[Difference]:
+def _billed(revenue: Revenue, frozen: _Frozen | None) -> Iterator[Difference]:
+    if frozen is not None and revenue.billed is not None and revenue.billed != frozen.total:
+        yield Difference(
+            kind="document_is_not_its_cycle",
+            text="the final bill's own lines come to more, or less, than the closed cycle",
+            exact=Fraction(revenue.billed - frozen.total),
+        )
     if revenue.rest:
         yield Difference(
             kind="not_billed" if revenue.rest > 0 else "billed_too_much",

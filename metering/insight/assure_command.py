@@ -122,6 +122,8 @@ def _told(fleet: FleetView, found: Assurance) -> Iterator[str]:
         ("open", revenue.open),
     )
     yield from (f"  {name}: {decimal_text(amount)} {currency}" for name, amount in amounts)
+    if revenue.billed is not None:
+        yield f"  in its final bill: {revenue.billed} {currency}, by notes on it {revenue.noted:+f}"
     yield f"  devices active {found.active_devices}, billed {found.billed_devices}"
     for difference in found.differences:
         yield f"  {'' if difference.is_fault else 'note: '}{_line(difference, currency)}"

@@ -59,6 +59,7 @@ from metering.store.kept_sums import (
     stored_hours_of_fleet,
     stored_uses,
 )
+from metering.store.messages import missing_in_messages
 from metering.store.registry import Fleet, fleet_rule
 from metering.store.tally import tally, unequal_arrivals
 from metering.usage import METERS_BY_NO
@@ -113,6 +114,7 @@ async def audit_database(connection: Connection) -> AuditResult:
         replayed += charges
         result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
     result.differences += await number_differences(connection)
+    result.differences += [each async for each in missing_in_messages(connection)]
     if replayed != result.charges:
         result.differences.append(
             f"{result.charges} charges, of which {replayed} belong to a fleet"

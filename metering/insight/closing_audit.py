@@ -9,7 +9,7 @@ from typing import Any
 
 from metering.billing.adjustment import Amounts, PeriodAdjustment, period_adjustment
 from metering.billing.bill import bill_of
-from metering.billing.frozen import document_of, statement_of
+from metering.billing.frozen import DEVICES, document_of, statement_of
 from metering.errors import InvalidValue
 from metering.rating.membership import Member
 from metering.rating.statement import Statement
@@ -186,7 +186,8 @@ def _both(one: UseRow, other: UseRow) -> UseRow:
 
 
 def _unequal_documents(frozen: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*frozen, *again} - {"lines"}):
+    later = set() if DEVICES in frozen else {DEVICES}
+    for name in sorted({*frozen, *again} - {"lines"} - later):
         if frozen.get(name) != again.get(name):
             yield f"its {name} is frozen as {frozen.get(name)}, charges say {again.get(name)}"
     lines, others = _by_text(frozen["lines"]), _by_text(again["lines"])

@@ -19,8 +19,9 @@ from metering.store.payment_requests import PaymentRequest, claim_request, store
 
 ASKED_HOURS_MAX = 20
 """A provider forgets an idempotency key after a day: asked by it later, it would take the money again."""
-_SPARE_SECONDS = 10.0
-_UNANSWERED_MAX = 3
+SPARE_SECONDS = 10.0
+"""How much longer than the time-out somebody else leaves a request alone."""
+UNANSWERED_MAX = 3
 """After so many without an answer, the others wait for the next look: each may take the whole time-out."""
 
 
@@ -38,8 +39,8 @@ async def ask_due(
     asked. A request whose asker died is asked again, by the same key.
     """
     asked = unanswered = 0
-    while unanswered < _UNANSWERED_MAX:
-        left_alone = timedelta(seconds=settings.payment_timeout_seconds + _SPARE_SECONDS)
+    while unanswered < UNANSWERED_MAX:
+        left_alone = timedelta(seconds=settings.payment_timeout_seconds + SPARE_SECONDS)
         async with connection.transaction():
             request = await claim_request(connection, now=now, until=now + left_alone)
             if request is None:
@@ -59,7 +60,7 @@ async def ask_due(
         )
         asked += 1
         unanswered += isinstance(answer, Unanswered)
-        again = _again_at(request, settings, now=now, random=random)
+        again = again_at(request.attempts, settings, now=now, random=random)
         async with connection.transaction():
             await _take_answer(connection, request, answer, again=again, now=now)
     return asked
@@ -90,9 +91,7 @@ def _too_old(request: PaymentRequest, now: datetime) -> bool:
     return now - request.created_at > timedelta(hours=ASKED_HOURS_MAX)
 
 
-def _again_at(
-    request: PaymentRequest, settings: Settings, *, now: datetime, random: Random
-) -> datetime:
-    """Return when an unanswered request is asked again: after a wait that doubles, up to an hour."""
-    seconds = min(settings.payment_retry_seconds * (1 << min(request.attempts - 1, 20)), 3600.0)
+def again_at(attempts: int, settings: Settings, *, now: datetime, random: Random) -> datetime:
+    """Return when what was not answered is asked again: after a wait that doubles, up to an hour."""
+    seconds = min(settings.payment_retry_seconds * (1 << min(attempts - 1, 20)), 3600.0)
     return now + timedelta(seconds=seconds * (0.5 + random.random() / 2))

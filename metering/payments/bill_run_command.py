@@ -12,11 +12,12 @@ import httpx
 
 from metering import clock
 from metering.billing.run_bills import BillRun, run_bills
-from metering.billing.tax_service import tax_service_of
+from metering.billing.tax_services import TaxServices
 from metering.ids import TenantNo
 from metering.payments.ask_provider import ask_due
 from metering.payments.collect import collect
 from metering.payments.progress import Progress
+from metering.payments.send_refunds import send_due_refunds
 from metering.payments.stripe import provider_of
 from metering.process import serve
 from metering.settings import Settings
@@ -54,7 +55,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         return serve(runner.run, metrics_port=settings.metrics_port)
     done = asyncio.run(runner.once())
     print(f"{done.finalised} bills finalised, {done.refused} drafts cannot be drawn up")
-    return 1 if done.refused else 0
+    if done.waiting:
+        print(f"{done.waiting} drafts wait for a tax service that gives no answer")
+    return 1 if done.refused or done.waiting else 0
 
 
 class BillRunner:
@@ -72,6 +75,7 @@ class BillRunner:
         self._settings = settings
         self._tenant = tenant
         self._by_hand = by_hand
+        self._tax_services = TaxServices(settings, now=now)
 
     async def run(self) -> None:
         """Do what is due, again and again, until cancelled."""
@@ -109,9 +113,10 @@ class BillRunner:
                 trust_env=False,
             ) as client:
                 provider = provider_of(settings, client)
-                await ask_due(
-                    connection, provider, settings, now=self._now(), random=SystemRandom()
-                )
+                for work in (ask_due, send_due_refunds):
+                    await work(
+                        connection, provider, settings, now=self._now(), random=SystemRandom()
+                    )
 
     async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
         tenant: TenantNo | None = None
@@ -125,14 +130,17 @@ class BillRunner:
                 connection,
                 tenant_no=tenant,
                 by_hand=self._by_hand,
-                tax_service=tax_service_of(self._settings),
+                tax_services=self._tax_services,
                 now=now,
             ):
-                progress.tell(done.finalised + done.refused)
+                progress.tell(done.finalised + done.refused + done.waiting)
         finally:
             progress.end()
-        if done.finalised:
-            log.info("%d bills finalised, %d refused", done.finalised, done.refused)
+        if done.finalised or done.waiting:
+            log.info(
+                "%d bills finalised, %d refused, %d wait for a tax service",
+                done.finalised, done.refused, done.waiting,
+            )  # fmt: skip
         return done
 
 

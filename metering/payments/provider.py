@@ -44,8 +44,25 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefundOrder:
+    """An amount of a payment intent to give back. The same `refund_id` is one refund."""
+
+    refund_id: UUID
+    intent_id: str
+    amount: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refunded:
+    """The provider gives it back; `provider_id` is what it calls the refund."""
+
+    provider_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The provider will not make this payment, however often it is asked."""
+    """The provider will not make this payment, or refund, however often it is asked."""
 
     problem: str
 
@@ -58,6 +75,7 @@ class Unanswered:
 
 
 Answer = Asked | Refused | Unanswered
+RefundAnswer = Refunded | Refused | Unanswered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +96,10 @@ class PaymentProvider(Protocol):
 
     async def request_payment(self, order: PaymentOrder) -> Answer:
         """Ask for a payment; an order that was taken before answers what became of it."""
+        ...
+
+    async def refund(self, order: RefundOrder) -> RefundAnswer:
+        """Have money given back; an order that was taken before answers the same."""
         ...
 
     def read_event(self, body: bytes, signature: str, *, now: datetime) -> ProviderEvent | None:

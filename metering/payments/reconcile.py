@@ -20,6 +20,7 @@ from metering.store.payment_requests import (
     store_request,
 )
 from metering.store.payments import NewPayment, payment_by_no
+from metering.store.provider_refunds import refunded_by
 from metering.store.registry import Fleet, fleets_by_no
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,9 @@ async def _returned(
 ) -> None:
     """Take back what the provider gave back, or the buyer's bank disputes, and was not taken back yet."""
     payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
-    gone = min(known.refunded + known.disputed, payment.amount)
+    # What was asked for here and answered is gone, whether its event came or not.
+    refunded = max(known.refunded, await refunded_by(connection, payment_no, "succeeded"))
+    gone = min(refunded + known.disputed, payment.amount)
     missing = gone - payment.returned
     if missing > Decimal(0):
         kind = "reversal" if known.disputed else "refund"

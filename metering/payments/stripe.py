@@ -3,10 +3,10 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -20,6 +20,9 @@ from metering.payments.provider import (
     Facts,
     PaymentOrder,
     ProviderEvent,
+    RefundAnswer,
+    Refunded,
+    RefundOrder,
     Refused,
     SignatureRefused,
     Unanswered,
@@ -31,6 +34,9 @@ TOLERANCE_SECONDS = 300
 """A signature that is older, or further ahead, is refused: it may be a recorded one."""
 REQUEST = "fleetmeter_request"
 """The field of an intent's metadata that names the request; charges of the intent have it, too."""
+REFUND = "fleetmeter_refund"
+"""The field of a refund's metadata that names it here."""
+_Read = TypeVar("_Read")
 
 _DIGITS = {"ISK": 2, "UGX": 2, "MGA": 0}
 """Currencies whose amounts have other digits there than in ISO 4217."""
@@ -58,8 +64,6 @@ class Stripe:
 
     async def request_payment(self, order: PaymentOrder) -> Answer:
         """Create and confirm a payment intent, off session, by the order's id as idempotency key."""
-        if self._client is None or self._secret is None:
-            return Unanswered(problem="no payment provider is set up")
         form = {
             "amount": str(minor_amount(order.amount, order.currency)),
             "currency": order.currency.lower(),
@@ -72,14 +76,33 @@ class Stripe:
             "automatic_payment_methods[allow_redirects]": "never",
             f"metadata[{REQUEST}]": str(order.request_id),
         }
+        return await self._posted("/v1/payment_intents", form, order.request_id, _answer)
+
+    async def refund(self, order: RefundOrder) -> RefundAnswer:
+        """Create a refund of a payment intent, by the order's id as idempotency key."""
+        form = {
+            "payment_intent": order.intent_id,
+            "amount": str(minor_amount(order.amount, order.currency)),
+            f"metadata[{REFUND}]": str(order.refund_id),
+        }
+        return await self._posted("/v1/refunds", form, order.refund_id, _refund_answer)
+
+    async def _posted(
+        self,
+        path: str,
+        form: Mapping[str, str],
+        key: UUID,
+        read: Callable[[httpx.Response], _Read],
+    ) -> _Read | Unanswered:
+        if self._client is None or self._secret is None:
+            return Unanswered(problem="no payment provider is set up")
         headers = {
             "Authorization": f"Bearer {self._secret}",
-            "Idempotency-Key": str(order.request_id),
+            "Idempotency-Key": str(key),
             "Stripe-Version": VERSION,
         }
         try:
-            response = await self._client.post("/v1/payment_intents", data=form, headers=headers)
-            return _answer(response)
+            return read(await self._client.post(path, data=form, headers=headers))
         except httpx.HTTPError as error:
             return Unanswered(problem=_short(f"{type(error).__name__}: {error}"))
         except (msgspec.DecodeError, InvalidValue, UnicodeDecodeError) as error:
@@ -157,6 +180,19 @@ def _answer(response: httpx.Response) -> Answer:
     # Of an intent whose payment failed it tells the intent: it is known by both from then on.
     if isinstance(error.get("payment_intent"), dict):
         return Asked(facts=_facts_of_intent(error["payment_intent"], failure=problem))
+    return Refused(problem=problem)
+
+
+def _refund_answer(response: httpx.Response) -> RefundAnswer:
+    told, status = msgspec.json.decode(response.content), response.status_code
+    if response.is_success:
+        if told.get("status") in {"failed", "canceled"}:
+            return Refused(problem=_short(f"{told['status']}: {told.get('failure_reason')}"))
+        return Refunded(provider_id=_text(told, "id"))
+    error = _mapping(told, "error")
+    problem = _short(f"answered {status}: {error.get('code') or error.get('type')}")
+    if not response.is_client_error or status in _TRY_AGAIN:
+        return Unanswered(problem=problem)
     return Refused(problem=problem)
 
 

@@ -5,7 +5,7 @@ Lines are exact; each is rounded once, or their sum is where the plan says so. T
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal, localcontext
 from enum import StrEnum
@@ -115,7 +115,8 @@ class Statement:
 
     `fees` are the parts that the fee lines sum. `total` is the sum of the rounded lines, of which
     prepaid money paid `from_money` (rounded as the lines are); `due` is the rest. `exact` is the sum
-    before rounding.
+    before rounding. `devices` are those that it is for, ascending: that were active on a plan, or used
+    something.
     """
 
     currency: str
@@ -126,6 +127,7 @@ class Statement:
     total: Decimal
     from_money: Decimal
     due: Decimal
+    devices: tuple[int, ...] = ()
 
 
 def statement(
@@ -177,7 +179,10 @@ def statement(
         for line in account.fee_lines(fees_by_plan.get(account.plan_no, ()))
     )
     lines.extend(_adjustment_lines(accounts, fleet))
-    return _summed(fleet.currency, cycle, plans, lines, fees)
+    billed = {device_no for account in accounts for device_no in account.active}
+    billed |= {each.device_no for account in accounts for each in account.uses}
+    summed = _summed(fleet.currency, cycle, plans, lines, fees)
+    return replace(summed, devices=tuple(sorted(billed)))
 
 
 def _summed(

@@ -35,7 +35,10 @@ class NumberSeries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantBilling:
-    """A tenant's settings; `seller` is a party as documents tell it."""
+    """A tenant's settings; `seller` is a party as documents tell it.
+
+    `tax_service_url` is the tenant's own tax service, and `tax_service_secret` the name of its token.
+    """
 
     seller: Mapping[str, Any]
     prices_include_tax: bool
@@ -43,6 +46,8 @@ class TenantBilling:
     finalising: Finalising
     finalise_after_days: int | None
     series: Mapping[SeriesName, NumberSeries]
+    tax_service_url: str | None = None
+    tax_service_secret: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +75,8 @@ class TaxRuleRow:
 async def tenant_billing(connection: Connection, tenant_no: int) -> TenantBilling | None:
     """Return a tenant's settings; None while it has none."""
     found = await connection.execute(
-        "SELECT seller, prices_include_tax, payment_days, finalising, finalise_after_days"
-        " FROM tenant_billing WHERE tenant_no = %s",
+        "SELECT seller, prices_include_tax, payment_days, finalising, finalise_after_days,"
+        " tax_service_url, tax_service_secret FROM tenant_billing WHERE tenant_no = %s",
         [tenant_no],
     )
     row = await found.fetchone()
@@ -87,6 +92,8 @@ async def tenant_billing(connection: Connection, tenant_no: int) -> TenantBillin
         payment_days=row[2],
         finalising=row[3],
         finalise_after_days=row[4],
+        tax_service_url=row[5],
+        tax_service_secret=row[6],
         series={
             name: NumberSeries(series=name, prefix=prefix, by_year=by_year, digits=digits)
             for name, prefix, by_year, digits in await series.fetchall()
@@ -100,14 +107,17 @@ async def set_tenant_billing(
     """Set a tenant's settings, all of them."""
     await connection.execute(
         "INSERT INTO tenant_billing (tenant_no, seller, prices_include_tax, payment_days, finalising,"
-        " finalise_after_days, updated_at) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        " finalise_after_days, tax_service_url, tax_service_secret, updated_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (tenant_no) DO UPDATE SET seller = EXCLUDED.seller,"
         " prices_include_tax = EXCLUDED.prices_include_tax, payment_days = EXCLUDED.payment_days,"
         " finalising = EXCLUDED.finalising, finalise_after_days = EXCLUDED.finalise_after_days,"
-        " updated_at = EXCLUDED.updated_at",
+        " tax_service_url = EXCLUDED.tax_service_url,"
+        " tax_service_secret = EXCLUDED.tax_service_secret, updated_at = EXCLUDED.updated_at",
         [
             tenant_no, Jsonb(settings.seller), settings.prices_include_tax, settings.payment_days,
-            settings.finalising, settings.finalise_after_days, now,
+            settings.finalising, settings.finalise_after_days, settings.tax_service_url,
+            settings.tax_service_secret, now,
         ],
     )  # fmt: skip
     for each in settings.series.values():
@@ -117,6 +127,29 @@ async def set_tenant_billing(
             " SET prefix = EXCLUDED.prefix, by_year = EXCLUDED.by_year, digits = EXCLUDED.digits",
             [tenant_no, each.series, each.prefix, each.by_year, each.digits],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaxServiceRow:
+    """Whether a tenant has tax rules, and which tax service of its own; `url` None: none."""
+
+    tenant_id: str
+    has_rules: bool
+    url: str | None
+    secret: str | None
+
+
+async def tax_service_row(connection: Connection, tenant_no: int) -> TaxServiceRow:
+    """Return what a tenant says of its tax service."""
+    found = await connection.execute(
+        "SELECT tenant_id, EXISTS (SELECT FROM tax_rule WHERE tax_rule.tenant_no = tenant.tenant_no),"
+        " tax_service_url, tax_service_secret FROM tenant LEFT JOIN tenant_billing USING (tenant_no)"
+        " WHERE tenant_no = %s",
+        [tenant_no],
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - a tenant is never deleted
+    return TaxServiceRow(tenant_id=row[0], has_rules=row[1], url=row[2], secret=row[3])
 
 
 async def series_in_use(connection: Connection, tenant_no: int) -> set[str]:

@@ -10,18 +10,20 @@ from metering.store.readings import BootReadings
 from metering.usage import EPOCH_FROM_FIRST
 
 
-async def store_compared(connection: Connection, admitted: Iterable[BootReadings]) -> None:
+async def store_compared(
+    connection: Connection, batch_no: int, admitted: Iterable[BootReadings]
+) -> None:
     """Keep readings that are known to be new and are not to be charged."""
     cursor = connection.cursor()
     await cursor.executemany(
         "INSERT INTO compared_reading (boot_no, seq, device_no, measured_at, received_at, meter_no, kind,"
-        " uplink, downlink, quantity, since, epoch, width, zone, rat, apn, session, packets)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        " uplink, downlink, quantity, since, epoch, width, zone, rat, apn, session, packets,"
+        " batch_no) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         [
             (
                 each.boot_no, one.seq, each.device_no, one.at, received_at, one.meter.meter_no,
                 int(one.kind), one.uplink, one.downlink, one.quantity, one.since, one.epoch, one.width,
-                one.zone, one.rat, one.apn, one.session, one.packets,
+                one.zone, one.rat, one.apn, one.session, one.packets, batch_no,
             )
             for each in admitted
             for received_at, _, readings in each.messages

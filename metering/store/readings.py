@@ -356,8 +356,10 @@ async def tenants_by_id(connection: Connection, tenant_ids: Iterable[str]) -> di
     return dict(await found.fetchall())
 
 
-async def store_rejections(connection: Connection, inputs: Iterable[RejectedInput]) -> None:
-    """Keep what was rejected; the same bytes on the same topic again only raise a count."""
+async def store_rejections(
+    connection: Connection, inputs: Iterable[RejectedInput], *, batch_no: int
+) -> None:
+    """Keep what was rejected of a batch; the same bytes on the same topic again only raise a count."""
     rows: dict[tuple[str, str, bytes], list[RejectedInput]] = {}
     for each in inputs:
         digest = hashlib.sha256(each.rejection.content).digest()
@@ -365,18 +367,18 @@ async def store_rejections(connection: Connection, inputs: Iterable[RejectedInpu
     cursor = connection.cursor()
     await cursor.executemany(
         "INSERT INTO rejected (topic, tenant_no, device_no, reason, field, detail, boot_id, seq,"
-        " content, content_sha256, first_received_at, last_received_at, times)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " content, content_sha256, first_received_at, last_received_at, times,"
+        " batch_no) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (topic, reason, content_sha256) DO UPDATE SET"
         " last_received_at = excluded.last_received_at, times = rejected.times + excluded.times,"
         " tenant_no = excluded.tenant_no, device_no = excluded.device_no,"
-        " seq = coalesce(rejected.seq, excluded.seq)",
+        " seq = coalesce(rejected.seq, excluded.seq), batch_no = excluded.batch_no",
         [
             (
                 topic, same[0].tenant_no, same[0].device_no, reason, same[0].rejection.field,
                 same[0].rejection.detail, same[0].rejection.boot, same[0].rejection.seq,
                 same[0].rejection.content, digest, same[0].received_at, same[-1].received_at,
-                len(same),
+                len(same), batch_no,
             )
             for (topic, reason, digest), same in sorted(rows.items())
         ],

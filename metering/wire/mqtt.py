@@ -237,6 +237,11 @@ def message_properties(properties: bytes) -> MessageProperties:
     return MessageProperties(content_type=content_type, user=tuple(user))
 
 
+def content_type_property(content_type: str) -> bytes:
+    """Return the properties of a PUBLISH that has a content type and no others (§3.3.2.3.9)."""
+    return _written(MessageProperties(content_type=content_type))
+
+
 def _text_at(data: bytes, at: int) -> tuple[str, int]:
     end = at + 2 + int.from_bytes(data[at : at + 2])
     if end > len(data):

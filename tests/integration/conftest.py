@@ -36,6 +36,7 @@ from metering.store.billing_settings import (
 )
 from metering.store.bills import insert_draft
 from metering.store.connection import Connection, connect
+from metering.store.messages import KeptMessage, store_messages
 from metering.store.migrate import migrate
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
 from metering.store.payments import NewPayment
@@ -423,6 +424,7 @@ async def _arrived(
     connection: Connection, tenant: TenantNo, fleet: Fleet, device_no: int, device_id: str
 ) -> None:
     """Write boots with gaps, charges, parked readings, anomalies, rejected messages; a carrier's record."""
+    batch_no = int(tenant)
     found = await connection.execute(
         "INSERT INTO boot (device_no, boot_id, up_to, first_seen_at)"
         " VALUES (%s, 'by id: carrier/another', 1, %s) RETURNING boot_no",
@@ -448,8 +450,8 @@ async def _arrived(
         await connection.execute(
             "INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no, shard_no,"
             " meter_no, kind, uplink, downlink, quantity)"
-            " VALUES (%s, %s, 1, %s, %s, %s, %s, 2, 1, 0, 0, 1)",
-            [NOW, NOW, charged_boot, seq, device_no, fleet.shard_no],
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, 2, 1, 0, 0, 1)",
+            [NOW, NOW, batch_no, charged_boot, seq, device_no, fleet.shard_no],
         )
         await connection.execute(
             "INSERT INTO charge (measured_at, charged_at, run_no, run_position, boot_no, seq, part,"
@@ -471,6 +473,7 @@ async def _arrived(
             "at": NOW - timedelta(minutes=seq),
             "boot": boot_no,
             "seq": seq,
+            "batch": batch_no,
             "device": device_no,
             "fleet": fleet.fleet_no,
             "shard": fleet.shard_no,
@@ -478,7 +481,7 @@ async def _arrived(
         await connection.execute(
             "INSERT INTO reading (measured_at, received_at, batch_no, boot_no, seq, device_no,"
             " shard_no, meter_no, kind, uplink, downlink, quantity)"
-            " VALUES (%(at)s, %(at)s, 1, %(boot)s, %(seq)s, %(device)s, %(shard)s, 3, 1, 0, 0, 60)",
+            " VALUES (%(at)s, %(at)s, %(batch)s, %(boot)s, %(seq)s, %(device)s, %(shard)s, 3, 1, 0, 0, 60)",
             values,
         )
         await connection.execute(
@@ -495,9 +498,9 @@ async def _arrived(
         )
         await connection.execute(
             "INSERT INTO rejected (topic, tenant_no, device_no, reason, field, detail, content,"
-            " content_sha256, first_received_at, last_received_at, times)"
+            " content_sha256, first_received_at, last_received_at, times, batch_no)"
             " VALUES (%(topic)s, %(tenant)s, %(device)s, 'not_json', NULL, 'not JSON', %(content)s,"
-            " sha256(%(content)s), %(at)s, %(at)s, %(seq)s)",
+            " sha256(%(content)s), %(at)s, %(at)s, %(seq)s, %(batch)s)",
             values
             | {
                 "topic": f"fm/v1/{device_id}/usage",
@@ -505,3 +508,12 @@ async def _arrived(
                 "content": b"\x00hello \xff" + bytes([48 + seq]),
             },
         )
+    topic, payload = f"fm/v1/{device_id}/usage", b'{"boot": "last"}'
+    first, last = NOW - timedelta(minutes=1), NOW
+    both = [
+        KeptMessage(first, topic, b"", payload, [[device_no, boot_no, 1, 2, 3]]),
+        KeptMessage(
+            last, topic, b"", payload, [[device_no, boot_no, 4], [device_no, carrier_no, 1]]
+        ),
+    ]
+    await store_messages(connection, batch_no, {tenant: both})

@@ -19,7 +19,9 @@ from metering.stack.probe import free_port
 RECORDED = Path(__file__).parents[1] / "golden" / "stripe"
 SECRET = "whsec_of_a_test"
 KEY = "sk_of_a_test"
-Way = Literal["takes", "takes and drops", "hangs", "in use", "fails", "declines", "tells first"]
+Way = Literal[
+    "takes", "takes and drops", "hangs", "in use", "fails", "declines", "tells first", "refunded"
+]
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class Provider:
     url: str = ""
     requests: list[Mapping[str, str]] = field(default_factory=list)
     intents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refunds: dict[str, dict[str, Any]] = field(default_factory=dict)
     released: threading.Event = field(default_factory=threading.Event)
 
     def intent(self, key: str, form: Mapping[str, str]) -> dict[str, Any]:
@@ -75,11 +78,23 @@ class Provider:
             self.intents[key] = made
         return self.intents[key]
 
+    def refund(self, key: str, form: Mapping[str, str]) -> dict[str, Any]:
+        """Give back, or return what was given back by the key."""
+        if key not in self.refunds:
+            self.refunds[key] = recorded("refund") | {
+                "id": f"re_{len(self.refunds) + 1}",
+                "amount": int(form["amount"]),
+                "payment_intent": form["payment_intent"],
+                "metadata": {"fleetmeter_refund": form["metadata[fleetmeter_refund]"]},
+            }
+        return self.refunds[key]
+
 
 _REFUSALS: dict[Way, tuple[int, dict[str, Any]]] = {
     "in use": (409, recorded("idempotency_key_in_use")),
     "fails": (500, {"error": {"type": "api_error", "message": "sorry"}}),
     "declines": (402, recorded("card_declined")),
+    "refunded": (400, recorded("charge_already_refunded")),
 }
 
 
@@ -101,7 +116,8 @@ def providing(provider: Provider) -> Iterator[Provider]:
                 status, document = _REFUSALS[way]
                 self.answer(status, document)
             else:
-                intent = provider.intent(self.headers["idempotency-key"], form)
+                make = provider.refund if self.path == "/v1/refunds" else provider.intent
+                intent = make(self.headers["idempotency-key"], form)
                 if way == "tells first":
                     assert provider.tell is not None
                     provider.tell(intent)

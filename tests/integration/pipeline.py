@@ -414,6 +414,7 @@ class DeviceClient:
         self.root = pipeline.topic_root
         self.acks: list[tuple[str, Ack]] = []
         self.disconnects: list[str] = []
+        self.published: set[tuple[str, bytes]] = set()
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,
             protocol=MQTTProtocolVersion.MQTTv5 if version == "5" else MQTTProtocolVersion.MQTTv311,
@@ -450,6 +451,8 @@ class DeviceClient:
         user: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Publish to a topic; with a content type and user properties only over MQTT 5."""
+        octets = payload.encode() if isinstance(payload, str) else payload
+        self.published.add((topic, octets))
         properties = None
         if content_type is not None or user:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ from api.app import create_app
 from api.auth import _snapshot
 from metering.settings import Settings
 from metering.store.connection import Connection
+from tests.integration.conftest import NOW
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -42,6 +43,9 @@ _ACME = {
     "dispute_no": "1",
     "payment_no": "1",
     "charge_id": "3-4-0",
+    "reading_id": "3-4",
+    "message_id": f"{int((NOW - timedelta(minutes=1)).timestamp()) * 10**6}-1-0",
+    "rejected_no": "1",
     "entry_no": "1",
     "api_key_no": "1",
     "user_no": "1",
@@ -140,8 +144,10 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}/carrier-comparison",
         "/v1/fleets/{fleet_id}/payment-requests",
         "/v1/fleets/{fleet_id}/quota",
+        "/v1/fleets/{fleet_id}/refunds",
         "/v1/fleets/{fleet_id}/usage",
         "/v1/fleets/{fleet_id}/wallet",
+        "/v1/messages/{message_id}",
         "/v1/parked",
         "/v1/payment-policy",
         "/v1/payments",
@@ -152,7 +158,9 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/pools",
         "/v1/pools/{bucket_no}",
         "/v1/pools/{bucket_no}/members",
+        "/v1/readings/{reading_id}/message",
         "/v1/rejected",
+        "/v1/rejected/{rejected_no}/message",
         "/v1/subscriptions",
         "/v1/subscriptions/{subscription_no}",
         "/v1/tenants",

@@ -36,6 +36,16 @@ def _kept(api: ApiUnderTest) -> list[tuple[int, int]]:
     return asyncio.run(read())
 
 
+def _boot(api: ApiUnderTest) -> tuple[int]:
+    async def read() -> tuple[int]:
+        async with await connect(api.database_url, application="test") as connection:
+            found = await connection.execute("SELECT boot_no FROM compared_reading")
+            ((number,),) = await found.fetchall()
+            return (number,)
+
+    return asyncio.run(read())
+
+
 def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest) -> None:
     api.execute(_with_sim)
     unknown = RECORD | {"id": "r-2", "sim": {"iccid": "898830300000000099"}}
@@ -48,6 +58,12 @@ def test_records_are_durable_before_the_answer_and_count_once(api: ApiUnderTest)
         ("1.sim", "unknown_device")
     ]
     assert _kept(api) == [(1, 2)]
+    (number,) = _boot(api)
+    message = api.acme.get(f"/v1/readings/{number}-1/message").json()
+    assert message["topic"] == "carrier-records/http/acme/carrier"
+    assert message["content_type"] == "application/json"
+    assert json.loads(message["payload_text"]) == [RECORD, unknown]
+    assert [(each["device_id"], each["seq"]) for each in message["readings"]] == [("acme-1", 1)]
 
 
 def test_records_may_be_rows(api: ApiUnderTest) -> None:

@@ -3,11 +3,13 @@
 import textwrap
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from metering.billing.notes import NoteEntry
 from metering.charging.change_terms import (
     change_plan,
     change_state,
@@ -18,7 +20,8 @@ from metering.insight.assurance import Assurance, assure
 from metering.rating.plan import DeviceState
 from metering.store.fleet_views import fleet_view
 from metering.usage import Rejection, RejectReason
-from tests.integration.closing_scene import APRIL, JUNE, MARCH, Scene, day, played
+from tests.integration.billing_scene import document, finalised, noted, set_up
+from tests.integration.closing_scene import APRIL, FEBRUARY, JUNE, MARCH, Scene, day, played
 from tests.integration.conftest import ApiUnderTest
 from tests.integration.pipeline import TENANT
 from tests.integration.test_api import body
@@ -262,3 +265,63 @@ def test_the_route_shows_what_is_not_even(api: ApiUnderTest) -> None:
     assert [(each["device_id"], each["records"]) for each in parked] == [("acme-1", 3)]
     # Of what the fixture wrote, two messages at 0.07 have charges.
     assert found["revenue"]["rest"].startswith("-0.3334567")
+
+
+async def _document_less(scene: Scene) -> list[tuple[str, str | None]]:
+    await _by_hand(
+        scene,
+        "UPDATE bill SET document = jsonb_set(document, '{lines,0,amount}', '\"0.01\"')"
+        " WHERE cycle_start > '2026-03-20' AND kind = 'bill'",
+    )
+    return [("document_is_not_its_cycle", None)]
+
+
+async def _forgotten(scene: Scene) -> list[tuple[str, str | None]]:
+    await _by_hand(
+        scene,
+        "UPDATE closed_cycle SET statement = jsonb_set(statement, '{devices}', (SELECT jsonb_agg(no)"
+        "   FROM jsonb_array_elements(statement -> 'devices') AS each (no)"
+        "   WHERE no <> (SELECT to_jsonb(device_no) FROM device WHERE device_id = 'van-3')))"
+        " WHERE cycle_start > '2026-03-20'",
+    )
+    return [("active_and_not_billed", "van-3")]
+
+
+async def _stranger(scene: Scene) -> list[tuple[str, str | None]]:
+    await _by_hand(
+        scene,
+        "UPDATE closed_cycle SET statement = jsonb_set(statement, '{devices,99}', '4711')"
+        " WHERE cycle_start > '2026-03-20'",
+    )
+    return [("billed_and_not_due", "number 4711")]
+
+
+@pytest.mark.parametrize("damage", [_document_less, _forgotten, _stranger])
+def test_final_documents_are_held_to_what_was_closed_and_who_was_active(
+    database_url: str, damage: Callable[[Scene], Awaitable[list[tuple[str, str | None]]]]
+) -> None:
+    """The cycle of April, whose bill is final and of which a part was credited."""
+
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        for cycle in (FEBRUARY, MARCH, APRIL):
+            await scene.use("van-1", day(cycle, 5), sms=4, data=2222)
+            await scene.close(cycle)
+        bill = await finalised(scene, APRIL)
+        before = await assured(scene, APRIL.start)
+        assert before.differences == []
+        assert (before.active_devices, before.billed_devices) == (3, 3)
+        assert before.revenue.billed == document(bill).totals.lines
+        assert before.revenue.noted == 0
+        note = await noted(scene, bill, NoteEntry(line=1, amount=Decimal("0.20")))
+        assert document(note).totals.lines == Decimal("0.20")
+        after = await assured(scene, APRIL.start)
+        assert after.is_even
+        assert after.revenue.noted == Decimal("-0.20")
+        expected = await damage(scene)
+        found = await assured(scene, APRIL.start)
+        assert kinds(found) == expected
+        raise _SeenError
+
+    with pytest.raises(_SeenError):
+        played(database_url, story)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Self
 from uuid import UUID
 
@@ -47,6 +48,7 @@ from metering.store import (
     charges,
     closing,
     closing_audit,
+    collecting,
     commands,
     compared_views,
     control_views,
@@ -58,9 +60,14 @@ from metering.store import (
     history,
     known_views,
     leases,
+    messages,
     outbox,
     past_balances,
+    payment_audit,
+    payment_requests,
+    payments,
     pool_views,
+    provider_refunds,
     readings,
     record_views,
     registry,
@@ -265,6 +272,52 @@ INSERT INTO webhook_delivery (event_no, endpoint_no, state, due_at)
     SELECT event_no, endpoint_no, CASE WHEN event_no < 19800 THEN 'delivered' ELSE 'queued' END,
         CASE WHEN event_no >= 19800 THEN timestamptz '2026-04-15' END
     FROM event JOIN webhook_endpoint USING (tenant_no);
+SET session_replication_role = replica; -- bills without cycles, and no fold for each entry
+INSERT INTO bill (bill_no, tenant_no, fleet_no, cycle_start, state, drafted_at, series, year, number, name,
+        issued, due, currency, gross, owed, document, drawn_from, finalised_at, state_at)
+    OVERRIDING SYSTEM VALUE
+    SELECT n, 1 + (1 + n % 800) % 10, 1 + n % 800, timestamptz '2000-01-01' + n / 800 * interval '1 month',
+        CASE WHEN n % 50 = 0 THEN 'finalised' ELSE 'paid' END, now(), 'bill', 2026, n, 'B' || n,
+        '2026-03-01', '2026-03-15', 'EUR', 10, 10, '{}', '{}', now(), now()
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO payment (payment_no, tenant_no, fleet_no, purpose, amount, currency, method, intent_id,
+        received_at, recorded_at) OVERRIDING SYSTEM VALUE
+    SELECT n, 1 + (1 + n % 800) % 10, 1 + n % 800, 'account', 10, 'EUR', 'provider', 'pi_' || n, now(),
+        now() FROM generate_series(1, 20000) AS n;
+INSERT INTO account_entry (fleet_no, kind, from_account, to_account, amount, currency, bill_no,
+        document_no, payment_no, made_at)
+    SELECT 1 + n % 800, kind, from_account, to_account, 10, 'EUR',
+        CASE WHEN kind <> 'payment' THEN n END, CASE WHEN kind = 'billing' THEN n END,
+        CASE WHEN kind <> 'billing' THEN n END, now()
+    FROM generate_series(1, 20000) AS n, (VALUES ('billing', 'bill', 'billed'),
+        ('payment', 'outside', 'credit'), ('allocation', 'credit', 'bill'))
+        AS made (kind, from_account, to_account)
+    WHERE kind <> 'allocation' OR n % 50 <> 0;
+INSERT INTO payment_request (request_no, request_id, tenant_no, fleet_no, purpose, amount, currency,
+        customer, payment_method, cause, state, due_at, intent_id, created_at) OVERRIDING SYSTEM VALUE
+    SELECT n, lpad(to_hex(n), 32, '0')::uuid, 1 + (1 + n % 800) % 10, 1 + n % 800, 'account', 10, 'EUR',
+        'cus', 'pm', n, CASE WHEN n < 19900 THEN 'succeeded' ELSE 'queued' END,
+        CASE WHEN n >= 19900 THEN timestamptz '2026-04-15' END, 'pi_' || n, now()
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO provider_payment (intent_id, request_no, currency, received, payment_no)
+    SELECT 'pi_' || n, n, 'EUR', 10, n FROM generate_series(1, 20000) AS n;
+INSERT INTO provider_event SELECT 'evt_' || n, 'payment_intent.succeeded', 'pi_' || n, now()
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO provider_refund (refund_id, tenant_no, fleet_no, payment_no, intent_id, amount, currency,
+        reason, state, due_at, created_at)
+    SELECT gen_random_uuid(), 1 + (1 + n % 800) % 10, 1 + n % 800, n, 'pi_' || n, 1, 'EUR', 'x',
+        CASE WHEN n < 19900 THEN 'succeeded' ELSE 'queued' END,
+        CASE WHEN n >= 19900 THEN timestamptz '2026-04-15' END, now()
+    FROM generate_series(1, 20000) AS n;
+INSERT INTO payment_policy SELECT n, '{1,7}', 14, now() FROM generate_series(1, 10) AS n;
+INSERT INTO payment_reminder SELECT n, 7, now() FROM generate_series(1, 20000) AS n;
+INSERT INTO message_batch SELECT timestamptz '2026-04-10' + n * interval '20 seconds', n, 1 + n % 10, 100,
+        '\\x<messages>' FROM generate_series(0, 29999) AS n;
+INSERT INTO compared_reading (boot_no, seq, device_no, measured_at, received_at, meter_no, kind, uplink,
+        downlink, quantity, packets)
+    SELECT 1 + n % 5000, 100 + n / 5000, 1 + n % 5000, '2026-04-10', now(), 1, 1, 0, 0, 1, 0
+    FROM generate_series(0, 19999) AS n;
+RESET session_replication_role;
 """
 
 
@@ -273,8 +326,10 @@ def filled_url(stack_settings: Settings) -> Iterator[str]:
     assert stack_settings.database_url is not None
     with fresh_database(stack_settings.database_url.get_secret_value()) as url:
         asyncio.run(migrated(url))
+        filling = FILL.replace("<plan>", json.dumps(PLAN))
+        filling = filling.replace("<messages>", messages.packed([]).hex())
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(FILL.replace("<plan>", json.dumps(PLAN)).encode())
+            connection.execute(filling.encode())
             connection.execute("VACUUM ANALYZE")
         yield url
 
@@ -392,7 +447,7 @@ async def _reject(connection: Connection) -> None:
         topic="topic-1", tenant_no=TENANT, device_no=DeviceNo(10), received_at=NOW,
         rejection=rejection,
     )  # fmt: skip
-    await readings.store_rejections(connection, [refused])
+    await readings.store_rejections(connection, [refused], batch_no=1)
 
 
 async def _claim_leased(connection: Connection) -> None:
@@ -447,6 +502,11 @@ ANSWER = commands.HeardAck(
     ack=CommandAck(id=UUID(int=1), outcome="done"),
 )  # fmt: skip
 ATTEMPT = webhooks.Attempt(delivery_no=5, status=500, error="answered 500", again_at=NOW)
+SAID = payment_requests.ProviderPayment(
+    intent_id="pi_5", request_no=5, currency="EUR", received=Decimal(10), refunded=Decimal(1),
+    disputed=Decimal(0), failure=None, payment_no=None,
+)  # fmt: skip
+MESSAGE = messages.KeptMessage(NOW, "topic", b"", b"", [[800, 800, 3, 4], [1600, 1600, 3]])
 HOT: dict[str, Use] = {
     "devices by topic": lambda c: registry.devices_by_topic(
         c, [("tenant-2", f"device-{number}") for number in range(10, 5000, 100)]
@@ -712,6 +772,40 @@ HOT: dict[str, Use] = {
     "audit of a fleet: transactions": lambda c: audit.unbalanced_entries(c, FLEET),
     "audit of a fleet: states": lambda c: audit.unequal_states(c, FLEET),
     "audit of a fleet: entries of states": lambda c: audit.missing_states(c, FLEET),
+    "payments": lambda c: payments.list_payments(c, TENANT, fleet_no=None, after=100, limit=50),
+    "payments of a fleet": lambda c: payments.list_payments(
+        c, TENANT, fleet_no=FLEET, after=100, limit=50
+    ),
+    "a payment": lambda c: payments.payment_by_no(c, TENANT, 800),
+    "an account": lambda c: payments.account_balances(c, FLEET),
+    "lots of an account": lambda c: payments.lots_of(c, FLEET, "credit"),
+    "entries of an account": lambda c: payments.list_entries(c, FLEET, after=0, limit=50),
+    "unpaid bills": lambda c: payments.unpaid_bills(c, FLEET),
+    "standing of a bill": lambda c: payments.standing_of(c, FLEET, 800),
+    "what paid a bill": lambda c: payments.paid_from(c, 801),
+    "what a payment paid": lambda c: payments.paid_with(c, 801),
+    "due payment requests": lambda c: payment_requests.claim_request(c, now=NOW, until=NOW),
+    "payment requests of a fleet": lambda c: payment_requests.list_requests(
+        c, FLEET, after=0, limit=50
+    ),
+    "a payment request by its id": lambda c: payment_requests.request_by_id(c, UUID(int=5)),
+    "an event of the provider": lambda c: payment_requests.insert_provider_event(
+        c, "evt_new", kind="charge.refunded", intent_id="pi_5", now=NOW
+    ),
+    "what the provider says": lambda c: payment_requests.add_facts(c, SAID),
+    "due refunds": lambda c: provider_refunds.claim_refund(c, now=NOW, until=NOW),
+    "refunds of a payment": lambda c: provider_refunds.refunded_by(c, 800, "succeeded"),
+    "refunds of a fleet": lambda c: provider_refunds.list_refunds(c, FLEET, after=0, limit=50),
+    "due reminders": lambda c: collecting.reminders_due(c, now=NOW, after=0, limit=100),
+    "due suspensions": lambda c: collecting.suspensions_due(c, now=NOW, after=0, limit=100),
+    "bills that suspend": lambda c: collecting.suspending_bills(c, FLEET, now=NOW),
+    "audit of a fleet: account": lambda c: payment_audit.account_faults(c, FLEET),
+    "audit of a fleet: balance": lambda c: payment_audit.expected_balance(c, FLEET),
+    "messages of a batch": lambda c: messages.kept_batches(
+        c, TENANT, batch_no=11, received_at=datetime(2026, 4, 10, 1, tzinfo=UTC)
+    ),
+    "batch of a reading": lambda c: messages.batch_of_reading(c, TENANT, boot_no=800, seq=3),
+    "readings of a message": lambda c: messages.readings_of_message(c, MESSAGE),
     "anomalies of a device": lambda c: fault_views.list_anomalies(
         c, TENANT, device_no=200, before=None, limit=50
     ),
@@ -787,6 +881,9 @@ SHOWN = [
     "charges of a device", "charges of a past moment", "charges of a reading", "readings of a device",
     "rejected", "rejected, next page", "rejected of a device", "parked of a fleet", "commands",
     "commands of a device", "events", "events of a device", "deliveries", "anomalies of a device",
+    "payments", "payments of a fleet", "a payment", "an account", "entries of an account",
+    "unpaid bills", "payment requests of a fleet", "refunds of a fleet", "messages of a batch",
+    "batch of a reading", "readings of a message",
 ]  # fmt: skip
 """What the API reads."""
 
@@ -832,6 +929,15 @@ def test_what_is_shown_stays_on_its_index_under_row_level_security(
             "due commands",
             "DROP INDEX command_that_is_due, command_that_expires, command_that_is_open",
         ),
+        ("an account", "DROP INDEX account_entry_by_fleet"),
+        ("what a payment paid", "DROP INDEX account_entry_by_payment, a_payment_is_entered_once"),
+        ("due payment requests", "DROP INDEX payment_request_due"),
+        ("due refunds", "DROP INDEX provider_refund_due"),
+        (
+            "due reminders",
+            "DROP INDEX bill_to_be_paid; ALTER TABLE bill DROP CONSTRAINT bill_pkey CASCADE",
+        ),
+        ("messages of a batch", "DROP INDEX message_batch_by_number"),
         ("due deliveries", "DROP INDEX webhook_delivery_that_is_due, webhook_delivery_by_endpoint"),
     ],
 )

@@ -12,6 +12,7 @@ from device_sim.formats import FORMATS
 from device_sim.series import mapping_document
 from metering.cli import main
 from metering.settings import Settings
+from metering.store.messages import unpacked
 from metering.wire import cbor, sparkplug
 from tests.integration.pipeline import (
     TENANT,
@@ -70,6 +71,27 @@ class Probe:
         )
         wait_until(lambda: self.pipeline.count("work_item") == 0, "the end of charging")
         assert self.charged() == expected
+        self.check_messages()
+
+    def check_messages(self) -> None:
+        """Find the message of each reading among what was published."""
+        rows = self.pipeline.query(
+            "SELECT boot_no, seq, batch_no, reading.received_at FROM reading"
+            " JOIN device USING (device_no) WHERE device_id = %s",
+            self.device,
+        )
+        for boot_no, seq, batch_no, received_at in rows:
+            kept = self.pipeline.query(
+                "SELECT content FROM message_batch WHERE batch_no = %s", batch_no
+            )
+            (found,) = (
+                message
+                for (content,) in kept
+                for message in unpacked(content)
+                if message.holds(boot_no, seq) and message.received_at == received_at
+            )
+            from_file = found.topic.startswith("carrier-records/file/")
+            assert from_file or (found.topic, found.payload) in self.client.published
 
     def rejected(self) -> list[Mapping[str, object]]:
         names = "reason, field, detail, boot_id, seq, times"

@@ -14,18 +14,21 @@ import pytest
 
 from api.app import create_app
 from metering import clock
+from metering.billing.pay import refund
 from metering.errors import InvalidValue
 from metering.payments.ask_provider import ask_due
 from metering.payments.bill_run_command import BillRunner
 from metering.payments.provider import PaymentOrder, SignatureRefused, Unanswered
 from metering.payments.reconcile import receive_event
 from metering.payments.request_payment import Wanted, request_payment
+from metering.payments.send_refunds import send_due_refunds
 from metering.payments.stripe import Stripe, amount_of, minor_amount
 from metering.settings import Settings
 from metering.store.collecting import PaymentPolicy, set_payment_policy
 from metering.store.connection import Connection, connect
 from metering.store.payment_requests import PaymentRequest, list_requests
 from metering.store.payments import Purpose, list_payments
+from metering.store.provider_refunds import list_refunds
 from tests.integration.billing_scene import again, billed, entered, finalised
 from tests.integration.billing_scene import bill_of as draft_of
 from tests.integration.closing_scene import FEBRUARY, Scene
@@ -325,6 +328,96 @@ def test_the_bill_run_asks_for_payments_and_follows_up_on_bills(database_url: st
             assert await events(scene, "bill.overdue") == 1
         assert len(provider.requests) == 1
         assert (await again(scene, bill)).state == "finalised"
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+async def sent(scene: Scene, provider: Provider, *, now: datetime) -> int:
+    async with httpx.AsyncClient(base_url=provider.url, timeout=60) as client:
+        stripe = Stripe(client, secret=KEY, webhook_secret=SECRET)
+        return await send_due_refunds(
+            scene.connection,
+            stripe,
+            SETTINGS,
+            now=now,
+            random=Random(1),  # noqa: S311 - reproducible
+        )
+
+
+async def wanted_back(scene: Scene, payment_no: int, amount: str, key: str) -> bool:
+    return await refund(
+        scene.connection, fleet=scene.fleet, payment_no=payment_no, amount=money(amount),
+        reason="asked for", key=key, now=NOW,
+    )  # fmt: skip
+
+
+def test_a_refund_is_made_by_the_provider_once_and_its_event_changes_nothing(
+    database_url: str,
+) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        request = await wanted(scene, "60.00", "first", purpose="account")
+        assert await asked(scene, provider, now=NOW) == 1
+        (intent,) = (each["id"] for each in provider.intents.values())
+        (payment,) = await list_payments(
+            scene.connection, scene.operator.tenant, fleet_no=None, after=0, limit=10
+        )
+        provider.requests.clear()
+        assert not await wanted_back(scene, payment.payment_no, "10.00", "back")
+        assert await wanted_back(scene, payment.payment_no, "10.00", "back")
+        with pytest.raises(InvalidValue, match=r"only 50.00 is free"):
+            await wanted_back(scene, payment.payment_no, "50.01", "more")
+        assert (await account(scene)).credit == 60
+
+        # Whatever happens on the way, it is one refund: each attempt has its key.
+        provider.ways = ["fails", "in use", "takes and drops"]
+        now = NOW
+        for credit in (60, 60, 60, 50):
+            assert await sent(scene, provider, now=now) == 1
+            assert (await account(scene)).credit == credit
+            now += timedelta(hours=1)
+        assert await sent(scene, provider, now=now) == 0
+        assert {each["path"] for each in provider.requests} == {"/v1/refunds"}
+        assert {each["amount"] for each in provider.requests} == {"1000"}
+        assert {each["payment_intent"] for each in provider.requests} == {intent}
+        assert len({each["idempotency-key"] for each in provider.requests}) == 1
+        (made,) = provider.refunds.values()
+        (kept,) = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert (kept.state, kept.provider_id, kept.attempts) == ("succeeded", made["id"], 4)
+        assert made["metadata"] == {"fleetmeter_refund": str(kept.refund_id)}
+
+        def event(name: str, refunded: int) -> bytes:
+            return event_of(
+                "charge.refunded", name, intent_id=intent, request_id=str(request.request_id),
+                amount_refunded=refunded,
+            )  # fmt: skip
+
+        assert await told(scene, event("e1", 1000))
+        assert (await account(scene)).credit == 50
+        assert await events(scene, "payment.refunded") == 1
+        # At the provider itself 5.00 more were given back.
+        assert await told(scene, event("e2", 1500))
+        assert (await account(scene)).credit == 45
+
+        # The event of another comes before the answer.
+        await wanted_back(scene, payment.payment_no, "5.00", "again")
+        assert await told(scene, event("e3", 2000))
+        assert (await account(scene)).credit == 40
+        assert await sent(scene, provider, now=NOW) == 1
+        assert (await account(scene)).credit == 40
+
+        provider.ways = ["refunded"]
+        await wanted_back(scene, payment.payment_no, "40.00", "all")
+        assert await sent(scene, provider, now=NOW) == 1
+        assert (await account(scene)).credit == 40
+        assert await events(scene, "refund.failed") == 1
+        states = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert [each.state for each in states] == ["succeeded", "succeeded", "failed"]
+        assert states[-1].problem == "answered 400: charge_already_refunded"
+        # Nobody was there to ask for a day: the provider may have forgotten the key.
+        await wanted_back(scene, payment.payment_no, "1.00", "late")
+        assert await sent(scene, provider, now=NOW + timedelta(hours=21)) == 0
+        assert await events(scene, "refund.failed") == 2
 
     with providing(Provider()) as provider:
         billed(database_url, lambda scene: story(scene, provider))

@@ -1,0 +1,51 @@
+"""What of a batch's messages is kept as it came, by tenant. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+from metering.ids import BootNo, DeviceNo, TenantNo
+from metering.ingest.admission import Message
+from metering.store.messages import KeptMessage
+
+_ReadOf = tuple[TenantNo, DeviceNo, BootNo, Sequence[Message]]
+"""The messages of one boot, with the numbers of their readings."""
+
+
+def kept_messages(
+    read: Iterable[_ReadOf], refused: Iterable[tuple[TenantNo, Message]]
+) -> dict[TenantNo, list[KeptMessage]]:
+    """Return the messages of a batch that bring their bytes, each once, by tenant.
+
+    A message of another format is several here, which share its bytes: what was read of them is gathered.
+    """
+    kept: dict[TenantNo, dict[int, KeptMessage]] = {}
+    for tenant_no, device_no, boot_no, messages in read:
+        of_tenant = kept.setdefault(tenant_no, {})
+        for message in messages:
+            payload = message.payload
+            if payload is None:
+                continue
+            some = message.readings
+            readings = [device_no, boot_no]
+            if len(some) == 1:  # as nearly always
+                readings.append(some[0][0])
+            else:
+                readings += [reading[0] for reading in some]
+            known = of_tenant.get(id(payload))
+            if known is None:
+                of_tenant[id(payload)] = KeptMessage(
+                    message.received_at, message.topic, message.properties, payload, [readings]
+                )
+            else:
+                known.readings.append(readings)
+    for tenant_no, message in refused:
+        payload = message.payload
+        if payload is None:
+            continue
+        of_tenant = kept.setdefault(tenant_no, {})
+        # The interpreter has one object for all that are shorter; they hold no reading.
+        key = id(payload) if len(payload) > 1 else id(message)
+        if key not in of_tenant:
+            of_tenant[key] = KeptMessage(
+                message.received_at, message.topic, message.properties, payload, []
+            )
+    return {tenant_no: list(each.values()) for tenant_no, each in kept.items() if each}

@@ -1,0 +1,105 @@
+"""Having the provider give money back: a refund is asked for again by its one key until it is answered."""
+
+from datetime import datetime, timedelta
+from random import Random
+
+from metering.payments.ask_provider import ASKED_HOURS_MAX, SPARE_SECONDS, UNANSWERED_MAX, again_at
+from metering.payments.provider import (
+    Facts,
+    PaymentProvider,
+    Refunded,
+    RefundOrder,
+    Refused,
+    Unanswered,
+)
+from metering.payments.reconcile import take_facts
+from metering.settings import Settings
+from metering.store.connection import Connection
+from metering.store.outbox import NewEvent, record_events
+from metering.store.payments import payment_by_no
+from metering.store.provider_refunds import ProviderRefund, claim_refund, store_refund
+
+
+async def send_due_refunds(
+    connection: Connection,
+    provider: PaymentProvider,
+    settings: Settings,
+    *,
+    now: datetime,
+    random: Random,
+) -> int:
+    """Ask for the refunds that are due, as `ask_due` asks for payments; return how many those were.
+
+    The account gives the money when the provider says that it does; its event later says the same.
+    """
+    asked = unanswered = 0
+    while unanswered < UNANSWERED_MAX:
+        left_alone = timedelta(seconds=settings.payment_timeout_seconds + SPARE_SECONDS)
+        async with connection.transaction():
+            refund = await claim_refund(connection, now=now, until=now + left_alone)
+            if refund is None:
+                break
+            problem = await _obstacle(connection, refund, now)
+            if problem is not None:
+                await _fail(connection, refund, problem, now=now)
+                continue
+        answer = await provider.refund(
+            RefundOrder(
+                refund_id=refund.refund_id,
+                intent_id=refund.intent_id,
+                amount=refund.amount,
+                currency=refund.currency,
+            )
+        )
+        asked += 1
+        async with connection.transaction():
+            match answer:
+                case Refunded(provider_id=provider_id):
+                    await store_refund(
+                        connection, refund.refund_no, state="succeeded", provider_id=provider_id
+                    )
+                    facts = Facts(
+                        intent_id=refund.intent_id, request_id=None, currency=refund.currency
+                    )
+                    await take_facts(connection, facts, now=now)
+                case Refused(problem=problem):
+                    await _fail(connection, refund, problem, now=now)
+                case Unanswered(problem=problem):
+                    unanswered += 1
+                    again = again_at(refund.attempts, settings, now=now, random=random)
+                    await store_refund(
+                        connection, refund.refund_no, state="queued", due_at=again, problem=problem
+                    )
+    return asked
+
+
+async def _obstacle(connection: Connection, refund: ProviderRefund, now: datetime) -> str | None:
+    """Return why a refund is not asked for any more; None: it is."""
+    if now - refund.created_at > timedelta(hours=ASKED_HOURS_MAX):
+        return refund.problem or "nobody was there to ask for it"
+    payment = await payment_by_no(connection, refund.tenant_no, refund.payment_no)
+    left = payment.amount - payment.returned
+    return None if refund.amount <= left else f"only {left} of the payment is left"
+
+
+async def _fail(
+    connection: Connection, refund: ProviderRefund, problem: str, *, now: datetime
+) -> None:
+    """Note that nothing was given back, and tell it, once."""
+    if not await store_refund(connection, refund.refund_no, state="failed", problem=problem):
+        return
+    event = NewEvent(
+        tenant_no=refund.tenant_no,
+        fleet_no=refund.fleet_no,
+        device_no=None,
+        kind="refund.failed",
+        payload={
+            "refund_no": refund.refund_no,
+            "payment_no": refund.payment_no,
+            "amount": str(refund.amount),
+            "currency": refund.currency,
+            "problem": problem,
+        },
+        cause=f"refund:{refund.refund_no}",
+    )
+    await record_events(connection, [event], now=now)

@@ -1,0 +1,238 @@
+"""The messages that readings came in, as they came: one compressed row a batch and tenant.
+
+A row a message would cost more than everything else that is stored of a reading. What was read of each
+message stands beside it, by device, boot and number, so no format has to be decoded again to find one.
+"""
+
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+
+from metering.ids import TenantNo
+from metering.store.connection import Connection
+
+_LEVEL = 1
+_HELD_MAX = timedelta(days=30)
+"""A batch's messages were received within this: it waits while the database is away."""
+_DROPPING = 4_871_203_663
+"""Advisory lock key: whoever holds it drops what is too old."""
+
+
+class KeptMessage(NamedTuple):
+    """A message: its topic, its MQTT 5 properties, its bytes, and which readings came in it.
+
+    Each of `readings` is a device's number, a boot's number, and sequence numbers of that boot.
+    """
+
+    received_at: datetime
+    topic: str
+    properties: bytes
+    payload: bytes
+    readings: list[list[int]]
+
+    def holds(self, boot_no: int, seq: int) -> bool:
+        """Whether a reading came in it."""
+        return any(each[1] == boot_no and seq in each[2:] for each in self.readings)
+
+
+class KeptBatch(NamedTuple):
+    """A tenant's messages of one batch, in the order in which they were gathered by boot."""
+
+    received_at: datetime
+    batch_no: int
+    messages: Sequence[KeptMessage]
+
+
+class MessagesDamaged(Exception):
+    """A kept batch cannot be read; the text says why."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[KeptMessage])
+
+
+def packed(messages: Sequence[KeptMessage]) -> bytes:
+    """Return messages as they are stored."""
+    return zlib.compress(_encoder.encode(messages), _LEVEL)
+
+
+def unpacked(content: bytes) -> list[KeptMessage]:
+    """Return what `packed` was given; raise `MessagesDamaged`."""
+    try:
+        return _decoder.decode(zlib.decompress(content))
+    except (zlib.error, msgspec.DecodeError) as error:
+        raise MessagesDamaged(str(error)) from error
+
+
+async def store_messages(
+    connection: Connection, batch_no: int, kept: Mapping[TenantNo, Sequence[KeptMessage]]
+) -> None:
+    """Keep the messages of a batch, in the transaction that stores their readings."""
+    for tenant_no, messages in kept.items():
+        await connection.execute(
+            "INSERT INTO message_batch (received_at, batch_no, tenant_no, messages, content)"
+            " VALUES (%s, %s, %s, %s, %b)",
+            [
+                min(each.received_at for each in messages), batch_no, tenant_no, len(messages),
+                packed(messages),
+            ],
+        )  # fmt: skip
+
+
+async def kept_batches(
+    connection: Connection, tenant_no: TenantNo, *, batch_no: int, received_at: datetime
+) -> list[KeptBatch]:
+    """Return the kept messages of a batch of which one was received at an instant; none: not kept.
+
+    Raises `MessagesDamaged`.
+    """
+    found = await connection.execute(
+        "SELECT received_at, batch_no, content FROM message_batch WHERE batch_no = %s"
+        " AND tenant_no = %s AND received_at <= %s AND received_at > %s ORDER BY received_at",
+        [batch_no, tenant_no, received_at, received_at - _HELD_MAX],
+        binary=True,
+    )
+    return [KeptBatch(row[0], row[1], unpacked(row[2])) for row in await found.fetchall()]
+
+
+class BatchOfReading(NamedTuple):
+    """In which batch a reading came, and when."""
+
+    batch_no: int | None
+    received_at: datetime
+
+
+async def batch_of_reading(
+    connection: Connection, tenant_no: TenantNo, *, boot_no: int, seq: int
+) -> BatchOfReading | None:
+    """Return in which batch a reading of a tenant came, be it charged or only compared; None: no such."""
+    found = await connection.execute(
+        "SELECT came.batch_no, came.received_at FROM boot JOIN device USING (device_no), LATERAL ("
+        "   SELECT batch_no, received_at FROM reading"
+        "   WHERE reading.boot_no = %(boot)s AND reading.seq = %(seq)s"
+        "   UNION ALL SELECT batch_no, received_at FROM compared_reading"
+        "   WHERE compared_reading.boot_no = %(boot)s AND compared_reading.seq = %(seq)s) AS came"
+        " WHERE boot.boot_no = %(boot)s AND device.tenant_no = %(tenant)s LIMIT 1",
+        {"boot": boot_no, "seq": seq, "tenant": tenant_no},
+    )
+    row = await found.fetchone()
+    return None if row is None else BatchOfReading(*row)
+
+
+class RejectedAt(NamedTuple):
+    """Where what was rejected came last."""
+
+    topic: str
+    batch_no: int | None
+    received_at: datetime
+
+
+async def batch_of_rejected(
+    connection: Connection, tenant_no: TenantNo, rejected_no: int
+) -> RejectedAt | None:
+    """Return where one of a tenant's rejections came last; None: there is none."""
+    found = await connection.execute(
+        "SELECT topic, batch_no, last_received_at FROM rejected"
+        " WHERE tenant_no = %s AND rejected_no = %s",
+        [tenant_no, rejected_no],
+    )
+    row = await found.fetchone()
+    return None if row is None else RejectedAt(*row)
+
+
+class ReadingOfMessage(NamedTuple):
+    """A reading that a message brought, and its charges' parts."""
+
+    device_id: str
+    boot_no: int
+    boot_id: str
+    seq: int
+    parts: Sequence[int]
+
+
+async def readings_of_message(
+    connection: Connection, message: KeptMessage
+) -> list[ReadingOfMessage]:
+    """Return what came of a message, of the devices that the transaction may see."""
+    boots = [each[1] for each in message.readings for _ in each[2:]]
+    numbers = [seq for each in message.readings for seq in each[2:]]
+    if not boots:
+        return []
+    found = await connection.execute(
+        "SELECT device.device_id, boot.boot_no, boot.boot_id, given.seq,"
+        " ARRAY(SELECT charge.part FROM charge WHERE charge.boot_no = given.boot_no"
+        "   AND charge.seq = given.seq ORDER BY charge.part)"
+        " FROM unnest(%s::bigint[], %s::bigint[]) WITH ORDINALITY AS given (boot_no, seq, position)"
+        " JOIN boot ON boot.boot_no = given.boot_no JOIN device ON device.device_no = boot.device_no"
+        " ORDER BY given.position",
+        [boots, numbers],
+    )
+    return [ReadingOfMessage(*row) for row in await found.fetchall()]
+
+
+async def drop_messages(connection: Connection, *, before: datetime) -> int:
+    """Drop the chunks all of whose messages were received before an instant; return how many.
+
+    One process does it at a time; while another does, nothing is done.
+    """
+    async with connection.transaction():
+        found = await connection.execute("SELECT pg_try_advisory_xact_lock(%s)", [_DROPPING])
+        row = await found.fetchone()
+        if row is None or not row[0]:
+            return 0
+        dropped = await connection.execute(
+            "SELECT drop_chunks('message_batch', older_than => %s::timestamptz)", [before]
+        )
+        return len(await dropped.fetchall())
+
+
+_PAGE = 20
+
+
+async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
+    """Yield readings that the kept messages of their batch do not hold, and batches that cannot be read."""
+    after = (0, 0)
+    while True:
+        found = await connection.execute(
+            "SELECT batch_no, tenant_no, content FROM message_batch WHERE (batch_no, tenant_no) > (%s, %s)"
+            " ORDER BY batch_no, tenant_no LIMIT %s",
+            [*after, _PAGE],
+            binary=True,
+        )
+        rows = await found.fetchall()
+        if not rows:
+            return
+        after = (rows[-1][0], rows[-1][1])
+        held: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        for batch_no, tenant_no, content in rows:
+            try:
+                messages = unpacked(content)
+            except MessagesDamaged as error:
+                yield f"the messages of batch {batch_no} cannot be read: {error}"
+                continue
+            held[batch_no, tenant_no] = {
+                (each[1], seq) for one in messages for each in one.readings for seq in each[2:]
+            }
+        for batch_no, tenant_no, boot_no, seq in await _stored(connection, held):
+            if (boot_no, seq) not in held[batch_no, tenant_no]:
+                yield f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
+
+
+async def _stored(
+    connection: Connection, batches: Iterable[tuple[int, int]]
+) -> list[tuple[int, int, int, int]]:
+    """Return batch, tenant, boot and number of the readings of some tenants' batches."""
+    wanted = list(batches)
+    if not wanted:
+        return []
+    found = await connection.execute(
+        "SELECT reading.batch_no, device.tenant_no, reading.boot_no, reading.seq"
+        " FROM unnest(%s::bigint[], %s::int[]) AS given (batch_no, tenant_no)"
+        " JOIN reading USING (batch_no)"
+        " JOIN device ON device.device_no = reading.device_no AND device.tenant_no = given.tenant_no",
+        [[each[0] for each in wanted], [each[1] for each in wanted]],
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]

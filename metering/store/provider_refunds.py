@@ -1,0 +1,122 @@
+"""What the payment provider is to give back, and what became of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from metering.store.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRefund:
+    """An amount of a payment that the provider is to give back; `refund_id` is its key there."""
+
+    refund_id: UUID
+    tenant_no: int
+    fleet_no: int
+    payment_no: int
+    intent_id: str
+    amount: Decimal
+    currency: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRefund(NewRefund):
+    """A refund as it stands; `due_at` is when the provider is asked next, None: it is not any more."""
+
+    refund_no: int
+    state: str
+    attempts: int
+    due_at: datetime | None
+    provider_id: str | None
+    problem: str | None
+    created_at: datetime
+
+
+_REFUND = (
+    "refund_id, tenant_no, fleet_no, payment_no, intent_id, amount, currency, reason, refund_no, state,"
+    " attempts, due_at, provider_id, problem, created_at"
+)
+
+
+def _refund(row: Sequence[Any]) -> ProviderRefund:
+    names = (*NewRefund.__slots__, *ProviderRefund.__slots__)
+    return ProviderRefund(**dict(zip(names, row, strict=True)))
+
+
+async def insert_refund(connection: Connection, refund: NewRefund, *, now: datetime) -> int:
+    """Have the provider asked for a refund from now on; return its number."""
+    made = await connection.execute(
+        "INSERT INTO provider_refund (refund_id, tenant_no, fleet_no, payment_no, intent_id, amount,"
+        " currency, reason, due_at, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " RETURNING refund_no",
+        [
+            refund.refund_id, refund.tenant_no, refund.fleet_no, refund.payment_no, refund.intent_id,
+            refund.amount, refund.currency, refund.reason, now, now,
+        ],
+    )  # fmt: skip
+    row = await made.fetchone()
+    assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
+    return int(row[0])
+
+
+async def claim_refund(
+    connection: Connection, *, now: datetime, until: datetime
+) -> ProviderRefund | None:
+    """Take a refund that is due; it is due again at `until` if whoever asks dies meanwhile.
+
+    `attempts` counts this one.
+    """
+    claimed = await connection.execute(
+        "UPDATE provider_refund SET attempts = attempts + 1, due_at = %s WHERE refund_no = ("  # noqa: S608 - columns
+        "   SELECT refund_no FROM provider_refund WHERE due_at <= %s ORDER BY due_at, refund_no"
+        f"   LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING {_REFUND}",
+        [until, now],
+    )
+    row = await claimed.fetchone()
+    return None if row is None else _refund(row)
+
+
+async def store_refund(
+    connection: Connection,
+    refund_no: int,
+    *,
+    state: str,
+    due_at: datetime | None = None,
+    provider_id: str | None = None,
+    problem: str | None = None,
+) -> bool:
+    """Note what became of a refund; one that is not queued any more stays so, and False is returned."""
+    noted = await connection.execute(
+        "UPDATE provider_refund SET state = %s, due_at = %s, provider_id = %s, problem = %s"
+        " WHERE refund_no = %s AND state = 'queued'",
+        [state, due_at, provider_id, problem, refund_no],
+    )
+    return noted.rowcount == 1
+
+
+async def refunded_by(connection: Connection, payment_no: int, state: str) -> Decimal:
+    """Return what the refunds of a payment that are in a state come to."""
+    found = await connection.execute(
+        "SELECT coalesce(sum(amount), 0) FROM provider_refund WHERE payment_no = %s AND state = %s",
+        [payment_no, state],
+    )
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    return Decimal(row[0])
+
+
+async def list_refunds(
+    connection: Connection, fleet_no: int, *, after: int, limit: int
+) -> list[ProviderRefund]:
+    """Return the refunds that were asked of the provider for a fleet, in order, after one."""
+    found = await connection.execute(
+        f"SELECT {_REFUND} FROM provider_refund WHERE fleet_no = %s AND refund_no > %s"  # noqa: S608 - columns
+        " ORDER BY refund_no LIMIT %s",
+        [fleet_no, after, limit],
+    )
+    return [_refund(row) for row in await found.fetchall()]

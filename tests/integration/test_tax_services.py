@@ -1,0 +1,108 @@
+"""A tenant's own tax service, and one that is down: asked once a pause, while the bills of others go on."""
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from metering.billing.run_bills import BillRun, run_bills
+from metering.billing.tax_services import TaxServices
+from metering.errors import InvalidValue
+from metering.settings import Settings
+from metering.store.billing_settings import replace_tax_rules, set_tenant_billing
+from metering.store.registry import ensure_tenant
+from tests.integration.billing_scene import NOW, document, every, set_up, settings
+from tests.integration.closing_scene import BEGAN, FEBRUARY, MARCH, PLAN, Scene, played
+from tests.integration.pipeline import Operator
+from tests.tax_service import served
+
+
+async def _another_tenant(scene: Scene) -> Scene:
+    """Return a fleet of another tenant, whose bills are of fees alone."""
+    tenant = await ensure_tenant(scene.connection, tenant_id="other", name="Other", now=BEGAN)
+    operator = Operator(connection=scene.connection, tenant=tenant, now=BEGAN)
+    fleet = await operator.fleet("trucks")
+    await operator.devices(fleet, ["truck-1"], plan=await operator.plan(PLAN), valid_from=BEGAN)
+    return Scene(connection=scene.connection, operator=operator, fleet=fleet)
+
+
+def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_url: str) -> None:
+    is_up = False
+
+    def answer() -> tuple[int, bytes]:
+        if not is_up:
+            return 503, b""
+        lines = json.loads(asked[-1][1])["lines"]
+        net = sum((Decimal(line["amount"]) for line in lines), Decimal(0))
+        tax = (net / 10).quantize(Decimal("0.01"), ROUND_HALF_UP)
+        return 200, json.dumps({
+            "reference": "T",
+            "lines": [
+                {"number": line["number"], "category": "S", "rate": "10"} for line in lines
+            ],
+            "totals": [{"category": "S", "rate": "10", "net": str(net), "tax": str(tax)}],
+        }).encode()  # fmt: skip
+
+    async def story(scene: Scene) -> None:
+        nonlocal is_up
+        other = await _another_tenant(scene)
+        for each in (scene, other):
+            await set_up(each)
+        for cycle in (FEBRUARY, MARCH):
+            await scene.use("van-1", cycle.start + timedelta(days=3), sms=4)
+            await scene.look(cycle.end + timedelta(days=3))
+        own = replace(settings(), tax_service_url=url, tax_service_secret="main")
+        await set_tenant_billing(scene.connection, scene.operator.tenant, own, now=NOW)
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        clock = [NOW]
+        given: dict[str, Any] = {
+            "tax_service_url": "http://127.0.0.1:1/the-deployments",
+            "tax_service_secrets": {"demo/main": SecretStr("a token")},
+            "webhook_private_addresses": True,
+        }
+        services = TaxServices(Settings(**given), now=lambda: clock[0])
+
+        async def run(now: datetime) -> BillRun:
+            clock[0] = now
+            runs = [
+                each
+                async for each in run_bills(
+                    scene.connection, by_hand=True, tax_services=services, now=NOW
+                )
+            ]
+            return runs[-1]
+
+        assert await run(NOW) == BillRun(finalised=2, waiting=2)
+        assert await run(NOW + timedelta(seconds=59)) == BillRun(waiting=2)
+        assert len(asked) == 1
+        assert await run(NOW + timedelta(seconds=60)) == BillRun(waiting=2)
+        assert len(asked) == 2
+        is_up = True
+        assert await run(NOW + timedelta(seconds=130)) == BillRun(finalised=2)
+        assert {headers["Authorization"] for headers, _ in asked} == {"Bearer a token"}
+        assert {document(each).tax_service for each in await every(scene)} == {f"{url} T"}
+        assert {document(each).tax_service for each in await every(other)} == {None}
+        # Nobody names another tenant's secret, nor reaches what is not public.
+        await replace_tax_rules(scene.connection, other.operator.tenant, [])
+        await set_tenant_billing(scene.connection, other.operator.tenant, own, now=NOW)
+        with pytest.raises(InvalidValue, match="no secret 'main' of tenant 'other'"):
+            await services.of_tenant(scene.connection, other.operator.tenant)
+        outside = TaxServices(
+            Settings(**given | {"webhook_private_addresses": False}), now=lambda: NOW
+        )
+        found = await outside.of_tenant(scene.connection, scene.operator.tenant)
+        assert found is not None
+        with pytest.raises(OSError, match="not public"):
+            found.service._post(b"", {})
+        own = replace(own, tax_service_url=None, tax_service_secret=None)
+        await set_tenant_billing(scene.connection, scene.operator.tenant, own, now=NOW)
+        found = await services.of_tenant(scene.connection, scene.operator.tenant)
+        assert found is not None
+        assert found.service.url == given["tax_service_url"]
+
+    with served(answer) as (url, asked):
+        played(database_url, story)
