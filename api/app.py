@@ -35,7 +35,11 @@ from api.routes import (
     thresholds,
     usage,
 )
+from api.routes import (
+    streams as stream_routes,
+)
 from api.state import ApiState
+from api.streaming import Streams
 from metering import __version__, clock
 from metering.billing.tax_service import tax_service_of
 from metering.settings import Settings
@@ -65,7 +69,14 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         answer_seconds_max=settings.database_answer_seconds_max,
         row_security=True,
     )
-    metrics = Metrics()
+    streams = Streams(
+        pool,
+        database_url=api_database_url(settings),
+        answer_seconds_max=settings.database_answer_seconds_max,
+        heartbeat_seconds=settings.stream_heartbeat_seconds,
+        per_caller_max=settings.streams_per_key_max,
+    )
+    metrics = Metrics(open_streams=lambda: streams.open)
     issuer = None
     if settings.oidc_issuer is not None:
         issuer = Issuer(settings.oidc_issuer, audience=settings.oidc_audience)
@@ -76,6 +87,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         try:
             yield
         finally:
+            await streams.close()
             await pool.close()
             if issuer is not None:
                 await issuer.close()
@@ -97,6 +109,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         settings=settings,
         tax_service=tax_service_of(settings),
         issuer=issuer,
+        streams=streams,
     )
     handle_errors(app)
     app.add_middleware(RequestMetrics, metrics=metrics)
@@ -119,6 +132,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         faults,
         thresholds,
         control,
+        stream_routes,
         carriers,
         charges,
         assurance,

@@ -21,7 +21,7 @@ RIGHTS: dict[str, Scope] = {
             get_bucket_entries get_sims get_planned_changes get_corrections get_differences get_plans
             get_plan get_rejected get_parked get_anomalies get_thresholds get_threshold get_standing
             get_alerts get_commands get_events get_charge get_readings get_assurance
-            get_carrier_comparison get_metrics""",
+            get_carrier_comparison get_metrics get_fleet_stream""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """

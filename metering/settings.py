@@ -216,6 +216,22 @@ class Settings(BaseSettings):
         "fleetmeter", description="the audience that a token has to be made for"
     )
 
+    # Streams
+    stream_heartbeat_seconds: float = Field(
+        15.0,
+        gt=0,
+        description="a stream that tells nothing says so often that it lives; access is checked as often",
+    )
+    stream_send_seconds_max: float = Field(
+        30.0, gt=0, description="a reader that does not take what it is sent for so long is dropped"
+    )
+    streams_per_key_max: int = Field(
+        20, ge=1, description="most streams that one key or user has open at one API process"
+    )
+    stream_kept_hours: float = Field(
+        72.0, gt=0, description="what was told in streams is kept so long, for who returns"
+    )
+
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")

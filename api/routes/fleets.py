@@ -25,11 +25,13 @@ from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
+from metering.ids import TenantNo
 from metering.money import decimal_text
 from metering.period import CYCLE_MONTHS
 from metering.rating.statement import Line, LineKind
 from metering.store.balances import fleet_of_id
 from metering.store.bucket_views import LotView, pool_lots
+from metering.store.connection import Connection
 from metering.store.fleet_views import FleetView, cycle_opened_at, fleet_view, list_fleets
 from metering.store.registry import calendar_of
 from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
@@ -73,14 +75,19 @@ async def get_fleet(caller: AsCaller, fleet_id: FleetId) -> closing_schemas.Flee
 @router.get("/fleets/{fleet_id}/balance")
 async def get_fleet_balance(caller: AsCaller, fleet_id: FleetId) -> schemas.FleetBalance:
     """Show what is left now of each pool of the fleet."""
-    fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
-    cycle = calendar_of(fleet).cycle_at(caller.now)
+    return await balance_of(caller.connection, caller.tenant_no, fleet_id, now=caller.now)
+
+
+async def balance_of(
+    connection: Connection, tenant_no: TenantNo, fleet_id: str, *, now: datetime
+) -> schemas.FleetBalance:
+    """Return what is left now of each pool of a fleet; raise `NotFound`."""
+    fleet = await fleet_of_id(connection, tenant_no, fleet_id)
+    cycle = calendar_of(fleet).cycle_at(now)
     opened_at = await cycle_opened_at(
-        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
-    lots = await pool_lots(
-        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, now=caller.now
-    )
+    lots = await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=now)
     return schemas.FleetBalance(
         fleet_id=fleet.fleet_id,
         cycle=presenting.cycle(cycle),

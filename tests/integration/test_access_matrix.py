@@ -113,6 +113,11 @@ def _ask(client: httpx.Client, name: str) -> httpx.Response:
     if body is not None:
         given["json"] = body
     params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
+    if "text/event-stream" in operation["responses"].get("200", {}).get("content", {}):
+        with client.stream(method, path.format(**_NAMES), **given) as response:
+            # It has no end of its own.
+            text = "" if response.is_success else response.read().decode()
+        return httpx.Response(response.status_code, text=text)
     return client.request(method, path.format(**_NAMES), params=params, **given)
 
 
