@@ -34,6 +34,7 @@ from api.routes import (
     terms,
     thresholds,
     usage,
+    webhooks,
 )
 from api.routes import (
     streams as stream_routes,
@@ -132,6 +133,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         faults,
         thresholds,
         control,
+        webhooks,
         stream_routes,
         carriers,
         charges,

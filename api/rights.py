@@ -41,7 +41,8 @@ RIGHTS: dict[str, Scope] = {
         Scope.USAGE_WRITE: "post_parked_charge post_carrier_records",
         Scope.WEBHOOKS: """
             get_webhook_endpoints post_webhook_endpoint delete_webhook_endpoint get_webhook_deliveries
-            post_webhook_replay""",
+            post_webhook_replay post_webhook_replays post_webhook_secret post_webhook_test
+            get_webhook_attempts""",
         Scope.QUOTA: "post_reservation post_settlement post_release",
         Scope.ACCESS: """
             get_api_keys post_api_key revoke_api_key get_users post_user disable_user

@@ -176,6 +176,8 @@ class Reader:
                 if refusal is not None:
                     yield self._ended(*refusal)
                     return
+                if self.place.position is None:
+                    await self.streams.number()  # what was before is not news
                 page = await self.feed.page(self.place)
             except UNREACHABLE as error:
                 _LOG.warning("a stream waits for the database: %s", reason_of(error))
@@ -292,6 +294,11 @@ class Streams:
         self.is_ending = True
         self._wake(None)
 
+    async def number(self) -> None:
+        """Give positions to what is committed by now; raises one of `UNREACHABLE`."""
+        async with _transaction(self._pool) as connection:
+            await number_entries(connection)
+
     async def close(self) -> None:
         """End what wakes the streams."""
         if self._task is not None:
@@ -364,8 +371,7 @@ class Streams:
             dirty, self._dirty = self._dirty, set()
             try:
                 if dirty is None or dirty:
-                    async with _transaction(self._pool) as connection:
-                        await number_entries(connection)
+                    await self.number()
                     self._wake(dirty)
                 if self._feeds and monotonic() - looked_at >= _BALANCE_SECONDS:
                     looked_at = monotonic()

@@ -176,10 +176,16 @@ class Settings(BaseSettings):
         5.0, gt=0, description="a failed webhook is tried again after this, then twice that"
     )
     webhook_retry_seconds_max: float = Field(
-        3600.0, gt=0, description="longest wait before a failed webhook is tried again"
+        43_200.0, gt=0, description="longest wait before a failed webhook is tried again"
     )
     webhook_attempts_max: int = Field(
-        12, ge=1, description="after so many attempts a webhook has failed for good"
+        18, ge=1, description="after so many attempts a webhook has failed for good"
+    )
+    webhook_failing_days_max: float = Field(
+        5.0, gt=0, description="an endpoint at which nothing arrived for so long is disabled"
+    )
+    webhook_log_days: float = Field(
+        30.0, gt=0, description="deliveries that ended, and their attempts, are kept so long"
     )
     webhook_private_addresses: bool = Field(
         default=False, description="whether webhooks may call loopback and private addresses"
@@ -214,6 +220,11 @@ class Settings(BaseSettings):
     )
     oidc_audience: str = Field(
         "fleetmeter", description="the audience that a token has to be made for"
+    )
+
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="key that encrypts secrets of webhooks in the database; former ones after commas",
     )
 
     # Streams

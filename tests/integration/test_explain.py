@@ -397,7 +397,9 @@ ANSWER = commands.HeardAck(
     tenant_id=TenantId("tenant-2"), device_id=DeviceId("device-10"),
     ack=CommandAck(id=UUID(int=1), outcome="done"),
 )  # fmt: skip
-ATTEMPT = webhooks.Attempt(delivery_no=5, status=500, error="answered 500", again_at=NOW)
+ATTEMPT = webhooks.Attempt(
+    delivery_no=5, attempted_at=NOW, milliseconds=7, status=500, error="answered 500", again_at=NOW
+)
 HOT: dict[str, Use] = {
     "devices by topic": lambda c: registry.devices_by_topic(
         c, [("tenant-2", f"device-{number}") for number in range(10, 5000, 100)]

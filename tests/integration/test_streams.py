@@ -1,4 +1,4 @@
-"""What happens in a fleet is told once, in the order of its commits, to who may hear it, and to who returns."""
+"""What happens in a fleet is told once, in the order of its commits, also to who was away meanwhile."""
 
 import asyncio
 import json
@@ -126,13 +126,15 @@ def change_balance(session: Session) -> None:
 
 
 @contextmanager
-def served(url: str, *, now: Callable[[], datetime] = lambda: NOW, **settings: float) -> Iterator[str]:
+def served(
+    url: str, *, now: Callable[[], datetime] = lambda: NOW, **settings: float
+) -> Iterator[str]:
     """Serve the API with settings of its own over a database that is there."""
     with serving(create_app(Settings(database_url=url, **settings), now=now)) as address:  # type: ignore[arg-type]
         yield address
 
 
-def key_of(url: str, **more: Any) -> str:
+def key_of(url: str, **more: Any) -> str:  # noqa: ANN401 - of `create_api_key`
     async def create() -> str:
         async with await connect(url, application="test") as connection:
             tenant = await tenant_no(connection, "acme")
@@ -210,7 +212,10 @@ def test_what_commits_later_is_told_later_however_early_it_began(api: "ApiUnderT
 
 
 def test_balances_are_gathered_and_the_last_one_is_told(api: "ApiUnderTest") -> None:
-    with psycopg.connect(api.database_url, autocommit=True) as session, listening(api.acme) as stream:
+    with (
+        psycopg.connect(api.database_url, autocommit=True) as session,
+        listening(api.acme) as stream,
+    ):
         before = stream.next().data
         for _ in range(200):
             change_balance(session)
@@ -244,9 +249,10 @@ def test_other_fleets_and_tenants_are_not_heard(api: "ApiUnderTest") -> None:
                 events = happened(fleet_id, fleet_no=fleet_no, tenant=tenant)
                 await record_events(connection, events, now=NOW)
 
-    with listening(api.acme) as stream, listening(
-        api.rival, path="/v1/fleets/rival-north/stream"
-    ) as rival:
+    with (
+        listening(api.acme) as stream,
+        listening(api.rival, path="/v1/fleets/rival-north/stream") as rival,
+    ):
         asyncio.run(work())
         assert alerts(stream, 1) == ["acme-north"]
         assert alerts(rival, 1) == ["rival-north"]
@@ -367,7 +373,10 @@ def test_who_stayed_away_for_too_long_is_told_so(api: "ApiUnderTest") -> None:
 
 
 def test_streams_outlive_their_connection_to_the_database(api: "ApiUnderTest") -> None:
-    with psycopg.connect(api.database_url, autocommit=True) as session, listening(api.acme) as stream:
+    with (
+        psycopg.connect(api.database_url, autocommit=True) as session,
+        listening(api.acme) as stream,
+    ):
         assert stream.next().topic == "balance"
 
         def ended() -> int:
@@ -397,7 +406,10 @@ def test_a_stream_says_when_the_server_ends(api: "ApiUnderTest", tmp_path: Path)
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"API")
-        with client_of(f"http://127.0.0.1:{port}", api.acme_key) as client, listening(client) as stream:
+        with (
+            client_of(f"http://127.0.0.1:{port}", api.acme_key) as client,
+            listening(client) as stream,
+        ):
             assert stream.next().topic == "balance"
             process.send_signal(signal.SIGTERM)
             assert stream.until("end").data["reason"] == "shutdown"
