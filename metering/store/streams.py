@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from metering.store.connection import Connection
@@ -65,3 +66,11 @@ async def balance_versions(connection: Connection, fleet_nos: Collection[int]) -
         "SELECT fleet_no, version FROM balance_versions(%s::integer[])", [sorted(fleet_nos)]
     )
     return dict(await found.fetchall())
+
+
+async def prune_entries(connection: Connection, *, before: datetime) -> int:
+    """Forget entries that were recorded before an instant; return how many. As the schema's owner alone."""
+    found = await connection.execute("SELECT prune_stream(%s)", [before])
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - a function returns one row
+    return int(row[0])
