@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.oidc import Issuer
+from api.pages import add_pages
 from api.parameters import refuse_unknown_parameters
 from api.rights import unnamed
 from api.routes import (
@@ -98,6 +99,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
@@ -113,6 +115,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         streams=streams,
     )
     handle_errors(app)
+    add_pages(app)
     app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
     for module in (

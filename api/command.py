@@ -60,7 +60,7 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            print(f"API   {url}/v1\ndocs  {url}/docs", flush=True)
+            print(f"API   {url}/v1\ndocs  {url}/docs\npage  {url}/", flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
