@@ -24,7 +24,7 @@ def find(browser: Chrome, selector: str) -> WebElement:
 
 def text(browser: Chrome, selector: str) -> str:
     """Return the text of all that fits, as the document has it now."""
-    found = browser.execute_script(  # type: ignore[no-untyped-call]
+    found = browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility())"
         ".map(e => e.innerText).join('\\n')",
         selector,
@@ -39,7 +39,7 @@ def shows(browser: Chrome, selector: str, part: str) -> None:
 def enter(browser: Chrome, api: "ApiUnderTest", key: str, path: str = "/") -> None:
     """Open the page afresh and sign in by keyboard alone."""
     browser.get(f"{api.url}{path}")
-    browser.execute_script("sessionStorage.clear()")  # type: ignore[no-untyped-call]
+    browser.execute_script("sessionStorage.clear()")
     browser.refresh()
     shows(browser, "h1", "Sign in")
     wait_until(lambda: browser.switch_to.active_element.get_attribute("id") == "key", "the focus")
@@ -48,11 +48,7 @@ def enter(browser: Chrome, api: "ApiUnderTest", key: str, path: str = "/") -> No
 
 def complaints(browser: Chrome) -> list[str]:
     """Return what the browser found wrong: scripts that failed, and what the policy refused."""
-    return [
-        each["message"]
-        for each in browser.get_log("browser")  # type: ignore[no-untyped-call]
-        if each["level"] == "SEVERE"
-    ]
+    return [each["message"] for each in browser.get_log("browser") if each["level"] == "SEVERE"]
 
 
 def happen(api: "ApiUnderTest", kind: str, cause: str) -> None:
@@ -111,7 +107,7 @@ def test_a_key_that_is_not_good_is_told_and_forgotten(api: "ApiUnderTest", brows
     enter(browser, api, "fmk_wrong")
     shows(browser, "#problem", "unknown or revoked")
     shows(browser, "h1", "Sign in")
-    assert browser.execute_script("return sessionStorage.length") == 0  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return sessionStorage.length") == 0
     browser.get_log("browser")  # type: ignore[no-untyped-call]
 
 
@@ -138,8 +134,8 @@ def test_the_page_has_names_for_what_it_shows_and_fits_a_phone(
         shows(browser, "#device-rows", "acme-3")
         shows(browser, "#bill-total", "EUR")
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert browser.execute_script(wide) == 0  # type: ignore[no-untyped-call]
-        found = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})  # type: ignore[no-untyped-call]
+        assert browser.execute_script(wide) == 0
+        found = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})
         unnamed = [
             node["role"]["value"]
             for node in found["nodes"]
@@ -148,7 +144,7 @@ def test_the_page_has_names_for_what_it_shows_and_fits_a_phone(
             and not node.get("name", {}).get("value")
         ]
         assert unnamed == []
-        small = browser.execute_script(  # type: ignore[no-untyped-call]
+        small = browser.execute_script(
             "return [...document.querySelectorAll('button')].filter(e => e.checkVisibility()"
             " && e.getBoundingClientRect().height < 40).map(e => e.id)"
         )
@@ -169,7 +165,7 @@ def test_everything_is_reached_by_keyboard(api: "ApiUnderTest", browser: Chrome)
     assert {"acme-north", "acme-empty", "Sign out", "API documentation"} <= set(reached)
     find(browser, "#leave").send_keys(Keys.ENTER)
     shows(browser, "h1", "Sign in")
-    assert browser.execute_script("return sessionStorage.length") == 0  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return sessionStorage.length") == 0
 
 
 def test_the_documentation_is_shown_without_any_other_server(
@@ -177,7 +173,7 @@ def test_the_documentation_is_shown_without_any_other_server(
 ) -> None:
     browser.get(f"{api.url}/docs")
     shows(browser, "#swagger-ui", "/v1/fleets/{fleet_id}/stream")
-    asked = browser.execute_script(  # type: ignore[no-untyped-call]
+    asked = browser.execute_script(
         "return performance.getEntriesByType('resource').map(e => e.name)"
     )
     assert asked

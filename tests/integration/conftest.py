@@ -1,6 +1,7 @@
 """A database in which two tenants were charged, and the API that shows it."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -109,10 +110,20 @@ def serve() -> Callable[[FastAPI], AbstractContextManager[str]]:
     return serving
 
 
+class _Server(uvicorn.Server):
+    """Ends the streams that are open still, as the command does."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state = getattr(self.config.app.state, "fleetmeter", None)  # type: ignore[union-attr]
+        if state is not None:
+            state.streams.end()
+        await super().shutdown(sockets)
+
+
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve an application on a free loopback port and yield its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -155,6 +155,11 @@ class _Callers:
 
 async def _keys(url: str) -> dict[str, str]:
     async with await connect(url, application="test") as connection:
+        await connection.execute(
+            "UPDATE event SET event_id = %s WHERE event_no = (SELECT min(event_no) FROM event"
+            " JOIN tenant USING (tenant_no) WHERE tenant_id = 'acme')",
+            [_NAMES["event_id"]],
+        )
         return {
             "operator": await _key(connection, None, Role.PLATFORM_OPERATOR),
             **{

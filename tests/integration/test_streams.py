@@ -134,12 +134,18 @@ def served(
         yield address
 
 
-def key_of(url: str, **more: Any) -> str:  # noqa: ANN401 - of `create_api_key`
+def key_of(url: str, *, expires_at: datetime | None = None) -> str:
     async def create() -> str:
         async with await connect(url, application="test") as connection:
             tenant = await tenant_no(connection, "acme")
-            given = {"role": Role.READ_ONLY, "label": "stream", "now": NOW} | more
-            return await create_api_key(connection, tenant=tenant, **given)
+            return await create_api_key(
+                connection,
+                tenant=tenant,
+                label="stream",
+                now=NOW,
+                role=Role.READ_ONLY,
+                expires_at=expires_at,
+            )
 
     return asyncio.run(create())
 
@@ -221,6 +227,7 @@ def test_balances_are_gathered_and_the_last_one_is_told(api: "ApiUnderTest") -> 
             change_balance(session)
         row = session.execute("SELECT version FROM balance_version WHERE fleet_no = 1").fetchone()
         assert row is not None
+        told = None
         versions = [before["version"]]
         while versions[-1] < row[0]:
             told = stream.until("balance")
@@ -228,6 +235,7 @@ def test_balances_are_gathered_and_the_last_one_is_told(api: "ApiUnderTest") -> 
         assert row[0] == before["version"] + 200
         assert versions == sorted(set(versions))
         assert len(versions) < 100
+        assert told is not None
         used = before["pools"][0]["pool"]["used"]
         assert told.data["pools"][0]["pool"]["used"] == used - 200
         place = stream.place

@@ -478,7 +478,7 @@ def test_what_was_told_long_ago_is_forgotten(pipeline: Pipeline, receiver: Recei
         "UPDATE stream_entry SET recorded_at = recorded_at - interval '4 days'"
         " WHERE entry_no = (SELECT min(entry_no) FROM stream_entry)"
     )
-    settings = Settings(database_url=pipeline.database_url)  # type: ignore[arg-type]
+    settings = Settings(database_url=pipeline.database_url)
 
     async def prune() -> None:
         async with await connect(
