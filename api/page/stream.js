@@ -64,7 +64,7 @@ export async function follow(url, { headers, signal, told, connection, refused }
       for await (const message of messagesOf(chunksOf(response))) {
         clearTimeout(alive);
         alive = setTimeout(abort, HEARTBEAT_MS);
-        pause = PAUSE_MS;
+        if (message.topic !== "end") pause = PAUSE_MS;
         if (message.id !== null) last = message.id;
         if (message.data !== "") told(message.topic, JSON.parse(message.data));
       }

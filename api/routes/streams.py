@@ -87,6 +87,15 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Tell what there is to tell, for as long as the reader takes it."""
+        if self._state.streams.is_ending:
+            # Who came on a connection that was just made would else ask again on it, for ever.
+            away = ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the server ends; connect again",
+                headers={"Retry-After": "2", "Connection": "close"},
+            )
+            await problem_response(away)(scope, receive, send)
+            return
         seconds = self._state.settings.stream_send_seconds_max
 
         async def in_time(message: Message) -> None:

@@ -123,7 +123,10 @@ class _Server(uvicorn.Server):
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve an application on a free loopback port and yield its URL."""
-    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=10
+    )
+    server = _Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
