@@ -31,14 +31,15 @@ def text(browser: Chrome, selector: str) -> str:
     return str(found)
 
 
-def shows(browser: Chrome, selector: str, part: str) -> None:
-    wait_until(lambda: part in text(browser, selector), f"{part!r} in {selector}")
+def shows(browser: Chrome, selector: str, part: str, *, seconds: float = 60) -> None:
+    wait_until(lambda: part in text(browser, selector), f"{part!r} in {selector}", seconds=seconds)
 
 
 def enter(browser: Chrome, api: "ApiUnderTest", key: str, path: str = "/") -> None:
     """Open the page afresh and sign in by keyboard alone."""
     browser.get(f"{api.url}{path}")
     browser.execute_script("sessionStorage.clear()")
+    browser.get_log("browser")  # type: ignore[no-untyped-call] - of the page before
     browser.refresh()
     shows(browser, "h1", "Sign in")
     wait_until(lambda: browser.switch_to.active_element.get_attribute("id") == "key", "the focus")
@@ -171,7 +172,8 @@ def test_the_documentation_is_shown_without_any_other_server(
     api: "ApiUnderTest", browser: Chrome
 ) -> None:
     browser.get(f"{api.url}/docs")
-    shows(browser, "#swagger-ui", "/v1/fleets/{fleet_id}/stream")
+    shows(browser, "#swagger-ui", "OAS 3.1", seconds=120)  # the document takes its time to draw up
+    shows(browser, "#swagger-ui", "control")
     asked = browser.execute_script(
         "return performance.getEntriesByType('resource').map(e => e.name)"
     )

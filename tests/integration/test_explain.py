@@ -54,6 +54,7 @@ from metering.store import (
     outbox,
     readings,
     registry,
+    streams,
     tally,
     unwinding,
     usage_views,
@@ -242,6 +243,9 @@ INSERT INTO webhook_delivery (event_no, endpoint_no, state, due_at)
     SELECT event_no, endpoint_no, CASE WHEN event_no < 19800 THEN 'delivered' ELSE 'queued' END,
         CASE WHEN event_no >= 19800 THEN timestamptz '2026-04-15' END
     FROM event JOIN webhook_endpoint USING (tenant_no);
+INSERT INTO webhook_attempt (delivery_no, attempted_at, milliseconds)
+    SELECT delivery_no, now(), 5 FROM webhook_delivery;
+SELECT number_stream_entries();
 """
 
 
@@ -562,6 +566,13 @@ HOT: dict[str, Use] = {
     "due endpoints": lambda c: webhooks.endpoints_with_due_deliveries(c, now=NOW),
     "due deliveries": lambda c: webhooks.claim_due_deliveries(c, 3, now=NOW, until=NOW, limit=8),
     "attempted deliveries": lambda c: webhooks.store_attempts(c, [ATTEMPT], now=NOW),
+    "attempts of a delivery": lambda c: control_views.list_attempts(c, 5, before=None, limit=50),
+    "deliveries since": lambda c: control_views.replay_deliveries(
+        c, 3, since=NOW, until=NOW + DAY, only_failed=True, now=NOW, limit=50
+    ),
+    "head of a stream": lambda c: streams.stream_head(c, 3),
+    "entries of a stream": lambda c: streams.entries_after(c, 3, 100, limit=100),
+    "watched balances": lambda c: streams.balance_versions(c, [1, 3]),
     "commands": lambda c: control_views.list_commands(
         c, TENANT, device_no=None, kind=None, state="queued", before=None, limit=50
     ),
@@ -659,6 +670,7 @@ SHOWN = [
     "charges of a device", "charges of a past moment", "charges of a reading", "readings of a device",
     "rejected", "rejected, next page", "rejected of a device", "parked of a fleet", "commands",
     "commands of a device", "events", "events of a device", "deliveries", "anomalies of a device",
+    "attempts of a delivery", "head of a stream", "entries of a stream",
 ]  # fmt: skip
 """What the API reads."""
 

@@ -270,7 +270,11 @@ def test_other_fleets_and_tenants_are_not_heard(api: "ApiUnderTest") -> None:
 
 def test_a_revoked_key_ends_its_streams_at_once(api: "ApiUnderTest") -> None:
     key = key_of(api.database_url)
-    with client_of(api.url, key) as client, listening(client) as stream:
+    with (
+        served(api.database_url, stream_heartbeat_seconds=3600.0) as address,
+        client_of(address, key) as client,
+        listening(client) as stream,
+    ):
         assert stream.next().topic == "balance"
         keys = api.acme.get("/v1/api-keys").json()["items"]
         number = next(each["api_key_no"] for each in keys if each["label"] == "stream")
