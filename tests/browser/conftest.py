@@ -34,6 +34,7 @@ def browser() -> Iterator[webdriver.Chrome]:
             str(chromium.path("usr/bin/chromedriver")), env=chromium.environment | {"HOME": profile}
         )
         driver = webdriver.Chrome(options=options, service=service)
+        driver.set_script_timeout(120)  # other tests run beside it
         try:
             yield driver
         finally:

@@ -335,6 +335,13 @@ ENDPOINTS = {
 }
 
 
+EVENTS = {
+    "acme": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
+    "rival": "e1f21304-1526-4748-9596-a7b8c9d0e1f2",
+}
+"""The id of the first event of each tenant."""
+
+
 async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
     """Enqueue two commands, and record two events that a webhook endpoint is to be told."""
     await connection.execute(
@@ -361,6 +368,10 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
         )
         await enqueue_commands(connection, [command], now=NOW)
         await record_events(connection, [event], now=NOW)
+    await connection.execute(
+        "UPDATE event SET event_id = %s WHERE tenant_no = %s AND cause = 'alert:1'",
+        [EVENTS[name], fleet.tenant_no],
+    )
 
 
 async def _corrected(connection: Connection, fleet: Fleet, device_no: int) -> None:

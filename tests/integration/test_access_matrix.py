@@ -45,7 +45,7 @@ _NAMES: dict[str, Any] = {
     "to_bucket_no": 2,
     "request_id": "acme-asked",
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
-    "event_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
+    "event_id": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
     "threshold_id": 1,
     "correction_no": 1,
     "bill_no": 1,
@@ -155,11 +155,6 @@ class _Callers:
 
 async def _keys(url: str) -> dict[str, str]:
     async with await connect(url, application="test") as connection:
-        await connection.execute(
-            "UPDATE event SET event_id = %s WHERE event_no = (SELECT min(event_no) FROM event"
-            " JOIN tenant USING (tenant_no) WHERE tenant_id = 'acme')",
-            [_NAMES["event_id"]],
-        )
         return {
             "operator": await _key(connection, None, Role.PLATFORM_OPERATOR),
             **{
