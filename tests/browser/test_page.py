@@ -39,16 +39,22 @@ def enter(browser: Chrome, api: "ApiUnderTest", key: str, path: str = "/") -> No
     """Open the page afresh and sign in by keyboard alone."""
     browser.get(f"{api.url}{path}")
     browser.execute_script("sessionStorage.clear()")
-    browser.get_log("browser")  # type: ignore[no-untyped-call] - of the page before
+    logged(browser)  # of the page before
     browser.refresh()
     shows(browser, "h1", "Sign in")
     wait_until(lambda: browser.switch_to.active_element.get_attribute("id") == "key", "the focus")
     browser.switch_to.active_element.send_keys(key, Keys.ENTER)
 
 
+def logged(browser: Chrome) -> list[dict[str, str]]:
+    """Return what was logged since this was last asked."""
+    found = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return list(found)
+
+
 def complaints(browser: Chrome) -> list[str]:
     """Return what the browser found wrong: scripts that failed, and what the policy refused."""
-    return [each["message"] for each in browser.get_log("browser") if each["level"] == "SEVERE"]
+    return [each["message"] for each in logged(browser) if each["level"] == "SEVERE"]
 
 
 def happen(api: "ApiUnderTest", kind: str, cause: str) -> None:
@@ -108,7 +114,7 @@ def test_a_key_that_is_not_good_is_told_and_forgotten(api: "ApiUnderTest", brows
     shows(browser, "#problem", "unknown or revoked")
     shows(browser, "h1", "Sign in")
     assert browser.execute_script("return sessionStorage.length") == 0
-    browser.get_log("browser")  # type: ignore[no-untyped-call]
+    logged(browser)
 
 
 def test_a_revoked_key_ends_what_is_shown(api: "ApiUnderTest", browser: Chrome) -> None:
@@ -121,7 +127,7 @@ def test_a_revoked_key_ends_what_is_shown(api: "ApiUnderTest", browser: Chrome) 
     assert api.acme.delete(f"/v1/api-keys/{made['api_key_no']}").status_code == 204
     shows(browser, "h1", "Sign in")
     shows(browser, "#problem", "unknown or revoked")
-    browser.get_log("browser")  # type: ignore[no-untyped-call]
+    logged(browser)
 
 
 def test_the_page_has_names_for_what_it_shows_and_fits_a_phone(
