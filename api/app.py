@@ -12,6 +12,7 @@ from api.csv_lists import CsvList, CsvLists, csv_lists
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.oidc import Issuer
+from api.pages import add_pages
 from api.parameters import refuse_unknown_parameters
 from api.rights import unnamed
 from api.routes import (
@@ -40,8 +41,13 @@ from api.routes import (
     terms,
     thresholds,
     usage,
+    webhooks,
+)
+from api.routes import (
+    streams as stream_routes,
 )
 from api.state import ApiState
+from api.streaming import Streams
 from metering import __version__, clock
 from metering.billing.tax_services import TaxServices
 from metering.settings import Settings
@@ -71,7 +77,14 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         answer_seconds_max=settings.database_answer_seconds_max,
         row_security=True,
     )
-    metrics = Metrics()
+    streams = Streams(
+        pool,
+        database_url=api_database_url(settings),
+        answer_seconds_max=settings.database_answer_seconds_max,
+        heartbeat_seconds=settings.stream_heartbeat_seconds,
+        per_caller_max=settings.streams_per_key_max,
+    )
+    metrics = Metrics(open_streams=lambda: streams.open)
     issuer = None
     if settings.oidc_issuer is not None:
         issuer = Issuer(settings.oidc_issuer, audience=settings.oidc_audience)
@@ -82,6 +95,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         try:
             yield
         finally:
+            await streams.close()
             await pool.close()
             if issuer is not None:
                 await issuer.close()
@@ -91,6 +105,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
@@ -103,10 +118,12 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         settings=settings,
         tax_services=TaxServices(settings, now=now),
         issuer=issuer,
+        streams=streams,
     )
     handle_errors(app)
     lists: list[CsvList] = []
     app.add_middleware(CsvLists, lists=lists)
+    add_pages(app)
     app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
     for module in (
@@ -130,6 +147,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         faults,
         thresholds,
         control,
+        webhooks,
+        stream_routes,
         carriers,
         charges,
         records,

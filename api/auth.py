@@ -63,6 +63,34 @@ class Operator:
     now: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Who was let in to what lasts: it can be asked again whether they still may."""
+
+    request: Request
+    credentials: HTTPAuthorizationCredentials | None
+    of_tenant: str | None
+
+    async def refusal(self, fleet_id: str) -> str | None:
+        """Return why they may no longer see a fleet by this operation; None while they may.
+
+        Raises one of `UNREACHABLE` where that cannot be known.
+        """
+        state = state_of(self.request)
+        try:
+            given = await _given(state, self.credentials)
+            async with _snapshot(state) as connection:
+                found, _ = await _identity(state, connection, given)
+                await _admitted(self.request, connection, found, self.of_tenant)
+                if not await sees(connection, REACHED["fleet_id"].query, [fleet_id]):
+                    return f"no fleet '{fleet_id}'"
+        except ProblemError as error:
+            if error.status is HTTPStatus.SERVICE_UNAVAILABLE:
+                raise OSError(error.detail) from error
+            return error.detail
+        return None
+
+
 @asynccontextmanager
 async def _snapshot(state: ApiState) -> AsyncIterator[Connection]:
     async with state.pool.connection(timeout=_CHECKOUT_SECONDS) as connection:
@@ -108,6 +136,13 @@ async def caller(
         tenant = await _admitted(request, connection, found, of_tenant)
         yield _caller(state, connection, found, tenant)
         await _note_use(state, connection, found, noted_at)
+
+
+async def admission(
+    request: Request, credentials: _Credentials, of_tenant: _OfTenant = None
+) -> Admission:
+    """Keep by what somebody was let in; letting in is `caller`'s."""
+    return Admission(request=request, credentials=credentials, of_tenant=of_tenant)
 
 
 async def writer(
@@ -317,6 +352,9 @@ AsCaller = Annotated[Caller, Depends(caller, scope="function")]
 
 AsWriter = Annotated[Caller, Depends(writer, scope="function")]
 """A tenant whose request changes something: committed before the response is sent, or not at all."""
+
+AsAdmitted = Annotated[Admission, Depends(admission)]
+"""For what lasts: by what its caller was let in."""
 
 AsOperator = Annotated[Operator, Depends(operator_reader, scope="function")]
 """The platform's operator, who reads."""

@@ -43,7 +43,10 @@ _ENDPOINT: JsonDict = {
     "url": "https://hooks.example.com/fleetmeter",
     "kinds": ["threshold.crossed"],
     "created_at": "2026-04-15T12:00:00Z",
+    "previous_until": None,
+    "failing_since": None,
     "disabled_at": None,
+    "disabled_reason": None,
 }
 _DELIVERY: JsonDict = {
     "event_id": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
@@ -113,7 +116,9 @@ class Event(BaseModel):
 
     event_id: UUID = Field(description="what a webhook sees as `webhook-id`")
     kind: str
-    fleet_id: str
+    fleet_id: str | None = Field(
+        description="null where it concerns no fleet, but a webhook endpoint"
+    )
     device_id: str | None
     payload: dict[str, Any]
     cause: str
@@ -151,7 +156,14 @@ class WebhookEndpoint(BaseModel):
     url: str
     kinds: list[str] = Field(description="which kinds of event; none: all of them")
     created_at: Time
+    previous_until: Time | None = Field(
+        description="until when the secret before this one signs beside it"
+    )
+    failing_since: Time | None = Field(
+        description="since when every attempt failed; null: none did"
+    )
     disabled_at: Time | None = Field(description="since when nothing is delivered any more")
+    disabled_reason: str | None
 
 
 class CreatedWebhookEndpoint(WebhookEndpoint):
@@ -188,3 +200,63 @@ class WebhookDeliveries(Page[WebhookDelivery]):
     """A page of deliveries, the last first."""
 
     model_config = _example({"items": [_DELIVERY], "next_cursor": None})
+
+
+class SecretRotation(BaseModel):
+    """How a secret is replaced."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"overlap_hours": 24}]}
+    )
+
+    overlap_hours: int = Field(
+        default=24, ge=0, le=168, description="how long the secret that is replaced signs as well"
+    )
+
+
+class Replay(BaseModel):
+    """What an endpoint is to be told again."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"since": "2026-04-15T00:00:00Z"}]}
+    )
+
+    since: Instant = Field(description="events from this instant on")
+    until: Instant | None = Field(
+        default=None, description="events before this one; null: all since"
+    )
+    only_failed: bool = Field(default=True, description="whether what was delivered is left out")
+
+
+class Replayed(BaseModel):
+    """What was queued again."""
+
+    model_config = _example({"queued": 17, "more": False})
+
+    queued: int
+    more: bool = Field(description="whether to send the request again for the rest")
+
+
+_ATTEMPT: JsonDict = {
+    "attempted_at": "2026-04-15T12:00:00Z",
+    "status": 500,
+    "milliseconds": 84,
+    "error": "answered 500",
+}
+
+
+class WebhookAttempt(BaseModel):
+    """One call of an endpoint."""
+
+    model_config = _example(_ATTEMPT)
+
+    attempted_at: Time
+    status: int | None = Field(description="HTTP status of the answer; null: none came")
+    milliseconds: int = Field(description="until it answered, or was given up")
+    error: str | None
+
+
+class WebhookAttempts(Page[WebhookAttempt]):
+    """A page of attempts, the last first."""
+
+    model_config = _example({"items": [_ATTEMPT], "next_cursor": None})

@@ -1,9 +1,9 @@
 """What Prometheus is told: requests by route template, and what waits or was refused."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -17,8 +17,16 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Metrics:
     """The counters of one application's requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, open_streams: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
+        streams = Gauge("fleetmeter_streams", "Streams that are open", registry=self.registry)
+        streams.set_function(open_streams)
+        self._stream_ends = Counter(
+            "fleetmeter_stream_ends",
+            "Streams that ended, by why: gone (the reader left), slow, access, shutdown",
+            ["reason"],
+            registry=self.registry,
+        )
         self._requests = Counter(
             "fleetmeter_http_requests",
             "HTTP requests answered, by route template",
@@ -31,6 +39,10 @@ class Metrics:
             ["method", "route"],
             registry=self.registry,
         )
+
+    def stream_ended(self, reason: str) -> None:
+        """Count a stream that ended."""
+        self._stream_ends.labels(reason).inc()
 
     def observe(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -53,11 +65,13 @@ class RequestMetrics:
             return
         status = 500
         started = time.perf_counter()
+        answered: float | None = None
 
         async def observed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
+                answered = time.perf_counter()  # a stream goes on for as long as it likes
             await send(message)
 
         try:
@@ -67,7 +81,7 @@ class RequestMetrics:
                 method=scope["method"],
                 route=getattr(scope.get("route"), "path", "unmatched"),
                 status=status,
-                seconds=time.perf_counter() - started,
+                seconds=(answered or time.perf_counter()) - started,
             )
 
 

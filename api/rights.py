@@ -25,7 +25,7 @@ RIGHTS: dict[str, Scope] = {
             get_plan_version get_subscriptions get_subscription get_credential get_pools get_pool
             get_pool_members
             get_usage_records get_charges get_top_consumers get_carrier_records
-            get_message_of_reading get_message get_message_of_rejected""",
+            get_message_of_reading get_message get_message_of_rejected get_fleet_stream""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """
@@ -50,7 +50,8 @@ RIGHTS: dict[str, Scope] = {
         Scope.USAGE_WRITE: "post_parked_charge post_carrier_records",
         Scope.WEBHOOKS: """
             get_webhook_endpoints post_webhook_endpoint delete_webhook_endpoint get_webhook_deliveries
-            post_webhook_replay""",
+            post_webhook_replay post_webhook_replays post_webhook_secret post_webhook_test
+            get_webhook_attempts""",
         Scope.QUOTA: "post_reservation post_settlement post_release",
         Scope.ACCESS: """
             get_api_keys post_api_key revoke_api_key get_users post_user disable_user

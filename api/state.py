@@ -9,6 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
 from api.oidc import Issuer
+from api.streaming import Streams
 from metering.billing.tax_services import TaxServices
 from metering.settings import Settings
 from metering.store.connection import Connection
@@ -29,6 +30,7 @@ class ApiState:
     settings: Settings
     tax_services: TaxServices
     issuer: Issuer | None
+    streams: Streams
 
 
 def state_of(request: Request) -> ApiState:

@@ -217,10 +217,16 @@ class Settings(BaseSettings):
         5.0, gt=0, description="a failed webhook is tried again after this, then twice that"
     )
     webhook_retry_seconds_max: float = Field(
-        3600.0, gt=0, description="longest wait before a failed webhook is tried again"
+        43_200.0, gt=0, description="longest wait before a failed webhook is tried again"
     )
     webhook_attempts_max: int = Field(
-        12, ge=1, description="after so many attempts a webhook has failed for good"
+        18, ge=1, description="after so many attempts a webhook has failed for good"
+    )
+    webhook_failing_days_max: float = Field(
+        5.0, gt=0, description="an endpoint at which nothing arrived for so long is disabled"
+    )
+    webhook_log_days: float = Field(
+        30.0, gt=0, description="deliveries that ended, and their attempts, are kept so long"
     )
     webhook_private_addresses: bool = Field(
         default=False, description="whether webhooks may call loopback and private addresses"
@@ -255,6 +261,27 @@ class Settings(BaseSettings):
     )
     oidc_audience: str = Field(
         "fleetmeter", description="the audience that a token has to be made for"
+    )
+
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="key that encrypts secrets of webhooks in the database; former ones after commas",
+    )
+
+    # Streams
+    stream_heartbeat_seconds: float = Field(
+        15.0,
+        gt=0,
+        description="a stream that tells nothing says so often that it lives; access is checked as often",
+    )
+    stream_send_seconds_max: float = Field(
+        30.0, gt=0, description="a reader that does not take what it is sent for so long is dropped"
+    )
+    streams_per_key_max: int = Field(
+        20, ge=1, description="most streams that one key or user has open at one API process"
+    )
+    stream_kept_hours: float = Field(
+        72.0, gt=0, description="what was told in streams is kept so long, for who returns"
     )
 
     # Listening

@@ -9,6 +9,15 @@ URL_CHARACTERS_MAX = 2000
 _FIX = "use a URL such as https://hooks.example.com/fleetmeter, of a host that is public"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
+_NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # a cloud's own server beside each of its machines, by a public number
+        "192.0.0.0/24",
+        "fec0::/10",
+    )
+]
+"""What `ipaddress` takes for global, in some or all releases of Python."""
 
 
 def check_webhook_url(url: str, *, private_addresses: bool, field: str = "url") -> None:
@@ -44,6 +53,8 @@ def is_public(address: str) -> bool:
             inner = ip.sixtofour
         if inner is not None:
             return is_public(str(inner))
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 

@@ -27,6 +27,7 @@ from api.parameters import (
 )
 from api.state import state_of
 from metering.errors import InvalidValue, NotFound
+from metering.sealing import sealer_of
 from metering.store.control_views import (
     CommandView,
     DeliveryView,
@@ -84,7 +85,7 @@ async def get_commands(
         device_no=await _device_no(caller, device_id),
         kind=kind,
         state=state,
-        before=_number(cursor),
+        before=number_of(cursor),
         limit=limit + 1,
     )
     last = rows[limit - 1] if len(rows) > limit else None
@@ -164,7 +165,7 @@ async def get_events(
         fleet_no=fleet_no,
         device_no=await _device_no(caller, device_id),
         kind=kind,
-        before=_number(cursor),
+        before=number_of(cursor),
         limit=limit + 1,
     )
     last = rows[limit - 1] if len(rows) > limit else None
@@ -180,11 +181,11 @@ async def get_webhook_endpoints(
 ) -> schemas.WebhookEndpoints:
     """List where events are told, in the order of their making."""
     rows = await list_endpoints(
-        caller.connection, caller.tenant_no, after=_number(cursor) or 0, limit=limit + 1
+        caller.connection, caller.tenant_no, after=number_of(cursor) or 0, limit=limit + 1
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookEndpoints(
-        items=[_endpoint(row) for row in rows[:limit]],
+        items=[shown_endpoint(row) for row in rows[:limit]],
         next_cursor=cursor_of([last.endpoint_no]) if last else None,
     )
 
@@ -210,7 +211,7 @@ async def post_webhook_endpoint(
         caller.connection,
         caller.tenant_no,
         url=given.url,
-        secret=secret,
+        secret=sealer_of(state_of(request).settings).seal(secret),
         kinds=given.kinds,
         cause=f"operator:{key}",
         now=caller.now,
@@ -220,7 +221,7 @@ async def post_webhook_endpoint(
             raise _key_of_another("endpoint")
         response.status_code = HTTPStatus.OK
     return schemas.CreatedWebhookEndpoint(
-        **_endpoint(endpoint).model_dump(),
+        **shown_endpoint(endpoint).model_dump(),
         secret=f"whsec_{base64.b64encode(secret).decode()}" if new else None,
     )
 
@@ -228,7 +229,7 @@ async def post_webhook_endpoint(
 @router.delete("/webhook-endpoints/{endpoint_id}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_webhook_endpoint(caller: AsWriter, endpoint_id: EndpointId) -> None:
     """Tell a URL nothing more; what was still queued has failed. It stays in the list, disabled."""
-    endpoint = await _endpoint_of(caller, endpoint_id)
+    endpoint = await endpoint_of(caller, endpoint_id)
     await disable_endpoint(
         caller.connection, endpoint.endpoint_no, reason="the endpoint was deleted", now=caller.now
     )
@@ -243,17 +244,17 @@ async def get_webhook_deliveries(
     cursor: Cursor = None,
 ) -> schemas.WebhookDeliveries:
     """List what an endpoint was told, and what became of it, the last first."""
-    endpoint = await _endpoint_of(caller, endpoint_id)
+    endpoint = await endpoint_of(caller, endpoint_id)
     rows = await list_deliveries(
         caller.connection,
         endpoint.endpoint_no,
         state=state,
-        before=_number(cursor),
+        before=number_of(cursor),
         limit=limit + 1,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookDeliveries(
-        items=[_delivery(row) for row in rows[:limit]],
+        items=[shown_delivery(row) for row in rows[:limit]],
         next_cursor=cursor_of([last.delivery_no]) if last else None,
     )
 
@@ -268,7 +269,7 @@ async def post_webhook_replay(
     event_id: Annotated[UUID, Path(description="which event")],
 ) -> schemas.WebhookDelivery:
     """Try a failed delivery again, with as many attempts as a new one."""
-    endpoint = await _endpoint_of(caller, endpoint_id)
+    endpoint = await endpoint_of(caller, endpoint_id)
     if endpoint.disabled_at is not None:
         raise ProblemError(HTTPStatus.CONFLICT, "the endpoint is disabled; create another")
     delivery, was_failed = await replay_delivery(
@@ -281,7 +282,7 @@ async def post_webhook_replay(
             HTTPStatus.CONFLICT, f"the delivery is {delivery.state}; one that failed is replayed"
         )
     await notify(caller.connection)
-    return _delivery(delivery)
+    return shown_delivery(delivery)
 
 
 async def _device_no(caller: Caller, device_id: str | None) -> int | None:
@@ -293,14 +294,16 @@ async def _device_no(caller: Caller, device_id: str | None) -> int | None:
     return device.device_no
 
 
-async def _endpoint_of(caller: Caller, endpoint_id: UUID) -> EndpointView:
+async def endpoint_of(caller: Caller, endpoint_id: UUID) -> EndpointView:
+    """Return an endpoint of the caller's tenant; raise `NotFound`."""
     endpoint = await endpoint_view(caller.connection, caller.tenant_no, endpoint_id)
     if endpoint is None:
         raise NotFound("webhook endpoint", str(endpoint_id))
     return endpoint
 
 
-def _number(cursor: str | None) -> int | None:
+def number_of(cursor: str | None) -> int | None:
+    """Return the number in a cursor."""
     return cast("int", read_cursor(cursor, "i")[0]) if cursor else None
 
 
@@ -329,9 +332,11 @@ def _command(row: CommandView) -> schemas.Command:
     return schemas.Command.model_validate({**asdict(row), "number": row.command_no})
 
 
-def _endpoint(row: EndpointView) -> schemas.WebhookEndpoint:
+def shown_endpoint(row: EndpointView) -> schemas.WebhookEndpoint:
+    """Return an endpoint as it is answered."""
     return schemas.WebhookEndpoint.model_validate(asdict(row))
 
 
-def _delivery(row: DeliveryView) -> schemas.WebhookDelivery:
+def shown_delivery(row: DeliveryView) -> schemas.WebhookDelivery:
+    """Return a delivery as it is answered."""
     return schemas.WebhookDelivery.model_validate(asdict(row))

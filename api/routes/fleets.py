@@ -30,11 +30,13 @@ from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
+from metering.ids import TenantNo
 from metering.money import decimal_text
 from metering.period import CYCLE_MONTHS
 from metering.rating.statement import Line, LineKind
 from metering.store.balances import fleet_of_id
 from metering.store.bucket_views import LotView, pool_lots
+from metering.store.connection import Connection
 from metering.store.fleet_views import (
     FleetFilter,
     FleetView,
@@ -109,17 +111,27 @@ async def get_fleet_balance(
 ) -> schemas.FleetBalance:
     """Show what is left of each pool of the fleet: now, or what was left at a past moment."""
     checked_at(at, caller.now)
-    then = at or caller.now
-    fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
+    return await balance_of(caller.connection, caller.tenant_no, fleet_id, now=caller.now, past=at)
+
+
+async def balance_of(
+    connection: Connection,
+    tenant_no: TenantNo,
+    fleet_id: str,
+    *,
+    now: datetime,
+    past: datetime | None = None,
+) -> schemas.FleetBalance:
+    """Return what is left of each pool of a fleet, now or at a past moment; raise `NotFound`."""
+    then = past or now
+    fleet = await fleet_of_id(connection, tenant_no, fleet_id)
     cycle = calendar_of(fleet).cycle_at(then)
     opened_at = await cycle_opened_at(
-        caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle_start=cycle.start
     )
-    lots = await pool_lots(caller.connection, caller.tenant_no, fleet_no=fleet.fleet_no, now=then)
-    if at is not None:
-        lots = await lots_then(
-            caller.connection, lots, fleet_no=fleet.fleet_no, device_no=None, at=at
-        )
+    lots = await pool_lots(connection, tenant_no, fleet_no=fleet.fleet_no, now=then)
+    if past is not None:
+        lots = await lots_then(connection, lots, fleet_no=fleet.fleet_no, device_no=None, at=past)
     return schemas.FleetBalance(
         fleet_id=fleet.fleet_id,
         cycle=presenting.cycle(cycle),

@@ -43,16 +43,23 @@ def webhook_body(delivery: DueDelivery) -> bytes:
 
 
 def signed_headers(
-    event_id: str, body: bytes, *, secret: bytes, now: datetime
+    event_id: str, body: bytes, *, secret: bytes, previous: bytes | None = None, now: datetime
 ) -> Mapping[str, str]:
-    """Return the headers by which a receiver knows the sender (Standard Webhooks, v1)."""
+    """Return the headers by which a receiver knows the sender (Standard Webhooks, v1).
+
+    A secret that was replaced lately signs beside the new one.
+    """
     timestamp = str(int(now.timestamp()))
     signed = b".".join((event_id.encode(), timestamp.encode(), body))
-    signature = base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
+    signatures = [
+        base64.b64encode(hmac.new(each, signed, hashlib.sha256).digest()).decode()
+        for each in (secret, previous)
+        if each is not None
+    ]
     return {
         "webhook-id": event_id,
         "webhook-timestamp": timestamp,
-        "webhook-signature": f"v1,{signature}",
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
         "content-type": "application/json",
         "user-agent": "fleetmeter",
     }

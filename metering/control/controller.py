@@ -8,6 +8,7 @@ from metering.control import metrics
 from metering.control.command_acks import store_acks
 from metering.control.grant_claims import ClaimGranter
 from metering.control.hearing import Hearing
+from metering.control.prune import Pruner
 from metering.control.quota import quota_handler
 from metering.control.send_commands import CommandSender
 from metering.control.send_webhooks import WebhookSender
@@ -52,6 +53,7 @@ class Controller:
         self._rights = RightsTeller(settings)
         self._claims = ClaimGranter(settings)
         self._watch = Watch(settings)
+        self._pruner = Pruner(settings)
         metrics.CONNECTED.set_function(lambda: float(self._broker.is_subscribed))
 
     async def run(self) -> None:
@@ -64,6 +66,7 @@ class Controller:
             tasks.create_task(self._rights.run())
             tasks.create_task(self._claims.run())
             tasks.create_task(self._watch.run())
+            tasks.create_task(self._pruner.run())
             tasks.create_task(self._listen_for_ever())
 
     async def _listen_for_ever(self) -> None:

@@ -12,6 +12,7 @@ from metering import clock
 from metering.control import metrics
 from metering.control.call_webhook import GONE, call_webhook, signed_headers, webhook_body
 from metering.control.waking import away, woken_or_after
+from metering.sealing import SecretUnreadable, sealer_of
 from metering.settings import Settings
 from metering.store.connection import UNREACHABLE, Connection, connection_pool, database_url
 from metering.store.webhooks import (
@@ -21,6 +22,7 @@ from metering.store.webhooks import (
     claim_due_deliveries,
     disable_endpoint,
     endpoints_with_due_deliveries,
+    note_failing,
     store_attempts,
 )
 
@@ -41,6 +43,7 @@ class WebhookSender:
         self._busy: set[int] = set()
         self._tls = ssl.create_default_context()
         self._random = SystemRandom()
+        self._sealer = sealer_of(settings)
 
     def wake(self) -> None:
         """Look for deliveries again: something was put in."""
@@ -106,30 +109,63 @@ class WebhookSender:
         attempts = await asyncio.gather(*(self._attempt(endpoint, each) for each in due))
         async with pool.connection() as connection:
             await store_attempts(connection, attempts, now=clock.now())
-            if any(each.status == GONE for each in attempts):
-                await disable_endpoint(
-                    connection,
-                    endpoint.endpoint_no,
-                    reason="the endpoint answered 410: it is gone",
-                    now=clock.now(),
-                )
+            await self._disable_if_dead(connection, endpoint, attempts)
         _count(attempts)
         return True
+
+    async def _disable_if_dead(
+        self, connection: Connection, endpoint: DueEndpoint, attempts: Sequence[Attempt]
+    ) -> None:
+        """Disable an endpoint that wants nothing more, or at which nothing arrived for days."""
+        now = clock.now()
+        succeeded = any(each.succeeded for each in attempts)
+        since = await note_failing(connection, endpoint.endpoint_no, succeeded=succeeded, now=now)
+        days = self._settings.webhook_failing_days_max
+        reason = None
+        if any(each.status == GONE for each in attempts):
+            reason = "the endpoint answered 410: it is gone"
+        elif since is not None and now - since >= timedelta(days=days):
+            reason = f"every attempt failed for {days:g} days"
+        if reason is not None:
+            await disable_endpoint(
+                connection, endpoint.endpoint_no, reason=reason, now=now, tell=True
+            )
+
+    def _previous(self, endpoint: DueEndpoint) -> bytes | None:
+        stored = endpoint.previous_secret
+        return None if stored is None else self._sealer.unseal(stored)
 
     async def _attempt(self, endpoint: DueEndpoint, delivery: DueDelivery) -> Attempt:
         settings = self._settings
         body = webhook_body(delivery)
-        status, error = await call_webhook(
-            endpoint.url,
-            body,
-            signed_headers(str(delivery.event_id), body, secret=endpoint.secret, now=clock.now()),
-            tls=self._tls,
-            timeout_seconds=settings.webhook_timeout_seconds,
-            private_addresses=settings.webhook_private_addresses,
-        )
+        began_at = clock.now()
+        status: int | None
+        error: str | None
+        try:
+            headers = signed_headers(
+                str(delivery.event_id),
+                body,
+                secret=self._sealer.unseal(endpoint.secret),
+                previous=self._previous(endpoint),
+                now=began_at,
+            )
+        except SecretUnreadable as unreadable:
+            status, error = None, str(unreadable)
+        else:
+            status, error = await call_webhook(
+                endpoint.url,
+                body,
+                headers,
+                tls=self._tls,
+                timeout_seconds=settings.webhook_timeout_seconds,
+                private_addresses=settings.webhook_private_addresses,
+            )
+        took = clock.now() - began_at
         over = delivery.attempts >= settings.webhook_attempts_max or status == GONE
         return Attempt(
             delivery_no=delivery.delivery_no,
+            attempted_at=began_at,
+            milliseconds=max(0, took // timedelta(milliseconds=1)),
             status=status,
             error=error,
             again_at=None

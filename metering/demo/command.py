@@ -266,6 +266,7 @@ class _Demo:
 
     def _say_where(self, key_file: Path) -> None:
         print(f"\n  API docs   {self._api_url}/docs")
+        print(f"  page       {self._api_url}/")
         key = f'"Authorization: Bearer $(cat {_short(key_file)})"'
         print(f"  try        curl -H {key} {self._api_url}/v1/fleets")
         print("             the same with /v1/alerts, /v1/commands, /v1/events")

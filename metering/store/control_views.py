@@ -37,7 +37,7 @@ class EventView:
     event_no: int
     event_id: UUID
     kind: str
-    fleet_id: str
+    fleet_id: str | None
     device_id: str | None
     payload: Mapping[str, object]
     cause: str
@@ -46,14 +46,17 @@ class EventView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointView:
-    """A webhook endpoint, without its secret."""
+    """A webhook endpoint, without its secrets."""
 
     endpoint_no: int
     endpoint_id: UUID
     url: str
     kinds: list[str]
     created_at: datetime
+    previous_until: datetime | None
+    failing_since: datetime | None
     disabled_at: datetime | None
+    disabled_reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,17 @@ class DeliveryView:
     last_error: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """One call of an endpoint; `status` is None where no answer came."""
+
+    attempt_no: int
+    attempted_at: datetime
+    status: int | None
+    milliseconds: int
+    error: str | None
+
+
 _COMMAND = (
     "SELECT command_no, command_id, device_id, fleet_id, kind, payload, cause, state, attempts,"
     " command.created_at, expires_at, sent_at, acknowledged_at, detail"
@@ -80,12 +94,13 @@ _COMMAND = (
 )
 _EVENT = (
     "SELECT event_no, event_id, kind, fleet_id, device_id, payload, cause, event.created_at"
-    " FROM event JOIN fleet ON fleet.fleet_no = event.fleet_no"
+    " FROM event LEFT JOIN fleet ON fleet.fleet_no = event.fleet_no"
     " LEFT JOIN device ON device.device_no = event.device_no"
     " WHERE event.tenant_no = %(tenant_no)s"
 )
 _ENDPOINT = (
-    "SELECT endpoint_no, endpoint_id, url, kinds, created_at, disabled_at FROM webhook_endpoint"
+    "SELECT endpoint_no, endpoint_id, url, kinds, created_at, previous_until, failing_since,"
+    " disabled_at, disabled_reason FROM webhook_endpoint"
     " WHERE tenant_no = %(tenant_no)s"
 )
 _DELIVERY = (
@@ -261,10 +276,99 @@ async def replay_delivery(
         " AND state = 'failed'",
         [now, event_id, endpoint_no],
     )
-    delivery = await fetch_one(
+    delivery = await delivery_view(connection, endpoint_no, event_id)
+    return delivery, replayed.rowcount == 1
+
+
+async def replay_deliveries(
+    connection: Connection,
+    endpoint_no: int,
+    *,
+    since: datetime,
+    until: datetime,
+    only_failed: bool,
+    now: datetime,
+    limit: int,
+) -> int:
+    """Queue what ended again, of events in `[since, until)`, the first ones first; return how many.
+
+    Those that are queued are left as they are.
+    """
+    replayed = await connection.execute(
+        "UPDATE webhook_delivery SET state = 'queued', attempts = 0, due_at = %(now)s,"
+        " delivered_at = NULL WHERE delivery_no IN (SELECT delivery_no FROM webhook_delivery"
+        "   JOIN event USING (event_no) WHERE endpoint_no = %(endpoint_no)s AND due_at IS NULL"
+        "   AND (state = 'failed' OR NOT %(only_failed)s) AND created_at >= %(since)s"
+        "   AND created_at < %(until)s ORDER BY delivery_no LIMIT %(limit)s FOR UPDATE)",
+        {
+            "endpoint_no": endpoint_no,
+            "since": since,
+            "until": until,
+            "only_failed": only_failed,
+            "now": now,
+            "limit": limit,
+        },
+    )
+    return replayed.rowcount
+
+
+async def rotate_secret(
+    connection: Connection, endpoint_no: int, *, secret: bytes, until: datetime, now: datetime
+) -> None:
+    """Give an endpoint a new secret; the one that it has signs on until an instant, unless that is past.
+
+    While one signs on already, that one stays: what came between was perhaps seen by nobody.
+    """
+    await connection.execute(
+        "UPDATE webhook_endpoint SET secret = %(secret)s,"
+        " previous_secret = CASE WHEN %(until)s <= %(now)s THEN NULL"
+        "   WHEN previous_until > %(now)s THEN previous_secret ELSE secret END,"
+        " previous_until = CASE WHEN %(until)s > %(now)s THEN %(until)s::timestamptz END"
+        " WHERE endpoint_no = %(endpoint_no)s",
+        {"secret": secret, "until": until, "now": now, "endpoint_no": endpoint_no},
+    )
+
+
+async def send_test_event(
+    connection: Connection, tenant_no: TenantNo, endpoint: EndpointView, *, now: datetime
+) -> DeliveryView:
+    """Record an event of kind `webhook.test` and queue it to one endpoint alone."""
+    made = await connection.execute(
+        "WITH recorded AS (INSERT INTO event (tenant_no, kind, payload, cause, created_at)"
+        "   VALUES (%s, 'webhook.test', jsonb_build_object('endpoint_id', %s::text),"
+        "   'test:' || gen_random_uuid(), %s) RETURNING event_no, event_id),"
+        " queued AS (INSERT INTO webhook_delivery (event_no, endpoint_no, due_at)"
+        "   SELECT event_no, %s, %s FROM recorded) SELECT event_id FROM recorded",
+        [tenant_no, str(endpoint.endpoint_id), now, endpoint.endpoint_no, now],
+    )
+    row = await made.fetchone()
+    assert row is not None  # noqa: S101 - RETURNING
+    delivery = await delivery_view(connection, endpoint.endpoint_no, row[0])
+    assert delivery is not None  # noqa: S101 - it was queued in this transaction
+    return delivery
+
+
+async def delivery_view(
+    connection: Connection, endpoint_no: int, event_id: UUID
+) -> DeliveryView | None:
+    """Return what became of an event at an endpoint."""
+    return await fetch_one(
         connection,
         DeliveryView,
         _DELIVERY + " AND event_id = %(event_id)s",
         {"endpoint_no": endpoint_no, "event_id": event_id},
     )
-    return delivery, replayed.rowcount == 1
+
+
+async def list_attempts(
+    connection: Connection, delivery_no: int, *, before: int | None, limit: int
+) -> list[AttemptView]:
+    """Return at most `limit` attempts of a delivery, the last first, that came before `before`."""
+    return await fetch_all(
+        connection,
+        AttemptView,
+        "SELECT attempt_no, attempted_at, status, milliseconds, error FROM webhook_attempt"
+        " WHERE delivery_no = %(delivery_no)s AND (%(before)s::bigint IS NULL OR attempt_no < %(before)s)"
+        " ORDER BY attempt_no DESC LIMIT %(limit)s",
+        {"delivery_no": delivery_no, "before": before, "limit": checked_limit(limit)},
+    )

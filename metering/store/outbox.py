@@ -34,11 +34,12 @@ class NewCommand:
 class NewEvent:
     """Something that happened, as webhooks tell it: (tenant, kind, cause) is recorded once.
 
-    `kind` reads like "threshold.crossed"; `payload` is a JSON object.
+    `kind` reads like "threshold.crossed"; `payload` is a JSON object. `fleet_no` is None where it
+    concerns no fleet, but a webhook endpoint.
     """
 
     tenant_no: int
-    fleet_no: int
+    fleet_no: int | None
     device_no: int | None
     kind: str
     payload: Mapping[str, object]

@@ -31,7 +31,11 @@ class Program:
     @property
     def environment(self) -> dict[str, str]:
         """What its programs need to find their libraries."""
-        folders = [*self.root.glob("usr/lib/*-linux-*"), *self.root.glob("lib/*-linux-*")]
+        folders = [
+            *self.root.glob("usr/lib/*-linux-*"),
+            *self.root.glob("usr/lib/*-linux-*/pulseaudio"),
+            *self.root.glob("lib/*-linux-*"),
+        ]
         return {
             "PATH": os.environ["PATH"],
             "LD_LIBRARY_PATH": ":".join(str(folder) for folder in sorted(folders)),

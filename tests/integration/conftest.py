@@ -1,6 +1,7 @@
 """A database in which two tenants were charged, and the API that shows it."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -110,10 +111,23 @@ def serve() -> Callable[[FastAPI], AbstractContextManager[str]]:
     return serving
 
 
+class _Server(uvicorn.Server):
+    """Ends the streams that are open still, as the command does."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state = getattr(self.config.app.state, "fleetmeter", None)  # type: ignore[union-attr]
+        if state is not None:
+            state.streams.end()
+        await super().shutdown(sockets)
+
+
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve an application on a free loopback port and yield its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=10
+    )
+    server = _Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -323,6 +337,13 @@ ENDPOINTS = {
 }
 
 
+EVENTS = {
+    "acme": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
+    "rival": "e1f21304-1526-4748-9596-a7b8c9d0e1f2",
+}
+"""The id of the first event of each tenant."""
+
+
 async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
     """Enqueue two commands, and record two events that a webhook endpoint is to be told."""
     await connection.execute(
@@ -349,6 +370,10 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
         )
         await enqueue_commands(connection, [command], now=NOW)
         await record_events(connection, [event], now=NOW)
+    await connection.execute(
+        "UPDATE event SET event_id = %s WHERE tenant_no = %s AND cause = 'alert:1'",
+        [EVENTS[name], fleet.tenant_no],
+    )
 
 
 async def _corrected(connection: Connection, fleet: Fleet, device_no: int) -> None:

@@ -192,10 +192,12 @@ def test_no_secret_is_in_the_log(api: "ApiUnderTest") -> None:
         headers={"Idempotency-Key": "k"},
     )
     assert endpoint.status_code == 201, endpoint.text
+    hook = f"/v1/webhook-endpoints/{endpoint.json()['endpoint_id']}"
+    assert api.acme.post(f"{hook}/secret", json={}).status_code == 201
     for entry in api.acme.get("/v1/audit-log").json()["items"]:
         changes = api.acme.get(f"/v1/audit-log/{entry['entry_no']}/changes")
         assert changes.json()["items"]
-        for secret in ("key_hash", '"secret"', made["key"], endpoint.json()["secret"]):
+        for secret in ("key_hash", '"secret"', '_secret"', made["key"], endpoint.json()["secret"]):
             assert secret not in changes.text + str(entry)
 
 

@@ -45,7 +45,7 @@ _NAMES: dict[str, Any] = {
     "to_bucket_no": 2,
     "request_id": "acme-asked",
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
-    "event_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
+    "event_id": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
     "threshold_id": 1,
     "correction_no": 1,
     "bill_no": 1,
@@ -121,6 +121,11 @@ def _ask(client: httpx.Client, name: str) -> httpx.Response:
     if body is not None:
         given["json"] = body
     params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
+    if "text/event-stream" in operation["responses"].get("200", {}).get("content", {}):
+        with client.stream(method, path.format(**_NAMES), **given) as response:
+            # It has no end of its own.
+            text = "" if response.is_success else response.read().decode()
+        return httpx.Response(response.status_code, text=text)
     return client.request(method, path.format(**_NAMES), params=params, **given)
 
 

@@ -71,6 +71,7 @@ from metering.store import (
     readings,
     record_views,
     registry,
+    streams,
     subscription_views,
     tally,
     unwinding,
@@ -318,6 +319,9 @@ INSERT INTO compared_reading (boot_no, seq, device_no, measured_at, received_at,
     SELECT 1 + n % 5000, 100 + n / 5000, 1 + n % 5000, '2026-04-10', now(), 1, 1, 0, 0, 1, 0
     FROM generate_series(0, 19999) AS n;
 RESET session_replication_role;
+INSERT INTO webhook_attempt (delivery_no, attempted_at, milliseconds)
+    SELECT delivery_no, now(), 5 FROM webhook_delivery;
+SELECT number_stream_entries();
 """
 
 
@@ -501,7 +505,9 @@ ANSWER = commands.HeardAck(
     tenant_id=TenantId("tenant-2"), device_id=DeviceId("device-10"),
     ack=CommandAck(id=UUID(int=1), outcome="done"),
 )  # fmt: skip
-ATTEMPT = webhooks.Attempt(delivery_no=5, status=500, error="answered 500", again_at=NOW)
+ATTEMPT = webhooks.Attempt(
+    delivery_no=5, attempted_at=NOW, milliseconds=7, status=500, error="answered 500", again_at=NOW
+)
 SAID = payment_requests.ProviderPayment(
     intent_id="pi_5", request_no=5, currency="EUR", received=Decimal(10), refunded=Decimal(1),
     disputed=Decimal(0), failure=None, payment_no=None,
@@ -744,6 +750,13 @@ HOT: dict[str, Use] = {
     "due endpoints": lambda c: webhooks.endpoints_with_due_deliveries(c, now=NOW),
     "due deliveries": lambda c: webhooks.claim_due_deliveries(c, 3, now=NOW, until=NOW, limit=8),
     "attempted deliveries": lambda c: webhooks.store_attempts(c, [ATTEMPT], now=NOW),
+    "attempts of a delivery": lambda c: control_views.list_attempts(c, 5, before=None, limit=50),
+    "deliveries since": lambda c: control_views.replay_deliveries(
+        c, 3, since=NOW, until=NOW + DAY, only_failed=True, now=NOW, limit=50
+    ),
+    "head of a stream": lambda c: streams.stream_head(c, 3),
+    "entries of a stream": lambda c: streams.entries_after(c, 3, 100, limit=100),
+    "watched balances": lambda c: streams.balance_versions(c, [1, 3]),
     "commands": lambda c: control_views.list_commands(
         c, TENANT, device_no=None, kind=None, state="queued", before=None, limit=50
     ),
@@ -884,6 +897,7 @@ SHOWN = [
     "payments", "payments of a fleet", "a payment", "an account", "entries of an account",
     "unpaid bills", "payment requests of a fleet", "refunds of a fleet", "messages of a batch",
     "batch of a reading", "readings of a message",
+    "attempts of a delivery", "head of a stream", "entries of a stream",
 ]  # fmt: skip
 """What the API reads."""
 

@@ -16,13 +16,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 
+import httpx
 import pytest
+from cryptography.fernet import Fernet
+from fastapi import FastAPI
 
+from api.app import create_app
 from metering.control.call_webhook import signed_headers
+from metering.control.prune import Pruner
 from metering.control.send_webhooks import again_at
+from metering.settings import Settings
+from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.control_views import create_endpoint
 from metering.store.outbox import NewEvent, record_events
+from metering.store.registry import tenant_no
+from tests.integration.conftest import serving
 from tests.integration.pipeline import TENANT, TRACKERS, Pipeline, pipeline_of, wait_until
 
 SECRET = b"a secret of thirty-two octets !!"
@@ -133,6 +142,38 @@ def happen(pipeline: Pipeline, *causes: str, kind: str = "threshold.crossed") ->
             await record_events(connection, events, now=datetime.now(UTC))
 
     asyncio.run(record())
+
+
+def api_of(pipeline: Pipeline) -> FastAPI:
+    """Return the API over the same database, with the settings of the control process."""
+    names = {
+        name.removeprefix("FLEETMETER_").lower(): value
+        for name, value in pipeline.environment.items()
+    }
+    return create_app(Settings(database_url=pipeline.database_url, **names))  # type: ignore[arg-type]
+
+
+@contextmanager
+def manager_of(pipeline: Pipeline) -> Iterator[httpx.Client]:
+    """Yield a client of the tenant's admin."""
+
+    async def key() -> str:
+        async with await connect(pipeline.database_url, application="test") as connection:
+            tenant = await tenant_no(connection, TENANT)
+            now = datetime.now(UTC)
+            return await create_api_key(connection, tenant=tenant, label="hooks", now=now)
+
+    headers = {"Authorization": f"Bearer {asyncio.run(key())}", "Idempotency-Key": "hook"}
+    with serving(api_of(pipeline)) as url, httpx.Client(base_url=url, headers=headers) as client:
+        yield client
+
+
+def verified(headers: Message, body: bytes, secret: str) -> list[bool]:
+    """Return, for each signature, whether it is that of a secret as the API gave it."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    return [each == f"v1,{expected}" for each in headers["webhook-signature"].split(" ")]
 
 
 def deliveries(pipeline: Pipeline) -> list[tuple[str, int, int | None, str | None]]:
@@ -304,6 +345,151 @@ def test_killed_while_it_calls_it_calls_again(pipeline: Pipeline, receiver: Rece
     pipeline.start_control()
     wait_until(delivered(pipeline), "the delivery")
     assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
+
+
+def test_a_replaced_secret_signs_for_a_while_and_what_was_told_is_logged(
+    pipeline: Pipeline, receiver: Receiver
+) -> None:
+    pipeline.environment["FLEETMETER_SECRETS_KEY"] = Fernet.generate_key().decode()
+    with manager_of(pipeline) as client:
+        made = client.post("/v1/webhook-endpoints", json={"url": receiver.url}).json()
+        hook = f"/v1/webhook-endpoints/{made['endpoint_id']}"
+        lost = client.post(f"{hook}/secret", json={}).json()["secret"]
+        answer = client.post(f"{hook}/secret", json={"overlap_hours": 1})
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["previous_until"] is not None
+        secret = answer.json()["secret"]
+        stored = pipeline.query("SELECT secret, previous_secret FROM webhook_endpoint")[0]
+        assert all(bytes(each).startswith(b"fernet:") for each in stored)
+        pipeline.start_control()
+        receiver.answers = [500]
+        told = client.post(f"{hook}/test")
+        assert told.status_code == 202, told.text
+        wait_until(delivered(pipeline), "the delivery")
+        assert receiver.bodies()[0]["type"] == "webhook.test"
+        assert receiver.bodies()[0]["fleet"] is None
+        for headers, body in receiver.requests:
+            assert verified(headers, body, secret) == [True, False]
+            assert verified(headers, body, made["secret"]) == [False, True]
+            assert not any(verified(headers, body, lost))
+        log = client.get(f"{hook}/deliveries/{told.json()['event_id']}/attempts").json()["items"]
+        assert [(each["status"], each["error"]) for each in log] == [
+            (204, None),
+            (500, "answered 500"),
+        ]
+        assert all(0 <= each["milliseconds"] < 60_000 for each in log)
+        assert (
+            client.get("/v1/events", params={"kind": "webhook.test"}).json()["items"][0]["fleet_id"]
+            is None
+        )
+        ended = client.post(f"{hook}/secret", json={"overlap_hours": 0}).json()
+        assert ended["previous_until"] is None
+        client.post(f"{hook}/test")
+        wait_until(lambda: len(receiver.requests) == 3, "the test event")
+        assert verified(*receiver.requests[-1], ended["secret"]) == [True]
+
+
+def test_a_secret_that_cannot_be_read_fails_its_deliveries_and_says_so(
+    pipeline: Pipeline, receiver: Receiver
+) -> None:
+    pipeline.environment["FLEETMETER_SECRETS_KEY"] = Fernet.generate_key().decode()
+    with manager_of(pipeline) as client:
+        assert client.post("/v1/webhook-endpoints", json={"url": receiver.url}).status_code == 201
+    del pipeline.environment["FLEETMETER_SECRETS_KEY"]
+    happen(pipeline, "alert:1")
+    pipeline.start_control()
+    wait_until(lambda: deliveries(pipeline)[0][3], "the failure")
+    assert "FLEETMETER_SECRETS_KEY" in str(deliveries(pipeline)[0][3])
+    assert receiver.requests == []
+
+
+def test_what_happened_since_is_told_again(pipeline: Pipeline, receiver: Receiver) -> None:
+    receiver.answers = [500, 500, 500]
+    with manager_of(pipeline) as client:
+        made = client.post("/v1/webhook-endpoints", json={"url": receiver.url}).json()
+        hook = f"/v1/webhook-endpoints/{made['endpoint_id']}"
+        pipeline.start_control()
+        happen(pipeline, "alert:1")
+        wait_until(lambda: deliveries(pipeline)[0][0] == "failed", "the last attempt")
+        happen(pipeline, "alert:2")
+        wait_until(lambda: len(receiver.requests) == 4, "the other event")
+        wait_until(lambda: deliveries(pipeline)[1][0] == "delivered", "its end")
+        since = {"since": "2026-01-01T00:00:00Z"}
+        assert client.post(f"{hook}/replays", json=since).json() == {"queued": 1, "more": False}
+        wait_until(delivered(pipeline), "the failed one")
+        assert len(receiver.requests) == 5
+        both = client.post(f"{hook}/replays", json=since | {"only_failed": False})
+        assert (both.status_code, both.json()["queued"]) == (202, 2)
+        wait_until(lambda: len(receiver.requests) == 7, "both again")
+        none = since | {"until": "2026-01-02T00:00:00Z", "only_failed": False}
+        assert client.post(f"{hook}/replays", json=none).json()["queued"] == 0
+        wrong = client.post(f"{hook}/replays", json=since | {"until": "2025-01-02T00:00:00Z"})
+        assert wrong.status_code == 422
+
+
+def test_an_endpoint_at_which_nothing_arrives_for_days_is_disabled(
+    pipeline: Pipeline, receiver: Receiver
+) -> None:
+    with receiving(Receiver(answers=[500] * 99)) as dead:
+        subscribe(pipeline, dead.url)
+        subscribe(pipeline, receiver.url, "webhook.disabled")
+        happen(pipeline, "alert:1")
+        pipeline.start_control()
+        wait_until(lambda: deliveries(pipeline)[0][0] == "failed", "the last attempt")
+        failing = "SELECT failing_since FROM webhook_endpoint WHERE url = %s"
+        assert pipeline.query(failing, dead.url)[0][0] is not None
+        pipeline.execute(
+            "UPDATE webhook_endpoint SET failing_since = failing_since - interval '6 days'"
+            " WHERE failing_since IS NOT NULL"
+        )
+        happen(pipeline, "alert:2")
+        wait_until(lambda: receiver.requests, "what the other endpoint is told")
+    told = receiver.bodies()[0]
+    assert (told["type"], told["fleet"]) == ("webhook.disabled", None)
+    reason = "every attempt failed for 5 days"
+    assert isinstance(told["data"], dict)
+    assert (told["data"]["url"], told["data"]["reason"]) == (dead.url, reason)
+    assert pipeline.query(
+        "SELECT disabled_reason FROM webhook_endpoint WHERE url = %s", dead.url
+    ) == [(reason,)]
+    assert {each[0] for each in deliveries(pipeline)[:2]} == {"failed"}
+
+
+def test_one_success_and_an_endpoint_fails_anew(pipeline: Pipeline, receiver: Receiver) -> None:
+    receiver.answers = [500]
+    subscribe(pipeline, receiver.url)
+    happen(pipeline, "alert:1")
+    pipeline.start_control()
+    wait_until(delivered(pipeline), "the delivery")
+    assert pipeline.query("SELECT failing_since, disabled_at FROM webhook_endpoint") == [
+        (None, None)
+    ]
+
+
+def test_what_was_told_long_ago_is_forgotten(pipeline: Pipeline, receiver: Receiver) -> None:
+    subscribe(pipeline, receiver.url)
+    happen(pipeline, "alert:1", "alert:2", "alert:3")
+    pipeline.start_control()
+    wait_until(delivered(pipeline), "the deliveries")
+    pipeline.execute(
+        "UPDATE webhook_delivery SET attempted_at = attempted_at - interval '31 days' WHERE delivery_no = 1"
+    )
+    pipeline.execute(
+        "UPDATE stream_entry SET recorded_at = recorded_at - interval '4 days'"
+        " WHERE entry_no = (SELECT min(entry_no) FROM stream_entry)"
+    )
+    settings = Settings(database_url=pipeline.database_url)
+
+    async def prune() -> None:
+        async with await connect(
+            pipeline.database_url, application="test", autocommit=True
+        ) as connection:
+            await Pruner(settings).prune(connection, now=datetime.now(UTC))
+
+    asyncio.run(prune())
+    assert [pipeline.count(each) for each in ("webhook_delivery", "webhook_attempt")] == [2, 2]
+    assert (pipeline.count("stream_entry"), pipeline.count("event")) == (2, 3)
+    assert pipeline.query("SELECT position, pruned_to FROM stream_head") == [(3, 1)]
 
 
 def test_the_wait_doubles_up_to_its_limit_and_differs() -> None:

@@ -26,6 +26,8 @@ UNION ALL SELECT tenant_no, CASE kind WHEN 'top_up' THEN 'balance.topped_up'
   'operation:' || operation_no FROM balance_operation
 UNION ALL SELECT tenant_no, 'reservation.expired', 'reservation:' || reservation_no
   FROM reservation JOIN device USING (device_no) WHERE state = 'expired'
+UNION ALL SELECT tenant_no, 'webhook.disabled', 'endpoint:' || endpoint_no FROM webhook_endpoint
+  WHERE disabled_at IS NOT NULL
 """
 
 
