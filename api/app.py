@@ -3,15 +3,25 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
-from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
+from api.errors import ProblemDocument, handle_errors
+from api.manners import (
+    BoundBody,
+    CarryHeaders,
+    refuse_other_bodies,
+    refuse_unacceptable,
+    tell_deprecation,
+)
 from api.metrics import Metrics, RequestMetrics
 from api.oidc import Issuer
+from api.openapi_document import finish
 from api.parameters import refuse_unknown_parameters
+from api.request_limits import RequestLimits
 from api.rights import unnamed
 from api.routes import (
     access,
@@ -65,6 +75,13 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         answer_seconds_max=settings.database_answer_seconds_max,
         row_security=True,
     )
+    limits_pool = connection_pool(
+        api_database_url(settings),
+        application="api limits",
+        size_max=1,
+        answer_seconds_max=settings.database_answer_seconds_max,
+        row_security=True,
+    )
     metrics = Metrics()
     issuer = None
     if settings.oidc_issuer is not None:
@@ -73,10 +90,12 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await pool.open(wait=False)
+        await limits_pool.open(wait=False)
         try:
             yield
         finally:
             await pool.close()
+            await limits_pool.close()
             if issuer is not None:
                 await issuer.close()
 
@@ -97,10 +116,25 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         settings=settings,
         tax_service=tax_service_of(settings),
         issuer=issuer,
+        limits=RequestLimits(
+            limits_pool,
+            of_key=settings.api_requests_a_minute_of_key,
+            of_tenant=settings.api_requests_a_minute_of_tenant,
+        ),
     )
+    app.add_middleware(BoundBody)
     handle_errors(app)
+    app.add_middleware(CarryHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
-    checked = [Depends(refuse_unknown_parameters)]
+    checked = [
+        Depends(each)
+        for each in (
+            tell_deprecation,
+            refuse_unacceptable,
+            refuse_other_bodies,
+            refuse_unknown_parameters,
+        )
+    ]
     for module in (
         operations,
         access,
@@ -126,30 +160,16 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         without = unnamed(module.router.routes)
         if without:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
-        app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
+        app.include_router(module.router, dependencies=checked, responses=_FAULT)
+    finish(app)
     return app
 
 
-_FAILURES = {
-    401: "No API key, or not a good one",
-    403: "The key or user may not do that",
-    404: "There is no such thing in this tenant",
-    422: "Bad input; `errors` names each field and the fix",
-    500: "A fault on the server's side",
-    503: "The database is away; try again after `Retry-After` seconds",
+_FAULT: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.INTERNAL_SERVER_ERROR: {"model": ProblemDocument, "description": "A fault"}
 }
-
-
-def _problems(failures: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
-    return {
-        status: {
-            "model": ProblemDocument,
-            "description": description,
-            "content": {PROBLEM_TYPE: {"schema": schema}},
-        }
-        for status, description in failures.items()
-    }
+"""Of what every route may answer, the one that puts the problem's schema in the document; the others are
+added when it is finished: FastAPI takes a second more to draw up each of them itself."""
 
 
 def _operation_id(route: APIRoute) -> str:

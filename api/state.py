@@ -9,6 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
 from api.oidc import Issuer
+from api.request_limits import RequestLimits
 from metering.billing.tax import TaxService
 from metering.settings import Settings
 from metering.store.connection import Connection
@@ -29,6 +30,7 @@ class ApiState:
     settings: Settings
     tax_service: TaxService | None
     issuer: Issuer | None
+    limits: RequestLimits
 
 
 def state_of(request: Request) -> ApiState:

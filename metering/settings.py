@@ -216,6 +216,13 @@ class Settings(BaseSettings):
         "fleetmeter", description="the audience that a token has to be made for"
     )
 
+    api_requests_a_minute_of_key: int = Field(
+        6000, ge=0, description="requests that a key or user may make in a minute; 0: any number"
+    )
+    api_requests_a_minute_of_tenant: int = Field(
+        60_000, ge=0, description="the same of a tenant, all its keys and users together"
+    )
+
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")

@@ -21,6 +21,7 @@ _OF_NOBODY = {
     "registry_version",
     "schema_migration",
     "provider_event",
+    "request_window",
 }
 """Tables that hold no tenant's rows: they are the deployment's."""
 
