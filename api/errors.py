@@ -202,7 +202,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
     status = HTTPStatus(error.status_code)
     if not is_known(status):
-        status = HTTPStatus.BAD_REQUEST if status.is_client_error else _FAULT
+        status = HTTPStatus.BAD_REQUEST if status < _FAULT else _FAULT
     match status:
         case HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {request.url.path}; see /docs"

@@ -11,6 +11,7 @@ from email.utils import format_datetime
 from http import HTTPStatus
 
 from fastapi import Request
+from fastapi.datastructures import DefaultPlaceholder
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -81,7 +82,8 @@ def offered_types(route: APIRoute) -> list[str]:
         if str(status).startswith("2")
         for kind in told.get("content", {})
     ]
-    plain = getattr(route.response_class, "value", route.response_class).media_type
+    answers = route.response_class
+    plain = (answers.value if isinstance(answers, DefaultPlaceholder) else answers).media_type
     return list(dict.fromkeys([*([plain] if plain else []), *declared])) or ["*/*"]
 
 

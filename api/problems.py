@@ -168,8 +168,8 @@ _HEAD = """\
 
 What the API answers when it cannot do what it is asked: `application/problem+json` (RFC 9457). `type` names
 the kind and never changes; `title` and `status` belong to it; `detail` says it of this request. Each of
-`errors`, where there are any, names a `field`, the `problem` and the `fix`; of what is in a body, `pointer` is its place in it (a
-JSON pointer, RFC 6901). Drawn up from `api/problems.py` by `make openapi`.
+`errors`, where there are any, names a `field`, the `problem` and the `fix`; of what is in a body, `pointer`
+is its place in it (a JSON pointer, RFC 6901). Drawn up from `api/problems.py` by `make openapi`.
 
 | type | status | title | meaning | fix |
 |---|---|---|---|---|"""
