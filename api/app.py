@@ -36,6 +36,7 @@ from api.routes import (
     documents,
     faults,
     fleets,
+    jobs,
     operations,
     payments,
     plans,
@@ -156,6 +157,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         carriers,
         charges,
         assurance,
+        jobs,
     ):
         without = unnamed(module.router.routes)
         if without:

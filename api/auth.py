@@ -81,6 +81,14 @@ async def open_transaction(state: ApiState) -> AsyncIterator[Connection]:
         yield connection
 
 
+@asynccontextmanager
+async def seeing_again(state: ApiState, caller: Caller) -> AsyncIterator[Connection]:
+    """Give a caller a connection once more, for an answer that is sent after its own has ended."""
+    async with _snapshot(state) as connection:
+        await speak_for(connection, caller.identity, tenant=caller.tenant_no)
+        yield connection
+
+
 async def snapshot(request: Request) -> AsyncIterator[Connection]:
     """Give a connection whose transaction sees one state of the database and cannot write."""
     async with _snapshot(state_of(request)) as connection:

@@ -27,7 +27,7 @@ MOVES_MONEY: frozenset[str] = frozenset(
     top_up_fleet top_up_device transfer_balance adjust_balance post_void post_bill_settlement post_note
     post_bill_adjustment post_fleet_adjustment post_dispute post_resolution post_rerating post_payment
     post_reversal post_allocation post_refund post_payment_request post_subscription post_plan_change
-    post_subscription_end post_state_change post_fleet_move post_sim_swap post_parked_charge post_job
+    post_subscription_end post_state_change post_fleet_move post_sim_swap post_parked_charge post_rerating_job
     """.split()
 )
 """Commands that move money, or change what is owed: each wants an `Idempotency-Key`."""

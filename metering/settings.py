@@ -125,6 +125,22 @@ class Settings(BaseSettings):
         60.0, gt=0, description="the bill run looks for drafts that may be final this often"
     )
 
+    # Jobs
+    job_poll_seconds: float = Field(
+        1.0, gt=0, description="the bill run looks for jobs that the API queued this often"
+    )
+    job_lease_seconds: float = Field(
+        60.0,
+        ge=1,
+        description="a job whose process is not heard of for so long is taken by another",
+    )
+    job_kept_days: float = Field(
+        7.0, gt=0, description="a job that ended, and the file that it made, are kept so long"
+    )
+    job_export_charges_max: int = Field(
+        10_000_000, ge=1, description="most charges that one export may hold"
+    )
+
     # Tax
     tax_service_url: str | None = Field(
         None, description="a service that finds the tax of tenants without tax rules; unset: none"

@@ -1,6 +1,6 @@
 """Jobs: work that takes longer than a request, and how far each has come."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -8,6 +8,7 @@ from typing import Any, Literal
 from psycopg.types.json import Jsonb
 
 from metering.access import Identity, Role
+from metering.errors import Conflict
 from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.rows import checked_limit, fetch_all, fetch_one
@@ -60,6 +61,16 @@ _COLUMNS = (
     "job_no, tenant_no, kind, request, role, fleets, api_key_no, user_no, audit_entry_no, state, done,"
     " total, place, result, problem, attempts, cancel_asked_at, created_at, ended_at"
 )
+_OF_TENANT = "SELECT " + _COLUMNS + " FROM job WHERE tenant_no = %(tenant)s"  # noqa: S608 - own text
+_TAKE = (
+    "UPDATE job SET state = 'running', attempts = attempts + 1,"  # noqa: S608 - own text
+    " leased_until = clock_timestamp() + %(lease)s"
+    " WHERE job_no = (SELECT waiting.job_no FROM job AS waiting"
+    "   WHERE waiting.state = 'queued'"
+    "     OR waiting.state = 'running' AND waiting.leased_until < clock_timestamp()"
+    "   ORDER BY waiting.job_no FOR UPDATE SKIP LOCKED LIMIT 1)"
+    " RETURNING " + _COLUMNS
+)
 
 
 async def insert_job(
@@ -72,7 +83,10 @@ async def insert_job(
     key: str,
     now: datetime,
 ) -> tuple[Job, bool]:
-    """Queue a job under its key; return it, and whether it is new. The key may be that of another one."""
+    """Queue a job under its key; return it, and whether it is new.
+
+    Raises `Conflict` when the key is that of another job, of somebody else perhaps.
+    """
     inserted = await connection.execute(
         "INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, api_key_no, user_no,"
         " audit_entry_no, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s,"
@@ -93,10 +107,15 @@ async def insert_job(
     job = await fetch_one(
         connection,
         Job,
-        f"SELECT {_COLUMNS} FROM job WHERE tenant_no = %(tenant)s AND idempotency_key = %(key)s",
+        _OF_TENANT + " AND idempotency_key = %(key)s",
         {"tenant": tenant, "key": key},
     )
-    assert job is not None  # noqa: S101 - it is there by now
+    if job is None or (job.kind, job.request) != (kind, request):
+        raise Conflict(
+            "Idempotency-Key",
+            "was used for another request",
+            "repeat that request unchanged, or make a new key for this one",
+        )
     return job, inserted.rowcount == 1
 
 
@@ -105,7 +124,7 @@ async def job_of(connection: Connection, tenant: TenantNo, job_no: int) -> Job |
     return await fetch_one(
         connection,
         Job,
-        f"SELECT {_COLUMNS} FROM job WHERE tenant_no = %(tenant)s AND job_no = %(job_no)s",
+        _OF_TENANT + " AND job_no = %(job_no)s",
         {"tenant": tenant, "job_no": job_no},
     )
 
@@ -122,8 +141,7 @@ async def list_jobs(
     return await fetch_all(
         connection,
         Job,
-        f"SELECT {_COLUMNS} FROM job WHERE tenant_no = %(tenant)s"
-        " AND (%(state)s::text IS NULL OR state = %(state)s)"
+        _OF_TENANT + " AND (%(state)s::text IS NULL OR state = %(state)s)"
         " AND (%(before)s::bigint IS NULL OR job_no < %(before)s)"
         " ORDER BY job_no DESC LIMIT %(limit)s",
         {"tenant": tenant, "state": state, "before": before, "limit": checked_limit(limit)},
@@ -161,13 +179,7 @@ async def take_job(connection: Connection, *, lease: timedelta) -> Job | None:
     return await fetch_one(
         connection,
         Job,
-        "UPDATE job SET state = 'running', attempts = attempts + 1,"
-        " leased_until = clock_timestamp() + %(lease)s"
-        " WHERE job_no = (SELECT waiting.job_no FROM job AS waiting"
-        "   WHERE waiting.state = 'queued' OR waiting.state = 'running'"
-        "     AND waiting.leased_until < clock_timestamp()"
-        "   ORDER BY waiting.job_no FOR UPDATE SKIP LOCKED LIMIT 1)"
-        f" RETURNING {_COLUMNS}",
+        _TAKE,
         {"lease": lease},
     )
 
@@ -319,3 +331,17 @@ async def charged_span(
     )
     row = await found.fetchone()
     return 0 if row is None else int(row[0])
+
+
+# What a device import asks -----------------------------------------------------------------------
+
+
+async def homes_of_devices(
+    connection: Connection, tenant: TenantNo, device_ids: Sequence[str]
+) -> dict[str, int]:
+    """Return in which fleet those of some devices are that exist."""
+    found = await connection.execute(
+        "SELECT device_id, fleet_no FROM device WHERE tenant_no = %s AND device_id = ANY(%s)",
+        [tenant, list(device_ids)],
+    )
+    return dict(await found.fetchall())
