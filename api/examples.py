@@ -146,6 +146,11 @@ class Examples:
         self._schemas = schemas
         self.unknown: set[str] = set()
 
+    def has(self, schema: Mapping[str, Any]) -> bool:
+        """Whether a schema brings examples of its own."""
+        named = schema.get("$ref", "").rpartition("/")[2]
+        return "examples" in (self._schemas[named] if named else schema)
+
     def of(self, schema: Mapping[str, Any], name: str = "") -> Any:  # noqa: ANN401 - any JSON
         """Return a value that a schema takes; `name` is that of the field that holds it."""
         return self._of(schema, name, 0)

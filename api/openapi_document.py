@@ -30,10 +30,9 @@ _TAGS = {
     "fleets": "Fleets, their pools and their bills so far",
     "devices": "Devices, and what each has left",
     "balances": "Top-ups, transfers and adjustments of buckets",
-    "bills": "Bills, notes, adjustments and disputes",
-    "billing": "Who bills whom, and how it is taxed",
+    "bills": "Bills, notes, adjustments, disputes; who bills whom, and how it is taxed",
     "payments": "Payments, accounts, wallets",
-    "reservations": "Quota ahead of use",
+    "quota": "Quota ahead of use",
     "terms": "Plans, states, fleets and SIMs of devices, from an instant on",
     "usage": "Use over time",
     "plans": "Plans and their versions",
@@ -75,7 +74,11 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
     document["tags"] = [
         {"name": tag, "description": _TAGS.get(tag, tag)} for tag in sorted(used, key=_place)
     ]
-    document["components"].setdefault("headers", {}).update(_HEADERS)
+    document["components"]["headers"] = _HEADERS
+    document["components"]["responses"] = {
+        kind_of(HTTPStatus(status)).name: _failure(HTTPStatus(status))
+        for status in sorted({*_FAILURES, *_OF_KEYS, *_OF_BODIES, *_OF_VERSIONS})
+    }
     return document
 
 
@@ -111,11 +114,12 @@ def _describe(operation: dict[str, Any]) -> None:
             *((401, 413) if "Stripe-Signature" in headers else ()),
         }
     ):
-        operation["responses"][str(status)] = _failure(HTTPStatus(status))
+        name = kind_of(HTTPStatus(status)).name
+        operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
     if not keyed:
         return
     for status, answer in operation["responses"].items():
-        if status.startswith("2") or status == "429":
+        if status.startswith("2"):
             limits = {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMITS}
             answer["headers"] = {**answer.get("headers", {}), **limits}
 
@@ -130,8 +134,14 @@ def _failure(status: HTTPStatus) -> dict[str, Any]:
             PROBLEM_TYPE: {"schema": schema, "example": {**example, "detail": kind.meaning}}
         },
     }
-    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-        answer["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    told = {
+        HTTPStatus.TOO_MANY_REQUESTS: ("Retry-After", *_LIMITS),
+        HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After",),
+    }
+    if status in told:
+        answer["headers"] = {
+            name: {"$ref": f"#/components/headers/{name}"} for name in told[status]
+        }
     return answer
 
 
@@ -179,7 +189,7 @@ def _give(content: dict[str, Any], examples: Examples, name: str = "") -> None:
     content.setdefault("schema", {"type": "string"})
     if "example" in content:
         content["example"] = examples.completed(content["example"], content["schema"])
-    elif "examples" not in content:
+    elif "examples" not in content and not examples.has(content["schema"]):
         content["example"] = examples.of(content["schema"], name)
 
 

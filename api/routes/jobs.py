@@ -1,4 +1,4 @@
-"""Jobs: exports, imports and re-ratings that take longer than a request, how far they are, and their files."""
+"""Jobs: exports, imports and re-ratings that take longer than a request; how far they are; their files."""
 
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
