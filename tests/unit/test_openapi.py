@@ -5,7 +5,7 @@ import copy
 import json
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import date, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def test_what_is_deprecated_stays_for_half_a_year(monkeypatch: pytest.MonkeyPatc
         assert told.sunset - told.since >= timedelta(days=180)
     assert set(_OPERATIONS) >= set(manners.DEPRECATIONS)
     told = manners.Deprecation(
-        since=manners.Date(2026, 1, 1), sunset=manners.Date(2026, 7, 1), instead="get_devices"
+        since=date(2026, 1, 1), sunset=date(2026, 7, 1), instead="get_devices"
     )
     monkeypatch.setitem(manners.DEPRECATIONS, "get_fleets", told)
     document = finished(copy.deepcopy(_DOCUMENT))
