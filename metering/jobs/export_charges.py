@@ -110,7 +110,7 @@ def _row(of: ExportedCharge, currency: str) -> list[object]:
         of.charge_id, of.device_id, of.boot_id, of.seq, of.part, of.plan_id, of.plan_version, meter.meter,
         meter.unit, of.zone, of.band, *(each.astimezone(UTC).isoformat() for each in times),
         of.quantity, of.billed, of.from_allowance, of.from_pool, of.overage, currency,
-        decimal_text(Fraction(int(of.amount), of.subunits_per_unit)),
+        decimal_text(Fraction(int(of.amount), int(of.subunits_per_unit))),
     ]  # fmt: skip
 
 

@@ -175,7 +175,21 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
     await _corrected(connection, fleet, numbers[f"{name}-1"])
     await _billed(connection, fleet, name)
+    await _exported(connection, fleet)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
+
+
+async def _exported(connection: Connection, fleet: Fleet) -> None:
+    """Let an export be done that a manager of the fleet asked for."""
+    result = {"media_type": "text/csv", "file_name": "x.csv", "octets": 3, "charges": 0}
+    await connection.execute(
+        "WITH made AS (INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, state,"
+        "   result, created_at, ended_at)"
+        "   VALUES (%s, 'first', 'charge_export', '{}', 'fleet_manager', ARRAY[%s::int], 'done', %s, %s, %s)"
+        "   RETURNING job_no)"
+        " INSERT INTO job_part (job_no, part_no, content) SELECT job_no, 1, 'a,b' FROM made",
+        [fleet.tenant_no, fleet.fleet_no, Jsonb(result), BEGAN, BEGAN],
+    )
 
 
 async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:

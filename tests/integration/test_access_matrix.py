@@ -55,6 +55,7 @@ _NAMES: dict[str, Any] = {
     "api_key_no": 1,
     "user_no": 1,
     "entry_no": 1,
+    "job_no": 1,
 }
 _CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
 _ROOT = Path(__file__).parents[2]
-_BLOCKS = re.findall(r"```python\n(.*?)```", (_ROOT / "client/README.md").read_text("utf-8"), re.DOTALL)
+_BLOCKS = re.findall(
+    r"```python\n(.*?)```", (_ROOT / "client/README.md").read_text("utf-8"), re.DOTALL
+)
 
 
 def _run(*command: str | Path, environment: Mapping[str, str]) -> str:
