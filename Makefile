@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock openapi client stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -76,6 +76,15 @@ lock: development ## bring the lock in line with pyproject.toml; ARGS=--upgrade:
 LOCK = .venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock" -q $(ARGS)
+
+openapi: environment ## bring docs/openapi.json and docs/problems.md in line with the API
+	@.venv/bin/python -m api.openapi_document
+
+client: development ## make the typed Python client of the API from docs/openapi.json, and its wheel in var/client
+	@.venv/bin/openapi-python-client generate --path docs/openapi.json --config client/config.yaml \
+		--meta none --output-path client/fleetmeter_client --overwrite
+	@touch client/fleetmeter_client/py.typed
+	@.venv/bin/uv build --wheel --no-build-isolation --quiet --out-dir var/client client
 
 stack-up: environment ## start TimescaleDB and Mosquitto and leave them running
 	@.venv/bin/fleetmeter stack up

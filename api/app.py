@@ -3,17 +3,27 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
 from api.csv_lists import CsvList, CsvLists, csv_lists
-from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
+from api.errors import ProblemDocument, handle_errors
+from api.manners import (
+    BoundBody,
+    CarryHeaders,
+    refuse_other_bodies,
+    refuse_unacceptable,
+    tell_deprecation,
+)
 from api.metrics import Metrics, RequestMetrics
 from api.oidc import Issuer
+from api.openapi_document import finish
 from api.pages import add_pages
 from api.parameters import refuse_unknown_parameters
+from api.request_limits import RequestLimits
 from api.rights import unnamed
 from api.routes import (
     access,
@@ -29,6 +39,7 @@ from api.routes import (
     documents,
     faults,
     fleets,
+    jobs,
     messages,
     operations,
     payments,
@@ -84,6 +95,13 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         heartbeat_seconds=settings.stream_heartbeat_seconds,
         per_caller_max=settings.streams_per_key_max,
     )
+    limits_pool = connection_pool(
+        api_database_url(settings),
+        application="api limits",
+        size_max=1,
+        answer_seconds_max=settings.database_answer_seconds_max,
+        row_security=True,
+    )
     metrics = Metrics(open_streams=lambda: streams.open)
     issuer = None
     if settings.oidc_issuer is not None:
@@ -92,11 +110,13 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await pool.open(wait=False)
+        await limits_pool.open(wait=False)
         try:
             yield
         finally:
             await streams.close()
             await pool.close()
+            await limits_pool.close()
             if issuer is not None:
                 await issuer.close()
 
@@ -105,6 +125,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_id,
@@ -119,13 +140,28 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         tax_services=TaxServices(settings, now=now),
         issuer=issuer,
         streams=streams,
+        limits=RequestLimits(
+            limits_pool,
+            of_key=settings.api_requests_a_minute_of_key,
+            of_tenant=settings.api_requests_a_minute_of_tenant,
+        ),
     )
+    app.add_middleware(BoundBody)
     handle_errors(app)
     lists: list[CsvList] = []
     app.add_middleware(CsvLists, lists=lists)
     add_pages(app)
+    app.add_middleware(CarryHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
-    checked = [Depends(refuse_unknown_parameters)]
+    checked = [
+        Depends(each)
+        for each in (
+            tell_deprecation,
+            refuse_unacceptable,
+            refuse_other_bodies,
+            refuse_unknown_parameters,
+        )
+    ]
     for module in (
         operations,
         access,
@@ -154,35 +190,22 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         records,
         messages,
         assurance,
+        jobs,
     ):
         without = unnamed(module.router.routes)
         if without:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
         lists += csv_lists(module.router.routes)
-        app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
+        app.include_router(module.router, dependencies=checked, responses=_FAULT)
+    finish(app)
     return app
 
 
-_FAILURES = {
-    401: "No API key, or not a good one",
-    403: "The key or user may not do that",
-    404: "There is no such thing in this tenant",
-    422: "Bad input; `errors` names each field and the fix",
-    500: "A fault on the server's side",
-    503: "The database is away; try again after `Retry-After` seconds",
+_FAULT: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.INTERNAL_SERVER_ERROR: {"model": ProblemDocument, "description": "A fault"}
 }
-
-
-def _problems(failures: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    schema = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
-    return {
-        status: {
-            "model": ProblemDocument,
-            "description": description,
-            "content": {PROBLEM_TYPE: {"schema": schema}},
-        }
-        for status, description in failures.items()
-    }
+"""Of what every route may answer, the one that puts the problem's schema in the document; the others are
+added when it is finished: FastAPI takes a second more to draw up each of them itself."""
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -13,6 +13,7 @@ from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.errors import ProblemError, bad_input, unavailable
+from api.manners import COUNTED, add_headers
 from api.oidc import IssuerAway, Subject, TokenRefused
 from api.rights import MADE, REACHED, RIGHTS
 from api.state import ApiState, state_of
@@ -108,6 +109,14 @@ async def open_transaction(state: ApiState) -> AsyncIterator[Connection]:
         yield connection
 
 
+@asynccontextmanager
+async def seeing_again(state: ApiState, caller: Caller) -> AsyncIterator[Connection]:
+    """Give a caller a connection once more, for an answer that is sent after its own has ended."""
+    async with _snapshot(state) as connection:
+        await speak_for(connection, caller.identity, tenant=caller.tenant_no)
+        yield connection
+
+
 async def snapshot(request: Request) -> AsyncIterator[Connection]:
     """Give a connection whose transaction sees one state of the database and cannot write."""
     async with _snapshot(state_of(request)) as connection:
@@ -133,6 +142,7 @@ async def caller(
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
         found, noted_at = await _identity(state, connection, given)
+        await _count(request, state, found)
         tenant = await _admitted(request, connection, found, of_tenant)
         yield _caller(state, connection, found, tenant)
         await _note_use(state, connection, found, noted_at)
@@ -153,6 +163,7 @@ async def writer(
     given = await _given(state, credentials)
     async with open_transaction(state) as connection:
         found, noted_at = await _identity(state, connection, given)
+        await _count(request, state, found)
         tenant = await _admitted(request, connection, found, of_tenant)
         body = await _json_body(request)
         if found.fleets is not None:
@@ -170,6 +181,7 @@ async def operator_reader(request: Request, credentials: _Credentials) -> AsyncI
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
         found, _ = await _identity(state, connection, given)
+        await _count(request, state, found)
         _check_scope(request, found)
         await speak_for(connection, found, tenant=None)
         yield Operator(identity=found, connection=connection, now=state.now())
@@ -181,6 +193,7 @@ async def operator_writer(request: Request, credentials: _Credentials) -> AsyncI
     given = await _given(state, credentials)
     async with open_transaction(state) as connection:
         found, _ = await _identity(state, connection, given)
+        await _count(request, state, found)
         _check_scope(request, found)
         await speak_for(connection, found, tenant=None)
         body = await _json_body(request)
@@ -229,6 +242,12 @@ async def _identity(
     if found.expires_at is not None and found.expires_at <= state.now():
         raise _unauthorised("this API key has expired", ', error="invalid_token"')
     return found.identity, found.last_used_at
+
+
+async def _count(request: Request, state: ApiState, identity: Identity) -> None:
+    """Count the request; tell what is left of its caller's, or refuse with 429."""
+    if not request.scope.get(COUNTED):
+        add_headers(request.scope, await state.limits.admit(identity, state.now()))
 
 
 def _check_scope(request: Request, identity: Identity) -> Scope:

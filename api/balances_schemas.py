@@ -73,6 +73,11 @@ class TopUpOrder(_Request):
 class TransferOrder(_Request):
     """What is moved out of a bucket, and into which."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"to_bucket_no": 18, "quantity": 100_000_000}]},
+    )
+
     to_bucket_no: Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)]
     quantity: Quantity
     reason: Reason | None = None
@@ -80,6 +85,11 @@ class TransferOrder(_Request):
 
 class AdjustmentOrder(_Request):
     """What a bucket is given, or what is taken away if negative, and why."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"quantity": 100_000_000, "reason": "an outage in May"}]},
+    )
 
     quantity: Annotated[
         int, Field(strict=True, ge=-QUANTITY_MAX, le=QUANTITY_MAX, description="base units; not 0")

@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.manners import COUNTED, add_headers
 from metering.billing.rendering.as_csv import cell_of
 from metering.store.rows import PAGE_MAX
 
@@ -155,7 +156,7 @@ class CsvLists:
                 *((name, value) for name, value in given if name != "cursor"),
                 ("cursor", cursor),
             ]
-            page = await self._page(scope, given)
+            page = await self._page({**scope, COUNTED: True}, given)
             if page.status != HTTPStatus.OK:
                 # What was sent cannot be taken back: the answer breaks off, and the client knows that it did.
                 raise ListBrokenOffError(f"{scope['path']}: a page was answered with {page.status}")
@@ -175,6 +176,7 @@ class CsvLists:
         await self._app(asked, _nothing, answer.take)
         if "route" in asked:
             scope["route"] = asked["route"]  # by which requests are counted
+        add_headers(scope, asked["state"].get("headers", {}))
         return answer
 
 

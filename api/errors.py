@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
+from urllib.parse import quote
 
 import psycopg
 from fastapi import FastAPI, Request
@@ -14,7 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metering.errors import FleetmeterError, InvalidValue, NotFound, TaxServiceFailed
+from api.problems import is_known, kind_of
+from metering.errors import Conflict, FleetmeterError, InvalidValue, NotFound, TaxServiceFailed
 from metering.ids import ID_PATTERN
 from metering.store.connection import UNREACHABLE
 
@@ -54,7 +56,15 @@ _LISTED = {
 class FieldProblem(BaseModel):
     """One input that cannot be taken: which, what is wrong with it, and what would be right."""
 
-    field: str = Field(description="the parameter's name", examples=["limit"])
+    field: str = Field(
+        description="the parameter's name, or where it is in the body, with dots",
+        examples=["device_ids.0"],
+    )
+    pointer: str | None = Field(
+        None,
+        description="where it is in the body (RFC 6901); absent where it is not in the body",
+        examples=["#/device_ids/0"],
+    )
     problem: str = Field(examples=["Input should be less than or equal to 500"])
     fix: str = Field(examples=["use at most 500"])
 
@@ -63,7 +73,8 @@ class ProblemDocument(BaseModel):
     """A failure (RFC 9457)."""
 
     type: str = Field(
-        description="names the kind of problem", examples=["urn:fleetmeter:not-found"]
+        description="names the kind of problem; docs/problems.md lists them",
+        examples=["urn:fleetmeter:not-found"],
     )
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
@@ -81,20 +92,23 @@ class ProblemError(FleetmeterError):
         status: HTTPStatus,
         detail: str,
         *,
+        kind: str | None = None,
         errors: Sequence[FieldProblem] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        """Name a kind of `api/problems.py` where it is not the plain one of the status."""
         super().__init__(detail)
+        self.kind = kind_of(status, kind)
         self.status = status
         self.detail = detail
         self.errors = list(errors)
         self.headers = dict(headers or {})
 
 
-def bad_input(field: str, problem: str, fix: str) -> ProblemError:
+def bad_input(field: str, problem: str, fix: str, *, kind: str | None = None) -> ProblemError:
     """Return the failure of one bad input."""
     errors = [FieldProblem(field=field, problem=problem, fix=fix)]
-    return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), errors=errors)
+    return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, _detail(errors), kind=kind, errors=errors)
 
 
 def conflict(error: InvalidValue) -> ProblemError:
@@ -136,18 +150,45 @@ def handle_errors(app: FastAPI) -> None:
     app.add_middleware(_AnswerFaults)
 
 
-async def _on_problem(_request: Request, error: Exception) -> Response:
+async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)  # noqa: S101 - registered for this type
-    return problem_response(error)
+    return _pointed(request, error)
 
 
 async def _on_not_found(_request: Request, error: Exception) -> Response:
     return problem_response(ProblemError(HTTPStatus.NOT_FOUND, str(error)))
 
 
-async def _on_invalid_value(_request: Request, error: Exception) -> Response:
+async def _on_invalid_value(request: Request, error: Exception) -> Response:
     assert isinstance(error, InvalidValue)  # noqa: S101 - registered for this type
-    return problem_response(bad_input(error.field, error.problem, error.fix))
+    reused = isinstance(error, Conflict) and error.field == "Idempotency-Key"
+    kind = "idempotency-key-reused" if reused else None
+    return _pointed(request, bad_input(error.field, error.problem, error.fix, kind=kind))
+
+
+def _pointed(request: Request, error: ProblemError) -> Response:
+    """Answer with a problem whose errors point into the body, where they are of it."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    of_body = set() if body is None else _properties(body.field_info.annotation)
+    error.errors = [
+        each.model_copy(update={"pointer": _pointer(each.field.split("."))})
+        if each.pointer is None and each.field.split(".")[0] in of_body
+        else each
+        for each in error.errors
+    ]
+    return problem_response(error)
+
+
+def _properties(model: object) -> set[str]:
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {field.alias or name for name, field in model.model_fields.items()}
+    return {name for part in get_args(model) for name in _properties(part)}
+
+
+def _pointer(parts: Sequence[object]) -> str:
+    """Write a place in a body as a JSON pointer in a URI fragment."""
+    escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join(["#", *(f"/{quote(part, safe='~:@!$&()*+,;=')}" for part in escaped)])
 
 
 async def _on_no_taxes(_request: Request, error: Exception) -> Response:
@@ -166,6 +207,8 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
     status = HTTPStatus(error.status_code)
+    if not is_known(status):
+        status = HTTPStatus.BAD_REQUEST if status < _FAULT else _FAULT
     match status:
         case HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {request.url.path}; see /docs"
@@ -214,17 +257,18 @@ class _AnswerFaults:
             await problem_response(_fault())(scope, receive, send)
 
 
+_FAULT = HTTPStatus.INTERNAL_SERVER_ERROR
+
+
 def _fault() -> ProblemError:
-    return ProblemError(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "a fault on the server's side; its log tells more"
-    )
+    return ProblemError(_FAULT, "a fault on the server's side; its log tells more")
 
 
 def problem_response(error: ProblemError) -> Response:
     """Answer with a problem document; unlike raising it, this lets the request's transaction commit."""
     document = ProblemDocument(
-        type=f"urn:fleetmeter:{error.status.phrase.lower().replace(' ', '-')}",
-        title=error.status.phrase,
+        type=error.kind.type,
+        title=error.kind.title,
         status=error.status.value,
         detail=error.detail,
         errors=error.errors or None,
@@ -244,7 +288,8 @@ def _detail(errors: Sequence[FieldProblem]) -> str:
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
     place = error["loc"][1:] if error["type"] != "json_invalid" else ()
     field = ".".join(str(part) for part in place) or str(error["loc"][0])
-    return FieldProblem(field=field, problem=error["msg"], fix=_fix(error))
+    pointer = _pointer(place) if error["loc"][0] == "body" else None
+    return FieldProblem(field=field, pointer=pointer, problem=error["msg"], fix=_fix(error))
 
 
 def _fix(error: Mapping[str, Any]) -> str:

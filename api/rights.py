@@ -32,7 +32,8 @@ RIGHTS: dict[str, Scope] = {
             post_subscription post_plan_change post_subscription_end
             post_state_change post_fleet_move post_sim_swap create_fleet_threshold
             create_device_threshold patch_threshold remove_threshold post_command patch_fleet post_device
-            post_devices patch_device patch_devices post_credential rotate_credential delete_credential""",
+            post_devices patch_device patch_devices post_credential rotate_credential delete_credential
+            post_device_import""",
         Scope.REGISTRY: "post_fleet delete_fleet",
         Scope.PLANS_WRITE: "post_plan post_plan_version post_plan_check put_plan_end",
         Scope.TOP_UPS: "top_up_fleet top_up_device",
@@ -41,12 +42,14 @@ RIGHTS: dict[str, Scope] = {
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
             get_bill_document get_dispute get_disputes get_bill_adjustments
             get_billing get_tax_rules get_fleet_billing get_payments get_payment
-            get_account get_refunds get_account_entries get_wallet get_payment_requests get_payment_policy""",
+            get_account get_refunds get_account_entries get_wallet get_payment_requests get_payment_policy
+            post_charge_export get_jobs get_job get_job_result post_job_cancellation""",
         Scope.BILLS_WRITE: """
             post_finalisation post_void post_rebilling post_bill_settlement post_note post_bill_adjustment
             post_fleet_adjustment post_dispute post_resolution post_rerating_preview post_rerating
             put_billing put_tax_rules put_fleet_billing post_payment post_reversal post_allocation
-            post_refund put_wallet post_payment_request put_payment_policy""",
+            post_refund put_wallet post_payment_request put_payment_policy
+            post_rerating_job""",
         Scope.USAGE_WRITE: "post_parked_charge post_carrier_records",
         Scope.WEBHOOKS: """
             get_webhook_endpoints post_webhook_endpoint delete_webhook_endpoint get_webhook_deliveries
@@ -103,6 +106,7 @@ REACHED: dict[str, Named] = {
         query="SELECT FROM subscription WHERE subscription_no = %s",
         by_number=True,
     ),
+    "job_no": Named(name="job", query="SELECT FROM job WHERE job_no = %s", by_number=True),
     "threshold_id": Named(
         name="threshold", query="SELECT FROM threshold WHERE threshold_no = %s", by_number=True
     ),

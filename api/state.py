@@ -9,6 +9,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from api.metrics import Metrics
 from api.oidc import Issuer
+from api.request_limits import RequestLimits
 from api.streaming import Streams
 from metering.billing.tax_services import TaxServices
 from metering.settings import Settings
@@ -31,6 +32,7 @@ class ApiState:
     tax_services: TaxServices
     issuer: Issuer | None
     streams: Streams
+    limits: RequestLimits
 
 
 def state_of(request: Request) -> ApiState:

@@ -137,6 +137,10 @@ class SimSwapOrder(Dated):
 class ParkedOrder(_Request):
     """Whose parked usage is to be charged: some devices', a fleet's, or all."""
 
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"device_ids": ["meter-7"]}]}
+    )
+
     device_ids: list[_Id] | None = Field(None, min_length=1, max_length=DEVICES_MAX)
     fleet_id: _Id | None = None
 

@@ -71,6 +71,16 @@ _ALERT: JsonDict = {
 }
 
 
+_ORDER: JsonDict = {
+    "name": "80 % of the allowance",
+    "measure": "allowance",
+    "meter": "data",
+    "period": "cycle",
+    "percent": "80",
+    "actions": [{"kind": "throttle", "octets_per_second": 16000}],
+}
+
+
 def _example(value: JsonDict) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [value]})
 
@@ -111,7 +121,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 class ThresholdOrder(BaseModel):
     """A threshold as it is asked for."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_ORDER]})
 
     name: Name
     measure: Measure
@@ -128,13 +138,19 @@ class ThresholdOrder(BaseModel):
 class FleetThresholdOrder(ThresholdOrder):
     """A threshold of a fleet as a whole, or of each of its devices."""
 
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{**_ORDER, "scope": "each_device"}]}
+    )
+
     scope: Literal["each_device", "fleet"]
 
 
 class ThresholdPatch(BaseModel):
     """What is changed of a threshold; what is left out stays."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"percent": "90", "enabled": True}]}
+    )
 
     limit: Amount | None = None
     percent: Amount | None = None

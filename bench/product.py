@@ -87,6 +87,9 @@ class Product:
             "FLEETMETER_INGEST_CLIENT_ID": f"{self.name}-ingest-{number}",
             "FLEETMETER_CONTROL_CLIENT_ID": f"{self.name}-control-{number}",
             "FLEETMETER_METRICS_PORT": str(port),
+            # Requests are counted, as they are elsewhere, but none is refused.
+            "FLEETMETER_API_REQUESTS_A_MINUTE_OF_KEY": str(10**8),
+            "FLEETMETER_API_REQUESTS_A_MINUTE_OF_TENANT": str(10**8),
             **self.processing.settings,
             **{f"FLEETMETER_{name.upper()}": value for name, value in settings.items()},
         }

@@ -157,6 +157,22 @@ class Settings(BaseSettings):
         60.0, gt=0, description="the bill run looks for drafts that may be final this often"
     )
 
+    # Jobs
+    job_poll_seconds: float = Field(
+        1.0, gt=0, description="the bill run looks for jobs that the API queued this often"
+    )
+    job_lease_seconds: float = Field(
+        60.0,
+        ge=1,
+        description="a job whose process is not heard of for so long is taken by another",
+    )
+    job_kept_days: float = Field(
+        7.0, gt=0, description="a job that ended, and the file that it made, are kept so long"
+    )
+    job_export_charges_max: int = Field(
+        10_000_000, ge=1, description="most charges that one export may hold"
+    )
+
     # Tax
     tax_service_url: str | None = Field(
         None, description="a service that finds the tax of tenants without tax rules; unset: none"
@@ -282,6 +298,13 @@ class Settings(BaseSettings):
     )
     stream_kept_hours: float = Field(
         72.0, gt=0, description="what was told in streams is kept so long, for who returns"
+    )
+
+    api_requests_a_minute_of_key: int = Field(
+        6000, ge=0, description="requests that a key or user may make in a minute; 0: any number"
+    )
+    api_requests_a_minute_of_tenant: int = Field(
+        60_000, ge=0, description="the same of a tenant, all its keys and users together"
     )
 
     # Listening

@@ -1,5 +1,6 @@
 """Real servers for the tests: one stack a session, one fresh database a test."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -55,9 +56,10 @@ def _erase_left_overs() -> None:
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if not pid.isdigit() or psutil.pid_exists(int(pid)):
             continue
-        if folder.stat().st_uid == os.geteuid():
-            lifecycle.erase(Settings(data_dir=folder))
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another session erased it meanwhile
+            if folder.stat().st_uid == os.geteuid():
+                lifecycle.erase(Settings(data_dir=folder))
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

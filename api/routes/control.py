@@ -324,7 +324,10 @@ def _check_storable(payload: Mapping[str, object]) -> None:
 
 def _key_of_another(kind: str) -> ProblemError:
     return bad_input(
-        "Idempotency-Key", f"was used for another {kind}", "take a new key for each request"
+        "Idempotency-Key",
+        f"was used for another {kind}",
+        "take a new key for each request",
+        kind="idempotency-key-reused",
     )
 
 

@@ -53,7 +53,7 @@ _WHOLE = 100
 """Percent."""
 
 ThresholdId = Annotated[
-    int, Path(ge=1, le=2**63 - 1, description="the threshold's id", examples=["17"])
+    int, Path(ge=1, le=2**63 - 1, description="the threshold's id", examples=[17])
 ]
 OfThreshold = Annotated[
     int | None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from metering.charging.thresholds import reconsider
-from metering.errors import InvalidValue
+from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.period import instant_text
 from metering.rating.plan import DEVICE_TOP_UP_PRIORITY, FLEET_TOP_UP_PRIORITY
@@ -310,8 +310,8 @@ def _repeated(earlier: Operation, request: tuple[str, Mapping[str, object]]) -> 
     return Outcome(operation=earlier, repeated=True)
 
 
-def _key_of_another() -> InvalidValue:
-    return InvalidValue(
+def _key_of_another() -> Conflict:
+    return Conflict(
         "Idempotency-Key",
         "was used for another request",
         "repeat that request unchanged, or make a new key for this one",

@@ -11,7 +11,7 @@ from metering.charging.thresholds import (
     reconsider,
     standings_at,
 )
-from metering.errors import InvalidValue
+from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.rating.threshold import (
     Calendars,
@@ -103,7 +103,7 @@ def _same(
 
 
 def _another_request() -> InvalidValue:
-    return InvalidValue(
+    return Conflict(
         "Idempotency-Key", "came before with another request", "use a new key for a new threshold"
     )
 

@@ -1,4 +1,4 @@
-"""`fleetmeter bill-run`: makes drafts final, asks for payments and follows up on bills, or once."""
+"""`fleetmeter bill-run`: makes drafts final, sees to their payment, and does the API's jobs; or once."""
 
 import argparse
 import asyncio
@@ -14,6 +14,7 @@ from metering import clock
 from metering.billing.run_bills import BillRun, run_bills
 from metering.billing.tax_services import TaxServices
 from metering.ids import TenantNo
+from metering.jobs.run_jobs import JobRunner
 from metering.payments.ask_provider import ask_due
 from metering.payments.collect import collect
 from metering.payments.progress import Progress
@@ -78,7 +79,13 @@ class BillRunner:
         self._tax_services = TaxServices(settings, now=now)
 
     async def run(self) -> None:
-        """Do what is due, again and again, until cancelled."""
+        """Do what is due, and the jobs that the API queued, again and again, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._run_bills())
+            if self._tenant is None:
+                tasks.create_task(JobRunner(self._settings, now=self._now).run())
+
+    async def _run_bills(self) -> None:
         while True:
             try:
                 await self.once()

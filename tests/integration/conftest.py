@@ -81,7 +81,11 @@ class ApiUnderTest:
 def api(database_url: str) -> Iterator[ApiUnderTest]:
     """Yield the API over a database in which tenants acme and rival were charged."""
     keys = asyncio.run(_build(database_url))
-    settings = Settings(database_url=database_url)
+    settings = Settings(
+        database_url=database_url,
+        api_requests_a_minute_of_key=10**8,  # its clock stands still, so its minute never ends
+        api_requests_a_minute_of_tenant=10**9,
+    )
     app = create_app(settings, now=lambda: NOW)
 
     async def fault() -> None:
@@ -187,7 +191,21 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
     await _corrected(connection, fleet, numbers[f"{name}-1"])
     await _billed(connection, fleet, name)
+    await _exported(connection, fleet)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
+
+
+async def _exported(connection: Connection, fleet: Fleet) -> None:
+    """Let an export be done that a manager of the fleet asked for."""
+    result = {"media_type": "text/csv", "file_name": "x.csv", "octets": 3, "charges": 0}
+    await connection.execute(
+        "WITH made AS (INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, state,"
+        "   result, created_at, ended_at)"
+        "   VALUES (%s, 'first', 'charge_export', '{}', 'fleet_manager', ARRAY[%s::int], 'done', %s, %s, %s)"
+        "   RETURNING job_no)"
+        " INSERT INTO job_part (job_no, part_no, content) SELECT job_no, 1, 'a,b' FROM made",
+        [fleet.tenant_no, fleet.fleet_no, Jsonb(result), BEGAN, BEGAN],
+    )
 
 
 async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:

@@ -61,6 +61,7 @@ _NAMES: dict[str, Any] = {
     "subscription_no": 1,
     "version": 1,
     "tenant_id": "acme",
+    "job_no": 1,
 }
 _OF_THE_BROKER = {"post_credential", "rotate_credential"}
 """Where there is no broker, as here, these are 503."""

@@ -510,7 +510,8 @@ def test_what_a_body_names_that_is_not_there_is_named(
 ) -> None:
     refused = terms.post(path, "k1", **body)
     assert refused.status_code == 404, refused.text
-    assert refused.json()["errors"] == [dict(zip(("field", "problem", "fix"), errors, strict=True))]
+    named = dict(zip(("field", "problem", "fix"), errors, strict=True))
+    assert refused.json()["errors"] == [{**named, "pointer": f"#/{errors[0]}"}]
     in_path = terms.post("/devices/nope/sim", "k1", iccid=ICCID)
     assert (in_path.status_code, in_path.json().get("errors")) == (404, None)
 

@@ -22,6 +22,7 @@ _OF_NOBODY = {
     "schema_migration",
     "provider_event",
     "stream_head",
+    "request_window",
 }
 """Tables that hold no tenant's rows: they are the deployment's."""
 

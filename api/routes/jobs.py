@@ -1,0 +1,267 @@
+"""Jobs: exports, imports and re-ratings that take longer than a request; how far they are; their files."""
+
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from api import job_schemas as schemas
+from api.auth import AsCaller, AsWriter, Caller, seeing_again
+from api.errors import FieldProblem, ProblemDocument, ProblemError, bad_input, given_as
+from api.parameters import Cursor, IdempotencyKey, Limit, cursor_of, number_after
+from api.problems import kind_of
+from api.rights import RIGHTS
+from api.state import ApiState, state_of
+from metering.access import SCOPES
+from metering.errors import InvalidValue, NotFound
+from metering.ids import checked_id
+from metering.period import instant_text
+from metering.store import jobs as store
+from metering.store.balances import fleet_of_id
+from metering.store.correction_views import device_nos_of_ids, plan_no_of
+from metering.store.registry import fleets_of_devices
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+_JobNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number", examples=[7])]
+_ORDERED_BY: Mapping[store.JobKind, str] = {
+    "charge_export": "post_charge_export",
+    "device_import": "post_device_import",
+    "rerating": "post_rerating_job",
+}
+_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.ACCEPTED: {
+        "description": "Queued; `Location` says where to see how far it is",
+        "headers": {"Location": {"schema": {"type": "string", "examples": ["/v1/jobs/7"]}}},
+    },
+    HTTPStatus.OK: {"description": "Asked for before, under the same key"},
+}
+
+
+@router.post("/charge-exports", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
+async def post_charge_export(
+    caller: AsWriter, order: schemas.ChargeExportOrder, key: IdempotencyKey, response: Response
+) -> schemas.Job:
+    """Write a fleet's charges of a span to a file: a job, whose `result_path` is where the file will be."""
+    with given_as("fleet_id"):
+        fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+    if order.start >= order.to:
+        raise bad_input("to", "is not after 'from'", "use a later time")
+    asked = {
+        "fleet_no": fleet.fleet_no,
+        "currency": fleet.currency,
+        "from": instant_text(order.start),
+        "to": instant_text(order.to),
+        "form": order.form,
+    }
+    return await _queued(caller, "charge_export", asked, key, response)
+
+
+@router.post("/device-imports", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
+async def post_device_import(
+    caller: AsWriter, order: schemas.DeviceImportOrder, key: IdempotencyKey, response: Response
+) -> schemas.Job:
+    """Create many devices of a fleet, on a plan if one is named: a job, whose `result` counts them."""
+    with given_as("fleet_id"):
+        fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+    _check_ids(order.device_ids)
+    plan_no = None
+    if order.plan_id is not None:
+        with given_as("plan_id"):
+            plan_no = await plan_no_of(
+                caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.version
+            )
+    asked = {
+        "fleet_no": fleet.fleet_no,
+        "device_ids": order.device_ids,
+        "active_from": instant_text(order.active_from or caller.now),
+        "plan_no": plan_no,
+    }
+    return await _queued(caller, "device_import", asked, key, response)
+
+
+@router.post("/rerating-jobs", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
+async def post_rerating_job(
+    caller: AsWriter, order: schemas.ReratingJobOrder, key: IdempotencyKey, response: Response
+) -> schemas.Job:
+    """Re-rate as `/v1/reratings` or its preview does: a job, whose `result` is what those answer."""
+    with given_as("device_ids"):
+        numbers = await device_nos_of_ids(caller.connection, caller.tenant_no, order.device_ids)
+    with given_as("plan_id"):
+        plan_no = await plan_no_of(
+            caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.version
+        )
+    _, homes = await fleets_of_devices(caller.connection, numbers)
+    if len(set(homes.values())) != 1:
+        raise bad_input("device_ids", "are of several fleets", "send a request for each fleet")
+    asked = {
+        "fleet_no": next(iter(homes.values())),
+        "device_nos": numbers,
+        "plan_no": plan_no,
+        "at": instant_text(order.at),
+        "settling": order.settling,
+        "reason": order.reason,
+        "dry_run": order.dry_run,
+    }
+    return await _queued(caller, "rerating", asked, key, response)
+
+
+@router.get("/jobs")
+async def get_jobs(
+    caller: AsCaller,
+    state: Annotated[
+        Literal["queued", "running", "done", "failed", "cancelled"] | None,
+        Query(description="only those in this state"),
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.Jobs:
+    """List the jobs, the last first. They are kept for some days after they ended."""
+    rows = await store.list_jobs(
+        caller.connection,
+        caller.tenant_no,
+        state=state,
+        before=number_after(cursor) or None,
+        limit=limit + 1,
+    )
+    return schemas.Jobs(
+        items=[_job(row) for row in rows[:limit]],
+        next_cursor=cursor_of([rows[limit - 1].job_no]) if len(rows) > limit else None,
+    )
+
+
+@router.get("/jobs/{job_no}")
+async def get_job(caller: AsCaller, job_no: _JobNo) -> schemas.Job:
+    """Show how far a job is, and what came of it."""
+    return _job(await _found(caller, job_no))
+
+
+@router.get(
+    "/jobs/{job_no}/result",
+    response_class=StreamingResponse,
+    responses={
+        HTTPStatus.OK: {
+            "description": "The file",
+            "content": {
+                "text/csv": {"example": "charge_id,device_id,boot_id,seq,part,plan_id …"},
+                "application/jsonl": {
+                    "example": '{"charge_id": "17-3-0", "device_id": "meter-7" …'
+                },
+            },
+        }
+    },
+)
+async def get_job_result(request: Request, caller: AsCaller, job_no: _JobNo) -> StreamingResponse:
+    """Give the file that a job made."""
+    job = await _found(caller, job_no)
+    if job.state != "done":
+        raise ProblemError(HTTPStatus.CONFLICT, f"the job is {job.state}: it has no file")
+    if job.result is None or "file_name" not in job.result:
+        raise ProblemError(HTTPStatus.CONFLICT, "this job makes no file; its `result` is all")
+    return StreamingResponse(
+        _file(state_of(request), caller, job_no),
+        media_type=job.result["media_type"],
+        headers={
+            "Content-Length": str(job.result["octets"]),
+            "Content-Disposition": f'attachment; filename="{job.result["file_name"]}"',
+        },
+    )
+
+
+@router.post("/jobs/{job_no}/cancellation")
+async def post_job_cancellation(caller: AsWriter, job_no: _JobNo) -> schemas.Job:
+    """Cancel a job: one that waits at once, one that runs after its present step; an ended one stays.
+
+    What its steps have done stays. A re-rating is one step. It takes the right to ask for such a job.
+    """
+    job = await _found(caller, job_no)
+    scope = RIGHTS[_ORDERED_BY[job.kind]]
+    if scope not in SCOPES[caller.identity.role]:
+        raise ProblemError(HTTPStatus.FORBIDDEN, f"the role {caller.identity.role} lacks {scope}")
+    await store.ask_to_cancel(caller.connection, caller.tenant_no, job_no, now=caller.now)
+    return _job(await _found(caller, job_no))
+
+
+async def _queued(
+    caller: Caller,
+    kind: store.JobKind,
+    asked: Mapping[str, object],
+    key: str,
+    response: Response,
+) -> schemas.Job:
+    job, new = await store.insert_job(
+        caller.connection,
+        caller.identity,
+        caller.tenant_no,
+        kind=kind,
+        request=asked,
+        key=key,
+        now=caller.now,
+    )
+    response.headers["Location"] = f"/v1/jobs/{job.job_no}"
+    if not new:
+        response.status_code = HTTPStatus.OK
+    return _job(job)
+
+
+def _check_ids(device_ids: list[str]) -> None:
+    """Refuse ids that no device can have, each by its place, and one that stands twice."""
+    errors = []
+    seen: set[str] = set()
+    for position, each in enumerate(device_ids):
+        field = f"device_ids.{position}"
+        try:
+            checked_id(each, field)
+        except InvalidValue as error:
+            errors.append(FieldProblem(field=field, problem=error.problem, fix=error.fix))
+        if each in seen:
+            errors.append(FieldProblem(field=field, problem="stands twice", fix="leave one out"))
+        seen.add(each)
+    if errors:
+        raise ProblemError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"{len(errors)} of the ids cannot be taken",
+            errors=errors[:100],
+        )
+
+
+async def _found(caller: Caller, job_no: int) -> store.Job:
+    job = await store.job_of(caller.connection, caller.tenant_no, job_no)
+    if job is None:
+        raise NotFound("job", str(job_no))
+    return job
+
+
+async def _file(state: ApiState, caller: Caller, job_no: int) -> AsyncIterator[bytes]:
+    """Yield a job's file piece by piece; none is held while it is sent, nor is a connection."""
+    part_no = 0
+    while True:
+        async with seeing_again(state, caller) as connection:
+            found = await store.parts_of(connection, job_no, after=part_no)
+        if found is None:
+            return
+        part_no, content = found
+        yield content
+
+
+def _job(of: store.Job) -> schemas.Job:
+    problem = None
+    if of.problem is not None:
+        kind = kind_of(HTTPStatus(of.problem["status"]))
+        problem = ProblemDocument(type=kind.type, title=kind.title, **of.problem)
+    makes_file = of.result is not None and "file_name" in of.result
+    return schemas.Job(
+        job_no=of.job_no,
+        kind=of.kind,
+        state=of.state,
+        done=of.done,
+        total=of.total,
+        cancel_asked=of.cancel_asked_at is not None,
+        result=of.result,
+        result_path=f"/v1/jobs/{of.job_no}/result" if makes_file else None,
+        problem=problem,
+        created_at=of.created_at,
+        ended_at=of.ended_at,
+    )

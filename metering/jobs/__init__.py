@@ -1,0 +1,1 @@
+"""Jobs: what the API is asked for and takes longer than a request, done step by step."""

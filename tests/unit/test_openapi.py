@@ -1,0 +1,297 @@
+"""What every operation keeps to, checked over the OpenAPI document: who adds one falls into it."""
+
+import ast
+import copy
+import json
+import subprocess
+import sys
+from datetime import date, timedelta
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from api import manners
+from api.app import create_app
+from api.compatibility import breaks
+from api.examples import Examples
+from api.openapi_document import finished, operations_of, written
+from api.problems import KINDS, problems_page
+from api.rights import OPEN, RIGHTS
+from metering.settings import Settings
+
+_ROOT = Path(__file__).parents[2]
+_DOCUMENT = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none")).openapi()
+_SCHEMAS = _DOCUMENT["components"]["schemas"]
+_OPERATIONS = {
+    operation["operationId"]: (method, operation)
+    for method, _, operation in operations_of(_DOCUMENT)
+}
+_NO_PAGES = {
+    "get_tax_rules": "put as a whole, and as bounded as that",
+}
+"""Operations whose answer is a list without pages, and why."""
+
+
+def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in schema:
+        schema = _SCHEMAS[schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def _answer(operation: dict[str, Any]) -> dict[str, Any]:
+    content = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
+    return _resolved(content.get("schema", {}))
+
+
+def test_the_committed_document_and_page_are_those_of_the_code() -> None:
+    """`make openapi` brings them up to date."""
+    assert (_ROOT / "docs/openapi.json").read_text("utf-8") == written(_DOCUMENT)
+    assert (_ROOT / "docs/problems.md").read_text("utf-8") == problems_page()
+
+
+def test_nothing_breaks_clients_of_the_released_document() -> None:
+    """docs/api.md says what to do where something has to."""
+    released = json.loads((_ROOT / "docs/openapi-released.json").read_text("utf-8"))
+    assert breaks(released, _DOCUMENT) == []
+
+
+def test_operations_are_named_and_described() -> None:
+    assert len(_OPERATIONS) == sum(1 for _ in operations_of(_DOCUMENT))
+    assert set(_OPERATIONS) == set(RIGHTS) | OPEN
+    tags = {tag["name"]: tag["description"] for tag in _DOCUMENT["tags"]}
+    for name, (_, operation) in _OPERATIONS.items():
+        assert operation.get("description"), name
+        (tag,) = operation["tags"]
+        assert tags[tag] != tag, f"{tag} has no description in api/openapi_document.py"
+        assert bool(operation.get("security")) == (name not in OPEN), name
+
+
+def _contents() -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for name, (_, operation) in _OPERATIONS.items():
+        for status, answer in operation["responses"].items():
+            if status.startswith("2"):
+                assert answer.get("content") or status == "204", (name, status)
+                found += [(f"{name} {status}", each) for each in answer.get("content", {}).values()]
+        body = operation.get("requestBody", {}).get("content", {})
+        found += [(f"{name} body", each) for each in body.values()]
+    return found
+
+
+def test_every_body_and_answer_has_an_example_that_fits() -> None:
+    for place, content in _contents():
+        schema = content["schema"]
+        given = [content["example"]] if "example" in content else []
+        given += [each["value"] for each in content.get("examples", {}).values()]
+        given += [] if given else _resolved(schema).get("examples", [])
+        assert given, place
+        for each in given:
+            jsonschema.validate(each, {**schema, "components": {"schemas": _SCHEMAS}})
+
+
+def test_every_text_in_an_example_says_something() -> None:
+    """Give a field `examples=[…]` if its name and type do not tell what it holds."""
+    examples = Examples(_SCHEMAS)
+    for _, content in _contents():
+        if "$ref" in content["schema"]:
+            examples.of(content["schema"])
+    assert examples.unknown == set()
+
+
+def test_lists_have_pages() -> None:
+    for name, (method, operation) in _OPERATIONS.items():
+        answer = _answer(operation).get("properties", {})
+        parameters = {each["name"]: each for each in operation.get("parameters", ())}
+        is_list = method == "get" and (
+            "items" in answer or _answer(operation).get("type") == "array"
+        )
+        assert is_list == ("next_cursor" in answer), name
+        assert is_list == ("cursor" in parameters), name
+        if is_list:
+            limit = parameters["limit"]["schema"]
+            assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, 500, 100), name
+            assert not parameters["cursor"].get("required"), name
+            assert answer["items"]["type"] == "array", name
+        elif method == "get" and len(answer) == 1:
+            (only,) = answer.values()
+            assert only.get("type") != "array" or name in _NO_PAGES, name
+
+
+def test_commands_are_done_once() -> None:
+    """Who adds a POST gives it an `Idempotency-Key`, or says in `ONCE_ANYWAY` why it needs none."""
+    for name, (method, operation) in _OPERATIONS.items():
+        keys = [
+            each for each in operation.get("parameters", ()) if each["name"] == "Idempotency-Key"
+        ]
+        required = bool(keys) and keys[0]["required"]
+        if method == "post":
+            assert required != (name in manners.ONCE_ANYWAY), name
+            if required:
+                assert "200" in operation["responses"], f"{name}: how is a repetition answered?"
+        if name in manners.MOVES_MONEY:
+            assert required, name
+    assert set(_OPERATIONS) >= manners.MOVES_MONEY
+    assert set(_OPERATIONS) >= set(manners.ONCE_ANYWAY)
+
+
+def test_every_operation_says_how_it_fails() -> None:
+    for name, (_, operation) in _OPERATIONS.items():
+        statuses = {status for status in operation["responses"] if status > "400"}
+        wanted = {"404", "406", "409", "422", "500", "503"}
+        wanted |= {"401", "403", "429"} if operation.get("security") else set()
+        wanted |= {"413", "415"} if "requestBody" in operation else set()
+        assert statuses >= wanted, name
+        for status in statuses:
+            answer = operation["responses"][status]
+            kind = answer["$ref"].rpartition("/")[2]
+            shown = _DOCUMENT["components"]["responses"][kind]
+            assert shown["content"]["application/problem+json"]["example"]["status"] == int(status)
+
+
+def test_every_problem_that_is_raised_is_in_the_table() -> None:
+    statuses = {kind.status for kind in KINDS}
+    names = {kind.name for kind in KINDS}
+    assert len(names) == len(KINDS)
+    raised = 0
+    for file in (_ROOT / "api").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id not in {"ProblemError", "HTTPException", "bad_input"}:
+                continue
+            raised += 1
+            for part in ast.walk(node):
+                if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "HTTPStatus":
+                    assert HTTPStatus[part.attr] in statuses, (file, node.lineno)
+            for keyword in node.keywords:
+                if keyword.arg == "kind" and isinstance(keyword.value, ast.Constant):
+                    assert keyword.value.value in names, (file, node.lineno)
+    assert raised > 30
+
+
+def test_types_of_problems_stay() -> None:
+    """Programs know them: one may come, none may go or change."""
+    assert {kind.type.removeprefix("urn:fleetmeter:"): kind.status.value for kind in KINDS} == {
+        "bad-request": 400,
+        "unauthorized": 401,
+        "forbidden": 403,
+        "not-found": 404,
+        "method-not-allowed": 405,
+        "not-acceptable": 406,
+        "conflict": 409,
+        "precondition-failed": 412,
+        "request-entity-too-large": 413,
+        "unsupported-media-type": 415,
+        "unprocessable-entity": 422,
+        "idempotency-key-reused": 422,
+        "precondition-required": 428,
+        "too-many-requests": 429,
+        "internal-server-error": 500,
+        "service-unavailable": 503,
+    }
+
+
+def test_what_is_deprecated_stays_for_half_a_year(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in manners.DEPRECATIONS.values():
+        assert told.sunset - told.since >= timedelta(days=180)
+    assert set(_OPERATIONS) >= set(manners.DEPRECATIONS)
+    told = manners.Deprecation(
+        since=date(2026, 1, 1), sunset=date(2026, 7, 1), instead="get_devices"
+    )
+    monkeypatch.setitem(manners.DEPRECATIONS, "get_fleets", told)
+    document = finished(copy.deepcopy(_DOCUMENT))
+    operation = document["paths"]["/v1/fleets"]["get"]
+    assert operation["deprecated"] is True
+    assert "use get_devices" in operation["description"]
+
+
+# What breaks clients -----------------------------------------------------------------------------
+
+
+def _changed(*path: str | int, to: Any = None) -> list[str]:  # noqa: ANN401 - any JSON
+    """Change something of the document, or take it away; return what that breaks."""
+    new = copy.deepcopy(_DOCUMENT)
+    *way, last = path
+    part: Any = new
+    for each in way:
+        part = part[each]
+    if to is None:
+        del part[last]
+    else:
+        part[last] = to
+    return breaks(_DOCUMENT, new)
+
+
+def _parameter(path: str, name: str) -> int:
+    parameters = _DOCUMENT["paths"][path]["get"]["parameters"]
+    return next(place for place, each in enumerate(parameters) if each["name"] == name)
+
+
+_FLEET = ("components", "schemas", "Fleet")
+_TOP_UP = ("components", "schemas", "TopUpOrder")
+_LIMIT = ("paths", "/v1/fleets", "get", "parameters", _parameter("/v1/fleets", "limit"))
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "told"),
+    [
+        (("paths", "/v1/fleets", "get"), None, "GET /v1/fleets: is gone, and was not deprecated"),
+        (("paths", "/v1/fleets", "get", "operationId"), "x", "its operationId is another"),
+        (("paths", "/v1/fleets", "get", "responses", "200"), None, "does not answer 200 any more"),
+        (_LIMIT, None, "the query parameter limit is gone"),
+        ((*_LIMIT, "required"), True, "wants the query parameter limit"),
+        ((*_LIMIT, "schema", "maximum"), 50, "its maximum is 50, and was 500"),
+        ((*_LIMIT, "schema", "type"), "boolean", "takes no integer"),
+        ((*_FLEET, "properties", "name"), None, "Fleet.name: is gone"),
+        ((*_FLEET, "required"), ["fleet_id"], "Fleet.name: may be left out"),
+        ((*_FLEET, "properties", "name", "type"), "integer", "Fleet.name: may be integer"),
+        ((*_TOP_UP, "required"), ["meter", "quantity", "name"], "TopUpOrder.name: is required"),
+        ((*_TOP_UP, "properties", "name"), None, "TopUpOrder.name: is gone"),
+        ((*_TOP_UP, "properties", "meter", "enum"), ["data"], "sms is not taken any more"),
+        ((*_TOP_UP, "properties", "quantity", "minimum"), 10**6, "its minimum is 1000000"),
+    ],
+)
+def test_a_break_is_told(path: tuple[str | int, ...], to: object, told: str) -> None:
+    assert any(told in each for each in _changed(*path, to=to)), _changed(*path, to=to)
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("paths", "/v1/new"), {"get": {"operationId": "get_new", "responses": {"200": {}}}}),
+        ((*_FLEET, "properties", "colour"), {"type": "string"}),
+        ((*_TOP_UP, "properties", "colour"), {"type": "string"}),
+        ((*_TOP_UP, "required"), ["quantity"]),
+        ((*_LIMIT, "schema", "maximum"), 1000),
+        ((*_TOP_UP, "properties", "meter", "enum"), "data sms voice messages fax".split()),
+    ],
+)
+def test_what_is_new_or_wider_breaks_nothing(path: tuple[str | int, ...], to: object) -> None:
+    assert _changed(*path, to=to) == []
+
+
+def test_what_was_deprecated_may_go() -> None:
+    old = copy.deepcopy(_DOCUMENT)
+    old["paths"]["/v1/fleets"]["get"]["deprecated"] = True
+    new = copy.deepcopy(_DOCUMENT)
+    del new["paths"]["/v1/fleets"]
+    assert breaks(old, new) == []
+
+
+def test_the_command_tells_breaks(tmp_path: Path) -> None:
+    new = copy.deepcopy(_DOCUMENT)
+    del new["paths"]["/v1/fleets"]
+    (tmp_path / "new.json").write_text(json.dumps(new), "utf-8")
+    old = _ROOT / "docs/openapi.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "api.compatibility", old, tmp_path / "new.json"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+    )
+    assert done.returncode == 1
+    assert "GET /v1/fleets: is gone, and was not deprecated\n" in done.stdout
