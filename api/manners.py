@@ -33,16 +33,21 @@ MOVES_MONEY: frozenset[str] = frozenset(
 """Commands that move money, or change what is owed: each wants an `Idempotency-Key`."""
 
 ONCE_ANYWAY: Mapping[str, str] = {
-    "post_api_key": "a key too many is seen in the list and revoked",
-    "post_user": "a subject of an issuer is one user",
+    "enable_user": "who is enabled already stays so",
     "post_tenant": "an id is one tenant",
     "post_finalisation": "a bill is finalised once",
     "post_rebilling": "a void bill has one new draft",
     "post_rerating_preview": "it writes nothing",
+    "post_plan": "the document that a plan's newest version equals adds nothing",
+    "post_plan_version": "the document that a plan's newest version equals adds nothing",
+    "post_plan_check": "it writes nothing",
     "post_provider_event": "an event has an id of its own",
     "post_settlement": "a grant is settled once",
     "post_release": "a grant is released once",
     "post_webhook_replay": "a delivery that is due is not due twice",
+    "post_webhook_replays": "a delivery that is due is not due twice",
+    "post_webhook_secret": "a secret too many signs too, and the one before signs on for a while",
+    "post_webhook_test": "a test tells nothing but itself",
     "post_carrier_records": "a record counts once, by what it says",
     "post_job_cancellation": "a job is cancelled once",
 }

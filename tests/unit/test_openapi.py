@@ -108,6 +108,9 @@ def test_lists_have_pages() -> None:
         is_list = method == "get" and (
             "items" in answer or _answer(operation).get("type") == "array"
         )
+        if name in _RANKINGS:
+            assert operation["responses"] and "limit" in parameters and "cursor" not in parameters
+            continue
         assert is_list == ("next_cursor" in answer), name
         assert is_list == ("cursor" in parameters), name
         if is_list:
@@ -275,7 +278,8 @@ def test_what_is_new_or_wider_breaks_nothing(path: tuple[str | int, ...], to: ob
 
 def test_what_was_deprecated_may_go() -> None:
     old = copy.deepcopy(_DOCUMENT)
-    old["paths"]["/v1/fleets"]["get"]["deprecated"] = True
+    for operation in old["paths"]["/v1/fleets"].values():
+        operation["deprecated"] = True
     new = copy.deepcopy(_DOCUMENT)
     del new["paths"]["/v1/fleets"]
     assert breaks(old, new) == []
