@@ -53,6 +53,8 @@ from tests.integration.billing_scene import BUYER, RULE, SELLER, settings
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+_ANSWER_SECONDS_MAX = 60
+"""How long a client waits, on a machine that has other things to do."""
 JOINED = [BEGAN, BEGAN, datetime(2026, 4, 10, 22, tzinfo=UTC)]
 """When each of a fleet's three devices is subscribed: the last for 20 of April's 30 days."""
 CYCLE = cycle_at(NOW, "Europe/Berlin", 1)
@@ -94,7 +96,7 @@ def api(database_url: str) -> Iterator[ApiUnderTest]:
         serving(app) as url,
         _client(url, keys["acme"]) as acme,
         _client(url, keys["rival"]) as rival,
-        httpx.Client(base_url=url) as nobody,
+        httpx.Client(base_url=url, timeout=_ANSWER_SECONDS_MAX) as nobody,
     ):
         yield ApiUnderTest(
             app=app,
@@ -133,7 +135,8 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 def _client(url: str, key: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_SECONDS_MAX)
 
 
 async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:
