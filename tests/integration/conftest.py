@@ -178,13 +178,13 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
     await _corrected(connection, fleet, numbers[f"{name}-1"])
     await _billed(connection, fleet, name)
-    await _exported(connection, fleet)
+    await _exported(connection, fleet, name)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
 
 
-async def _exported(connection: Connection, fleet: Fleet) -> None:
+async def _exported(connection: Connection, fleet: Fleet, name: str) -> None:
     """Let an export be done that a manager of the fleet asked for."""
-    result = {"media_type": "text/csv", "file_name": "x.csv", "octets": 3, "charges": 0}
+    result = {"media_type": "text/csv", "file_name": f"{name}.csv", "octets": 3, "charges": 0}
     await connection.execute(
         "WITH made AS (INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, state,"
         "   result, created_at, ended_at)"

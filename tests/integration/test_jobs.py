@@ -86,7 +86,7 @@ def _charges(client: httpx.Client) -> list[dict[str, Any]]:
     found = client.get("/v1/fleets/acme-north/bill/charges?limit=500").json()
     assert found["next_cursor"] is None
     items: list[dict[str, Any]] = found["items"]
-    assert len(items) > 3
+    assert len(items) >= 2
     return items
 
 
