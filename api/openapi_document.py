@@ -72,6 +72,8 @@ def finish(app: FastAPI) -> None:
 def finished(document: dict[str, Any]) -> dict[str, Any]:
     """Return a document with what every operation shares."""
     schemas = document["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own 422
+        schemas.pop(unused, None)
     examples = Examples(schemas)
     for schema in schemas.values():
         if "examples" in schema:

@@ -55,6 +55,8 @@ from tests.integration.billing_scene import BUYER, RULE, SELLER, settings
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+_ANSWER_SECONDS_MAX = 60
+"""How long a client waits, on a machine that has other things to do."""
 JOINED = [BEGAN, BEGAN, datetime(2026, 4, 10, 22, tzinfo=UTC)]
 """When each of a fleet's three devices is subscribed: the last for 20 of April's 30 days."""
 CYCLE = cycle_at(NOW, "Europe/Berlin", 1)
@@ -96,7 +98,7 @@ def api(database_url: str) -> Iterator[ApiUnderTest]:
         serving(app) as url,
         _client(url, keys["acme"]) as acme,
         _client(url, keys["rival"]) as rival,
-        httpx.Client(base_url=url) as nobody,
+        httpx.Client(base_url=url, timeout=_ANSWER_SECONDS_MAX) as nobody,
     ):
         yield ApiUnderTest(
             app=app,
@@ -149,7 +151,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 def _client(url: str, key: str) -> httpx.Client:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=url, headers=headers, timeout=60)
+    return httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_SECONDS_MAX)
 
 
 async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:
@@ -191,13 +193,13 @@ async def _tenant(connection: Connection, name: str) -> str:
     await _limited(connection, fleet, numbers[f"{name}-1"], name)
     await _corrected(connection, fleet, numbers[f"{name}-1"])
     await _billed(connection, fleet, name)
-    await _exported(connection, fleet)
+    await _exported(connection, fleet, name)
     return await create_api_key(connection, tenant=tenant, label="test", now=BEGAN)
 
 
-async def _exported(connection: Connection, fleet: Fleet) -> None:
+async def _exported(connection: Connection, fleet: Fleet, name: str) -> None:
     """Let an export be done that a manager of the fleet asked for."""
-    result = {"media_type": "text/csv", "file_name": "x.csv", "octets": 3, "charges": 0}
+    result = {"media_type": "text/csv", "file_name": f"{name}.csv", "octets": 3, "charges": 0}
     await connection.execute(
         "WITH made AS (INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, state,"
         "   result, created_at, ended_at)"

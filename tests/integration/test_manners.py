@@ -174,7 +174,7 @@ def test_requests_are_limited_over_all_processes(api: "ApiUnderTest", serve: Ser
     key = {"Authorization": f"Bearer {api.acme_key}"}
     other = {"Authorization": f"Bearer {asyncio.run(_another_key(api.database_url))}"}
     rival = {"Authorization": api.rival.headers["Authorization"]}
-    with serve(apps[0]) as one, serve(apps[1]) as two, httpx.Client() as client:
+    with serve(apps[0]) as one, serve(apps[1]) as two, httpx.Client(timeout=60) as client:
         answers = [
             client.get(f"{(one, two)[number % 2]}/v1/fleets", headers=key) for number in range(36)
         ]
@@ -204,7 +204,7 @@ def test_requests_are_limited_over_all_processes(api: "ApiUnderTest", serve: Ser
 
 def test_without_limits_nothing_is_counted(api: "ApiUnderTest", serve: Serve) -> None:
     app = _limited(api.database_url, _Clock(), of_key=0, of_tenant=0)
-    with serve(app) as url, httpx.Client() as client:
+    with serve(app) as url, httpx.Client(timeout=60) as client:
         answer = client.get(f"{url}/v1/fleets", headers={"Authorization": f"Bearer {api.acme_key}"})
     assert answer.status_code == 200
     assert "ratelimit" not in answer.headers

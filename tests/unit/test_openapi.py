@@ -33,6 +33,8 @@ _NO_PAGES = {
     "get_tax_rules": "put as a whole, and as bounded as that",
 }
 """Operations whose answer is a list without pages, and why."""
+_RANKINGS = {"get_top_consumers"}
+"""Lists of which only the first places are asked for."""
 
 
 def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
