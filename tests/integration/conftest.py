@@ -91,7 +91,7 @@ def api(database_url: str) -> Iterator[ApiUnderTest]:
         serving(app) as url,
         _client(url, keys["acme"]) as acme,
         _client(url, keys["rival"]) as rival,
-        httpx.Client(base_url=url) as nobody,
+        httpx.Client(base_url=url, timeout=60) as nobody,
     ):
         yield ApiUnderTest(
             app=app,
@@ -143,7 +143,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 def _client(url: str, key: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:

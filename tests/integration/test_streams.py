@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
 NORTH = "/v1/fleets/acme-north/stream"
-_SECONDS = 30.0
+_SECONDS = 60.0
 Session = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -152,7 +152,8 @@ def key_of(url: str, *, expires_at: datetime | None = None) -> str:
 
 @contextmanager
 def client_of(address: str, key: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}) as client:
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=address, headers=headers, timeout=_SECONDS) as client:
         yield client
 
 
