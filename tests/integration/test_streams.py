@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +59,9 @@ class Stream:
     def next(self) -> Told:
         """Wait for the next message."""
         topic, data = "message", ""
+        deadline = time.monotonic() + _SECONDS
         for line in self.lines:
+            assert time.monotonic() < deadline, "nothing but heartbeats"
             name, _, value = line.partition(": ")
             match name:
                 case "event":
