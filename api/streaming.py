@@ -196,7 +196,8 @@ class Reader:
             if monotonic() >= beats_at:
                 told_at = monotonic()
                 # The id alone dispatches nothing, and lets who returns begin from here.
-                yield format_sse_event(comment="heartbeat", id=str(self.place))
+                known = self.place.position is not None
+                yield format_sse_event(comment="heartbeat", id=str(self.place) if known else None)
 
     def check_again(self) -> None:
         """Ask at once whether whoever reads still may."""

@@ -97,7 +97,7 @@ def pipeline(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Pip
         FLEETMETER_WEBHOOK_PRIVATE_ADDRESSES="true",
         FLEETMETER_WEBHOOK_RETRY_SECONDS="0.2",
         FLEETMETER_WEBHOOK_ATTEMPTS_MAX="3",
-        FLEETMETER_WEBHOOK_TIMEOUT_SECONDS="1",
+        FLEETMETER_WEBHOOK_TIMEOUT_SECONDS="30",
     ) as made:  # fmt: skip
         yield made
 
@@ -164,7 +164,10 @@ def manager_of(pipeline: Pipeline) -> Iterator[httpx.Client]:
             return await create_api_key(connection, tenant=tenant, label="hooks", now=now)
 
     headers = {"Authorization": f"Bearer {asyncio.run(key())}", "Idempotency-Key": "hook"}
-    with serving(api_of(pipeline)) as url, httpx.Client(base_url=url, headers=headers) as client:
+    with (
+        serving(api_of(pipeline)) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=60) as client,
+    ):
         yield client
 
 
@@ -268,6 +271,7 @@ def test_a_slow_endpoint_holds_up_no_other(pipeline: Pipeline, receiver: Receive
         subscribe(pipeline, slow.url)
         subscribe(pipeline, receiver.url)
         happen(pipeline, *(f"alert:{number}" for number in range(40)))
+        pipeline.environment["FLEETMETER_WEBHOOK_TIMEOUT_SECONDS"] = "1"
         pipeline.start_control()
         wait_until(lambda: len(receiver.requests) == 40, "the deliveries to the other")
         assert "queued" in {each[0] for each in deliveries(pipeline)}  # the slow one's
