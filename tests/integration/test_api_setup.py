@@ -1,7 +1,8 @@
 """Tenants, users, keys and plans over the API, and edits of what two people may edit."""
 
 import asyncio
-from collections.abc import Iterator
+import concurrent.futures
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -101,6 +102,7 @@ def test_a_key_is_made_once_and_changed_for_another(api: "ApiUnderTest") -> None
     assert shown["expires_at"] == "2026-04-15T12:01:00Z"
     third = made(api.acme, f"api-keys/{second['api_key_no']}/rotation", {}, "k3")
     assert (_status(api, second["key"]), _status(api, third["key"])) == (401, 200)
+    assert api.acme.get(f"/v1/api-keys/{second['api_key_no']}").json()["revoked_at"]
     gone = make(api.acme, f"api-keys/{second['api_key_no']}/rotation", {}, "k4")
     assert fields(gone, 409) == ["api_key_no"]
     repeated = make(api.acme, f"api-keys/{second['api_key_no']}/rotation", {}, "k3")
@@ -255,6 +257,31 @@ def test_settings_are_edited_as_they_were_seen(api: "ApiUnderTest") -> None:
     gone = api.acme.delete(f"/v1/thresholds/{threshold}", headers=wrong)
     assert gone.status_code == 412
     assert api.acme.delete(f"/v1/thresholds/{threshold}").status_code == 204
+
+
+def test_of_those_who_edit_one_state_at_once_one_is_done(api: "ApiUnderTest") -> None:
+    threshold = api.acme.get("/v1/thresholds").json()["items"][0]["threshold_id"]
+    for address, method, order in (
+        ("/v1/fleets/acme-north", "PATCH", lambda n: {"name": f"{n}"}),
+        ("/v1/devices/acme-1", "PATCH", lambda n: {"name": f"{n}"}),
+        ("/v1/payment-policy", "PUT", lambda n: {"suspend_days": n}),
+        (f"/v1/thresholds/{threshold}", "PATCH", lambda n: {"limit": f"{n}.5"}),
+    ):
+        seen = {"If-Match": api.acme.get(address).headers["ETag"]}
+
+        def edit(
+            number: int,
+            method: str = method,
+            address: str = address,
+            order: Callable[[int], object] = order,
+            seen: dict[str, str] = seen,
+        ) -> int:
+            body = order(number)
+            return api.acme.request(method, address, json=body, headers=seen).status_code
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            answers = sorted(pool.map(edit, range(31, 35)))
+        assert answers == [200, 412, 412, 412], address
 
 
 def test_a_pool_is_shown_with_who_brought_what(api: "ApiUnderTest") -> None:

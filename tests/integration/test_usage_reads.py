@@ -277,3 +277,24 @@ async def _most(caller: Caller, by_device: Used) -> None:
         )
         summed.update({each.device_id: each.quantity for each in of_cycle.items})
     assert summed == totals
+
+
+def test_an_hour_in_which_nothing_is_charged_any_more_is_gone(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        kept = "SELECT (SELECT count(*) FROM usage_hour), (SELECT count(*) FROM fleet_usage_hour)"
+        used_at = BEGAN + timedelta(days=2)
+        await scene.use("van-1", used_at, sms=5)
+        await scene.use("van-2", used_at + HOUR, sms=1)
+        found = await scene.connection.execute(kept)
+        assert await found.fetchall() == [(2, 2)]
+        await end_subscriptions(
+            scene.connection,
+            tenant_no=scene.operator.tenant,
+            device_nos=[await number_of(scene, "van-1")],
+            at=BEGAN + timedelta(days=1),
+            now=used_at + timedelta(days=1),
+        )
+        found = await scene.connection.execute(kept)
+        assert await found.fetchall() == [(1, 1)]
+
+    played(database_url, story)
