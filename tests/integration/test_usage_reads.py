@@ -27,6 +27,7 @@ from tests.integration.closing_scene import (
     BEGAN,
     DEVICES,
     FEBRUARY,
+    MARCH,
     MAY,
     PLAN,
     Scene,
@@ -248,6 +249,9 @@ async def _narrowed(caller: Caller, by_fleet: Used) -> None:
     )
     assert [point.start for point in shown.points] == sorted({p.start for p in shown.points})
     whole = await get_fleet_usage(caller, "vans", BEGAN, MAY.start, "month")
+    # Months of the fleet's zone: clocks change in March, which has an hour less.
+    months = [(cycle.start, cycle.end) for cycle in (FEBRUARY, MARCH, APRIL)]
+    assert [(point.start, point.end) for point in whole.points] == months
     for point in whole.points:
         assert [use.meter for use in point.meters] == ["data", "sms"][: len(point.meters)]
         assert {use.zone for use in point.meters} == {None}
