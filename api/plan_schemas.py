@@ -80,7 +80,7 @@ class PlanEnd(BaseModel):
     ends_at: Instant | None = Field(description="null: it has no end")
 
 
-class Subscription(BaseModel):
+class SubscriptionDetail(BaseModel):
     """A device's subscription to a plan version, in the fleet in which it is charged; half-open."""
 
     model_config = _example(_SUBSCRIPTION)
@@ -94,7 +94,7 @@ class Subscription(BaseModel):
     subscribed_to: Time | None = Field(description="null: it has no end")
 
 
-class Subscriptions(Page[Subscription]):
+class Subscriptions(Page[SubscriptionDetail]):
     """A page of subscriptions, by device and in the order of their making."""
 
     model_config = _example({"items": [_SUBSCRIPTION], "next_cursor": None})

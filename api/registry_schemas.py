@@ -202,7 +202,7 @@ class DevicesWritten(BaseModel):
     device_ids: list[str] = Field(description="in the order in which they were given")
 
 
-class DeviceState(BaseModel):
+class DatedState(BaseModel):
     """A state of a device from an instant on, until the next."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_STATE]})
@@ -212,7 +212,7 @@ class DeviceState(BaseModel):
     recorded_at: Time
 
 
-class DeviceStates(Page[DeviceState]):
+class DatedStates(Page[DatedState]):
     """A page of a device's states, past and planned, the last first."""
 
     model_config = ConfigDict(

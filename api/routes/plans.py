@@ -204,7 +204,7 @@ async def get_subscriptions(
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return orders.Subscriptions(
-        items=[orders.Subscription.model_validate(asdict(row)) for row in rows[:limit]],
+        items=[orders.SubscriptionDetail.model_validate(asdict(row)) for row in rows[:limit]],
         next_cursor=cursor_of([last.device_id, last.subscription_no]) if last else None,
     )
 
@@ -212,12 +212,12 @@ async def get_subscriptions(
 @router.get("/subscriptions/{subscription_no}")
 async def get_subscription(
     caller: AsCaller, subscription_no: _SubscriptionNo
-) -> orders.Subscription:
+) -> orders.SubscriptionDetail:
     """Show one subscription."""
     row = await subscription_row(
         caller.connection, caller.tenant_no, subscription_no=subscription_no
     )
-    return orders.Subscription.model_validate(asdict(row))
+    return orders.SubscriptionDetail.model_validate(asdict(row))
 
 
 async def _versions(caller: Caller, plan_id: str) -> list[PlanVersionView]:

@@ -183,7 +183,7 @@ async def patch_devices(caller: AsWriter, order: orders.DevicePatches) -> orders
 @router.get("/devices/{device_id}/state-changes")
 async def get_state_changes(
     caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
-) -> orders.DeviceStates:
+) -> orders.DatedStates:
     """List the states of a device with their dates, past and planned, the last first."""
     device = await device_view(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
@@ -195,8 +195,8 @@ async def get_state_changes(
         before=cast("datetime", read_cursor(cursor, "t")[0]) if cursor else None,
         limit=limit + 1,
     )
-    return orders.DeviceStates(
-        items=[orders.DeviceState.model_validate(asdict(row)) for row in rows[:limit]],
+    return orders.DatedStates(
+        items=[orders.DatedState.model_validate(asdict(row)) for row in rows[:limit]],
         next_cursor=cursor_of([rows[limit - 1].effective_from]) if len(rows) > limit else None,
     )
 

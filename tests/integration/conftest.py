@@ -90,7 +90,7 @@ def api(database_url: str) -> Iterator[ApiUnderTest]:
         serving(app) as url,
         _client(url, keys["acme"]) as acme,
         _client(url, keys["rival"]) as rival,
-        httpx.Client(base_url=url) as nobody,
+        httpx.Client(base_url=url, timeout=60) as nobody,
     ):
         yield ApiUnderTest(
             app=app,
