@@ -369,23 +369,14 @@ HourOfFleet = tuple[int, int, int, datetime, str, int]
 
 
 async def store_hours(connection: Connection, hours: Mapping[HourOfFleet, Sequence[int]]) -> None:
-    """Add sums to the hourly rollups of devices, and to those of their fleets.
+    """Add sums to the hourly rollups of devices, and to those of their fleets as a whole.
 
     The sums are records, quantity, uplink, overage and amount.
     """
     keys = sorted(hours)
     sums = [hours[key] for key in keys]
     await connection.execute(
-        "INSERT INTO usage_hour (device_no, meter_no, plan_no, hour, zone, fleet_no, records, quantity,"
-        " uplink, overage, amount)"
-        " SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::int[], %s::timestamptz[], %s::text[],"
-        " %s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[])"
-        " ON CONFLICT (device_no, meter_no, plan_no, fleet_no, hour, zone) DO UPDATE SET"
-        " records = usage_hour.records + excluded.records,"
-        " quantity = usage_hour.quantity + excluded.quantity,"
-        " uplink = usage_hour.uplink + excluded.uplink,"
-        " overage = usage_hour.overage + excluded.overage,"
-        " amount = usage_hour.amount + excluded.amount",
+        _ADD_TO_HOURS,
         [
             int8_array([key[0] for key in keys]),
             int2_array([key[1] for key in keys]),
@@ -397,40 +388,31 @@ async def store_hours(connection: Connection, hours: Mapping[HourOfFleet, Sequen
             *(numeric_array([each[column] for each in sums]) for column in range(1, 5)),
         ],
     )
-    await _store_hours_of_fleets(connection, hours)
 
 
-async def _store_hours_of_fleets(
-    connection: Connection, hours: Mapping[HourOfFleet, Sequence[int]]
-) -> None:
-    """Add the same sums to what is kept of fleets as a whole: few rows, however many devices they have."""
-    if not hours:
-        return
-    kept: dict[tuple[int, datetime, int, str], list[int]] = {}
-    for (_, meter_no, _, hour, zone, fleet_no), sums in hours.items():
-        key = (fleet_no, hour, meter_no, zone)
-        of_fleet = kept.get(key)
-        if of_fleet is None:
-            kept[key] = list(sums[:4])
-        else:
-            of_fleet[0] += sums[0]
-            of_fleet[1] += sums[1]
-            of_fleet[2] += sums[2]
-            of_fleet[3] += sums[3]
-    await connection.execute(
-        "INSERT INTO fleet_usage_hour (fleet_no, hour, meter_no, zone, records, quantity, uplink,"
-        " overage) SELECT * FROM unnest(%s::int[], %s::timestamptz[], %s::smallint[], %s::text[],"
-        " %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[])"
-        " ON CONFLICT (fleet_no, hour, meter_no, zone) DO UPDATE SET"
-        " records = fleet_usage_hour.records + excluded.records,"
-        " quantity = fleet_usage_hour.quantity + excluded.quantity,"
-        " uplink = fleet_usage_hour.uplink + excluded.uplink,"
-        " overage = fleet_usage_hour.overage + excluded.overage",
-        [
-            *(list(column) for column in zip(*kept, strict=True)),
-            *(list(column) for column in zip(*kept.values(), strict=True)),
-        ],
-    )
+_ADD_TO_HOURS = (
+    "WITH given AS MATERIALIZED (SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::int[],"
+    "   %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::numeric[], %s::numeric[],"
+    "   %s::numeric[], %s::numeric[]) AS given (device_no, meter_no, plan_no, hour, zone, fleet_no,"
+    "   records, quantity, uplink, overage, amount)),"
+    " of_fleets AS (INSERT INTO fleet_usage_hour"
+    "   (fleet_no, hour, meter_no, zone, records, quantity, uplink, overage)"
+    "   SELECT fleet_no, hour, meter_no, zone, sum(records), sum(quantity), sum(uplink), sum(overage)"
+    "   FROM given GROUP BY fleet_no, hour, meter_no, zone ORDER BY fleet_no, hour, meter_no, zone"
+    "   ON CONFLICT (fleet_no, hour, meter_no, zone) DO UPDATE SET"
+    "   records = fleet_usage_hour.records + excluded.records,"
+    "   quantity = fleet_usage_hour.quantity + excluded.quantity,"
+    "   uplink = fleet_usage_hour.uplink + excluded.uplink,"
+    "   overage = fleet_usage_hour.overage + excluded.overage)"
+    " INSERT INTO usage_hour (device_no, meter_no, plan_no, hour, zone, fleet_no, records, quantity,"
+    "   uplink, overage, amount) SELECT * FROM given"
+    " ON CONFLICT (device_no, meter_no, plan_no, fleet_no, hour, zone) DO UPDATE SET"
+    " records = usage_hour.records + excluded.records,"
+    " quantity = usage_hour.quantity + excluded.quantity,"
+    " uplink = usage_hour.uplink + excluded.uplink,"
+    " overage = usage_hour.overage + excluded.overage,"
+    " amount = usage_hour.amount + excluded.amount"
+)
 
 
 async def store_parked(

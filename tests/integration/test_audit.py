@@ -236,6 +236,10 @@ DAMAGES = {
         "UPDATE usage_hour SET quantity = quantity - 1 WHERE fleet_no = 1",
         r"fleet trackers: hour \(\d+, ",
     ),
+    "an hour of a fleet": (
+        "UPDATE fleet_usage_hour SET quantity = quantity - 1 WHERE fleet_no = 1",
+        r"fleet trackers: hour of the fleet \(\d+, ",
+    ),
     "a missing hour": ("DELETE FROM usage_hour WHERE fleet_no = 2", "fleet meters: hour .*None"),
     "a counter": (
         "UPDATE counter SET downlink = downlink + 1",

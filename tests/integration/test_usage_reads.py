@@ -27,6 +27,7 @@ from tests.integration.closing_scene import (
     BEGAN,
     DEVICES,
     FEBRUARY,
+    MARCH,
     MAY,
     PLAN,
     Scene,
@@ -248,6 +249,9 @@ async def _narrowed(caller: Caller, by_fleet: Used) -> None:
     )
     assert [point.start for point in shown.points] == sorted({p.start for p in shown.points})
     whole = await get_fleet_usage(caller, "vans", BEGAN, MAY.start, "month")
+    # Months of the fleet's zone: clocks change in March, which has an hour less.
+    months = [(cycle.start, cycle.end) for cycle in (FEBRUARY, MARCH, APRIL)]
+    assert [(point.start, point.end) for point in whole.points] == months
     for point in whole.points:
         assert [use.meter for use in point.meters] == ["data", "sms"][: len(point.meters)]
         assert {use.zone for use in point.meters} == {None}
@@ -277,3 +281,24 @@ async def _most(caller: Caller, by_device: Used) -> None:
         )
         summed.update({each.device_id: each.quantity for each in of_cycle.items})
     assert summed == totals
+
+
+def test_an_hour_in_which_nothing_is_charged_any_more_is_gone(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        kept = "SELECT (SELECT count(*) FROM usage_hour), (SELECT count(*) FROM fleet_usage_hour)"
+        used_at = BEGAN + timedelta(days=2)
+        await scene.use("van-1", used_at, sms=5)
+        await scene.use("van-2", used_at + HOUR, sms=1)
+        found = await scene.connection.execute(kept)
+        assert await found.fetchall() == [(2, 2)]
+        await end_subscriptions(
+            scene.connection,
+            tenant_no=scene.operator.tenant,
+            device_nos=[await number_of(scene, "van-1")],
+            at=BEGAN + timedelta(days=1),
+            now=used_at + timedelta(days=1),
+        )
+        found = await scene.connection.execute(kept)
+        assert await found.fetchall() == [(1, 1)]
+
+    played(database_url, story)
