@@ -40,9 +40,11 @@ class FloodHolder:
             self._flooded.set()
 
     async def run(self) -> None:
-        """Hold until cancelled, each for as long as it takes."""
+        """Hold until cancelled, each for as long as it takes.
+
+        The connection is there before: amid a flood there is little time to make one.
+        """
         while True:
-            await self._flooded.wait()
             connection = await connect_patiently(
                 self._database_url,
                 application="ingest floods",
@@ -50,10 +52,12 @@ class FloodHolder:
                 waiting=_away,
             )
             try:
-                while self._floods:
+                while True:
+                    await self._flooded.wait()
                     await self._hold_one(connection, self._floods[0])
                     del self._floods[0]
-                self._flooded.clear()
+                    if not self._floods:
+                        self._flooded.clear()
             except UNREACHABLE as error:
                 _away(error)
                 await asyncio.sleep(_AWAY_SECONDS)
