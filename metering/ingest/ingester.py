@@ -8,7 +8,7 @@ yet, or two windows, which is what bounds messages at QoS 0.
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from time import monotonic, perf_counter
 
 import psycopg
@@ -17,7 +17,7 @@ from metering import clock
 from metering.broker_address import broker_of
 from metering.broker_connection import BrokerConnection
 from metering.broker_link import Delivery
-from metering.flood import Flood, FloodGuard
+from metering.flood import FloodGuard
 from metering.ingest import metrics
 from metering.ingest.acknowledger import Acknowledger
 from metering.ingest.admission import (
@@ -28,6 +28,7 @@ from metering.ingest.admission import (
     unknown_device,
 )
 from metering.ingest.device_cache import DeviceCache
+from metering.ingest.flood_holder import FloodHolder
 from metering.ingest.host_state import HostState
 from metering.ingest.message_retention import drop_old_messages
 from metering.ingest.narrowing import narrowed
@@ -44,7 +45,6 @@ from metering.store.connection import (
     expect_answers,
     reason_of,
 )
-from metering.store.floods import hold_device
 from metering.store.readings import RejectedInput, begin_batch, store_rejections
 from metering.wire import sparkplug
 from metering.wire.formats import formats_filter
@@ -53,6 +53,8 @@ from metering.wire.topics import shared_filter, usage_filter
 log = logging.getLogger(__name__)
 
 _DEVICES_REMEMBERED_MAX = 200_000
+_COUNTED_TOGETHER = 200
+"""Messages of which it is counted who sent them, before a batch takes them."""
 _NATIVE = "/usage"
 """How the topics of native JSON end, as nearly all do."""
 _REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -81,6 +83,9 @@ class Ingester:
             window_seconds=settings.flood_window_seconds,
             backlog_seconds_max=settings.flood_backlog_seconds_max,
         )
+        self._counted = 0
+        """How many of those that no batch has taken yet were counted."""
+        self._holder = FloodHolder(settings)
         alone = [usage_filter(settings.topic_root), formats_filter(settings.topic_root)]
         unwanted = sparkplug.topic_filters()
         if settings.ingest_sparkplug:
@@ -112,6 +117,7 @@ class Ingester:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write_for_ever())
             tasks.create_task(self._acknowledger.run())
+            tasks.create_task(self._holder.run())
             tasks.create_task(self._broker.run())
             tasks.create_task(drop_old_messages(self._settings))
             if self._settings.ingest_sparkplug:
@@ -137,6 +143,8 @@ class Ingester:
         self._held_octets += message.octets
         self._held_messages += 1
         self._arrived.set()
+        if len(self._pending) - self._counted >= _COUNTED_TOGETHER:
+            self._count_arrived()
         if self._pending_readings >= self._settings.ingest_batch_readings_max:
             self._full.set()
         if not self._has_room():
@@ -148,7 +156,7 @@ class Ingester:
         self._held_octets -= sum(message.octets for _, message in self._pending)
         self._held_messages -= len(self._pending)
         self._pending.clear()
-        self._pending_readings = 0
+        self._pending_readings = self._counted = 0
         self._full.clear()
         self._resume_if_room()
 
@@ -177,8 +185,7 @@ class Ingester:
                     continue
                 began = monotonic()
                 messages = [message for _, message in batch]
-                floods = self._floods(messages)
-                connection = await self._make_durable(connection, messages, floods)
+                connection = await self._make_durable(connection, messages)
                 self._broker.acknowledge(delivery for delivery, _ in batch)
                 self._held_messages -= len(batch)
                 self._held_octets -= sum(message.octets for _, message in batch)
@@ -204,23 +211,25 @@ class Ingester:
                     await self._full.wait()
             except TimeoutError:
                 pass
+        self._count_arrived()
         batch, self._pending = self._pending, []
-        self._pending_readings = 0
+        self._pending_readings = self._counted = 0
         self._resume_if_room()
         self._arrived.clear()
         self._full.clear()
         return batch
 
-    def _floods(self, messages: Sequence[Message]) -> list[Flood]:
-        """Count what devices sent; return who sent too much."""
-        return self._guard.count([(each.sender, each.octets) for each in messages], at=monotonic())
+    def _count_arrived(self) -> None:
+        """Count what devices sent that was not counted yet, and have those held that sent too much."""
+        arrived = self._pending[self._counted :]
+        self._counted = len(self._pending)
+        sent = [(message.sender, message.octets) for _, message in arrived]
+        self._holder.hold(self._guard.count(sent, at=monotonic()))
 
     async def _make_durable(
-        self, connection: Connection | None, messages: Sequence[Message], floods: Sequence[Flood]
+        self, connection: Connection | None, messages: Sequence[Message]
     ) -> Connection:
         """Write a batch, for as long as it takes; the connection that did it is returned.
-
-        First, so that it waits for nothing, who floods is held.
 
         Whether an attempt whose connection broke had committed is not known; the readings of the
         next attempt are then recognised as duplicates. Its session is ended first: it may hold locks.
@@ -232,7 +241,6 @@ class Ingester:
                         self._database_url, application="ingest", waiting=_away
                     )
                     await self._begin_session(connection)
-                await self._hold(connection, floods)
                 await self._write(
                     connection, await self._translator.translated(connection, messages)
                 )
@@ -246,24 +254,6 @@ class Ingester:
                 await asyncio.sleep(0.1)
             else:
                 return connection
-
-    async def _hold(self, connection: Connection, floods: Sequence[Flood]) -> None:
-        """Take the right to publish from devices that flood, for a while."""
-        for flood in floods:
-            async with connection.transaction():
-                held = await hold_device(
-                    connection,
-                    flood,
-                    hold=timedelta(seconds=self._settings.flood_hold_seconds),
-                    now=clock.now(),
-                )
-            if held:
-                log.warning(
-                    "%s/%s floods: %d messages and %d octets in %.1f s; it may not publish for %g s",
-                    *flood.sender, flood.messages, flood.octets, flood.seconds,
-                    self._settings.flood_hold_seconds,
-                )  # fmt: skip
-                metrics.FLOODS.inc()
 
     def _ask_for_rebirths(self) -> None:
         now = clock.now()
