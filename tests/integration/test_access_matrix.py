@@ -7,7 +7,6 @@
 import asyncio
 import re
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,8 @@ import pytest
 
 from api.app import create_app
 from api.rights import ELSEWHERE, REACHED, RIGHTS
-from metering.access import Role
 from metering.settings import Settings
-from metering.store.api_keys import create_api_key
-from metering.store.connection import Connection, connect
-from metering.store.registry import tenant_no
-from tests.integration.conftest import NOW
+from tests.integration.api_scene import keys_of_all, seed_by_requests
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -148,68 +143,10 @@ class _Callers:
         return self.clients[name]
 
 
-async def _keys(url: str) -> dict[str, str]:
-    async with await connect(url, application="test") as connection:
-        return {
-            "operator": await _key(connection, None, Role.PLATFORM_OPERATOR),
-            **{
-                f"{prefix}{name}": await _key(connection, tenant, role, fleet, device)
-                for prefix, tenant, fleet, device in (
-                    ("", "acme", "acme-north", "acme-1"),
-                    ("elsewhere-", "acme", "acme-empty", "acme-2"),
-                    ("rival-", "rival", "rival-north", "rival-1"),
-                )
-                for name, role in (
-                    ("admin", Role.TENANT_ADMIN),
-                    ("billing", Role.BILLING),
-                    ("manager", Role.FLEET_MANAGER),
-                    ("reader", Role.READ_ONLY),
-                    ("device", Role.DEVICE),
-                )
-            },
-        }
-
-
-async def _key(
-    connection: Connection, tenant: str | None, role: Role, fleet: str = "", device: str = ""
-) -> str:
-    number = None if tenant is None else await tenant_no(connection, tenant)
-    found = await connection.execute(
-        "SELECT fleet.fleet_no, device.device_no FROM fleet LEFT JOIN device ON device_id = %s"
-        " WHERE fleet_id = %s",
-        [device, fleet],
-    )
-    row = await found.fetchone()
-    limited = role in {Role.FLEET_MANAGER, Role.DEVICE} or (
-        fleet == "acme-empty" and role in {Role.BILLING, Role.READ_ONLY}
-    )
-    return await create_api_key(
-        connection,
-        tenant=number,
-        label=f"{tenant} {role}",
-        now=NOW,
-        role=role,
-        fleets=[row[0]] if row and limited else None,
-        device_no=row[1] if row and role is Role.DEVICE else None,
-        expires_at=NOW + timedelta(days=1),
-    )
-
-
 @pytest.fixture
 def callers(api: "ApiUnderTest") -> Iterator[_Callers]:
-    made = _Callers(api.url, asyncio.run(_keys(api.database_url)))
-    # Something of which numbers are asked: a user, a payment, and entries of the audit log.
-    user = {"issuer": "https://i", "subject": "acme", "name": "acme", "role": "billing"}
-    assert made["admin"].post("/v1/users", json=user).status_code == 201
-    paid = {
-        "amount": "5.00",
-        "currency": "EUR",
-        "method": "cash",
-        "received_at": "2026-04-01T00:00:00Z",
-    }
-    headers = {"Idempotency-Key": "matrix"}
-    answer = made["admin"].post("/v1/fleets/acme-north/payments", json=paid, headers=headers)
-    assert answer.status_code == 201, answer.text
+    made = _Callers(api.url, asyncio.run(keys_of_all(api.database_url)))
+    seed_by_requests(made["admin"])
     yield made
     for client in made.clients.values():
         client.close()

@@ -1,0 +1,165 @@
+"""Requests drawn from the OpenAPI document: whatever comes, the answer is one that the document tells of.
+
+A few of each operation here; `make fuzz-api` draws as many as are wanted.
+"""
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import schemathesis
+from schemathesis.checks import CHECKS
+
+from api.app import create_app
+from metering.settings import Settings
+from tests.integration.api_scene import Keys, keys_of_all, seed_by_requests
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import ApiUnderTest
+
+_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4"))
+_SEED = int(os.environ.get("FUZZ_SEED", "1"))
+_KNOWN_BY_NAME: dict[str, list[str | int]] = {
+    "fleet_id": ["acme-north", "acme-empty"],
+    "fleet": ["acme-north", "acme-empty"],
+    "device_id": ["acme-1", "acme-2", "acme-3"],
+    "device": ["acme-1", "acme-2", "acme-3"],
+    "plan_id": ["acme-basic"],
+    "plan": ["acme-basic"],
+    "request_id": ["acme-asked"],
+    "endpoint_id": ["0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9"],
+    "charge_id": ["3-4-0", "2-1-0"],
+    "currency": ["EUR"],
+    "meter": ["data", "sms", "voice"],
+    "amount": ["1.00", "0.01", "250", "-3.00"],
+    "quantity": [1, 60],
+    "country": ["DE"],
+    "role": ["read_only", "fleet_manager", "device"],
+}
+_KNOWN_BY_KIND: dict[str, list[str | int]] = {
+    "number": [1, 2, 3],
+    "time": ["2026-04-10T00:00:00Z", "2026-01-10T00:00:00+01:00", "2026-05-01T00:00:00Z"],
+    "day": ["2026-04-10", "2024-02-29"],
+}
+_LISTS = {"device_ids": "device_id", "fleet_ids": "fleet_id"}
+
+
+def _document() -> dict[str, Any]:
+    app = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+    return app.openapi()
+
+
+def _known(name: str, schema: dict[str, Any]) -> str | None:
+    """Return the dictionary that has a good value of a field, if one does."""
+    if name in _KNOWN_BY_NAME:
+        return name
+    kinds = [schema, *schema.get("anyOf", [])]
+    if any(each.get("format") == "date-time" for each in kinds):
+        return "time"
+    if any(each.get("format") == "date" for each in kinds):
+        return "day"
+    if name.endswith(("_no", "threshold_id")) and any(
+        each.get("type") == "integer" for each in kinds
+    ):
+        return "number"
+    return None
+
+
+def _bindings(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return where the requests of each operation name what is there, now and then."""
+    schemas = document["components"]["schemas"]
+
+    def fields(schema: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
+        if "$ref" in schema:
+            schema = schemas[schema["$ref"].rpartition("/")[2]]
+        found: dict[str, Any] = {}
+        for name, part in schema.get("properties", {}).items():
+            place = f"{at}.{name}"
+            kind = _known(name, part)
+            if name in _LISTS:
+                found[f"{place}[*]"] = _bound(_LISTS[name])
+            elif kind is not None:
+                found[place] = _bound(kind)
+            elif depth < 3:
+                found |= fields(part, place, depth + 1)
+                found |= fields(part.get("items", {}), f"{place}[*]", depth + 1)
+        return found
+
+    bindings = []
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            of: dict[str, Any] = {}
+            for parameter in operation.get("parameters", []):
+                kind = _known(parameter["name"], parameter["schema"])
+                if kind is not None:
+                    of[f"{parameter['in']}.{parameter['name']}"] = _bound(kind)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                of |= fields(content["schema"], "body", 0)
+            if of:
+                name = operation["operationId"]
+                bindings.append({"include-operation-id": name, "parameters": of})
+    return bindings
+
+
+def _bound(dictionary: str) -> dict[str, Any]:
+    return {"dictionary": dictionary, "probability": 0.8}
+
+
+_DOCUMENT = _document()
+_SCHEMA = schemathesis.openapi.from_dict(
+    _DOCUMENT,
+    config=schemathesis.Config.from_dict(
+        {
+            "seed": _SEED,
+            "generation": {
+                "max-examples": _EXAMPLES,
+                "no-shrink": True,
+                "deterministic": True,
+                "database": "none",
+                "with-security-parameters": False,
+            },
+            "phases": {"examples": {"enabled": True}, "coverage": {"enabled": True}},
+            "dictionaries": {
+                name: {"values": values}
+                for name, values in (_KNOWN_BY_NAME | _KNOWN_BY_KIND).items()
+            },
+            "operations": _bindings(_DOCUMENT),
+        }
+    ),
+)
+_CHECKS = CHECKS.get_by_names(
+    [
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+        "negative_data_rejection",
+        "missing_required_header",
+        "unsupported_method",
+    ]
+)
+
+
+@pytest.mark.parametrize("role", ["admin", "reader"])
+@_SCHEMA.parametrize()
+def test_answers_are_as_documented(
+    case: schemathesis.Case, role: str, fuzzed: "ApiUnderTest", fuzz_keys: Keys
+) -> None:
+    case.headers.pop("Fleetmeter-Tenant", None)
+    response = case.call(
+        base_url=fuzzed.url, headers={"Authorization": f"Bearer {fuzz_keys[role]}"}
+    )
+    case.validate_response(response, checks=_CHECKS)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(module_api: "ApiUnderTest") -> "ApiUnderTest":
+    seed_by_requests(module_api.acme)
+    return module_api
+
+
+@pytest.fixture(scope="module")
+def fuzz_keys(fuzzed: "ApiUnderTest") -> Keys:
+    return asyncio.run(keys_of_all(fuzzed.database_url))
