@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
+from api.body_limit import LimitBodies
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
 from api.oidc import Issuer
@@ -99,6 +100,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         issuer=issuer,
     )
     handle_errors(app)
+    app.add_middleware(LimitBodies, octets_max=settings.api_body_octets_max)
     app.add_middleware(RequestMetrics, metrics=metrics)
     checked = [Depends(refuse_unknown_parameters)]
     for module in (
@@ -134,6 +136,8 @@ _FAILURES = {
     401: "No API key, or not a good one",
     403: "The key or user may not do that",
     404: "There is no such thing in this tenant",
+    409: "It does not fit what is there; `detail` says why",
+    413: "The body is too large",
     422: "Bad input; `errors` names each field and the fix",
     500: "A fault on the server's side",
     503: "The database is away; try again after `Retry-After` seconds",

@@ -165,6 +165,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
             detail = f"there is nothing at {request.url.path}; see /docs"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             detail = f"{request.method} is not offered at {request.url.path}; see /docs"
+        case HTTPStatus.BAD_REQUEST:  # a body that FastAPI cannot decode, or that is too deep
+            return problem_response(bad_input("body", "is not JSON that can be read", _OBJECT))
         case _:
             detail = str(error.detail)
     return problem_response(ProblemError(status, detail, headers=error.headers))

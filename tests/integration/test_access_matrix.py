@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "access.txt"
 _APP = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
-_DOCUMENT = _APP.openapi()
+DOCUMENT = _APP.openapi()
 OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     operation["operationId"]: (method, path, operation)
-    for path, methods in _DOCUMENT["paths"].items()
+    for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 }
 _OPEN = {"get_health", "get_ready", "post_provider_event"}
-_NAMES: dict[str, Any] = {
+NAMES: dict[str, Any] = {
     "fleet_id": "acme-north",
     "fleet_ids": ["acme-north"],
     "device_id": "acme-1",
@@ -51,7 +51,7 @@ _NAMES: dict[str, Any] = {
     "user_no": 1,
     "entry_no": 1,
 }
-_CARRIER_RECORDS = "post_carrier_records"
+CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()
 
 
@@ -86,29 +86,30 @@ def _golden() -> dict[str, set[str]]:
 MAY = _golden()
 
 
-def _body(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+def body_of(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """Return a good body for an operation; None where it has none."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if content is None:
         return None
     name = content["schema"]["$ref"].rpartition("/")[2]
-    examples = _DOCUMENT["components"]["schemas"][name].get("examples")
+    examples = DOCUMENT["components"]["schemas"][name].get("examples")
     return _named(examples[0] if examples else _BODIES[name])
 
 
 def _named(value: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, dict):
-        return {name: _NAMES.get(name, _named(part)) for name, part in value.items()}
+        return {name: NAMES.get(name, _named(part)) for name, part in value.items()}
     return [_named(part) for part in value] if isinstance(value, list) else value
 
 
 def _ask(client: httpx.Client, name: str) -> httpx.Response:
     method, path, operation = OPERATIONS[name]
     given: dict[str, Any] = {"headers": {"Idempotency-Key": f"matrix-{name}"}}
-    body = _body(operation)
+    body = body_of(operation)
     if body is not None:
         given["json"] = body
-    params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
-    return client.request(method, path.format(**_NAMES), params=params, **given)
+    params = {"carrier": "c"} if name == CARRIER_RECORDS else None
+    return client.request(method, path.format(**NAMES), params=params, **given)
 
 
 def _names_of(name: str) -> set[str]:
@@ -125,7 +126,7 @@ def _names_of(name: str) -> set[str]:
             for part in value:
                 walk(part)
 
-    walk(_body(operation))
+    walk(body_of(operation))
     return found & set(REACHED)
 
 
@@ -170,7 +171,7 @@ def test_whatever_a_request_names_is_known_to_belong_to_somebody() -> None:
     kinds = re.compile(r".*_(id|ids|no|nos)")
     harmless = ELSEWHERE | {"api_key_no", "user_no", "entry_no", "tenant_id"}
     harmless |= {"tax_id", "registration_id"}
-    schemas = _DOCUMENT["components"]["schemas"]
+    schemas = DOCUMENT["components"]["schemas"]
     for name, (_, path, operation) in OPERATIONS.items():
         named = set(re.findall(r"{(\w+)}", path))
         waiting = [operation.get("requestBody", {})]
@@ -196,7 +197,7 @@ def test_the_matrix(callers: _Callers) -> None:
         if not name.endswith(("tenants", "tenant")):
             del_header = {"Fleetmeter-Tenant": "rival"}
             method, path, _ = OPERATIONS[name]
-            response = callers["admin"].request(method, path.format(**_NAMES), headers=del_header)
+            response = callers["admin"].request(method, path.format(**NAMES), headers=del_header)
             assert response.status_code == 403, (name, "names a tenant", response.text)
     for name, roles in MAY.items():
         for role in sorted(roles - {"operator"}):
