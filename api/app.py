@@ -87,6 +87,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
     app.state.fleetmeter = ApiState(

@@ -1,5 +1,7 @@
 """Bad input, made for every field of every operation: a 4xx that names the field, and nothing written."""
 
+import asyncio
+import base64
 import copy
 import json
 from collections.abc import Iterator
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psycopg
 import pytest
+from psycopg import sql
 
+from tests.integration.api_scene import keys_of_all
 from tests.integration.test_access_matrix import (
-    CARRIER_RECORDS,
     DOCUMENT,
     NAMES,
     OPERATIONS,
@@ -68,7 +71,7 @@ _NO_IDS = [
     "e\u0301",
     "a\n",
     "a%2fb",
-    "١",
+    "\u0661",
 ]
 
 
@@ -92,14 +95,15 @@ def _bad_values(schema: dict[str, Any]) -> list[Any]:
     (kind, *others) = [each for each in kinds if each.get("type") != "null"]
     match kind.get("type"):
         case "integer":
-            bad += ["x", 1.5, True, [], {}, 10**18 + 1, 10**30, -(10**30), *_NO_NUMBERS]
-            bad += [kind["minimum"] - 1] if "minimum" in kind else []
+            bad += ["x", 1.5, True, [], {}, 10**30, -(10**30), *_NO_NUMBERS]
+            bad += [int(kind["minimum"]) - 1] if "minimum" in kind else []
+            bad += [int(kind["maximum"]) + 1] if "maximum" in kind else []
         case "boolean":
             bad += ["maybe", 2, [], {}, *_NO_NUMBERS[:2]]
         case "array":
             bad += [{}, "x", 5, [None]]
             bad += [[]] if kind.get("minItems") else []
-            bad += [[None] * 100_000]
+            bad += [[None] * (kind["maxItems"] + 1)] if "maxItems" in kind else []
         case "object":
             bad += [[], "x", 5, {"no_such_field": 1}]
         case "string" if others:
@@ -175,35 +179,45 @@ def _with(body: Any, path: tuple[str | int, ...], bad: object) -> str:  # noqa: 
 def _rows(url: str) -> dict[str, int]:
     """Return how many rows each table has."""
     with psycopg.connect(url) as connection:
-        names = connection.execute(
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
-        ).fetchall()
-        return {
-            name: connection.execute(f'SELECT count(*) FROM "{name}"'.encode()).fetchone()[0]  # type: ignore[index]
-            for (name,) in names
-        }
+        names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        counts: dict[str, int] = {}
+        for (name,) in names.fetchall():
+            query = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(name))
+            ((counts[name],),) = connection.execute(query).fetchall()
+        return counts
 
 
 @pytest.fixture(scope="module")
-def api(module_api: "ApiUnderTest") -> Iterator["ApiUnderTest"]:
-    """Yield the API, and check at the end of a test that nothing was written."""
-    return module_api
+def asker(module_api: "ApiUnderTest") -> Iterator["_Asker"]:
+    keys = asyncio.run(keys_of_all(module_api.database_url))
+    with (
+        httpx.Client(base_url=module_api.url, headers=_bearer(keys["operator"])) as operator,
+        httpx.Client(base_url=module_api.url, headers=_bearer(keys["manager"])) as manager,
+    ):
+        for client in (operator, manager, module_api.acme):
+            client.get("/v1/fleets")  # now the use of its key is noted
+        yield _Asker(module_api.acme, operator, manager)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_written(module_api: "ApiUnderTest") -> Iterator[None]:
+def _nothing_is_written(module_api: "ApiUnderTest", asker: "_Asker") -> Iterator[None]:
     """Count rows before and after: what is refused leaves none, not in the audit log either."""
-    module_api.acme.get("/v1/fleets")  # its key's use is noted
     before = _rows(module_api.database_url)
+    asker.wrong.clear()
     yield
+    assert not asker.wrong, "\n".join(asker.wrong)
     assert _rows(module_api.database_url) == before
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 class _Asker:
     """Sends bad requests and gathers what is wrong with the answers."""
 
-    def __init__(self, api: "ApiUnderTest") -> None:
-        self._client = api.acme
+    def __init__(self, admin: httpx.Client, operator: httpx.Client, manager: httpx.Client) -> None:
+        self.admin, self.operator, self.manager = admin, operator, manager
         self.wrong: list[str] = []
         self.asked = 0
 
@@ -216,22 +230,42 @@ class _Asker:
         if body is not None:
             given["Content-Type"] = "application/json"
         self.asked += 1
-        answer = self._client.request(
+        client = self.operator if name == "post_tenant" else self.admin
+        answer = client.request(
             method, path or template.format(**NAMES), params=params, content=body, headers=given
         )
-        said = _fault_of(answer, field)
+        said = _fault_of(answer, field, field_is_body=isinstance(bad, _Raw))
         if said:
             self.wrong.append(f"{name} {field}={bad!r:.60}: {said} {answer.text[:300]}")
 
+    def note(
+        self, answer: httpx.Response, what: str, *statuses: int, field: str | None = None
+    ) -> None:
+        """Gather an answer that is no problem document of one of these, or does not name a field."""
+        self.asked += 1
+        said = None
+        if answer.status_code not in statuses:
+            said = str(answer.status_code)
+        elif answer.headers["content-type"] != "application/problem+json":
+            said = "no problem document"
+        elif answer.status_code == 422:
+            said = _fault_of(answer, field or answer.json()["errors"][0]["field"])
+        if said:
+            self.wrong.append(f"{what}: {said} {answer.text[:300]}")
 
-def _fault_of(answer: httpx.Response, field: str) -> str | None:
-    """Return what is wrong with the answer to a bad field; None if it is as it should be."""
+
+def _fault_of(answer: httpx.Response, field: str, *, field_is_body: bool = False) -> str | None:
+    """Return what is wrong with the answer to a bad field; None if it is as it should be.
+
+    A number of thousands of digits makes a body none that can be read.
+    """
     if answer.status_code != 422:
         return str(answer.status_code)
     if answer.headers["content-type"] != "application/problem+json":
         return "no problem document"
     errors = answer.json().get("errors") or []
-    if not any(field in each["field"].split(".") for each in errors):
+    named = [part for each in errors for part in each["field"].split(".")]
+    if field not in named and not (field_is_body and named == ["body"]):
         return "does not name it"
     if not all(each["problem"] and each["fix"] and each["fix"] != "see /docs" for each in errors):
         return "no fix"
@@ -243,8 +277,7 @@ def _schema_of_body(operation: dict[str, Any]) -> dict[str, Any] | None:
     return None if content is None else content["schema"]
 
 
-def test_every_field_of_every_body_is_checked(api: "ApiUnderTest") -> None:
-    asker = _Asker(api)
+def test_every_field_of_every_body_is_checked(asker: _Asker) -> None:
     for name, (_, _, operation) in OPERATIONS.items():
         schema = _schema_of_body(operation)
         if schema is None:
@@ -255,5 +288,154 @@ def test_every_field_of_every_body_is_checked(api: "ApiUnderTest") -> None:
             for bad in _bad_values(place.schema):
                 asker.ask(name, named, bad, body=_with(body, place.path, bad))
         asker.ask(name, "no_such_field", 1, body=_with(body, ("no_such_field",), 1))
-    print(asker.asked)
-    assert not asker.wrong, "\n".join(asker.wrong)
+
+
+_BODIES: dict[str, bytes] = {
+    "empty": b"",
+    "no JSON": b"nonsense",
+    "cut short": b'{"reason": "x',
+    "no text": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "a string": b'"x"',
+    "null": b"null",
+    "two": b"{}{}",
+    "deep lists": b"[" * 10_000 + b"]" * 10_000,
+    "deep objects": b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+    "fairly deep": b'{"a":' * 400 + b"1" + b"}" * 400,
+}
+
+
+def test_a_body_that_is_no_object_of_json_is_refused(asker: _Asker) -> None:
+    for name, (method, path, operation) in OPERATIONS.items():
+        if _schema_of_body(operation) is None:
+            continue
+        client = asker.operator if name == "post_tenant" else asker.admin
+        headers = {"Idempotency-Key": "odd", "Content-Type": "application/json"}
+        for why, content in _BODIES.items():
+            answer = client.request(method, path.format(**NAMES), content=content, headers=headers)
+            asker.note(answer, f"{name}: {why}", 422)
+        good = json.dumps(body_of(operation)).encode()
+        for kind in ("text/plain", "application/xml", "multipart/form-data; boundary=x", ""):
+            answer = client.request(
+                method, path.format(**NAMES), content=good, headers=headers | {"Content-Type": kind}
+            )
+            asker.note(answer, f"{name}: {kind}", 422)
+        first = next(iter(body_of(operation)))
+        twice = b'{"%s": "x", ' % first.encode() + good[1:]
+        answer = client.request(method, path.format(**NAMES), content=twice, headers=headers)
+        asker.note(answer, f"{name}: twice", 422, field=first)
+
+
+def test_a_body_within_fields_may_be_deep_for_nobody(asker: _Asker) -> None:
+    """Where any JSON may stand, and for callers whose body is searched for what it names."""
+    for depth in (60, 300, 900, 10_000):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        content = '{"kind": "throttle", "payload": %s}' % deep  # noqa: UP031 - braces
+        for client in (asker.admin, asker.manager):
+            answer = client.post(
+                "/v1/devices/acme-1/commands",
+                content=content,
+                headers={"Idempotency-Key": "deep", "Content-Type": "application/json"},
+            )
+            asker.note(answer, f"depth {depth}", 422)
+
+
+def test_a_body_that_is_too_large_is_refused_without_being_read(asker: _Asker) -> None:
+    many = 9 * 1024 * 1024
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(many // 65536):
+            yield b" " * 65536
+
+    for path in (
+        "/v1/carrier-records",
+        "/v1/fleets/acme-north/top-ups",
+        "/v1/payment-provider/events",
+    ):
+        for content in (b" " * many, parts()):
+            headers = {"Idempotency-Key": "large", "Content-Type": "application/json"}
+            try:
+                answer = asker.admin.post(path, content=content, headers=headers)
+            except httpx.TransportError:
+                continue  # it was refused while it was still being sent
+            asker.note(answer, path, 413)
+
+
+_NO_WAY_IN = [
+    "%00", "a%00b", "%ed%a0%80", "%ff", "a%0a", "..", "%2e%2e", "%2e%2e%2f", "a%2fb", "%2520", "%E2%80%AEabc",
+    "e%CC%81", "%D9%A1", "9" * 40, "-1", "0", "1e3", "1.0", "%201", "1%20", "+1", "0x1", "a" * 5000,
+]  # fmt: skip
+
+
+def test_odd_paths_lead_nowhere(asker: _Asker) -> None:
+    """Whatever a path says in place of a name, the answer is a problem, and it is nothing that is there."""
+    for name, (method, path, operation) in OPERATIONS.items():
+        names = [each["name"] for each in operation.get("parameters", []) if each["in"] == "path"]
+        body = body_of(operation)
+        for each in names:
+            for odd in _NO_WAY_IN:
+                address = path.format(**(NAMES | {each: odd}))
+                answer = asker.admin.request(
+                    method, address, json=body, headers={"Idempotency-Key": "odd"}
+                )
+                asker.note(answer, f"{name} {each}={odd:.30}", 404, 405, 422)
+
+
+def test_every_parameter_of_every_operation_is_checked(asker: _Asker) -> None:
+    for name, (method, path, operation) in OPERATIONS.items():
+        if name in {"get_health", "get_ready"}:
+            continue
+        for each in operation.get("parameters", []):
+            if each["name"] == "Fleetmeter-Tenant" or each["in"] == "path":
+                continue
+            for bad in _bad_parameters(each):
+                answer = asker.admin.request(
+                    method,
+                    path.format(**NAMES),
+                    json=body_of(operation),
+                    params={each["name"]: bad} if each["in"] == "query" else None,
+                    headers={"Idempotency-Key": "x"}
+                    | (
+                        {each["name"]: bad.encode("utf-8", "surrogatepass")}
+                        if each["in"] == "header"
+                        else {}
+                    ),
+                )
+                asker.note(answer, f"{name} {each['name']}={bad!r:.40}", 422, field=each["name"])
+        if method == "get":
+            answer = asker.admin.get(path.format(**NAMES), params={"no_such": "1"})
+            asker.note(answer, f"{name} unknown", 422, field="no_such")
+
+
+def _bad_parameters(parameter: dict[str, Any]) -> list[str]:
+    """Return texts that a parameter must not be: those of its type's bad values that are texts."""
+    if parameter["in"] == "header":
+        return ["", "a b", "ä", "x" * 201] if parameter["name"] == "Idempotency-Key" else []
+    kinds = _alternatives(parameter["schema"])
+    bad = ["a\x00b"]
+    if parameter["name"] == "cursor":
+        bad += _NO_CURSORS
+    if any(kind.get("type") == "integer" for kind in kinds):
+        bad += ["x", "", "1.5", "1e3", "NaN", "-1", "9" * 30, "9" * 5000, "0x1", "true", "1_0"]
+        if parameter["name"] == "limit":
+            bad += ["0", "501", str(10**9), "-5"]
+    elif any(kind.get("format") == "date-time" for kind in kinds):
+        bad += [each for each in _NO_INSTANTS if isinstance(each, str)] + ["1767225600"]
+    elif any("enum" in kind for kind in kinds):
+        bad += ["", "nonsense"]
+    elif any(kind.get("pattern", "").startswith("^[A-Za-z0-9][A-Za-z0-9._:-]") for kind in kinds):
+        bad += _NO_IDS
+    return bad
+
+
+def _cursor(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+_NO_CURSORS = [
+    "nonsense", "////", "=", "\u202e", "x" * 1001, _cursor([]), _cursor({}), _cursor(None),
+    _cursor([None] * 3), _cursor([10**30]), _cursor(["a\x00b"]), _cursor([1.5]), _cursor([True]),
+    _cursor([[[]]]), _cursor("a" * 500),
+    base64.urlsafe_b64encode(b"[" * 700).decode(), base64.urlsafe_b64encode(b"[NaN]").decode(),
+    _cursor(["\ud800"]), _cursor(["0001-01-01T00:00:00+23:59", 1, 1]), _cursor([-1, -1, -1, -1, -1, -1]),
+]  # fmt: skip
