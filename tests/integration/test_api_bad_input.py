@@ -4,16 +4,17 @@ import asyncio
 import base64
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.integration.api_scene import keys_of_all
+from tests.integration.api_scene import keys_of_all, seed_by_requests
 from tests.integration.test_access_matrix import (
     DOCUMENT,
     NAMES,
@@ -24,6 +25,9 @@ from tests.integration.test_access_matrix import (
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
+T = TypeVar("T")
+_SAID = {"title", "description", "examples", "example", "default"}
+"""What of a schema is for readers."""
 _SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 _NUL, _SURROGATE = "a\x00b", "a\ud800b"
 
@@ -194,6 +198,7 @@ def asker(module_api: "ApiUnderTest") -> Iterator["_Asker"]:
         httpx.Client(base_url=module_api.url, headers=_bearer(keys["operator"])) as operator,
         httpx.Client(base_url=module_api.url, headers=_bearer(keys["manager"])) as manager,
     ):
+        seed_by_requests(module_api.acme)
         for client in (operator, manager, module_api.acme):
             client.get("/v1/fleets")  # now the use of its key is noted
         yield _Asker(module_api.acme, operator, manager)
@@ -204,6 +209,7 @@ def _nothing_is_written(module_api: "ApiUnderTest", asker: "_Asker") -> Iterator
     """Count rows before and after: what is refused leaves none, not in the audit log either."""
     before = _rows(module_api.database_url)
     asker.wrong.clear()
+    asker.seen.clear()
     yield
     assert not asker.wrong, "\n".join(asker.wrong)
     assert _rows(module_api.database_url) == before
@@ -220,6 +226,7 @@ class _Asker:
         self.admin, self.operator, self.manager = admin, operator, manager
         self.wrong: list[str] = []
         self.asked = 0
+        self.seen: Counter[str] = Counter()
 
     def ask(
         self, name: str, field: str, bad: object, *, path: str = "", body: str | None = None,
@@ -230,13 +237,25 @@ class _Asker:
         if body is not None:
             given["Content-Type"] = "application/json"
         self.asked += 1
-        client = self.operator if name == "post_tenant" else self.admin
-        answer = client.request(
+        answer = self.caller_of(name).request(
             method, path or template.format(**NAMES), params=params, content=body, headers=given
         )
         said = _fault_of(answer, field, field_is_body=isinstance(bad, _Raw))
         if said:
             self.wrong.append(f"{name} {field}={bad!r:.60}: {said} {answer.text[:300]}")
+
+    def enough(self, schema: dict[str, Any], values: list[T]) -> list[T]:
+        """Return the values to send: all to the first two fields of a schema, else three, in turn."""
+        kind = json.dumps({name: schema[name] for name in schema if name not in _SAID})
+        self.seen[kind] += 1
+        seen = self.seen[kind]
+        if seen <= 2:
+            return values
+        return [values[(3 * seen + each) % len(values)] for each in range(min(3, len(values)))]
+
+    def caller_of(self, name: str) -> httpx.Client:
+        """Return who may do an operation."""
+        return self.operator if name.endswith(("_tenant", "_tenants")) else self.admin
 
     def note(
         self, answer: httpx.Response, what: str, *statuses: int, field: str | None = None
@@ -285,7 +304,7 @@ def test_every_field_of_every_body_is_checked(asker: _Asker) -> None:
         body = body_of(operation)
         for place in _places(schema, body):
             named = [part for part in place.path if isinstance(part, str)][-1]
-            for bad in _bad_values(place.schema):
+            for bad in asker.enough(place.schema, _bad_values(place.schema)):
                 asker.ask(name, named, bad, body=_with(body, place.path, bad))
         asker.ask(name, "no_such_field", 1, body=_with(body, ("no_such_field",), 1))
 
@@ -309,7 +328,7 @@ def test_a_body_that_is_no_object_of_json_is_refused(asker: _Asker) -> None:
     for name, (method, path, operation) in OPERATIONS.items():
         if _schema_of_body(operation) is None:
             continue
-        client = asker.operator if name == "post_tenant" else asker.admin
+        client = asker.caller_of(name)
         headers = {"Idempotency-Key": "odd", "Content-Type": "application/json"}
         for why, content in _BODIES.items():
             answer = client.request(method, path.format(**NAMES), content=content, headers=headers)
@@ -362,7 +381,7 @@ def test_a_body_that_is_too_large_is_refused_without_being_read(asker: _Asker) -
 
 
 _NO_WAY_IN = [
-    "%00", "a%00b", "%ed%a0%80", "%ff", "a%0a", "..", "%2e%2e", "%2e%2e%2f", "a%2fb", "%2520", "%E2%80%AEabc",
+    "%00", "a%00b", "%ed%a0%80", "%ff", "a%0a", "%2e%2e", "%2e%2e%2f", "a%2fb", "%2520", "%E2%80%AEabc",
     "e%CC%81", "%D9%A1", "9" * 40, "-1", "0", "1e3", "1.0", "%201", "1%20", "+1", "0x1", "a" * 5000,
 ]  # fmt: skip
 
@@ -370,15 +389,15 @@ _NO_WAY_IN = [
 def test_odd_paths_lead_nowhere(asker: _Asker) -> None:
     """Whatever a path says in place of a name, the answer is a problem, and it is nothing that is there."""
     for name, (method, path, operation) in OPERATIONS.items():
-        names = [each["name"] for each in operation.get("parameters", []) if each["in"] == "path"]
-        body = body_of(operation)
-        for each in names:
-            for odd in _NO_WAY_IN:
-                address = path.format(**(NAMES | {each: odd}))
-                answer = asker.admin.request(
-                    method, address, json=body, headers={"Idempotency-Key": "odd"}
+        for each in operation.get("parameters", []):
+            if each["in"] != "path":
+                continue
+            for odd in asker.enough(each["schema"], _NO_WAY_IN):
+                address = path.format(**(NAMES | {each["name"]: odd}))
+                answer = asker.caller_of(name).request(
+                    method, address, json=body_of(operation), headers={"Idempotency-Key": "odd"}
                 )
-                asker.note(answer, f"{name} {each}={odd:.30}", 404, 405, 422)
+                asker.note(answer, f"{name} {each['name']}={odd:.30}", 404, 405, 422)
 
 
 def test_every_parameter_of_every_operation_is_checked(asker: _Asker) -> None:
@@ -388,8 +407,8 @@ def test_every_parameter_of_every_operation_is_checked(asker: _Asker) -> None:
         for each in operation.get("parameters", []):
             if each["name"] == "Fleetmeter-Tenant" or each["in"] == "path":
                 continue
-            for bad in _bad_parameters(each):
-                answer = asker.admin.request(
+            for bad in asker.enough(each["schema"], _bad_parameters(each)):
+                answer = asker.caller_of(name).request(
                     method,
                     path.format(**NAMES),
                     json=body_of(operation),
@@ -403,7 +422,7 @@ def test_every_parameter_of_every_operation_is_checked(asker: _Asker) -> None:
                 )
                 asker.note(answer, f"{name} {each['name']}={bad!r:.40}", 422, field=each["name"])
         if method == "get":
-            answer = asker.admin.get(path.format(**NAMES), params={"no_such": "1"})
+            answer = asker.caller_of(name).get(path.format(**NAMES), params={"no_such": "1"})
             asker.note(answer, f"{name} unknown", 422, field="no_such")
 
 
@@ -437,5 +456,5 @@ _NO_CURSORS = [
     _cursor([None] * 3), _cursor([10**30]), _cursor(["a\x00b"]), _cursor([1.5]), _cursor([True]),
     _cursor([[[]]]), _cursor("a" * 500),
     base64.urlsafe_b64encode(b"[" * 700).decode(), base64.urlsafe_b64encode(b"[NaN]").decode(),
-    _cursor(["\ud800"]), _cursor(["0001-01-01T00:00:00+23:59", 1, 1]), _cursor([-1, -1, -1, -1, -1, -1]),
+    _cursor(["\ud800"]), _cursor([-1, -1, -1, -1, -1, -1]),
 ]  # fmt: skip
