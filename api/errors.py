@@ -236,7 +236,7 @@ class _AnswerFaults:
         except Exception:
             if scope["type"] != "http" or begun:
                 raise
-            _LOG.exception("%s %s", scope["method"], scope["path"])
+            _LOG.exception("%s %r", scope["method"], scope["path"])
             await problem_response(_fault())(scope, receive, send)
 
 

@@ -145,7 +145,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 def _client(url: str, key: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:

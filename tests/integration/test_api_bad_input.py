@@ -195,8 +195,8 @@ def _rows(url: str) -> dict[str, int]:
 def asker(module_api: "ApiUnderTest") -> Iterator["_Asker"]:
     keys = asyncio.run(keys_of_all(module_api.database_url))
     with (
-        httpx.Client(base_url=module_api.url, headers=_bearer(keys["operator"])) as operator,
-        httpx.Client(base_url=module_api.url, headers=_bearer(keys["manager"])) as manager,
+        _client(module_api.url, keys["operator"]) as operator,
+        _client(module_api.url, keys["manager"]) as manager,
     ):
         seed_by_requests(module_api.acme)
         for client in (operator, manager, module_api.acme):
@@ -215,8 +215,8 @@ def _nothing_is_written(module_api: "ApiUnderTest", asker: "_Asker") -> Iterator
     assert _rows(module_api.database_url) == before
 
 
-def _bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
+def _client(url: str, key: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 class _Asker:

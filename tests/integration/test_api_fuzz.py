@@ -22,6 +22,7 @@ _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """How many requests are drawn of each operation and role in the long form; 0: the short form."""
 _SEED = int(os.environ.get("FUZZ_SEED", "1"))
 _EXAMPLES_SHORT = 8
+_DOCUMENT = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none")).openapi()
 _KNOWN_BY_NAME: dict[str, list[str | int]] = {
     "fleet_id": ["acme-north", "acme-empty"],
     "fleet": ["acme-north", "acme-empty"],
@@ -44,12 +45,8 @@ _KNOWN_BY_KIND: dict[str, list[str | int]] = {
     "time": ["2026-04-10T00:00:00Z", "2026-01-10T00:00:00+01:00", "2026-05-01T00:00:00Z"],
     "day": ["2026-04-10", "2024-02-29"],
 }
+_DEPTH_MAX = 3
 _LISTS = {"device_ids": "device_id", "fleet_ids": "fleet_id"}
-
-
-def _document() -> dict[str, Any]:
-    app = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
-    return app.openapi()
 
 
 def _known(name: str, schema: dict[str, Any]) -> str | None:
@@ -68,52 +65,46 @@ def _known(name: str, schema: dict[str, Any]) -> str | None:
     return None
 
 
-def _bindings(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return where the requests of each operation name what is there, now and then."""
-    schemas = document["components"]["schemas"]
+def _fields(schema: dict[str, Any], at: str, depth: int = 0) -> dict[str, Any]:
+    """Return where a body names what is there, by the places of its fields."""
+    if "$ref" in schema:
+        schema = _DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    found: dict[str, Any] = {}
+    for name, part in schema.get("properties", {}).items():
+        place = f"{at}.{name}"
+        kind = _known(name, part)
+        if name in _LISTS:
+            found[f"{place}[*]"] = _bound(_LISTS[name])
+        elif kind is not None:
+            found[place] = _bound(kind)
+        elif depth < _DEPTH_MAX:
+            found |= _fields(part, place, depth + 1)
+            found |= _fields(part.get("items", {}), f"{place}[*]", depth + 1)
+    return found
 
-    def fields(schema: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-        if "$ref" in schema:
-            schema = schemas[schema["$ref"].rpartition("/")[2]]
-        found: dict[str, Any] = {}
-        for name, part in schema.get("properties", {}).items():
-            place = f"{at}.{name}"
-            kind = _known(name, part)
-            if name in _LISTS:
-                found[f"{place}[*]"] = _bound(_LISTS[name])
-            elif kind is not None:
-                found[place] = _bound(kind)
-            elif depth < 3:
-                found |= fields(part, place, depth + 1)
-                found |= fields(part.get("items", {}), f"{place}[*]", depth + 1)
-        return found
 
-    bindings = []
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            of: dict[str, Any] = {}
-            for parameter in operation.get("parameters", []):
-                kind = _known(parameter["name"], parameter["schema"])
-                if kind is not None:
-                    of[f"{parameter['in']}.{parameter['name']}"] = _bound(kind)
-            for content in operation.get("requestBody", {}).get("content", {}).values():
-                of |= fields(content["schema"], "body", 0)
-            if of:
-                name = operation["operationId"]
-                bindings.append({"include-operation-id": name, "parameters": of})
-    return bindings
+def _names(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return where the requests of an operation name what is there, most times."""
+    found: dict[str, Any] = {}
+    for parameter in operation.get("parameters", []):
+        kind = _known(parameter["name"], parameter["schema"])
+        if kind is not None:
+            found[f"{parameter['in']}.{parameter['name']}"] = _bound(kind)
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        found |= _fields(content["schema"], "body")
+    return found
 
 
 def _bound(dictionary: str) -> dict[str, Any]:
     return {"dictionary": dictionary, "probability": 0.8}
 
 
-_DOCUMENT = _document()
 _SCHEMA = schemathesis.openapi.from_dict(
     _DOCUMENT,
     config=schemathesis.Config.from_dict(
         {
             "seed": _SEED,
+            "request-timeout": 60,
             "generation": {
                 "max-examples": _EXAMPLES or _EXAMPLES_SHORT,
                 "no-shrink": True,
@@ -126,7 +117,12 @@ _SCHEMA = schemathesis.openapi.from_dict(
                 name: {"values": values}
                 for name, values in (_KNOWN_BY_NAME | _KNOWN_BY_KIND).items()
             },
-            "operations": _bindings(_DOCUMENT),
+            "operations": [
+                {"include-operation-id": operation["operationId"], "parameters": _names(operation)}
+                for methods in _DOCUMENT["paths"].values()
+                for operation in methods.values()
+                if _names(operation)
+            ],
         }
     ),
 )
@@ -144,24 +140,28 @@ _CHECKS = CHECKS.get_by_names(
 )
 
 
-@pytest.mark.parametrize("role", ["admin", "reader"])
-@_SCHEMA.parametrize()
-def test_answers_are_as_documented(
-    case: schemathesis.Case, role: str, fuzzed: "ApiUnderTest", fuzz_keys: Keys
-) -> None:
-    case.headers.pop("Fleetmeter-Tenant", None)
-    response = case.call(
-        base_url=fuzzed.url, headers={"Authorization": f"Bearer {fuzz_keys[role]}"}
-    )
-    case.validate_response(response, checks=_CHECKS)
-
-
 @pytest.fixture(scope="module")
-def fuzzed(module_api: "ApiUnderTest") -> "ApiUnderTest":
+def keys(module_api: "ApiUnderTest") -> Keys:
     seed_by_requests(module_api.acme)
-    return module_api
+    return asyncio.run(keys_of_all(module_api.database_url))
 
 
-@pytest.fixture(scope="module")
-def fuzz_keys(fuzzed: "ApiUnderTest") -> Keys:
-    return asyncio.run(keys_of_all(fuzzed.database_url))
+@_SCHEMA.parametrize()
+def test_an_administrator_is_answered_as_documented(
+    case: schemathesis.Case, module_api: "ApiUnderTest", keys: Keys
+) -> None:
+    _ask(case, module_api.url, keys["admin"])
+
+
+@_SCHEMA.include(method=None if _EXAMPLES else "GET").parametrize()
+def test_who_only_reads_is_answered_as_documented(
+    case: schemathesis.Case, module_api: "ApiUnderTest", keys: Keys
+) -> None:
+    """Of few fleets; what changes something, in the long form alone: it is 403 whatever it says."""
+    _ask(case, module_api.url, keys["elsewhere-reader"])
+
+
+def _ask(case: schemathesis.Case, url: str, key: str) -> None:
+    case.headers.pop("Fleetmeter-Tenant", None)  # only operators name one
+    response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})
+    case.validate_response(response, checks=_CHECKS)
