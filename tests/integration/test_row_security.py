@@ -239,7 +239,7 @@ def test_a_connection_speaks_for_nobody_once_its_steps_failed(database_url: str)
     async def fail_at(last: str) -> str:
         async with await connect(api_url_of(database_url), application="test") as connection:
             await speak_for_tenant(connection, TenantNo(7))
-            with pytest.raises(psycopg.errors.UniqueViolation):
+            with pytest.raises(psycopg.errors.UniqueViolation):  # noqa: PT012
                 async with speaking_throughout(connection):
                     await connection.execute(
                         "CREATE TEMP TABLE once (a integer UNIQUE DEFERRABLE INITIALLY DEFERRED)"
