@@ -458,3 +458,37 @@ _NO_CURSORS = [
     base64.urlsafe_b64encode(b"[" * 700).decode(), base64.urlsafe_b64encode(b"[NaN]").decode(),
     _cursor(["\ud800"]), _cursor([-1, -1, -1, -1, -1, -1]),
 ]  # fmt: skip
+
+
+def test_what_cannot_be_is_refused_by_its_field(asker: _Asker) -> None:
+    """Input whose form is good: it does not go together with what is there."""
+    payment = {
+        "amount": "5.00",
+        "currency": "EUR",
+        "method": "cash",
+        "received_at": "2026-04-01T00:00:00Z",
+    }
+    subscription = {"device_ids": ["acme-1"], "plan_id": "acme-basic", "at": "2026-04-20T00:00:00Z"}
+    limit = {"name": "x", "measure": "quantity", "meter": "data", "period": "day", "limit": "5"}
+    bad: list[tuple[str, dict[str, Any], str]] = [
+        ("/v1/fleets/acme-north/payments", payment | {"currency": "USD"}, "currency"),
+        ("/v1/fleets/acme-north/payments", payment | {"currency": "XXX"}, "currency"),
+        ("/v1/fleets/acme-north/payments", payment | {"amount": "0"}, "amount"),
+        ("/v1/fleets/acme-north/payments", payment | {"amount": "5.001"}, "amount"),
+        (
+            "/v1/fleets/acme-empty/payments",
+            payment | {"currency": "JPY", "amount": "0.5"},
+            "amount",
+        ),
+        ("/v1/subscriptions", subscription, "device_ids"),
+        ("/v1/subscriptions", subscription | {"device_ids": ["acme-1", "acme-1"]}, "device_ids"),
+        ("/v1/fleets/acme-north/thresholds", limit | {"scope": "fleet", "limit": "0"}, "limit"),
+        (
+            "/v1/fleets/acme-north/thresholds",
+            limit | {"scope": "fleet", "meter": "nonsense"},
+            "meter",
+        ),
+    ]
+    for number, (path, body, field) in enumerate(bad):
+        answer = asker.admin.post(path, json=body, headers={"Idempotency-Key": f"cannot-{number}"})
+        asker.note(answer, f"{path} {body}", 422, field=field)

@@ -4,6 +4,7 @@ A few of each operation here; `make fuzz-api` draws as many as are wanted.
 """
 
 import asyncio
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,24 @@ if TYPE_CHECKING:
 _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """How many requests are drawn of each operation and role in the long form; 0: the short form."""
 _SEED = int(os.environ.get("FUZZ_SEED", "1"))
-_EXAMPLES_SHORT = 8
-_DOCUMENT = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none")).openapi()
+_EXAMPLES_SHORT = 5
+
+
+def _document() -> dict[str, Any]:
+    """Return the API's document without the header that operators alone may send."""
+    app = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+    document = copy.deepcopy(app.openapi())
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["parameters"] = [
+                each
+                for each in operation.get("parameters", [])
+                if each["name"] != "Fleetmeter-Tenant"
+            ]
+    return document
+
+
+_DOCUMENT = _document()
 _KNOWN_BY_NAME: dict[str, list[str | int]] = {
     "fleet_id": ["acme-north", "acme-empty"],
     "fleet": ["acme-north", "acme-empty"],
@@ -165,6 +182,5 @@ def test_who_only_reads_is_answered_as_documented(
 
 
 def _ask(case: schemathesis.Case, url: str, key: str) -> None:
-    case.headers.pop("Fleetmeter-Tenant", None)  # only operators name one
     response = case.call(base_url=url, headers={"Authorization": f"Bearer {key}"})
     case.validate_response(response, checks=_CHECKS)
