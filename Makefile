@@ -1,12 +1,14 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock openapi client stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos fuzz-api check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock openapi client stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
 SEEDS ?= 1000
 FIRST ?= 1
+EXAMPLES ?= 100
+SEED ?= 1
 PYTHON ?=
 export PYTHON
 
@@ -21,6 +23,10 @@ test: development ## run the tests; they start the servers they need
 
 chaos: development ## kill tests at length; ARGS="--rounds 5 --seed 1 database_dies": those alone
 	@exec .venv/bin/python -m tests.chaos $(ARGS)
+
+fuzz-api: development ## draw EXAMPLES requests of each operation of the API, from seed SEED; ARGS="-k bills"
+	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) exec .venv/bin/pytest tests/integration/test_api_fuzz.py \
+		--dist worksteal $(ARGS)
 
 simulation: development ## simulate SEEDS histories with every fault, from seed FIRST on
 	@exec .venv/bin/pytest tests/simulation -n 0 -k promise --seeds $(SEEDS) --first-seed $(FIRST) $(ARGS)

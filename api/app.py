@@ -128,6 +128,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
     app.state.fleetmeter = ApiState(
@@ -146,7 +147,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
             of_tenant=settings.api_requests_a_minute_of_tenant,
         ),
     )
-    app.add_middleware(BoundBody)
+    app.add_middleware(BoundBody, octets_max=settings.api_body_octets_max)
     handle_errors(app)
     lists: list[CsvList] = []
     app.add_middleware(CsvLists, lists=lists)

@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.errors import ProblemError, bad_input, unavailable
 from api.manners import COUNTED, add_headers
 from api.oidc import IssuerAway, Subject, TokenRefused
+from api.parameters import refuse_odd_json
 from api.rights import MADE, REACHED, RIGHTS
 from api.state import ApiState, state_of
 from metering.access import SCOPES, Identity, Scope
@@ -308,14 +309,25 @@ def _named_in(value: object) -> Iterator[tuple[str, object]]:
 
 
 async def _json_body(request: Request) -> object:
-    """Return the JSON object that the route will be given, unless it has none; the route checks it."""
+    """Return the JSON object that the route will be given, if it has one; the route checks its fields."""
     if request.scope["route"].body_field is None:
         return None
     try:
-        body = json.loads(await request.body())
+        body = json.loads(await request.body(), object_pairs_hook=_object)
     except (ValueError, RecursionError):
         return None
+    refuse_odd_json(body)
     return body if isinstance(body, dict) else None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object; refuse one in which a name stands twice, of which readers choose as they like."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise bad_input(twice[:100], "is given twice", "give it once")
+    return found
 
 
 async def _audit(

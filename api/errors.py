@@ -28,7 +28,11 @@ _ID_FIX = "use 1 to 64 letters, digits, '.', '_', ':' or '-', beginning with a l
 
 INSTANT_FIX = "use a time such as 2026-03-29T00:00:00Z; in an address write '+' as %2B"
 
+ODD_TEXT_FIX = "leave out the character NUL and lone surrogates"
+
 _WHOLE = "use a whole number"
+_LIST = "send a list"
+_YES_OR_NO = "use true or false"
 _OBJECT = "send one JSON object, as application/json"
 _FIXES = {
     "int_parsing": _WHOLE,
@@ -40,9 +44,35 @@ _FIXES = {
     "extra_forbidden": "leave it out",
     "json_invalid": _OBJECT,
     "model_attributes_type": _OBJECT,
+    **dict.fromkeys(
+        ("date_type", "date_parsing", "date_from_datetime_parsing", "date_from_datetime_inexact"),
+        "use a day such as 2026-03-29",
+    ),
     "uuid_parsing": "use an id as this API gave it",
+    "uuid_type": "use an id as this API gave it",
+    "finite_number": _WHOLE,
+    "list_type": _LIST,
+    "bool_type": _YES_OR_NO,
+    "bool_parsing": _YES_OR_NO,
+    "string_unicode": ODD_TEXT_FIX,
+    "dict_type": "send a JSON object",
+    "model_type": "send a JSON object",
+    "string_sub_type": "write it as text, in quotes",
 }
 
+_FIXES_WITH_BOUND = {
+    "less_than_equal": "use at most {le}",
+    "greater_than_equal": "use at least {ge}",
+    "enum": "use {expected}",
+    "literal_error": "use {expected}",
+    "string_too_long": "use at most {max_length} characters",
+    "string_too_short": "use at least {min_length} characters",
+    "too_long": "use at most {max_length}",
+    "too_short": "use at least {min_length}",
+    "string_pattern_mismatch": "use text that matches {pattern}",
+    "union_tag_invalid": "use one of {expected_tags} as {discriminator}",
+    "union_tag_not_found": "give {discriminator}",
+}
 
 _LISTED = {
     "device": "/v1/devices",
@@ -214,6 +244,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
             detail = f"there is nothing at {request.url.path}; see /docs"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             detail = f"{request.method} is not offered at {request.url.path}; see /docs"
+        case HTTPStatus.BAD_REQUEST:  # a body that FastAPI cannot decode, or that is too deep
+            return problem_response(bad_input("body", "is not JSON that can be read", _OBJECT))
         case _:
             detail = str(error.detail)
     return problem_response(ProblemError(status, detail, headers=error.headers))
@@ -253,7 +285,7 @@ class _AnswerFaults:
         except Exception:
             if scope["type"] != "http" or begun:
                 raise
-            _LOG.exception("%s %s", scope["method"], scope["path"])
+            _LOG.exception("%s %r", scope["method"], scope["path"])
             await problem_response(_fault())(scope, receive, send)
 
 
@@ -297,18 +329,8 @@ def _fix(error: Mapping[str, Any]) -> str:
     if context.get("pattern") == ID_PATTERN:
         return _ID_FIX
     match error["type"]:
-        case "less_than_equal":
-            fix = f"use at most {context['le']}"
-        case "greater_than_equal":
-            fix = f"use at least {context['ge']}"
-        case "enum" | "literal_error":
-            fix = f"use {context['expected']}"
-        case "string_too_long":
-            fix = f"use at most {context['max_length']} characters"
-        case "too_long":
-            fix = f"use at most {context['max_length']}"
-        case "string_pattern_mismatch":
-            fix = f"use text that matches {context['pattern']}"
+        case kind if kind in _FIXES_WITH_BOUND:
+            fix = _FIXES_WITH_BOUND[kind].format(**context)
         case kind if kind.startswith(("datetime", "timezone")):
             fix = INSTANT_FIX
         case kind:

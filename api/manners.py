@@ -19,9 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import PROBLEM_TYPE, ProblemError, problem_response
 
-BODY_OCTETS_MAX = 16 * 1024 * 1024
-"""Largest body that is read; a route may take less."""
-
 MOVES_MONEY: frozenset[str] = frozenset(
     """
     top_up_fleet top_up_device transfer_balance adjust_balance post_void post_bill_settlement post_note
@@ -171,7 +168,7 @@ class CarryHeaders:
 class BoundBody:
     """ASGI middleware: refuses with 413 a body of too many octets, said or sent."""
 
-    def __init__(self, app: ASGIApp, *, octets_max: int = BODY_OCTETS_MAX) -> None:
+    def __init__(self, app: ASGIApp, *, octets_max: int) -> None:
         self._app = app
         self._octets_max = octets_max
 
@@ -181,7 +178,7 @@ class BoundBody:
             await self._app(scope, receive, send)
             return
         said = dict(scope["headers"]).get(b"content-length", b"0")
-        if said.isdigit() and int(said) > self._octets_max:
+        if said.isdigit() and int(said[:20]) > self._octets_max:
             await problem_response(self._too_large())(scope, receive, send)
             return
         octets = 0

@@ -83,11 +83,16 @@ class Issuer:
         return Subject(issuer=self._url, subject=str(claims["sub"]))
 
     async def _key(self, name: object) -> jwt.PyJWK:
-        """Return the key of this name, or the only one for a token that names none."""
-        async with self._fetching:
-            if self._is_due(name):
-                await self._fetch()
-            key = self._known(name)
+        """Return the key of this name, or the only one for a token that names none.
+
+        Who brings a key that is known does not wait while the issuer is asked for another.
+        """
+        key = self._known(name) if self._are_fresh() else None
+        if key is None:
+            async with self._fetching:
+                if self._is_due(name):
+                    await self._fetch()
+                key = self._known(name)
         if key is not None:
             return key
         if self._is_away:
@@ -99,8 +104,11 @@ class Issuer:
         now = asyncio.get_running_loop().time()
         if self._tried_at is not None and now - self._tried_at < self._again_seconds:
             return False
-        kept = self._fetched_at is not None and now - self._fetched_at <= _KEYS_KEPT_SECONDS
-        return not kept or self._known(name) is None
+        return not self._are_fresh() or self._known(name) is None
+
+    def _are_fresh(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self._fetched_at is not None and now - self._fetched_at <= _KEYS_KEPT_SECONDS
 
     def _known(self, name: object) -> jwt.PyJWK | None:
         if name is None:
@@ -125,7 +133,8 @@ class Issuer:
         if found.get("issuer") != self._url:
             raise IssuerAway("it calls itself by another name")
         address = found.get("jwks_uri")
-        if isinstance(address, str) and address.startswith(("https://", self._url)):
+        of_issuer = f"{self._url.rstrip('/')}/"
+        if isinstance(address, str) and address.startswith(("https://", of_issuer)):
             return address
         raise IssuerAway("it names no safe address of them")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import Header, Path, Query, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from api.errors import INSTANT_FIX, ProblemError, bad_input
+from api.errors import INSTANT_FIX, ODD_TEXT_FIX, ProblemError, bad_input
 from metering.ids import ID_PATTERN
 from metering.store.rows import PAGE_MAX
 
@@ -24,10 +24,12 @@ _RFC_3339 = re.compile(
 )
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+_DIGITS = re.compile(r"[0-9]{1,20}")
+_DEPTH_MAX = 50
 
 
 def _written_as_rfc_3339(value: object) -> object:
-    if isinstance(value, str) and not _RFC_3339.match(value):
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _RFC_3339.match(value)):
         raise PydanticCustomError(
             "instant",
             "Input is not an RFC 3339 time with a zone",
@@ -155,25 +157,60 @@ CursorKey = Sequence[str | int | datetime]
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Refuse a misspelt query parameter: left out silently, it would widen the answer.
+    """Refuse a misspelt query parameter, which left out silently would widen the answer, and odd values.
 
     The route itself says which it takes. The OpenAPI document does, too, but takes most of a second to
     draw up, for which the first request would wait. It is `async`, though it waits for nothing, because
     each request would else take a turn in a thread for it.
     """
-    if not request.query_params:
+    if not request.query_params and not request.path_params:
         return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)  # noqa: S101 - it is a dependency of such routes alone
-    known = [
-        field.alias
-        for field in get_flat_params(route.dependant)
-        if isinstance(field.field_info, params.Query)
-    ]
+    numbers, known = [], []
+    for field in get_flat_params(route.dependant):
+        if isinstance(field.field_info, params.Query):
+            known.append(field.alias)
+        if int in (field.field_info.annotation, *get_args(field.field_info.annotation)):
+            numbers.append(field.alias)
+    for name, value in (*request.path_params.items(), *request.query_params.multi_items()):
+        refuse_odd_text(name[:100], str(value))
+        if name in numbers and not _DIGITS.fullmatch(str(value)):
+            raise bad_input(name, "is no whole number", "use digits alone")
     for name in request.query_params:
         if name not in known:
             fix = f"use one of {', '.join(known)}" if known else "this route takes none"
             raise bad_input(name[:100], "is no parameter of this route", fix)
+
+
+def refuse_odd_text(field: str, text: str) -> None:
+    """Refuse text that cannot be kept, whatever field it is of."""
+    if "\x00" in text or any("\ud800" <= each <= "\udfff" for each in text):
+        raise bad_input(field, "holds a character that cannot be kept", ODD_TEXT_FIX)
+
+
+def refuse_odd_json(body: object) -> None:
+    """Refuse a body that holds text that cannot be kept, or is nested beyond what any request needs."""
+    waiting: list[tuple[str, object, int]] = [("body", body, 0)]
+    while waiting:
+        place, value, depth = waiting.pop()
+        if depth > _DEPTH_MAX:
+            field = place.partition(".")[0]
+            raise bad_input(field, "is nested too deeply", f"use at most {_DEPTH_MAX} levels")
+        if isinstance(value, str):
+            refuse_odd_text(place, value)
+        elif isinstance(value, list):
+            waiting += [
+                (_within(place, number), part, depth + 1) for number, part in enumerate(value)
+            ]
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                refuse_odd_text(place, name)
+                waiting.append((_within(place, name), part, depth + 1))
+
+
+def _within(place: str, part: str | int) -> str:
+    return str(part)[:100] if place == "body" else f"{place}.{part}"[:1000]
 
 
 def checked_known_at(known_at: datetime | None, now: datetime) -> None:

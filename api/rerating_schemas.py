@@ -1,7 +1,7 @@
 """What the API takes and answers of re-rating closed cycles after a plan was wrong."""
 
 from datetime import date
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -26,9 +26,13 @@ class ReratingOrder(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_ORDER]})
 
-    device_ids: list[str] = Field(min_length=1, max_length=1000)
+    device_ids: list[Annotated[str, Field(pattern=ID_PATTERN)]] = Field(
+        min_length=1, max_length=1000
+    )
     plan_id: str = Field(pattern=ID_PATTERN)
-    version: int | None = Field(None, ge=1, description="unset: the newest")
+    version: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = Field(
+        None, description="unset: the newest"
+    )
     at: Instant = Field(description="past; where their plan puts changes off, a cycle's beginning")
     settling: Literal["next_bill", "note"] = Field(
         description="how closed cycles settle it: by a line of the next bill, or by a note on each"

@@ -10,7 +10,7 @@ from metering.usage import QUANTITY_MAX
 
 MeterName = Literal["data", "sms", "voice", "messages"]
 ReservationState = Literal["active", "settled", "replaced", "released", "expired"]
-Quantity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
+Quantity = Annotated[int, Field(strict=True, ge=0, le=QUANTITY_MAX)]
 
 _RESERVATION: JsonDict = {
     "request_id": "boot7-12",

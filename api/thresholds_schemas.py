@@ -115,7 +115,7 @@ Actions = Annotated[
     list[Action],
     Field(max_length=3, description="what the device is told; the event is recorded in any case"),
 ]
-Name = Annotated[str, Field(min_length=1, max_length=100)]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 
 
 class ThresholdOrder(BaseModel):

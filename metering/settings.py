@@ -310,6 +310,9 @@ class Settings(BaseSettings):
     # Listening
     api_host: str = Field("127.0.0.1", description="address on which the API listens")
     api_port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: a free one")
+    api_body_octets_max: int = Field(
+        16 * 1024 * 1024, ge=1024, description="largest body of a request that the API takes"
+    )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Prometheus port of ingester, worker and control; 0: none"
     )

@@ -50,13 +50,17 @@ async def speaking_throughout(connection: Connection) -> AsyncIterator[None]:
     await connection.commit()
     try:
         yield
+        await connection.commit()
+        await _forget(connection)
     except BaseException:
         # Not `finally`: whoever fails may have broken the connection, which its pool then closes.
-        await connection.rollback()
-        await _forget(connection)
+        try:
+            await connection.rollback()
+            await _forget(connection)
+        except BaseException:
+            await connection.close()  # nobody else is to be given one that speaks for a tenant
+            raise
         raise
-    await connection.commit()
-    await _forget(connection)
 
 
 async def _forget(connection: Connection) -> None:

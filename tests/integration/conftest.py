@@ -52,6 +52,7 @@ from metering.store.registry import (
 from metering.store.thresholds import NewThreshold, Terms
 from metering.wire.command import CommandKind
 from tests.integration.billing_scene import BUYER, RULE, SELLER, settings
+from tests.integration.pipeline import fresh_database
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -82,6 +83,21 @@ class ApiUnderTest:
 @pytest.fixture
 def api(database_url: str) -> Iterator[ApiUnderTest]:
     """Yield the API over a database in which tenants acme and rival were charged."""
+    with _under_test(database_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def module_api(stack_settings: Settings) -> Iterator[ApiUnderTest]:
+    """Yield the same for all tests of a module, which stand what the ones before them did."""
+    assert stack_settings.database_url is not None
+    server_url = stack_settings.database_url.get_secret_value()
+    with fresh_database(server_url) as database_url, _under_test(database_url) as made:
+        yield made
+
+
+@contextmanager
+def _under_test(database_url: str) -> Iterator[ApiUnderTest]:
     keys = asyncio.run(_build(database_url))
     settings = Settings(
         database_url=database_url,

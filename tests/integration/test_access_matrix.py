@@ -16,11 +16,8 @@ import pytest
 
 from api.app import create_app
 from api.rights import ELSEWHERE, MADE, REACHED, RIGHTS
-from metering.access import Role
 from metering.settings import Settings
-from metering.store.api_keys import create_api_key
-from metering.store.connection import Connection, connect
-from metering.store.registry import tenant_no
+from tests.integration.api_scene import keys_of_all, seed_by_requests
 from tests.integration.conftest import NOW
 
 if TYPE_CHECKING:
@@ -28,14 +25,14 @@ if TYPE_CHECKING:
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "access.txt"
 _APP = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
-_DOCUMENT = _APP.openapi()
+DOCUMENT = _APP.openapi()
 OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     operation["operationId"]: (method, path, operation)
-    for path, methods in _DOCUMENT["paths"].items()
+    for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 }
 _OPEN = {"get_health", "get_ready", "post_provider_event"}
-_NAMES: dict[str, Any] = {
+NAMES: dict[str, Any] = {
     "fleet_id": "acme-north",
     "fleet_ids": ["acme-north"],
     "device_id": "acme-1",
@@ -65,7 +62,7 @@ _NAMES: dict[str, Any] = {
 }
 _OF_THE_BROKER = {"post_credential", "rotate_credential"}
 """Where there is no broker, as here, these are 503."""
-_CARRIER_RECORDS = "post_carrier_records"
+CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()
 
 
@@ -100,34 +97,35 @@ def _golden() -> dict[str, set[str]]:
 MAY = _golden()
 
 
-def _body(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+def body_of(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """Return a good body for an operation; None where it has none."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if content is None:
         return None
     name = content["schema"]["$ref"].rpartition("/")[2]
-    examples = _DOCUMENT["components"]["schemas"][name].get("examples")
+    examples = DOCUMENT["components"]["schemas"][name].get("examples")
     return _named(examples[0] if examples else _BODIES[name])
 
 
 def _named(value: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, dict):
-        return {name: _NAMES.get(name, _named(part)) for name, part in value.items()}
+        return {name: NAMES.get(name, _named(part)) for name, part in value.items()}
     return [_named(part) for part in value] if isinstance(value, list) else value
 
 
 def _ask(client: httpx.Client, name: str) -> httpx.Response:
     method, path, operation = OPERATIONS[name]
     given: dict[str, Any] = {"headers": {"Idempotency-Key": f"matrix-{name}"}}
-    body = _body(operation)
+    body = body_of(operation)
     if body is not None:
         given["json"] = body
-    params = {"carrier": "c"} if name == _CARRIER_RECORDS else None
+    params = {"carrier": "c"} if name == CARRIER_RECORDS else None
     if "text/event-stream" in operation["responses"].get("200", {}).get("content", {}):
-        with client.stream(method, path.format(**_NAMES), **given) as response:
+        with client.stream(method, path.format(**NAMES), **given) as response:
             # It has no end of its own.
             text = "" if response.is_success else response.read().decode()
         return httpx.Response(response.status_code, text=text)
-    return client.request(method, path.format(**_NAMES), params=params, **given)
+    return client.request(method, path.format(**NAMES), params=params, **given)
 
 
 def _names_of(name: str) -> set[str]:
@@ -144,7 +142,7 @@ def _names_of(name: str) -> set[str]:
             for part in value:
                 walk(part)
 
-    walk(_body(operation))
+    walk(body_of(operation))
     return found & set(REACHED) - MADE.get(name, frozenset())
 
 
@@ -162,69 +160,10 @@ class _Callers:
         return self.clients[name]
 
 
-async def _keys(url: str) -> dict[str, str]:
-    async with await connect(url, application="test") as connection:
-        return {
-            "operator": await _key(connection, None, Role.PLATFORM_OPERATOR),
-            **{
-                f"{prefix}{name}": await _key(connection, tenant, role, fleet, device)
-                for prefix, tenant, fleet, device in (
-                    ("", "acme", "acme-north", "acme-1"),
-                    ("elsewhere-", "acme", "acme-empty", "acme-2"),
-                    ("rival-", "rival", "rival-north", "rival-1"),
-                )
-                for name, role in (
-                    ("admin", Role.TENANT_ADMIN),
-                    ("billing", Role.BILLING),
-                    ("manager", Role.FLEET_MANAGER),
-                    ("reader", Role.READ_ONLY),
-                    ("device", Role.DEVICE),
-                )
-            },
-        }
-
-
-async def _key(
-    connection: Connection, tenant: str | None, role: Role, fleet: str = "", device: str = ""
-) -> str:
-    number = None if tenant is None else await tenant_no(connection, tenant)
-    found = await connection.execute(
-        "SELECT fleet.fleet_no, device.device_no FROM fleet LEFT JOIN device ON device_id = %s"
-        " WHERE fleet_id = %s",
-        [device, fleet],
-    )
-    row = await found.fetchone()
-    limited = role in {Role.FLEET_MANAGER, Role.DEVICE} or (
-        fleet == "acme-empty" and role in {Role.BILLING, Role.READ_ONLY}
-    )
-    return await create_api_key(
-        connection,
-        tenant=number,
-        label=f"{tenant} {role}",
-        now=NOW,
-        role=role,
-        fleets=[row[0]] if row and limited else None,
-        device_no=row[1] if row and role is Role.DEVICE else None,
-        expires_at=NOW + timedelta(days=1),
-    )
-
-
 @pytest.fixture
 def callers(api: "ApiUnderTest") -> Iterator[_Callers]:
-    made = _Callers(api.url, asyncio.run(_keys(api.database_url)))
-    # Something of which numbers are asked: a user, a payment, and entries of the audit log.
-    user = {"issuer": "https://i", "subject": "acme", "name": "acme", "role": "billing"}
-    keyed = {"Idempotency-Key": "matrix-user"}
-    assert made["admin"].post("/v1/users", json=user, headers=keyed).status_code == 201
-    paid = {
-        "amount": "5.00",
-        "currency": "EUR",
-        "method": "cash",
-        "received_at": "2026-04-01T00:00:00Z",
-    }
-    headers = {"Idempotency-Key": "matrix"}
-    answer = made["admin"].post("/v1/fleets/acme-north/payments", json=paid, headers=headers)
-    assert answer.status_code == 201, answer.text
+    made = _Callers(api.url, asyncio.run(keys_of_all(api.database_url)))
+    seed_by_requests(made["admin"])
     yield made
     for client in made.clients.values():
         client.close()
@@ -248,7 +187,7 @@ def test_whatever_a_request_names_is_known_to_belong_to_somebody() -> None:
     kinds = re.compile(r".*_(id|ids|no|nos)")
     harmless = ELSEWHERE | {"api_key_no", "user_no", "entry_no", "tenant_id"}
     harmless |= {"tax_id", "registration_id"}
-    schemas = _DOCUMENT["components"]["schemas"]
+    schemas = DOCUMENT["components"]["schemas"]
     for name, (_, path, operation) in OPERATIONS.items():
         named = set(re.findall(r"{(\w+)}", path))
         waiting = [operation.get("requestBody", {})]
@@ -274,7 +213,7 @@ def test_the_matrix(callers: _Callers) -> None:
         if not name.endswith(("tenants", "tenant")):
             del_header = {"Fleetmeter-Tenant": "rival"}
             method, path, _ = OPERATIONS[name]
-            response = callers["admin"].request(method, path.format(**_NAMES), headers=del_header)
+            response = callers["admin"].request(method, path.format(**NAMES), headers=del_header)
             assert response.status_code == 403, (name, "names a tenant", response.text)
     for name, roles in MAY.items():
         for role in sorted(roles - {"operator"}):

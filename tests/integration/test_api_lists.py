@@ -8,7 +8,7 @@ import httpx
 
 from metering.store.connection import Connection
 from tests.integration.conftest import NOW
-from tests.integration.test_access_matrix import _NAMES, OPERATIONS
+from tests.integration.test_access_matrix import NAMES, OPERATIONS
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -54,7 +54,7 @@ def test_every_list_is_the_same_as_csv(api: "ApiUnderTest") -> None:
     assert len(LISTS) > 30
     filled = set()
     for name, path in LISTS.items():
-        at = path.format(**_NAMES)
+        at = path.format(**NAMES)
         items = items_of(api.acme, at)
         rows = rows_of(api.acme.get(at, headers=CSV))
         assert len(rows) == len(items), name

@@ -12,6 +12,7 @@ import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import RSAAlgorithm
 
 from api.app import create_app
 from metering.access import Role
@@ -41,6 +42,8 @@ class LocalIssuer:
         self.asked: list[str] = []
         self.is_away = False
         self.calls_itself: str | None = None
+        self.keys_at = ""
+        self.use = "sig"
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,6 +51,12 @@ class LocalIssuer:
                 issuer.asked.append(self.path)
                 if issuer.is_away:
                     self.send_error(503)
+                    return
+                if self.path.endswith("/moved/keys"):
+                    self.send_response(302)
+                    self.send_header("Location", f"{issuer.url}/keys")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
                     return
                 body = json.dumps(issuer.answer(self.path)).encode()
                 self.send_response(200)
@@ -64,7 +73,10 @@ class LocalIssuer:
 
     def answer(self, path: str) -> dict[str, Any]:
         if path.endswith("/openid-configuration"):
-            return {"issuer": self.calls_itself or self.url, "jwks_uri": f"{self.url}/keys"}
+            return {
+                "issuer": self.calls_itself or self.url,
+                "jwks_uri": f"{self.url}{self.keys_at}/keys",
+            }
         return {"keys": [self._public(name, key) for name, key in self.keys.items()]}
 
     def _public(self, name: str, key: Key) -> dict[str, Any]:
@@ -73,7 +85,7 @@ class LocalIssuer:
             jwt.algorithms.RSAAlgorithm if algorithm == "RSA" else jwt.algorithms.ECAlgorithm
         )
         public: dict[str, Any] = maker.to_jwk(key.public_key(), as_dict=True)
-        return public | {"kid": name, "use": "sig"}
+        return public | {"kid": name, "use": self.use}
 
     def token(self, kid: str = "r1", *, signed_by: Key | None = None, **claims: Any) -> str:  # noqa: ANN401
         key = signed_by or self.keys[kid]
@@ -154,6 +166,7 @@ def test_a_users_token_opens_what_its_role_may(
 def test_a_token_that_is_not_good_opens_nothing(client: httpx.Client, issuer: LocalIssuer) -> None:
     assert _get(client, issuer.token()).status_code == 200
     past = int(time.time()) - 3600
+    forger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     public = (
         jwt.PyJWK(issuer.answer("/keys")["keys"][0]).key.public_numbers().n.to_bytes(256, "big")
     )
@@ -163,7 +176,11 @@ def test_a_token_that_is_not_good_opens_nothing(client: httpx.Client, issuer: Lo
         "another audience": issuer.token(aud="somebody-else"),
         "no audience": issuer.token(aud=None),
         "another issuer": issuer.token(iss="http://127.0.0.1/elsewhere"),
+        "no issuer": issuer.token(iss=None),
         "no end": issuer.token(exp=None),
+        "no time of issue": issuer.token(iat=None),
+        "issued ahead": issuer.token(iat=int(time.time()) + 3600),
+        "over for longer than clocks differ": issuer.token(exp=int(time.time()) - 90, iat=past),
         "no subject": issuer.token(sub=None),
         "nobody": issuer.token(sub="eve"),
         "a forged signature": issuer.token(signed_by=_rsa()),
@@ -173,6 +190,21 @@ def test_a_token_that_is_not_good_opens_nothing(client: httpx.Client, issuer: Lo
         "signed with a public key as a secret": jwt.encode(
             issuer.claims(), public, algorithm="HS256", headers={"kid": "r1"}
         ),
+        "no key named, of two": jwt.encode(issuer.claims(), issuer.keys["r1"], algorithm="RS256"),
+        "a key named by no text": jwt.encode(
+            issuer.claims(), issuer.keys["r1"], algorithm="RS256", headers={"kid": "../r1\x00"}
+        ),
+        "a key that it brings along": jwt.encode(
+            issuer.claims(),
+            forger,
+            algorithm="RS256",
+            headers={
+                "kid": "r9",
+                "jwk": RSAAlgorithm.to_jwk(forger.public_key(), as_dict=True),
+                "jku": f"{issuer.url}/elsewhere",
+                "x5u": f"{issuer.url}/elsewhere",
+            },
+        ),
         "cut short": issuer.token()[:-10],
         "no token": "a.b.c",
     }
@@ -180,6 +212,42 @@ def test_a_token_that_is_not_good_opens_nothing(client: httpx.Client, issuer: Lo
         answer = _get(client, token)
         assert answer.status_code == 401, (why, answer.text)
         assert "invalid_token" in answer.headers["www-authenticate"], why
+    assert not [path for path in issuer.asked if "elsewhere" in path]
+
+
+def test_clocks_may_differ_a_little(client: httpx.Client, issuer: LocalIssuer) -> None:
+    now = int(time.time())
+    assert _get(client, issuer.token(iat=now + 15, nbf=now + 15)).status_code == 200
+
+
+@pytest.mark.parametrize("keys_at", [".example", "0", "/moved"])
+def test_keys_are_taken_from_no_other_place(
+    client: httpx.Client, issuer: LocalIssuer, keys_at: str
+) -> None:
+    """Beginning like the issuer's address is not being of it; and no redirection is followed."""
+    issuer.keys_at = keys_at
+    assert _get(client, issuer.token()).status_code == 503
+    assert not [path for path in issuer.asked if path.endswith("/realm/keys")]
+    assert not [path for path in issuer.asked if "moved" not in path and path.endswith("/keys")]
+
+
+def test_a_key_that_is_not_for_signing_signs_nothing(
+    client: httpx.Client, issuer: LocalIssuer
+) -> None:
+    issuer.use = "enc"
+    assert _get(client, issuer.token()).status_code == 401
+
+
+def test_a_key_that_the_issuer_withdrew_is_forgotten(
+    client: httpx.Client, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is good for as long as keys are kept, also where nobody brings another."""
+    token = issuer.token()
+    assert _get(client, token).status_code == 200
+    issuer.keys = {"r2": _rsa()}
+    assert _get(client, token).status_code == 200
+    monkeypatch.setattr("api.oidc._KEYS_KEPT_SECONDS", 0.0)
+    assert _get(client, token).status_code == 401
 
 
 def test_the_issuer_may_change_its_keys(client: httpx.Client, issuer: LocalIssuer) -> None:
