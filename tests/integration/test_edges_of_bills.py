@@ -1,6 +1,7 @@
 """Bills at the edges: a plan change on the anchor day, and a device that lived for one second."""
 
 from datetime import timedelta
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_device_that_lived_for_one_second_is_billed_for_it(
         final = document(await finalised(scene, MARCH))
         assert _fees(final) == ({("van", 3): 3} if share is None else {("van", 4): 3 + share})
         (used,) = (line for line in final.lines if line.kind is DocumentLineKind.USAGE)
-        assert (used.name, used.records, used.quantity) == ("sms", 1, 3)
+        assert (used.name, used.records, used.quantity) == ("sms", 1, Decimal(3))
         parked = await scene.connection.execute("SELECT reason FROM parked")
         assert [row[0] for row in await parked.fetchall()] == ["no_subscription"]
 
