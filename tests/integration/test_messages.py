@@ -10,12 +10,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from pydantic import SecretStr
 
+from metering import clock
 from metering.access import Role
 from metering.ids import TenantNo
 from metering.ingest.admission import Message, admit
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.keeping import kept_messages
+from metering.ingest.message_retention import drop_old_messages
 from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
 from metering.settings import Settings
@@ -135,6 +138,30 @@ def test_what_is_not_kept_is_said_plainly(database_url: str) -> None:
         message = body(client.get(addresses[2]))
         address = "/v1/messages/" + message["message_id"].replace("-0", "-7")
         assert "not kept" in problem(client.get(address), 404)["detail"]
+
+
+def test_the_ingester_drops_what_is_too_old(database_url: str) -> None:
+    now = clock.now()
+
+    async def kept(scene: Scene) -> int:
+        found = await scene.connection.execute("SELECT count(*) FROM message_batch")
+        ((count,),) = await found.fetchall()
+        return int(count)
+
+    async def story(scene: Scene) -> None:
+        await store(scene, admitted("van-1", FIRST, at=now - timedelta(days=32)))
+        await store(scene, admitted("van-2", FIRST, at=now - timedelta(days=29)))
+        assert await kept(scene) == 2
+        settings = Settings(database_url=SecretStr(database_url), messages_kept_days=30)
+        dropping = asyncio.create_task(drop_old_messages(settings))
+        async with asyncio.timeout(60):
+            while await kept(scene) == 2:
+                await asyncio.sleep(0.05)
+        dropping.cancel()
+        await asyncio.wait([dropping])
+        assert await kept(scene) == 1
+
+    played(database_url, story)
 
 
 def test_the_audit_names_what_its_batch_does_not_hold(database_url: str) -> None:
