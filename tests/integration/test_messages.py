@@ -81,7 +81,10 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
             admitted("van-1", b"\xff\xfe", at=AT + timedelta(microseconds=3)),
         )
         # Sent again, it is stored with its batch, but its readings came in the first one.
-        await store(scene, admitted("van-1", FIRST, at=AT + timedelta(seconds=5)))
+        later = AT + timedelta(seconds=5)
+        await store(
+            scene, admitted("van-1", FIRST, at=later), admitted("van-1", b"\xff\xfe", at=later)
+        )
         return await key_of(scene)
 
     key = played(database_url, story)
@@ -114,6 +117,7 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
             sent = b"\xff\xfe" if each["boot_id"] is None else SECOND
             assert base64.b64decode(message["payload_base64"]) == sent, reason
             assert (message["payload_text"] is None) == (each["boot_id"] is None)
+            assert message["received_at"] == each["last_received_at"]
         unknown = problem(client.get("/v1/readings/1-99/message"), 404)
         assert unknown["detail"] == "no reading '1-99'"
 
