@@ -83,7 +83,9 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
         # Sent again, it is stored with its batch, but its readings came in the first one.
         later = AT + timedelta(seconds=5)
         await store(
-            scene, admitted("van-1", FIRST, at=later), admitted("van-1", b"\xff\xfe", at=later)
+            scene,
+            admitted("van-1", FIRST, at=later),
+            admitted("van-1", b"\xff\xfe", at=later + timedelta(microseconds=1)),
         )
         return await key_of(scene)
 
