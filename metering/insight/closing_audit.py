@@ -185,11 +185,18 @@ def _both(one: UseRow, other: UseRow) -> UseRow:
     )
 
 
+_SHOWN_MAX = 20
+
+
 def _unequal_documents(frozen: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[str]:
-    later = set() if DEVICES in frozen else {DEVICES}
-    for name in sorted({*frozen, *again} - {"lines"} - later):
+    for name in sorted({*frozen, *again} - {"lines", DEVICES}):
         if frozen.get(name) != again.get(name):
             yield f"its {name} is frozen as {frozen.get(name)}, charges say {again.get(name)}"
+    if DEVICES in frozen:
+        differing = sorted({*frozen[DEVICES]} ^ {*again[DEVICES]})
+        if differing:
+            shown = ", ".join(map(str, differing[:_SHOWN_MAX]))
+            yield f"{len(differing)} devices are frozen and not billed, or the other way round: {shown}"
     lines, others = _by_text(frozen["lines"]), _by_text(again["lines"])
     for text in sorted(lines.keys() - others.keys()):
         yield f"a line is frozen as {lines[text]}, which charges do not say"

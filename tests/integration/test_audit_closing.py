@@ -30,6 +30,10 @@ DAMAGES = {
         "UPDATE closed_cycle SET statement = jsonb_set(statement, '{exact}', '\"1/3\"')",
         r"fleet vans: cycle 2026-02-01: its exact is frozen as 1/3, charges say ",
     ),
+    "whom it is for": (
+        "UPDATE closed_cycle SET statement = jsonb_set(statement, '{devices}', '[4711]')",
+        r"fleet vans: cycle 2026-02-01: 4 devices are frozen and not billed, or the other way round: 1, 2",
+    ),
     "what was billed": (
         "UPDATE closed_cycle SET total = total + 0.01",
         r"fleet vans: cycle 2026-03-01: billed .*, its parts come to ",

@@ -1,7 +1,10 @@
 """Bills at the edges: a plan change on the anchor day, and a device that lived for one second."""
 
 from datetime import timedelta
+from decimal import Decimal
 from fractions import Fraction
+
+import pytest
 
 from metering.billing.document import Document, DocumentLineKind
 from metering.charging.change_terms import change_plan
@@ -45,13 +48,26 @@ def test_a_plan_change_on_the_anchor_day_parts_no_cycle(database_url: str) -> No
     played(database_url, story)
 
 
-def test_a_device_that_lived_for_one_second_is_billed_for_a_day(database_url: str) -> None:
+@pytest.mark.parametrize(
+    ("proration", "share"),
+    [
+        ("days", None),
+        ("days_inclusive", Fraction(1, 31)),
+        # The clock skips an hour in March.
+        ("seconds", Fraction(1, 31 * 86_400 - 3600)),
+    ],
+)
+def test_a_device_that_lived_for_one_second_is_billed_for_it(
+    database_url: str, proration: str, share: Fraction | None
+) -> None:
+    """By days it has none that it was there for: its usage is billed, and no fee."""
     begins = day(MARCH, 10)
 
     async def story(scene: Scene) -> None:
         await set_up(scene)
+        plan = await scene.operator.plan(PLAN | {"proration": proration})
         await scene.operator.devices(
-            scene.fleet, ["blink"], plan=await scene.operator.plan(PLAN), valid_from=begins,
+            scene.fleet, ["blink"], plan=plan, valid_from=begins,
             valid_to=begins + timedelta(seconds=1),
         )  # fmt: skip
         await scene.use("blink", begins, sms=3)
@@ -60,14 +76,13 @@ def test_a_device_that_lived_for_one_second_is_billed_for_a_day(database_url: st
         await scene.close(FEBRUARY)
         await scene.close(MARCH)
         final = document(await finalised(scene, MARCH))
-        assert _fees(final) == {("van", 4): 3 + Fraction(1, 31)}
+        assert _fees(final) == ({("van", 3): 3} if share is None else {("van", 4): 3 + share})
         (used,) = (line for line in final.lines if line.kind is DocumentLineKind.USAGE)
-        assert (used.name, used.records) == ("sms", 1)
-        assert used.quantity == 3
+        assert (used.name, used.records, used.quantity) == ("sms", 1, Decimal(3))
         parked = await scene.connection.execute("SELECT reason FROM parked")
         assert [row[0] for row in await parked.fetchall()] == ["no_subscription"]
 
-    played(database_url, story)
+    played(database_url, story, proration=proration)
 
 
 def _fees(final: Document) -> dict[tuple[str | None, int], Fraction]:

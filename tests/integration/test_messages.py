@@ -10,12 +10,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from pydantic import SecretStr
 
+from metering import clock
 from metering.access import Role
 from metering.ids import TenantNo
 from metering.ingest.admission import Message, admit
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.keeping import kept_messages
+from metering.ingest.message_retention import drop_old_messages
 from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
 from metering.settings import Settings
@@ -78,7 +81,12 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
             admitted("van-1", b"\xff\xfe", at=AT + timedelta(microseconds=3)),
         )
         # Sent again, it is stored with its batch, but its readings came in the first one.
-        await store(scene, admitted("van-1", FIRST, at=AT + timedelta(seconds=5)))
+        later = AT + timedelta(seconds=5)
+        await store(
+            scene,
+            admitted("van-1", FIRST, at=later),
+            admitted("van-1", b"\xff\xfe", at=later + timedelta(microseconds=1)),
+        )
         return await key_of(scene)
 
     key = played(database_url, story)
@@ -111,6 +119,7 @@ def test_from_a_charge_to_its_message_and_back(database_url: str) -> None:
             sent = b"\xff\xfe" if each["boot_id"] is None else SECOND
             assert base64.b64decode(message["payload_base64"]) == sent, reason
             assert (message["payload_text"] is None) == (each["boot_id"] is None)
+            assert message["received_at"] == each["last_received_at"]
         unknown = problem(client.get("/v1/readings/1-99/message"), 404)
         assert unknown["detail"] == "no reading '1-99'"
 
@@ -135,6 +144,30 @@ def test_what_is_not_kept_is_said_plainly(database_url: str) -> None:
         message = body(client.get(addresses[2]))
         address = "/v1/messages/" + message["message_id"].replace("-0", "-7")
         assert "not kept" in problem(client.get(address), 404)["detail"]
+
+
+def test_the_ingester_drops_what_is_too_old(database_url: str) -> None:
+    now = clock.now()
+
+    async def kept(scene: Scene) -> int:
+        found = await scene.connection.execute("SELECT count(*) FROM message_batch")
+        ((count,),) = await found.fetchall()
+        return int(count)
+
+    async def story(scene: Scene) -> None:
+        await store(scene, admitted("van-1", FIRST, at=now - timedelta(days=32)))
+        await store(scene, admitted("van-2", FIRST, at=now - timedelta(days=29)))
+        assert await kept(scene) == 2
+        settings = Settings(database_url=SecretStr(database_url), messages_kept_days=30)
+        dropping = asyncio.create_task(drop_old_messages(settings))
+        async with asyncio.timeout(60):
+            while await kept(scene) == 2:
+                await asyncio.sleep(0.05)
+        dropping.cancel()
+        await asyncio.wait([dropping])
+        assert await kept(scene) == 1
+
+    played(database_url, story)
 
 
 def test_the_audit_names_what_its_batch_does_not_hold(database_url: str) -> None:
