@@ -90,7 +90,7 @@ def api(database_url: str) -> Iterator[ApiUnderTest]:
         serving(app) as url,
         _client(url, keys["acme"]) as acme,
         _client(url, keys["rival"]) as rival,
-        httpx.Client(base_url=url) as nobody,
+        httpx.Client(base_url=url, timeout=60) as nobody,
     ):
         yield ApiUnderTest(
             app=app,
@@ -116,7 +116,7 @@ def serving(app: FastAPI) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not server.started:
             assert time.monotonic() < deadline
             assert thread.is_alive()
@@ -129,7 +129,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 def _client(url: str, key: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:

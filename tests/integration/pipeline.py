@@ -1,6 +1,9 @@
 """A whole pipeline of real processes for the tests: ingester, worker, simulator, audit."""
 
+import argparse
 import asyncio
+import contextlib
+import io
 import os
 import secrets
 import signal
@@ -21,12 +24,15 @@ import psycopg
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
+from metering.insight import command as audit_command
 from metering.period import cycle_at
 from metering.plan_document import read_plan
+from metering.settings import Settings
 from metering.stack.probe import free_port
 from metering.stack.scratch import migrated_template, scratch_database
 from metering.store.connection import Connection, connect
@@ -379,6 +385,20 @@ class Pipeline:
         process = self.start("audit", *told, "--settle", str(settle_seconds))
         code = process.wait(settle_seconds + 60)
         return code, self.log("audit").read_text().splitlines()[-1]
+
+    def audit_here(self, *ledgers: Path, settle_seconds: float = 0.1) -> tuple[int, list[str]]:
+        """Run `fleetmeter audit` in this process; return its exit code and the lines that it printed.
+
+        To start a process takes longer than most audits of a test.
+        """
+        told = [argument for ledger in ledgers for argument in ("--ledger", str(ledger))]
+        parser = argparse.ArgumentParser()
+        audit_command.configure(parser)
+        arguments = parser.parse_args([*told, "--settle", str(settle_seconds)])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = audit_command.run(arguments, Settings(database_url=SecretStr(self.database_url)))
+        print(printed.getvalue())
+        return code, printed.getvalue().splitlines()
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class _Callers:
 
     def __init__(self, url: str, keys: dict[str, str]) -> None:
         self.clients = {
-            name: httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+            name: httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
             for name, key in keys.items()
         }
         self.clients["operator"].headers["Fleetmeter-Tenant"] = "acme"
