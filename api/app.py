@@ -1,12 +1,14 @@
 """The application: its routes, its errors and its connections, made for given settings."""
 
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from api.errors import PROBLEM_TYPE, ProblemDocument, handle_errors
 from api.metrics import Metrics, RequestMetrics
@@ -100,6 +102,18 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     )
     handle_errors(app)
     app.add_middleware(RequestMetrics, metrics=metrics)
+    app.router.routes.extend(_routes())
+    return app
+
+
+@functools.cache
+def _routes() -> Sequence[BaseRoute]:
+    """Return the routes of every application.
+
+    FastAPI builds what it needs of a route at its first request, a second of work for all: applications
+    share it.
+    """
+    router = APIRouter(generate_unique_id_function=_operation_id)
     checked = [Depends(refuse_unknown_parameters)]
     for module in (
         operations,
@@ -126,8 +140,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         without = unnamed(module.router.routes)
         if without:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
-        app.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
-    return app
+        router.include_router(module.router, dependencies=checked, responses=_problems(_FAILURES))
+    return router.routes
 
 
 _FAILURES = {

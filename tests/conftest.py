@@ -12,6 +12,8 @@ import psutil
 import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from metering import stack
 from metering.settings import Settings
@@ -123,6 +125,52 @@ def broker_url(stack_settings: Settings) -> str:
     """Return the URL of the session's broker; topics are for the test to keep apart."""
     assert stack_settings.broker_url is not None
     return stack_settings.broker_url.get_secret_value()
+
+
+_LONG = (
+    "tests/simulation/test_fence.py",
+    "tests/simulation/test_simulation.py",
+    "tests/chaos/test_chaos.py",
+    "tests/integration/test_bench.py",
+    "tests/integration/test_ingest_shared.py",
+    "tests/integration/test_demo.py",
+    "tests/integration/test_leases.py",
+    "tests/integration/test_hot_fleet.py",
+    "tests/integration/test_scenario.py",
+    "tests/integration/test_control.py",
+    "tests/integration/test_uniform_usage.py",
+    "tests/integration/test_ingest_inputs.py",
+)
+"""The files that take longest, in the order in which they begin, so that none begins last.
+
+Then come the other integration tests, and those that need no server.
+"""
+_IN_PARTS = ("tests/simulation/",)
+"""Where each test may run in another process; elsewhere those of a file share what it sets up."""
+
+
+def _place(path: str) -> int:
+    if path in _LONG:
+        return _LONG.index(path)
+    return len(_LONG) + (not path.startswith("tests/integration/"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let long tests begin first: processes share what comes then, and end together."""
+    items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
+    """Hands files to processes in the order of collection, a test alone where it shares nothing."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith(_IN_PARTS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile:
+    """Have xdist hand tests out as `_ByFile` does."""
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
 
 
 def pytest_collection_finish() -> None:
