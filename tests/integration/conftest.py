@@ -28,6 +28,13 @@ from metering.period import cycle_at
 from metering.plan_document import read_plan
 from metering.rating.threshold import Measure, Per, Recurrence
 from metering.settings import Settings
+from metering.stack.scratch import (
+    close_to_be_copied,
+    create_scratch,
+    migrated_template,
+    scratch_database,
+    url_of,
+)
 from metering.store.api_keys import create_api_key
 from metering.store.billing_settings import (
     FleetBilling,
@@ -37,7 +44,6 @@ from metering.store.billing_settings import (
 )
 from metering.store.bills import insert_draft
 from metering.store.connection import Connection, connect
-from metering.store.migrate import migrate
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
 from metering.store.payments import NewPayment
 from metering.store.registry import (
@@ -78,10 +84,36 @@ class ApiUnderTest:
         asyncio.run(_committed(self.database_url, work))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenants:
+    """A database, to be copied from, in which tenants acme and rival were charged; a key of each."""
+
+    server_url: str
+    template: str
+    keys: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def tenants(stack_settings: Settings) -> Tenants:
+    assert stack_settings.database_url is not None
+    server_url = stack_settings.database_url.get_secret_value()
+    name = create_scratch(server_url, prefix="tenants", template=migrated_template(server_url))
+    keys = asyncio.run(_build(url_of(server_url, name)))
+    close_to_be_copied(server_url, name)
+    return Tenants(server_url=server_url, template=name, keys=keys)
+
+
 @pytest.fixture
-def api(database_url: str) -> Iterator[ApiUnderTest]:
+def api_database_url(tenants: Tenants) -> Iterator[str]:
+    """Yield the URL of a database in which tenants acme and rival were charged."""
+    with scratch_database(tenants.server_url, prefix="test", template=tenants.template) as url:
+        yield url
+
+
+@pytest.fixture
+def api(tenants: Tenants, api_database_url: str) -> Iterator[ApiUnderTest]:
     """Yield the API over a database in which tenants acme and rival were charged."""
-    keys = asyncio.run(_build(database_url))
+    database_url, keys = api_database_url, tenants.keys
     settings = Settings(database_url=database_url)
     app = create_app(settings, now=lambda: NOW)
 
@@ -143,8 +175,6 @@ async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) 
 
 
 async def _build(url: str) -> dict[str, str]:
-    async with await connect(url, application="test", autocommit=True) as connection:
-        await migrate(connection)
     async with await connect(url, application="test") as connection:
         return {name: await _tenant(connection, name) for name in ("acme", "rival")}
 

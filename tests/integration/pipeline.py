@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -223,7 +224,7 @@ class SimulatedRun:
         return self.process.wait(seconds)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, weakref_slot=True, kw_only=True)
 class Pipeline:
     """Processes of one test, apart from every other test's by topic root and session."""
 
@@ -235,6 +236,7 @@ class Pipeline:
     control_metrics_port: int = field(default_factory=free_port)
     name: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _kept: psycopg.Connection[Any] | None = field(default=None, init=False)
 
     @property
     def topic_root(self) -> str:
@@ -306,7 +308,9 @@ class Pipeline:
         self.print_logs()
 
     def end(self) -> None:
-        """End every process that still runs."""
+        """End every process that still runs, and the connection."""
+        if self._kept is not None:
+            self._kept.close()
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
@@ -353,9 +357,17 @@ class Pipeline:
             connection.execute(statement.encode())
 
     def query(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
-            return connection.execute(query.encode(), parameters or None).fetchall()
+        """Return the rows of a query.
+
+        It keeps its connection: who waits asks many times a second, and to connect costs more than
+        what is waited for.
+        """
+        if (kept := self._kept) is not None and not kept.closed:
+            with contextlib.suppress(psycopg.OperationalError):
+                return kept.execute(query.encode(), parameters or None).fetchall()
+        self._kept = psycopg.connect(self.database_url, autocommit=True)
+        weakref.finalize(self, self._kept.close)
+        return self._kept.execute(query.encode(), parameters or None).fetchall()
 
     def count(self, table: str) -> int:
         return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608 - ours
