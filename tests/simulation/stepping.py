@@ -23,7 +23,7 @@ from metering.store.connection import Connection, _parameters
 
 Result = TypeVar("Result")
 
-_LOOK_AFTER_SECONDS = 0.004
+_LOOK_AFTER_SECONDS = 0.008
 _LOOK_AGAIN_SECONDS_MAX = 0.1
 """Until then each look waits twice as long as the one before: a busy machine is not asked all the time."""
 _ABOUT_CHARACTERS_MAX = 58
