@@ -128,18 +128,20 @@ def broker_url(stack_settings: Settings) -> str:
 
 
 _LONG = (
-    "tests/simulation/test_fence.py",
-    "tests/simulation/test_simulation.py",
     "tests/chaos/test_chaos.py",
-    "tests/integration/test_bench.py",
-    "tests/integration/test_ingest_shared.py",
     "tests/integration/test_demo.py",
+    "tests/simulation/test_simulation.py",
+    "tests/integration/test_ingest_shared.py",
+    "tests/integration/test_bench.py",
+    "tests/simulation/test_fence.py",
     "tests/integration/test_leases.py",
     "tests/integration/test_hot_fleet.py",
     "tests/integration/test_scenario.py",
     "tests/integration/test_control.py",
     "tests/integration/test_uniform_usage.py",
+    "tests/integration/test_unwinding.py",
     "tests/integration/test_ingest_inputs.py",
+    "tests/integration/test_ingest_backpressure.py",
 )
 """The files that take longest, in the order in which they begin, so that none begins last.
 
@@ -167,8 +169,10 @@ class _ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
         return nodeid if nodeid.startswith(_IN_PARTS) else super()._split_scope(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile:
-    """Have xdist hand tests out as `_ByFile` does."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _ByFile | None:
+    """Have xdist hand tests out as `_ByFile` does, unless told otherwise."""
+    if config.option.dist != "loadfile":
+        return None
     config.option.loadscopereorder = False
     return _ByFile(config, log)
 
