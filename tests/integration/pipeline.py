@@ -182,7 +182,7 @@ async def register_fleets(url: str, more_trackers: Sequence[str]) -> None:
             )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 90.0) -> None:
     """Wait until a condition holds; fail with what was waited for."""
     deadline = time.monotonic() + seconds
     while not condition():
