@@ -12,8 +12,8 @@ import psutil
 import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from metering import stack
 from metering.settings import Settings
