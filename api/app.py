@@ -1,13 +1,15 @@
 """The application: its routes, its errors and its connections, made for given settings."""
 
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from api.csv_lists import CsvList, CsvLists, csv_lists
 from api.errors import ProblemDocument, handle_errors
@@ -149,11 +151,25 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     )
     app.add_middleware(BoundBody, octets_max=settings.api_body_octets_max)
     handle_errors(app)
-    lists: list[CsvList] = []
+    routes, lists = _served()
     app.add_middleware(CsvLists, lists=lists)
     add_pages(app)
     app.add_middleware(CarryHeaders)
     app.add_middleware(RequestMetrics, metrics=metrics)
+    app.router.routes.extend(routes)
+    finish(app)
+    return app
+
+
+@functools.cache
+def _served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
+    """Return the routes of every application, and the lists among them.
+
+    FastAPI builds what it needs of a route at its first request, a second of work for all: applications
+    share it.
+    """
+    router = APIRouter(generate_unique_id_function=_operation_id)
+    lists: list[CsvList] = []
     checked = [
         Depends(each)
         for each in (
@@ -197,9 +213,8 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         if without:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
         lists += csv_lists(module.router.routes)
-        app.include_router(module.router, dependencies=checked, responses=_FAULT)
-    finish(app)
-    return app
+        router.include_router(module.router, dependencies=checked, responses=_FAULT)
+    return router.routes, lists
 
 
 _FAULT: dict[int | str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """Delivers webhooks: each endpoint at its own pace, so that a slow one holds up no other."""
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -41,7 +42,7 @@ class WebhookSender:
         self._database_url = database_url(settings)
         self._wake = asyncio.Event()
         self._busy: set[int] = set()
-        self._tls = ssl.create_default_context()
+        self._tls = _tls()
         self._random = SystemRandom()
         self._sealer = sealer_of(settings)
 
@@ -178,6 +179,12 @@ class WebhookSender:
                 random=self._random,
             ),
         )
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Return the authorities that this machine trusts; to load them takes as long as many calls."""
+    return ssl.create_default_context()
 
 
 def again_at(

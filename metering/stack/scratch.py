@@ -32,9 +32,13 @@ def create_scratch(server_url: str, *, prefix: str, template: str = "template0")
     """Create a database under a name that nobody has, and return the name."""
     name = f"{prefix}_{secrets.token_hex(8)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
+        # Copying files waits for two checkpoints: where those wait for the disk, logging is faster.
+        durable = connection.execute("SHOW fsync").fetchone() == ("on",)
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(template)
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}").format(
+                sql.Identifier(name),
+                sql.Identifier(template),
+                sql.SQL("WAL_LOG" if durable else "FILE_COPY"),
             )
         )
     return name
@@ -53,17 +57,20 @@ def migrated_template(server_url: str) -> str:
     if server_url not in _templates:
         name = create_scratch(server_url, prefix="template")
         asyncio.run(_migrate(url_of(server_url, name)))
-        # Nobody may be connected to what is copied, TimescaleDB's own workers neither.
-        with psycopg.connect(url_of(server_url, name), autocommit=True) as template:
-            template.execute("SELECT _timescaledb_functions.stop_background_workers()")
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(
-                sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(
-                    sql.Identifier(name)
-                )
-            )
+        close_to_be_copied(server_url, name)
         _templates[server_url] = name
     return _templates[server_url]
+
+
+def close_to_be_copied(server_url: str, name: str) -> None:
+    """Let nobody connect to a database any more: who is connected stands in the way of a copy."""
+    with psycopg.connect(url_of(server_url, name), autocommit=True) as template:
+        # TimescaleDB's own workers, too.
+        template.execute("SELECT _timescaledb_functions.stop_background_workers()")
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false").format(sql.Identifier(name))
+        )
 
 
 async def _migrate(url: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,6 +29,13 @@ from metering.period import cycle_at
 from metering.plan_document import read_plan
 from metering.rating.threshold import Measure, Per, Recurrence
 from metering.settings import Settings
+from metering.stack.scratch import (
+    close_to_be_copied,
+    create_scratch,
+    migrated_template,
+    scratch_database,
+    url_of,
+)
 from metering.store.api_keys import create_api_key
 from metering.store.billing_settings import (
     FleetBilling,
@@ -38,7 +46,6 @@ from metering.store.billing_settings import (
 from metering.store.bills import insert_draft
 from metering.store.connection import Connection, connect
 from metering.store.messages import KeptMessage, store_messages
-from metering.store.migrate import migrate
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
 from metering.store.payments import NewPayment
 from metering.store.registry import (
@@ -52,7 +59,6 @@ from metering.store.registry import (
 from metering.store.thresholds import NewThreshold, Terms
 from metering.wire.command import CommandKind
 from tests.integration.billing_scene import BUYER, RULE, SELLER, settings
-from tests.integration.pipeline import fresh_database
 
 NOW = datetime(2026, 4, 15, 12, tzinfo=UTC)
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,6 +67,8 @@ _ANSWER_SECONDS_MAX = 60
 JOINED = [BEGAN, BEGAN, datetime(2026, 4, 10, 22, tzinfo=UTC)]
 """When each of a fleet's three devices is subscribed: the last for 20 of April's 30 days."""
 CYCLE = cycle_at(NOW, "Europe/Berlin", 1)
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients that ask by plain HTTP: to load the authorities takes longer than many requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,25 +88,52 @@ class ApiUnderTest:
         asyncio.run(_committed(self.database_url, work))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenants:
+    """A database, to be copied from, in which tenants acme and rival were charged; a key of each."""
+
+    server_url: str
+    template: str
+    keys: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def tenants(stack_settings: Settings) -> Tenants:
+    assert stack_settings.database_url is not None
+    server_url = stack_settings.database_url.get_secret_value()
+    name = create_scratch(server_url, prefix="tenants", template=migrated_template(server_url))
+    keys = asyncio.run(_build(url_of(server_url, name)))
+    close_to_be_copied(server_url, name)
+    return Tenants(server_url=server_url, template=name, keys=keys)
+
+
 @pytest.fixture
-def api(database_url: str) -> Iterator[ApiUnderTest]:
+def api_database_url(tenants: Tenants) -> Iterator[str]:
+    """Yield the URL of a database in which tenants acme and rival were charged."""
+    with scratch_database(tenants.server_url, prefix="test", template=tenants.template) as url:
+        yield url
+
+
+@pytest.fixture
+def api(tenants: Tenants, api_database_url: str) -> Iterator[ApiUnderTest]:
     """Yield the API over a database in which tenants acme and rival were charged."""
-    with _under_test(database_url) as made:
+    with _under_test(tenants, api_database_url) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def module_api(stack_settings: Settings) -> Iterator[ApiUnderTest]:
+def module_api(tenants: Tenants) -> Iterator[ApiUnderTest]:
     """Yield the same for all tests of a module, which stand what the ones before them did."""
-    assert stack_settings.database_url is not None
-    server_url = stack_settings.database_url.get_secret_value()
-    with fresh_database(server_url) as database_url, _under_test(database_url) as made:
+    with (
+        scratch_database(tenants.server_url, prefix="test", template=tenants.template) as url,
+        _under_test(tenants, url) as made,
+    ):
         yield made
 
 
 @contextmanager
-def _under_test(database_url: str) -> Iterator[ApiUnderTest]:
-    keys = asyncio.run(_build(database_url))
+def _under_test(tenants: Tenants, database_url: str) -> Iterator[ApiUnderTest]:
+    keys = tenants.keys
     settings = Settings(
         database_url=database_url,
         api_requests_a_minute_of_key=10**8,  # its clock stands still, so its minute never ends
@@ -114,7 +149,7 @@ def _under_test(database_url: str) -> Iterator[ApiUnderTest]:
         serving(app) as url,
         _client(url, keys["acme"]) as acme,
         _client(url, keys["rival"]) as rival,
-        httpx.Client(base_url=url, timeout=_ANSWER_SECONDS_MAX) as nobody,
+        httpx.Client(base_url=url, timeout=_ANSWER_SECONDS_MAX, verify=NO_TLS) as nobody,
     ):
         yield ApiUnderTest(
             app=app,
@@ -153,7 +188,7 @@ def serving(app: FastAPI) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not server.started:
             assert time.monotonic() < deadline
             assert thread.is_alive()
@@ -166,8 +201,12 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 def _client(url: str, key: str) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=url, headers=headers, timeout=_ANSWER_SECONDS_MAX)
+    return httpx.Client(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=_ANSWER_SECONDS_MAX,
+        verify=NO_TLS,
+    )
 
 
 async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) -> None:
@@ -176,8 +215,6 @@ async def _committed(url: str, work: Callable[[Connection], Awaitable[object]]) 
 
 
 async def _build(url: str) -> dict[str, str]:
-    async with await connect(url, application="test", autocommit=True) as connection:
-        await migrate(connection)
     async with await connect(url, application="test") as connection:
         return {name: await _tenant(connection, name) for name in ("acme", "rival")}
 

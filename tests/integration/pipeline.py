@@ -1,6 +1,9 @@
 """A whole pipeline of real processes for the tests: ingester, worker, simulator, audit."""
 
+import argparse
 import asyncio
+import contextlib
+import io
 import os
 import secrets
 import signal
@@ -8,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +25,15 @@ import psycopg
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
 from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
+from metering.insight import command as audit_command
 from metering.period import cycle_at
 from metering.plan_document import read_plan
+from metering.settings import Settings
 from metering.stack.probe import free_port
 from metering.stack.scratch import migrated_template, scratch_database
 from metering.store.connection import Connection, connect
@@ -175,7 +182,7 @@ async def register_fleets(url: str, more_trackers: Sequence[str]) -> None:
             )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 90.0) -> None:
     """Wait until a condition holds; fail with what was waited for."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -217,7 +224,7 @@ class SimulatedRun:
         return self.process.wait(seconds)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, weakref_slot=True, kw_only=True)
 class Pipeline:
     """Processes of one test, apart from every other test's by topic root and session."""
 
@@ -229,6 +236,7 @@ class Pipeline:
     control_metrics_port: int = field(default_factory=free_port)
     name: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _kept: psycopg.Connection[Any] | None = field(default=None, init=False)
 
     @property
     def topic_root(self) -> str:
@@ -304,7 +312,9 @@ class Pipeline:
         self.print_logs()
 
     def end(self) -> None:
-        """End every process that still runs."""
+        """End every process that still runs, and the connection."""
+        if self._kept is not None:
+            self._kept.close()
         for process in self.processes.values():
             if process.poll() is None:
                 process.kill()
@@ -351,9 +361,17 @@ class Pipeline:
             connection.execute(statement.encode())
 
     def query(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
-            return connection.execute(query.encode(), parameters or None).fetchall()
+        """Return the rows of a query.
+
+        It keeps its connection: who waits asks many times a second, and to connect costs more than
+        what is waited for.
+        """
+        if (kept := self._kept) is not None and not kept.closed:
+            with contextlib.suppress(psycopg.OperationalError):
+                return kept.execute(query.encode(), parameters or None).fetchall()
+        self._kept = psycopg.connect(self.database_url, autocommit=True)
+        weakref.finalize(self, self._kept.close)
+        return self._kept.execute(query.encode(), parameters or None).fetchall()
 
     def count(self, table: str) -> int:
         return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608 - ours
@@ -383,6 +401,20 @@ class Pipeline:
         process = self.start("audit", *told, "--settle", str(settle_seconds))
         code = process.wait(settle_seconds + 60)
         return code, self.log("audit").read_text().splitlines()[-1]
+
+    def audit_here(self, *ledgers: Path, settle_seconds: float = 0.1) -> tuple[int, list[str]]:
+        """Run `fleetmeter audit` in this process; return its exit code and the lines that it printed.
+
+        To start a process takes longer than most audits of a test.
+        """
+        told = [argument for ledger in ledgers for argument in ("--ledger", str(ledger))]
+        parser = argparse.ArgumentParser()
+        audit_command.configure(parser)
+        arguments = parser.parse_args([*told, "--settle", str(settle_seconds)])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = audit_command.run(arguments, Settings(database_url=SecretStr(self.database_url)))
+        print(printed.getvalue())
+        return code, printed.getvalue().splitlines()
 
 
 @contextmanager

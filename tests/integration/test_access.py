@@ -77,7 +77,10 @@ def test_a_key_ends(
 
     made = _made(api.acme, expires_at=(NOW + timedelta(hours=1)).isoformat())
     app = create_app(Settings(database_url=api.database_url), now=now)
-    with serve(app) as url, httpx.Client(base_url=url, headers=_bearer(made["key"])) as client:
+    with (
+        serve(app) as url,
+        httpx.Client(base_url=url, headers=_bearer(made["key"]), timeout=60) as client,
+    ):
         clock[0] = NOW + timedelta(minutes=59)
         assert client.get("/v1/fleets").status_code == 200
         clock[0] = NOW + timedelta(hours=1)

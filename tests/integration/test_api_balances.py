@@ -317,7 +317,9 @@ def test_the_entries_of_a_balance_sum_to_what_is_left(database_url: str) -> None
     app = create_app(Settings(database_url=database_url), now=lambda: NOW)
     with (
         serving(app) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client,
+        httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60
+        ) as client,
     ):
         (sms,) = body(client.get("/v1/devices/d/balance"))["meters"]
         old, new = (each["bucket_no"] for each in sms["buckets"])

@@ -207,7 +207,10 @@ def test_a_bad_endpoint_is_refused_by_field(
 def test_a_setting_allows_private_addresses(api: "ApiUnderTest") -> None:
     settings = Settings(database_url=api.database_url, webhook_private_addresses=True)
     app: FastAPI = create_app(settings, now=lambda: NOW)
-    with serving(app) as url, httpx.Client(base_url=url, headers=api.acme.headers) as client:
+    with (
+        serving(app) as url,
+        httpx.Client(base_url=url, headers=api.acme.headers, timeout=60) as client,
+    ):
         made = post(client, "/v1/webhook-endpoints", {"url": "http://127.0.0.1:9/"})
         assert made.status_code == 201, made.text
 

@@ -97,7 +97,9 @@ def terms(
     with (
         serve(app) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as own,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {rival_key}"}) as rival,
+        httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {rival_key}"}, timeout=60
+        ) as rival,
     ):
         yield Terms(own, rival, database_url, instants)
 

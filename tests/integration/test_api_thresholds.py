@@ -52,7 +52,7 @@ def clients(
         url = stack.enter_context(serve(app))
         yield {
             name: stack.enter_context(
-                httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"})
+                httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
             )
             for name, key in keys.items()
         }

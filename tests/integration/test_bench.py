@@ -26,9 +26,9 @@ HEADLINES = (
 )  # fmt: skip
 
 
-def test_everything_is_measured_and_audited(stack_settings: Settings) -> None:
+def test_everything_is_measured_and_audited(durable_settings: Settings) -> None:
     servers = servers_of(
-        stack_settings.model_copy(update={"database_url": None, "broker_url": None})
+        durable_settings.model_copy(update={"database_url": None, "broker_url": None})
     )
     told: list[str] = []
     result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)

@@ -2,11 +2,16 @@
 
 import asyncio
 import io
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import psycopg
 import pytest
 
+from bench import bill_run
 from bench.bill_run import measure
 from bench.bill_run_history import Wanted, fill
 from metering.charging import close_cycle
@@ -15,7 +20,43 @@ from metering.store.bills import allow_for_size
 from metering.store.connection import Connection, connect
 from tests.integration.closing_scene import Scene, played
 
+_HOLD = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE done bigint;
+BEGIN
+    EXECUTE TG_ARGV[0] INTO done;
+    IF done > 60 THEN PERFORM pg_advisory_xact_lock_shared(1); END IF;
+    RETURN NULL;
+END $$
+"""
 
+
+@pytest.fixture
+def held_half_way(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let neither step come beyond its half before it was killed, however fast the machine is."""
+    started = Counter[str]()
+    start = bill_run._start
+    with psycopg.connect(database_url, autocommit=True) as holder:
+        holder.execute(_HOLD.encode())
+        for event, counting in (
+            ("INSERT ON closed_cycle", bill_run._CLOSED), ("UPDATE ON bill", bill_run._FINAL),
+        ):  # fmt: skip
+            holder.execute(
+                f"CREATE TRIGGER held AFTER {event}"
+                f" FOR EACH ROW EXECUTE FUNCTION hold($q${counting}$q$)".encode()
+            )
+
+        def start_held(url: str, command: list[str]) -> subprocess.Popen[bytes]:
+            started[command[0]] += 1
+            way = "pg_advisory_lock" if started[command[0]] == 1 else "pg_advisory_unlock"
+            holder.execute(f"SELECT {way}(1)".encode())
+            return start(url, command)
+
+        monkeypatch.setattr(bill_run, "_start", start_held)
+        yield
+
+
+@pytest.mark.usefixtures("held_half_way")
 def test_many_fleets_are_billed_once_each_though_both_steps_are_killed(database_url: str) -> None:
     # `measure` looks at numbers, amounts and the audit itself.
     wanted = Wanted(devices=120, charges=240, devices_a_copy=1)

@@ -447,7 +447,9 @@ def test_the_api_shows_closed_bills_adjustments_and_the_watermark(
     app = create_app(Settings(database_url=database_url), now=lambda: now)
     with (
         serve(app) as url,
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client,
+        httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60
+        ) as client,
     ):
         march = client.get("/v1/fleets/vans/bill", params={"at": "2026-03-31T12:00:00Z"}).json()
         april = client.get("/v1/fleets/vans/bill").json()

@@ -94,8 +94,8 @@ def wait_until_charged(pipeline: Pipeline, readings: int) -> None:
     wait_until(lambda: pipeline.count("charge") >= readings, f"{readings} charges")
     assert pipeline.count("reading") == readings
     assert pipeline.count("charge") == readings
-    code, verdict = pipeline.audit()
-    assert code == 0, verdict
+    code, found = pipeline.audit_here(settle_seconds=30)
+    assert code == 0, found
 
 
 @pytest.mark.parametrize("hindrance", [locked_readings, frozen_writer])

@@ -122,7 +122,7 @@ def wait_for_charges(pipeline: Pipeline, count: int) -> None:
 
 
 def audit_is_equal(pipeline: Pipeline, *ledgers: Path) -> None:
-    code, verdict = pipeline.audit(*ledgers)
+    code, (*_, verdict) = pipeline.audit_here(*ledgers, settle_seconds=30)
     assert code == 0, verdict
     assert verdict.startswith("audit: equal ("), verdict
     assert "queued" not in verdict

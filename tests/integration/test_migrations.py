@@ -175,9 +175,7 @@ async def bill(connection: Connection) -> Bill:
 
 def audited(database_url: str, folder: Path) -> tuple[int, list[str]]:
     audit = Pipeline(database_url=database_url, broker_url="mqtt://127.0.0.1:1", folder=folder)
-    code, _ = audit.audit(settle_seconds=0.1)
-    audit.stop()
-    return code, audit.log("audit").read_text().splitlines()
+    return audit.audit_here()
 
 
 def test_what_the_first_schema_held_is_equal_and_goes_on(

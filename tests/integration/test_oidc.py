@@ -125,7 +125,7 @@ def client(api: "ApiUnderTest", issuer: LocalIssuer) -> Iterator[httpx.Client]:
         Settings(database_url=api.database_url, oidc_issuer=issuer.url), now=lambda: NOW
     )
     app.state.fleetmeter.issuer._again_seconds = 0.0
-    with serving(app) as url, httpx.Client(base_url=url) as made:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as made:
         yield made
 
 
@@ -276,7 +276,7 @@ def test_unknown_keys_make_nobody_ask_the_issuer_all_the_time(
     settings = Settings(database_url=api.database_url, oidc_issuer=issuer.url)
     app = create_app(settings, now=lambda: NOW)
     app.state.fleetmeter.issuer._again_seconds = 3600.0
-    with serving(app) as url, httpx.Client(base_url=url) as client:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         for _ in range(3):
             assert _get(client, issuer.token("r9", signed_by=_rsa())).status_code == 401
     assert len(issuer.asked) == 2

@@ -132,7 +132,7 @@ def test_workers_end_grants_whose_time_is_over(pipeline: Pipeline, device: Askin
     assert 0 <= late[0][0] < 10
     assert pipeline.query("SELECT count(*) FROM bucket_entry WHERE kind = 'release'") == [(1,)]
     assert pipeline.query("SELECT count(*) FROM event WHERE kind = 'reservation.expired'") == [(1,)]
-    assert pipeline.audit()[0] == 0
+    assert pipeline.audit_here(settle_seconds=30)[0] == 0
 
 
 def test_a_killed_control_process_answers_each_request_once_it_is_back(
@@ -149,4 +149,4 @@ def test_a_killed_control_process_answers_each_request_once_it_is_back(
     assert pipeline.query("SELECT request_id, granted FROM reservation ORDER BY 1") == [
         ("r0", 10), ("r1", 20), ("r2", 2),
     ]  # fmt: skip
-    assert pipeline.audit()[0] == 0
+    assert pipeline.audit_here(settle_seconds=30)[0] == 0

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -132,11 +131,15 @@ def run_seed(url: str, seed: int) -> SeedRun:
     return run
 
 
-def run_seeds(
-    server_url: str, seeds: Sequence[int], *, jobs: int | None = None
-) -> Iterator[SeedRun]:
-    """Simulate seeds on all cores; yield them as they end. Traces of those that hold are left out."""
-    jobs = jobs or os.cpu_count() or 1
+def run_seeds(server_url: str, seeds: Sequence[int], *, jobs: int) -> Iterator[SeedRun]:
+    """Simulate seeds in so many processes; yield them as they end.
+
+    Traces of those that hold are left out.
+    """
+    if jobs == 1:
+        with simulation_database(server_url) as url:
+            yield from map(_without_trace, (run_seed(url, seed) for seed in seeds))
+        return
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         urls = context.Queue()
@@ -148,12 +151,15 @@ def run_seeds(
         due = [pool.submit(_run_seed_here, seed) for seed in seeds]
         try:
             for done in as_completed(due):
-                run = done.result()
-                if run.broken is None:
-                    run.trace.clear()
-                yield run
+                yield _without_trace(done.result())
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _without_trace(run: SeedRun) -> SeedRun:
+    if run.broken is None:
+        run.trace.clear()
+    return run
 
 
 _own_url = ""

@@ -23,7 +23,9 @@ from metering.store.connection import Connection, _parameters
 
 Result = TypeVar("Result")
 
-_LOOK_AFTER_SECONDS = 0.004
+_LOOK_AFTER_SECONDS = 0.008
+_LOOK_AGAIN_SECONDS_MAX = 0.1
+"""Until then each look waits twice as long as the one before: a busy machine is not asked all the time."""
 _ABOUT_CHARACTERS_MAX = 58
 END = "end of transaction"
 """What an exchange is called that commits or rolls back."""
@@ -197,13 +199,15 @@ class Steps:
         Who is blocked stays so unless locks were `freed`.
         """
         unsettled = {State.RUNNING, State.BLOCKED} if freed else {State.RUNNING}
+        look_after = _LOOK_AFTER_SECONDS
         while any(each.state in unsettled for each in self.actors):
             busy = [each for each in self.actors if each.state in {State.RUNNING, State.BLOCKED}]
             self.changed.clear()
             try:
-                async with asyncio.timeout(_LOOK_AFTER_SECONDS):
+                async with asyncio.timeout(look_after):
                     await self.changed.wait()
             except TimeoutError:
+                look_after = min(2 * look_after, _LOOK_AGAIN_SECONDS_MAX)
                 if await self._all_blocked(busy):
                     return
 
