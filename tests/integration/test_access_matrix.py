@@ -94,7 +94,7 @@ MAY = _golden()
 
 def _body(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    if content is None:
+    if content is None or "$ref" not in content["schema"]:
         return None
     name = content["schema"]["$ref"].rpartition("/")[2]
     examples = _DOCUMENT["components"]["schemas"][name].get("examples")

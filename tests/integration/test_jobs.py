@@ -29,6 +29,9 @@ _SPAN = {"from": "2026-03-31T22:00:00Z", "to": "2026-04-30T22:00:00Z"}
 _EXPORT = {"fleet_id": "acme-north", **_SPAN}
 
 
+_LEASES_END = "UPDATE job SET leased_until = now() - interval '1 s' WHERE state = 'running'"
+
+
 class _Killed(BaseException):
     """Ends a runner as a signal does, in the midst of its work."""
 
@@ -197,7 +200,7 @@ def test_a_killed_export_is_gone_on_with(
 def test_who_lost_its_lease_writes_nothing(
     api: "ApiUnderTest", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was away for longer than its lease comes back after another did the job."""
+    """A process that was away for longer than its lease comes back while another has the job."""
     job = _order(api.acme, "charge-exports", _EXPORT, "stopped")
     step = JobRunner._step
     stolen = False
@@ -207,12 +210,22 @@ def test_who_lost_its_lease_writes_nothing(
         if not stolen:
             stolen = True
             async with await connect(api.database_url, application="test") as connection:
-                await connection.execute("UPDATE job SET leased_until = now() - interval '1 s'")
-            async with _runner(api.database_url) as once:
-                assert await once()
+                await connection.execute(_LEASES_END)
+                assert await store.take_job(connection, lease=timedelta(minutes=1))
         return await step(self, *given)
 
+    async def nothing_is_written(connection: Any) -> None:  # noqa: ANN401
+        found = await connection.execute(
+            "SELECT state, done, place, (SELECT count(*) FROM job_part WHERE job_part.job_no = job.job_no)"
+            " FROM job WHERE job_no = %s",
+            [job["job_no"]],
+        )
+        assert await found.fetchone() == ("running", 0, None, 0)
+        await connection.execute(_LEASES_END)
+
     monkeypatch.setattr(JobRunner, "_step", away)
+    assert _do_all(api.database_url) == 1
+    api.execute(nothing_is_written)
     assert _do_all(api.database_url) == 1
     told = _shown(api.acme, job)
     assert (told["state"], told["done"]) == ("done", told["total"])
