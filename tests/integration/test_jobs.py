@@ -1,6 +1,7 @@
 """Jobs: done step by step by whoever is there, seen by whom they concern, and gone on with after a death."""
 
 import asyncio
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 from metering.access import Role
 from metering.jobs import export_charges, import_devices
 from metering.jobs.run_jobs import JobRunner
+from metering.payments.bill_run_command import BillRunner
 from metering.settings import Settings
 from metering.store import jobs as store
 from metering.store.api_keys import create_api_key
@@ -447,3 +449,23 @@ def test_old_jobs_are_forgotten(api: "ApiUnderTest") -> None:
 
     api.execute(forget)
     assert api.acme.get(f"/v1/jobs/{job['job_no']}").status_code == 404
+
+
+def test_the_bill_run_does_jobs_until_it_is_told_to_stop(api: "ApiUnderTest") -> None:
+    job = _order(api.acme, "charge-exports", _EXPORT, "process")
+    settings = Settings(database_url=api.database_url, job_poll_seconds=0.05)
+
+    async def run() -> None:
+        runner = BillRunner(settings, tenant=None, by_hand=False, now=lambda: NOW)
+        task = asyncio.create_task(runner.run())
+        try:
+            async with asyncio.timeout(60):
+                while (await asyncio.to_thread(_shown, api.acme, job))["state"] != "done":
+                    assert not task.done()
+                    await asyncio.sleep(0.05)
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
