@@ -43,7 +43,28 @@ class RecordsTaken(BaseModel):
     rejected: list[RecordRejected]
 
 
-@router.post("/carrier-records", response_model=RecordsTaken)
+_RECORD = {
+    "id": 819948096,
+    "sim": {"iccid": "8988303000000000035"},
+    "operator": {"mnc": "05", "country": {"mcc": "247"}},
+    "traffic_type": {"id": 5, "description": "Data"},
+    "volume": {"total": 269.500001, "rx": 268.5, "tx": 1.000001},
+    "start_timestamp": "2026-03-29T00:45:00Z",
+    "end_timestamp": "2026-03-29T01:00:00Z",
+}
+_BODY = {
+    "required": True,
+    "description": "as the carrier sends it: JSON, or CSV with a line of names (docs/formats.md)",
+    "content": {
+        "application/json": {
+            "schema": {"type": "array", "items": {"type": "object"}},
+            "example": [_RECORD],
+        }
+    },
+}
+
+
+@router.post("/carrier-records", response_model=RecordsTaken, openapi_extra={"requestBody": _BODY})
 async def post_carrier_records(
     caller: AsWriter,
     request: Request,

@@ -100,7 +100,7 @@ MAY = _golden()
 def body_of(operation: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
     """Return a good body for an operation; None where it has none."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    if content is None:
+    if content is None or "$ref" not in content["schema"]:
         return None
     name = content["schema"]["$ref"].rpartition("/")[2]
     examples = DOCUMENT["components"]["schemas"][name].get("examples")

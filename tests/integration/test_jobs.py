@@ -1,6 +1,7 @@
 """Jobs: done step by step by whoever is there, seen by whom they concern, and gone on with after a death."""
 
 import asyncio
+import contextlib
 import csv
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 from metering.access import Role
 from metering.jobs import export_charges, import_devices
 from metering.jobs.run_jobs import JobRunner
+from metering.payments.bill_run_command import BillRunner
 from metering.settings import Settings
 from metering.store import jobs as store
 from metering.store.api_keys import create_api_key
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 _SPAN = {"from": "2026-03-31T22:00:00Z", "to": "2026-04-30T22:00:00Z"}
 _EXPORT = {"fleet_id": "acme-north", **_SPAN}
+
+
+_LEASES_END = "UPDATE job SET leased_until = now() - interval '1 s' WHERE state = 'running'"
 
 
 class _Killed(BaseException):
@@ -197,7 +202,7 @@ def test_a_killed_export_is_gone_on_with(
 def test_who_lost_its_lease_writes_nothing(
     api: "ApiUnderTest", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was away for longer than its lease comes back after another did the job."""
+    """A process that was away for longer than its lease comes back while another has the job."""
     job = _order(api.acme, "charge-exports", _EXPORT, "stopped")
     step = JobRunner._step
     stolen = False
@@ -207,12 +212,22 @@ def test_who_lost_its_lease_writes_nothing(
         if not stolen:
             stolen = True
             async with await connect(api.database_url, application="test") as connection:
-                await connection.execute("UPDATE job SET leased_until = now() - interval '1 s'")
-            async with _runner(api.database_url) as once:
-                assert await once()
+                await connection.execute(_LEASES_END)
+                assert await store.take_job(connection, lease=timedelta(minutes=1))
         return await step(self, *given)
 
+    async def nothing_is_written(connection: Any) -> None:  # noqa: ANN401
+        found = await connection.execute(
+            "SELECT state, done, place, (SELECT count(*) FROM job_part WHERE job_part.job_no = job.job_no)"
+            " FROM job WHERE job_no = %s",
+            [job["job_no"]],
+        )
+        assert await found.fetchone() == ("running", 0, None, 0)
+        await connection.execute(_LEASES_END)
+
     monkeypatch.setattr(JobRunner, "_step", away)
+    assert _do_all(api.database_url) == 1
+    api.execute(nothing_is_written)
     assert _do_all(api.database_url) == 1
     told = _shown(api.acme, job)
     assert (told["state"], told["done"]) == ("done", told["total"])
@@ -434,3 +449,23 @@ def test_old_jobs_are_forgotten(api: "ApiUnderTest") -> None:
 
     api.execute(forget)
     assert api.acme.get(f"/v1/jobs/{job['job_no']}").status_code == 404
+
+
+def test_the_bill_run_does_jobs_until_it_is_told_to_stop(api: "ApiUnderTest") -> None:
+    job = _order(api.acme, "charge-exports", _EXPORT, "process")
+    settings = Settings(database_url=api.database_url, job_poll_seconds=0.05)
+
+    async def run() -> None:
+        runner = BillRunner(settings, tenant=None, by_hand=False, now=lambda: NOW)
+        task = asyncio.create_task(runner.run())
+        try:
+            async with asyncio.timeout(60):
+                while (await asyncio.to_thread(_shown, api.acme, job))["state"] != "done":
+                    assert not task.done()
+                    await asyncio.sleep(0.05)
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
