@@ -278,7 +278,7 @@ def test_another_tenants_key_never_shows_the_data(api: "ApiUnderTest") -> None:
             if parameter["in"] == "query" and name in {"fleet", "device"}:
                 value = _ACME[f"{name}_id"]
                 shown = body(api.acme.get(address, params={name: value}))
-                assert shown.get("items", "{" in path)
+                assert shown.get("items", "{" in path) or path in EMPTY
                 problem(api.rival.get(address, params={name: value}), 404)
 
 
