@@ -556,7 +556,7 @@ def test_bad_input_names_the_field_and_the_fix(api: "ApiUnderTest") -> None:
 def test_other_failures_are_problems_too(api: "ApiUnderTest") -> None:
     problem(api.acme.get("/v1/nothing"), 404)
     problem(api.acme.get("/v1/devices/nobody"), 404)
-    refused = api.acme.post("/v1/fleets")
+    refused = api.acme.post("/v1/rejected")
     problem(refused, 405)
     assert refused.headers["allow"] == "GET"
     fault = api.acme.get("/test/fault")
