@@ -751,9 +751,6 @@ HOT: dict[str, Use] = {
     "due deliveries": lambda c: webhooks.claim_due_deliveries(c, 3, now=NOW, until=NOW, limit=8),
     "attempted deliveries": lambda c: webhooks.store_attempts(c, [ATTEMPT], now=NOW),
     "attempts of a delivery": lambda c: control_views.list_attempts(c, 5, before=None, limit=50),
-    "deliveries since": lambda c: control_views.replay_deliveries(
-        c, 3, since=NOW, until=NOW + DAY, only_failed=True, now=NOW, limit=50
-    ),
     "head of a stream": lambda c: streams.stream_head(c, 3),
     "entries of a stream": lambda c: streams.entries_after(c, 3, 100, limit=100),
     "watched balances": lambda c: streams.balance_versions(c, [1, 3]),
