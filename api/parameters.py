@@ -24,7 +24,7 @@ _RFC_3339 = re.compile(
 )
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
-_DIGITS = re.compile(r"[0-9]{1,20}")
+_DIGITS = re.compile(r"-?[0-9]+")
 _DEPTH_MAX = 50
 
 
@@ -116,7 +116,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
     for name, value in (*request.path_params.items(), *request.query_params.multi_items()):
         refuse_odd_text(name[:100], str(value))
         if name in numbers and not _DIGITS.fullmatch(str(value)):
-            raise bad_input(name, "is no whole number", "use digits alone")
+            raise bad_input(name, "is no whole number", "use a whole number, in digits alone")
     for name in request.query_params:
         if name not in known:
             fix = f"use one of {', '.join(known)}" if known else "this route takes none"
