@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import Header, Path, Query, Request, Response, params
+from fastapi._compat import ModelField
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
@@ -24,7 +25,7 @@ _RFC_3339 = re.compile(
 )
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
-_DIGITS = re.compile(r"[0-9]{1,20}")
+_DIGITS = re.compile(r"-?[0-9]+")
 _DEPTH_MAX = 50
 
 
@@ -167,20 +168,24 @@ async def refuse_unknown_parameters(request: Request) -> None:
         return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)  # noqa: S101 - it is a dependency of such routes alone
-    numbers, known = [], []
-    for field in get_flat_params(route.dependant):
-        if isinstance(field.field_info, params.Query):
-            known.append(field.alias)
-        if int in (field.field_info.annotation, *get_args(field.field_info.annotation)):
-            numbers.append(field.alias)
-    for name, value in (*request.path_params.items(), *request.query_params.multi_items()):
-        refuse_odd_text(name[:100], str(value))
-        if name in numbers and not _DIGITS.fullmatch(str(value)):
-            raise bad_input(name, "is no whole number", "use digits alone")
+    fields = get_flat_params(route.dependant)
+    given = [*request.path_params.items(), *request.query_params.multi_items()]
+    for field in fields:
+        for value in (str(value) for name, value in given if name == field.alias):
+            _refuse_odd_value(field, value)
+    known = [field.alias for field in fields if isinstance(field.field_info, params.Query)]
     for name in request.query_params:
         if name not in known:
             fix = f"use one of {', '.join(known)}" if known else "this route takes none"
             raise bad_input(name[:100], "is no parameter of this route", fix)
+
+
+def _refuse_odd_value(field: ModelField, value: str) -> None:
+    kind = field.field_info.annotation
+    if int in (kind, *get_args(kind)) and not _DIGITS.fullmatch(value):
+        raise bad_input(field.alias, "is no whole number", "use a whole number, in digits alone")
+    if not any(getattr(each, "pattern", None) for each in field.field_info.metadata):
+        refuse_odd_text(field.alias, value)  # else its pattern says more
 
 
 def refuse_odd_text(field: str, text: str) -> None:
