@@ -19,7 +19,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 from metering import stack
 from metering.settings import Settings
 from metering.stack import lifecycle
-from tests.integration.pipeline import fresh_database
+from tests.integration.pipeline import fresh_database, wait_until
 
 _PREFIX = "fleetmeter-test-"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - what lies here lies in memory
@@ -77,11 +77,19 @@ def _roots() -> list[Path]:
 
 def set_durable(server_url: str, *, durable: bool) -> None:
     """Have a server of tests wait for its disk as the product's does, or not: it never loses power."""
+    value = "on" if durable else "off"
     with psycopg.connect(server_url, autocommit=True) as connection:
         for name in ("fsync", "full_page_writes"):
-            connection.execute(f"ALTER SYSTEM SET {name} = {'on' if durable else 'off'}".encode())
+            connection.execute(f"ALTER SYSTEM SET {name} = {value}".encode())
         connection.execute("ALTER SYSTEM SET max_wal_size = '512MB'")
         connection.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: _fsync(server_url) == value, f"fsync = {value}")
+
+
+def _fsync(server_url: str) -> str:
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        ((value,),) = connection.execute("SHOW fsync").fetchall()
+        return str(value)
 
 
 def _erase_left_overs() -> None:

@@ -68,6 +68,7 @@ def _measured(memory: Mapping[str, Mapping[str, int]]) -> list[Mapping[str, int]
     return [memory[role] for role in ("broker", "ingester", "worker", "database")]
 
 
+@pytest.mark.usefixtures("durable_settings")
 def test_a_database_that_is_not_durable_is_refused(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         name = connection.info.dbname
