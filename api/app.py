@@ -151,7 +151,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
     )
     app.add_middleware(BoundBody, octets_max=settings.api_body_octets_max)
     handle_errors(app)
-    routes, lists = _served()
+    routes, lists = served()
     app.add_middleware(CsvLists, lists=lists)
     add_pages(app)
     app.add_middleware(CarryHeaders)
@@ -162,7 +162,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
 
 
 @functools.cache
-def _served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
+def served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
     """Return the routes of every application, and the lists among them.
 
     FastAPI builds what it needs of a route at its first request, a second of work for all: applications

@@ -101,6 +101,12 @@ async def fill(connection: Connection, wanted: Wanted, *, now: datetime) -> Bill
                     await _copying(connection, table, offsets, whole_fleets=whole_fleets),
                     {"from": first, "to": last},
                 )
+    await connection.execute("DELETE FROM fleet_usage_hour")
+    await connection.execute(
+        "INSERT INTO fleet_usage_hour (fleet_no, hour, meter_no, zone, records, quantity, uplink, overage)"
+        " SELECT fleet_no, hour, meter_no, zone, sum(records), sum(quantity), sum(uplink), sum(overage)"
+        " FROM usage_hour GROUP BY fleet_no, hour, meter_no, zone"
+    )
     await _move_sequences(connection)
     await connection.execute("VACUUM ANALYZE")
     return cycle

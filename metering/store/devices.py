@@ -47,7 +47,7 @@ async def insert_devices(
     devices: Sequence[NewDevice],
     now: datetime,
 ) -> dict[str, int]:
-    """Register devices of a fleet; return the numbers of the new ones, which were of no device's id."""
+    """Register devices of a fleet, numbered as they stand; return the numbers of the new ones by id."""
     rows = [
         {
             "device_id": each.device_id,
@@ -64,10 +64,11 @@ async def insert_devices(
         "INSERT INTO device (tenant_no, fleet_no, device_id, name, imei, eid, msisdn, tags, labels,"
         "   created_at)"
         " SELECT %s, %s, device_id, name, imei, eid, msisdn, tags, labels, %s"
-        " FROM json_to_recordset(%s) AS given (device_id text, name text, imei text, eid text,"
-        "   msisdn text, tags text[], labels jsonb)"
+        " FROM ROWS FROM (json_to_recordset(%s) AS (device_id text, name text, imei text, eid text,"
+        "   msisdn text, tags text[], labels jsonb)) WITH ORDINALITY"
+        "   AS given (device_id, name, imei, eid, msisdn, tags, labels, place)"
         " WHERE NOT EXISTS (SELECT FROM device AS known"
-        "   WHERE known.tenant_no = %s AND known.device_id = given.device_id)"
+        "   WHERE known.tenant_no = %s AND known.device_id = given.device_id) ORDER BY place"
         " ON CONFLICT (tenant_no, device_id) DO NOTHING RETURNING device_id, device_no",
         [tenant_no, fleet_no, now, Json(rows), tenant_no],
     )

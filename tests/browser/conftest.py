@@ -7,9 +7,9 @@ import pytest
 from selenium import webdriver
 
 from tests.agent.conftest import program
-from tests.integration.conftest import api
+from tests.integration.conftest import api, api_database_url, tenants
 
-__all__ = ["api"]
+__all__ = ["api", "api_database_url", "tenants"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from api.app import create_app
+from api.app import create_app, served
 from api.rights import ELSEWHERE, MADE, REACHED, RIGHTS
 from metering.settings import Settings
 from tests.integration.api_scene import keys_of_all, seed_by_requests
@@ -177,6 +177,7 @@ def test_every_operation_has_a_right_and_a_line() -> None:
 
 
 def test_an_application_refuses_a_route_without_a_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    served.cache_clear()
     monkeypatch.delitem(RIGHTS, "get_fleets")
     with pytest.raises(RuntimeError, match="get_fleets"):
         create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))

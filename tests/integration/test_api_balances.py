@@ -136,6 +136,7 @@ def test_units_are_moved_and_adjusted(api: "ApiUnderTest") -> None:
     refused = problem(post(api.acme, address, order | {"quantity": 13}, key="more"), 422)
     assert refused["errors"] == [
         {
+            "pointer": "#/quantity",
             "field": "quantity",
             "problem": f"bucket {own} has 12 left, not 13",
             "fix": "transfer at most 12",
@@ -163,7 +164,12 @@ REFUSED = [
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": "5"}, "quantity", "use a whole number"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"quantity": 10**19}, "quantity", "use at most 10"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"amount": 5}, "amount", "leave it out"),
-    ("/v1/fleets/acme-north/top-ups", TOP_UP | {"name": "a\0b"}, "name", "use text"),
+    (
+        "/v1/fleets/acme-north/top-ups",
+        TOP_UP | {"name": "a\0b"},
+        "name",
+        "leave out the character NUL",
+    ),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"zones": []}, "zones", "see /docs"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"expires_at": "soon"}, "expires_at", "use a time "),
     (

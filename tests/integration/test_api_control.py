@@ -81,9 +81,9 @@ def test_an_operator_tells_a_device_something_once(api: "ApiUnderTest") -> None:
         ({"kind": "throttle", "payload": {"octets_per_second": 0}},
          "payload.octets_per_second", "give a whole number"),
         ({"kind": "balance", "payload": {"id": 1}}, "payload.id", "choose another name"),
-        ({"kind": "balance", "payload": {"a": "\0"}}, "payload", "leave it out"),
+        ({"kind": "balance", "payload": {"a": "\0"}}, "payload.a", "leave out"),
         ({"kind": "balance", "payload": {"a": "x" * 5000}}, "payload", "use at most 4096"),
-        ({"kind": "balance", "payload": []}, "payload", "see /docs"),
+        ({"kind": "balance", "payload": []}, "payload", "send a JSON object"),
         ({"kind": "suspend", "more": 1}, "more", "leave it out"),
         ({"kind": "suspend", "expires_at": "2026-04-15T11:00:00Z"}, "expires_at", "to come"),
         ({"kind": "suspend", "expires_at": "tomorrow"}, "expires_at", "use a time such as"),
@@ -106,7 +106,7 @@ def test_what_the_database_could_not_keep_is_refused(api: "ApiUnderTest", payloa
         content=f'{{"kind":"balance","payload":{payload}}}',
         headers={"Idempotency-Key": "k", "content-type": "application/json"},
     )
-    assert problem(answer, 422)["errors"][0]["field"] == "payload"
+    assert problem(answer, 422)["errors"][0]["field"].startswith("payload")
 
 
 def test_a_backslash_is_only_a_backslash(api: "ApiUnderTest") -> None:

@@ -26,10 +26,16 @@ _EXAMPLES_SHORT = 5
 
 
 def _document() -> dict[str, Any]:
-    """Return the API's document without the header that operators alone may send."""
+    """Return the API's document without streams, which have no end, and the header of operators alone."""
     app = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
     document = copy.deepcopy(app.openapi())
-    for methods in document["paths"].values():
+    for path, methods in list(document["paths"].items()):
+        if any(
+            "text/event-stream" in operation["responses"].get("200", {}).get("content", {})
+            for operation in methods.values()
+        ):
+            del document["paths"][path]
+            continue
         for operation in methods.values():
             operation["parameters"] = [
                 each

@@ -65,6 +65,7 @@ def test_what_is_granted_is_not_taken_away_and_the_refusal_says_so(api: "ApiUnde
     assert refused.json()["errors"] == [
         {
             "field": "quantity",
+            "pointer": "#/quantity",
             "problem": f"bucket {number} has 6 left, 4 of it reserved for devices, not 3",
             "fix": "take away at most 2",
         }
@@ -129,6 +130,7 @@ def test_a_settlement_with_another_quantity_is_a_conflict(api: "ApiUnderTest") -
     assert refused.json()["errors"] == [
         {
             "field": "used",
+            "pointer": "#/used",
             "problem": "'r-1' was settled with 3 used, which stays so",
             "fix": "send 3 again",
         }

@@ -387,7 +387,7 @@ def test_a_fault_leaves_its_connection_to_the_next_request(
         same.request("GET", "/v1/parked", headers=key)
         assert same.getresponse().status == 200
         assert same.sock is opened
-    assert "POST /v1/parked/charge" in caplog.text
+    assert "POST '/v1/parked/charge'" in caplog.text
     assert "fault" in caplog.text
 
 
@@ -439,6 +439,7 @@ def test_the_sims_of_a_device_are_listed(terms: Terms) -> None:
     (error,) = wrong.json()["errors"]
     assert error == {
         "field": "iccid",
+        "pointer": "#/iccid",
         "problem": "the check digit of '8949000000000000017' is 7, its other digits give 8",
         "fix": "correct the mistyped digit; if its check digit is left out, say"
         ' "check_digit_left_out": true',

@@ -292,7 +292,8 @@ def test_a_revoked_key_ends_its_streams_at_once(api: "ApiUnderTest") -> None:
         number = next(each["api_key_no"] for each in keys if each["label"] == "stream")
         assert api.acme.delete(f"/v1/api-keys/{number}").status_code == 204
         told = stream.until("end")
-        assert told.data == {"reason": "access", "detail": "this API key is unknown or revoked"}
+        assert told.data["reason"] == "access"
+        assert told.data["detail"].startswith("this API key is unknown or revoked")
         with pytest.raises(EOFError):
             stream.next()
         assert refusal(client).status_code == 401

@@ -220,7 +220,7 @@ CREATE INDEX webhook_delivery_that_ended ON webhook_delivery (attempted_at) WHER
 CREATE OR REPLACE FUNCTION note_change() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
-    hidden constant text[] := '{secret,previous_secret,key_hash}';
+    hidden constant text[] := '{secret,previous_secret,key_hash,password_digest,password_salt}';
     before jsonb;
     after jsonb;
 BEGIN
