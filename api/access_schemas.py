@@ -128,7 +128,11 @@ class KeyRotation(BaseModel):
     )
 
     overlap_seconds: int = Field(
-        0, ge=0, le=30 * 86_400, description="how long the old key stays good beside the new one"
+        0,
+        strict=True,
+        ge=0,
+        le=30 * 86_400,
+        description="how long the old key stays good beside the new one",
     )
 
 

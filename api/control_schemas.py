@@ -210,7 +210,11 @@ class SecretRotation(BaseModel):
     )
 
     overlap_hours: int = Field(
-        default=24, ge=0, le=168, description="how long the secret that is replaced signs as well"
+        default=24,
+        strict=True,
+        ge=0,
+        le=168,
+        description="how long the secret that is replaced signs as well",
     )
 
 

@@ -319,6 +319,8 @@ def _detail(errors: Sequence[FieldProblem]) -> str:
 
 def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
     place = error["loc"][1:] if error["type"] != "json_invalid" else ()
+    if error["type"].startswith("union_tag"):
+        place = (*place, error["ctx"]["discriminator"].strip("'"))
     field = ".".join(str(part) for part in place) or str(error["loc"][0])
     pointer = _pointer(place) if error["loc"][0] == "body" else None
     return FieldProblem(field=field, pointer=pointer, problem=error["msg"], fix=_fix(error))

@@ -96,12 +96,13 @@ class NewFleet(BaseModel):
     )
     anchor_day: int = Field(
         1,
+        strict=True,
         ge=1,
         le=31,
         description="the day of the month on which it begins; in a shorter one its last",
     )
     anchor_month: int = Field(
-        1, ge=1, le=12, description="a month in which a quarter or a year begins"
+        1, strict=True, ge=1, le=12, description="a month in which a quarter or a year begins"
     )
     labels: _Labels = {}
 
@@ -120,8 +121,8 @@ class FleetPatch(BaseModel):
     currency: str | None = Field(None, max_length=100, description="fixed; another one is 409")
     time_zone: str | None = Field(None, max_length=100, description="fixed; another one is 409")
     cycle: str | None = Field(None, max_length=100, description="fixed; another one is 409")
-    anchor_day: int | None = Field(None, description="fixed; another one is 409")
-    anchor_month: int | None = Field(None, description="fixed; another one is 409")
+    anchor_day: int | None = Field(None, strict=True, description="fixed; another one is 409")
+    anchor_month: int | None = Field(None, strict=True, description="fixed; another one is 409")
 
 
 class _Described(BaseModel):

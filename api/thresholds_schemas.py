@@ -91,7 +91,7 @@ class Throttle(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["throttle"]
-    octets_per_second: int = Field(ge=1, le=OCTETS_PER_SECOND_MAX)
+    octets_per_second: int = Field(strict=True, ge=1, le=OCTETS_PER_SECOND_MAX)
 
 
 class Suspend(BaseModel):

@@ -121,6 +121,7 @@ def test_a_revoked_key_ends_what_is_shown(api: "ApiUnderTest", browser: Chrome) 
     made = api.acme.post(
         "/v1/api-keys",
         json={"label": "page", "role": "read_only", "expires_at": "2026-05-01T00:00:00Z"},
+        headers={"Idempotency-Key": "page"},
     ).json()
     enter(browser, api, made["key"], "/#/fleets/acme-north")
     shows(browser, "#connection", "Live")

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from metering.settings import Settings
 from tests.integration.api_scene import keys_of_all, seed_by_requests
 from tests.integration.test_access_matrix import (
     DOCUMENT,
@@ -240,7 +241,9 @@ class _Asker:
         answer = self.caller_of(name).request(
             method, path or template.format(**NAMES), params=params, content=body, headers=given
         )
-        said = _fault_of(answer, field, field_is_body=isinstance(bad, _Raw))
+        said = _fault_of(
+            answer, field, field_is_body=isinstance(bad, _Raw), also=_TOLD.get(name, 422)
+        )
         if said:
             self.wrong.append(f"{name} {field}={bad!r:.60}: {said} {answer.text[:300]}")
 
@@ -273,12 +276,14 @@ class _Asker:
             self.wrong.append(f"{what}: {said} {answer.text[:300]}")
 
 
-def _fault_of(answer: httpx.Response, field: str, *, field_is_body: bool = False) -> str | None:
+def _fault_of(
+    answer: httpx.Response, field: str, *, field_is_body: bool = False, also: int = 422
+) -> str | None:
     """Return what is wrong with the answer to a bad field; None if it is as it should be.
 
     A number of thousands of digits makes a body none that can be read.
     """
-    if answer.status_code != 422:
+    if answer.status_code not in {422, also}:
         return str(answer.status_code)
     if answer.headers["content-type"] != "application/problem+json":
         return "no problem document"
@@ -296,13 +301,21 @@ def _schema_of_body(operation: dict[str, Any]) -> dict[str, Any] | None:
     return None if content is None else content["schema"]
 
 
+_ANY_JSON = {"post_carrier_records"}
+"""Operations that take any body: what is bad in it is kept as rejected."""
+_TOLD = {"patch_fleet": 409, "post_fleet": 409}
+"""Operations where some fields are bad for what is there already."""
+
+
 def test_every_field_of_every_body_is_checked(asker: _Asker) -> None:
     for name, (_, _, operation) in OPERATIONS.items():
         schema = _schema_of_body(operation)
-        if schema is None:
+        if schema is None or name in _ANY_JSON:
             continue
         body = body_of(operation)
         for place in _places(schema, body):
+            if (name, place.path) == ("post_plan_check", ("terms",)):
+                continue  # to tell what is bad in them is what it is for
             named = [part for part in place.path if isinstance(part, str)][-1]
             for bad in asker.enough(place.schema, _bad_values(place.schema)):
                 asker.ask(name, named, bad, body=_with(body, place.path, bad))
@@ -326,7 +339,7 @@ _BODIES: dict[str, bytes] = {
 
 def test_a_body_that_is_no_object_of_json_is_refused(asker: _Asker) -> None:
     for name, (method, path, operation) in OPERATIONS.items():
-        if _schema_of_body(operation) is None:
+        if _schema_of_body(operation) is None or name in _ANY_JSON:
             continue
         client = asker.caller_of(name)
         headers = {"Idempotency-Key": "odd", "Content-Type": "application/json"}
@@ -338,8 +351,10 @@ def test_a_body_that_is_no_object_of_json_is_refused(asker: _Asker) -> None:
             answer = client.request(
                 method, path.format(**NAMES), content=good, headers=headers | {"Content-Type": kind}
             )
-            asker.note(answer, f"{name}: {kind}", 422)
-        first = next(iter(body_of(operation)))
+            asker.note(answer, f"{name}: {kind}", 415)
+        first = next(iter(body_of(operation)), None)
+        if first is None:
+            continue
         twice = b'{"%s": "x", ' % first.encode() + good[1:]
         answer = client.request(method, path.format(**NAMES), content=twice, headers=headers)
         asker.note(answer, f"{name}: twice", 422, field=first)
@@ -360,7 +375,7 @@ def test_a_body_within_fields_may_be_deep_for_nobody(asker: _Asker) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_without_being_read(asker: _Asker) -> None:
-    many = 9 * 1024 * 1024
+    many = Settings.model_fields["api_body_octets_max"].default + 1024 * 1024
 
     def parts() -> Iterator[bytes]:
         for _ in range(many // 65536):

@@ -170,7 +170,7 @@ REFUSED = [
         "name",
         "leave out the character NUL",
     ),
-    ("/v1/fleets/acme-north/top-ups", TOP_UP | {"zones": []}, "zones", "see /docs"),
+    ("/v1/fleets/acme-north/top-ups", TOP_UP | {"zones": []}, "zones", "use at least 1"),
     ("/v1/fleets/acme-north/top-ups", TOP_UP | {"expires_at": "soon"}, "expires_at", "use a time "),
     (
         "/v1/fleets/acme-north/top-ups",

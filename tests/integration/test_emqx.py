@@ -133,8 +133,6 @@ def test_a_claim_gets_in_by_its_code_under_its_client_id_alone(
     """The broker looks into the database itself: nothing is told to any plugin."""
     here = settings.model_copy(update={"broker_rights": "database"})
 
-    known = _known(settings)
-
     async def announce() -> None:
         async with provisioning(here, TENANT) as made:
             now = datetime.now(UTC)
@@ -164,6 +162,8 @@ def test_a_claim_is_granted_where_the_broker_looks_into_the_database(
     here = settings.model_copy(update={"broker_rights": "database"})
     assert settings.broker_url is not None
     process = parse_broker_url(settings.broker_url.get_secret_value())
+
+    known = _known(settings)
 
     async def announce() -> None:
         async with provisioning(here, TENANT) as made:

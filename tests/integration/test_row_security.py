@@ -255,3 +255,31 @@ def test_a_connection_speaks_for_nobody_once_its_steps_failed(database_url: str)
 
     assert asyncio.run(fail_at("SET CONSTRAINTS ALL IMMEDIATE")) == ""
     assert asyncio.run(fail_at("SELECT 1")) == ""
+
+
+def test_the_role_can_neither_write_the_log_nor_read_statistics(api: "ApiUnderTest") -> None:
+    with _as_api(api.database_url, 1) as connection:
+        connection.execute("CREATE TEMP TABLE forged (a integer)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="note_change"):
+            connection.execute(
+                "CREATE TRIGGER forging AFTER INSERT ON forged FOR EACH ROW EXECUTE FUNCTION note_change()"
+            )
+    with (
+        _as_api(api.database_url, 1) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="pg_stats"),
+    ):
+        connection.execute("SELECT most_common_vals FROM pg_stats")
+
+
+def test_a_device_is_in_a_fleet_of_its_own_tenant(api: "ApiUnderTest") -> None:
+    with psycopg.connect(api.database_url) as owner:
+        found = owner.execute(
+            "SELECT one.tenant_no, other.fleet_no FROM device AS one"
+            " JOIN fleet AS other ON other.tenant_no <> one.tenant_no LIMIT 1"
+        )
+        ((own, foreign),) = found.fetchall()
+    with (
+        _as_api(api.database_url, own) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"),
+    ):
+        connection.execute("UPDATE device SET fleet_no = %s", [foreign])

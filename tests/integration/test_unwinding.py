@@ -356,9 +356,9 @@ async def contents(connection: Connection) -> dict[str, list[str]]:
     tables: dict[str, list[str]] = {}
     for (name,) in await found.fetchall():
         rows = await connection.execute(
-            sql.SQL("SELECT (to_jsonb(stored) - {}::text[])::text FROM {} AS stored").format(
-                sql.Literal(_UNLIKE.get(name, _UNLIKE_ANYWHERE)), sql.Identifier(name)
-            )
+            sql.SQL(
+                "SELECT ((to_jsonb(stored) - {}::text[]) #- '{{detail,event_id}}')::text FROM {} AS stored"
+            ).format(sql.Literal(_UNLIKE.get(name, _UNLIKE_ANYWHERE)), sql.Identifier(name))
         )
         tables[name] = [row[0] for row in await rows.fetchall()]
     return tables

@@ -240,6 +240,14 @@ BEGIN
 END
 $$;
 
+-- A device is in a fleet that its writer sees.
+ALTER POLICY a_tenant_reaches_its_own ON device WITH CHECK (tenant_no = api_tenant()
+    AND EXISTS (SELECT FROM fleet WHERE fleet.fleet_no = device.fleet_no)
+    AND (api_device() IS NULL OR device_no = api_device()));
+
+-- What writes the log is called by its triggers alone, none of which the role may make.
+REVOKE ALL ON FUNCTION note_change() FROM PUBLIC;
+
 -- A key's hash is compared in `api_key_of`, and shown to nobody; what is logged stays as it is.
 REVOKE SELECT, UPDATE, DELETE ON api_key FROM fleetmeter_api;
 GRANT SELECT (api_key_no, tenant_no, label, created_at, revoked_at, role, fleets, device_no, expires_at,
@@ -261,6 +269,7 @@ BEGIN
     LOOP
         EXECUTE format('ALTER TABLE %I.%I SET SCHEMA chunk', one.chunk_schema, one.chunk_name);
     END LOOP;
+    REVOKE SELECT ON pg_catalog.pg_stats FROM PUBLIC; -- values of chunks stand there, too
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE WARNING 'chunks stay where they are: moving them takes a superuser (docs/operations.md)';
 END
