@@ -16,8 +16,14 @@ from metering.payments.reconcile import take_facts
 from metering.settings import Settings
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
+from metering.store.payment_requests import refunded_of_intent
 from metering.store.payments import payment_by_no
-from metering.store.provider_refunds import ProviderRefund, claim_refund, store_refund
+from metering.store.provider_refunds import (
+    ProviderRefund,
+    claim_refund,
+    refunded_by,
+    store_refund,
+)
 
 
 async def send_due_refunds(
@@ -39,6 +45,14 @@ async def send_due_refunds(
             refund = await claim_refund(connection, now=now, until=now + left_alone)
             if refund is None:
                 break
+            was_asked = refund.attempts > 1
+            if (
+                was_asked
+                and _too_old(refund, now)
+                and await _is_known_to_be_made(connection, refund)
+            ):
+                await store_refund(connection, refund.refund_no, state="succeeded")
+                continue
             problem = await _obstacle(connection, refund, now)
             if problem is not None:
                 await _fail(connection, refund, problem, now=now)
@@ -73,10 +87,26 @@ async def send_due_refunds(
     return asked
 
 
+def _too_old(refund: ProviderRefund, now: datetime) -> bool:
+    return now - refund.created_at > timedelta(hours=ASKED_HOURS_MAX)
+
+
+async def _is_known_to_be_made(connection: Connection, refund: ProviderRefund) -> bool:
+    """Whether the provider told that so much went back, beside the refunds that it answered."""
+    answered = await refunded_by(connection, refund.payment_no, "succeeded")
+    return await refunded_of_intent(connection, refund.intent_id) - answered >= refund.amount
+
+
 async def _obstacle(connection: Connection, refund: ProviderRefund, now: datetime) -> str | None:
-    """Return why a refund is not asked for any more; None: it is."""
-    if now - refund.created_at > timedelta(hours=ASKED_HOURS_MAX):
+    """Return why a refund is not asked for; None: it is.
+
+    What was asked for before may have been made, and taken from the account by the event that told it: what
+    is left of the payment says nothing then, and the key alone tells.
+    """
+    if _too_old(refund, now):
         return refund.problem or "nobody was there to ask for it"
+    if refund.attempts > 1:
+        return None
     payment = await payment_by_no(connection, refund.tenant_no, refund.payment_no)
     left = payment.amount - payment.returned
     return None if refund.amount <= left else f"only {left} of the payment is left"

@@ -195,6 +195,15 @@ async def add_facts(connection: Connection, facts: ProviderPayment) -> ProviderP
     return ProviderPayment(**dict(zip(ProviderPayment.__slots__, row, strict=True)))
 
 
+async def refunded_of_intent(connection: Connection, intent_id: str) -> Decimal:
+    """Return what of an intent the provider's events say went back."""
+    found = await connection.execute(
+        "SELECT refunded FROM provider_payment WHERE intent_id = %s", [intent_id]
+    )
+    row = await found.fetchone()
+    return Decimal(0) if row is None else Decimal(row[0])
+
+
 async def note_payment_of_intent(connection: Connection, intent_id: str, payment_no: int) -> None:
     """Note which payment an intent became."""
     await connection.execute(

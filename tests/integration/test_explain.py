@@ -803,6 +803,7 @@ HOT: dict[str, Use] = {
         c, "evt_new", kind="charge.refunded", intent_id="pi_5", now=NOW
     ),
     "what the provider says": lambda c: payment_requests.add_facts(c, SAID),
+    "refunded of an intent": lambda c: payment_requests.refunded_of_intent(c, "pi_800"),
     "due refunds": lambda c: provider_refunds.claim_refund(c, now=NOW, until=NOW),
     "refunds of a payment": lambda c: provider_refunds.refunded_by(c, 800, "succeeded"),
     "refunds of a fleet": lambda c: provider_refunds.list_refunds(c, FLEET, after=0, limit=50),

@@ -27,7 +27,7 @@ from metering.settings import Settings
 from metering.store.collecting import PaymentPolicy, set_payment_policy
 from metering.store.connection import Connection, connect
 from metering.store.payment_requests import PaymentRequest, list_requests
-from metering.store.payments import Purpose, list_payments
+from metering.store.payments import Payment, Purpose, list_payments
 from metering.store.provider_refunds import list_refunds
 from tests.integration.billing_scene import again, billed, entered, finalised
 from tests.integration.billing_scene import bill_of as draft_of
@@ -333,11 +333,13 @@ def test_the_bill_run_asks_for_payments_and_follows_up_on_bills(database_url: st
         billed(database_url, lambda scene: story(scene, provider))
 
 
-async def sent(scene: Scene, provider: Provider, *, now: datetime) -> int:
+async def sent(
+    scene: Scene, provider: Provider, *, now: datetime, connection: Connection | None = None
+) -> int:
     async with httpx.AsyncClient(base_url=provider.url, timeout=60) as client:
         stripe = Stripe(client, secret=KEY, webhook_secret=SECRET)
         return await send_due_refunds(
-            scene.connection,
+            connection or scene.connection,
             stripe,
             SETTINGS,
             now=now,
@@ -418,6 +420,75 @@ def test_a_refund_is_made_by_the_provider_once_and_its_event_changes_nothing(
         await wanted_back(scene, payment.payment_no, "1.00", "late")
         assert await sent(scene, provider, now=NOW + timedelta(hours=21)) == 0
         assert await events(scene, "refund.failed") == 2
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+async def paid_by_provider(
+    scene: Scene, provider: Provider, *, purpose: Purpose = "account"
+) -> tuple[Payment, PaymentRequest]:
+    """Have 60.00 come by the provider."""
+    request = await wanted(scene, "60.00", "first", purpose=purpose)
+    assert await asked(scene, provider, now=NOW) == 1
+    (payment,) = await list_payments(
+        scene.connection, scene.operator.tenant, fleet_no=None, after=0, limit=10
+    )
+    return payment, request
+
+
+def refunded_event(payment: Payment, request: PaymentRequest, name: str, minor: int) -> bytes:
+    assert payment.intent_id is not None
+    return event_of(
+        "charge.refunded", name, intent_id=payment.intent_id, request_id=str(request.request_id),
+        amount_refunded=minor,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["lost", "killed"])
+@pytest.mark.parametrize("amount", [60, 40])
+def test_a_refund_whose_answer_was_lost_is_not_told_to_have_failed(
+    database_url: str, amount: int, dies: bool
+) -> None:
+    """Its event took the money from the account: what is left does not tell whether it can be made."""
+
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, request = await paid_by_provider(scene, provider)
+        await wanted_back(scene, payment.payment_no, f"{amount}.00", "back")
+        if dies:
+            async with await connect(database_url, application="test", autocommit=True) as other:
+                die_after(other, 2)
+                with pytest.raises(psycopg.OperationalError):
+                    await sent(scene, provider, now=NOW, connection=other)
+        else:
+            provider.ways = ["takes and drops"]
+            assert await sent(scene, provider, now=NOW) == 1
+        assert len(provider.refunds) == 1
+        assert await told(scene, refunded_event(payment, request, "e1", amount * 100))
+        assert (await account(scene)).credit == 60 - amount
+        assert await sent(scene, provider, now=NOW + timedelta(hours=1)) == 1
+        (kept,) = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert (kept.state, kept.provider_id) == ("succeeded", "re_1")
+        assert len(provider.refunds) == 1
+        assert (await account(scene)).credit == 60 - amount
+        assert await events(scene, "refund.failed") == 0
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def test_a_refund_that_is_given_up_was_made_if_the_provider_said_so(database_url: str) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, request = await paid_by_provider(scene, provider)
+        await wanted_back(scene, payment.payment_no, "40.00", "back")
+        provider.ways = ["takes and drops"]
+        assert await sent(scene, provider, now=NOW) == 1
+        assert await told(scene, refunded_event(payment, request, "e1", 4000))
+        assert await sent(scene, provider, now=NOW + timedelta(hours=21)) == 0
+        (kept,) = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert kept.state == "succeeded"
+        assert (await account(scene)).credit == 20
+        assert await events(scene, "refund.failed") == 0
 
     with providing(Provider()) as provider:
         billed(database_url, lambda scene: story(scene, provider))
