@@ -77,7 +77,7 @@ async def enter_bill(
         await allocate(connection, fleet, bill.bill_no, lot, now=now)
     await release_surplus(connection, fleet, bill.bill_no, now=now)
     await spend_credit(connection, fleet, now=now)
-    await watch_wallet(connection, fleet, now=now)
+    await watch_wallet(connection, fleet, may_top_up=from_wallet > 0, now=now)
 
 
 async def enter_note(

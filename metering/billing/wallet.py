@@ -1,4 +1,4 @@
-"""A fleet's prepaid wallet: told when it is low, and topped up by itself, once each time it falls.
+"""A fleet's prepaid wallet: told when it is low, and topped up by itself, once each time bills bring it down.
 
 Money that was paid ahead and pays bills when they become final. It is not a money bucket of rating, which
 pays usage as it is charged.
@@ -44,20 +44,24 @@ async def set_wallet(
         await set_wallet_terms(connection, fleet.fleet_no, terms, now=now)
         before = await wallet_of(connection, fleet.fleet_no)
         await note_wallet(connection, fleet.fleet_no, replace(before, is_low=False, is_asked=False))
-        await watch_wallet(connection, fleet, now=now)
+        await watch_wallet(connection, fleet, may_top_up=True, now=now)
         return await wallet_of(connection, fleet.fleet_no)
 
 
-async def watch_wallet(connection: Connection, fleet: Fleet, *, now: datetime) -> None:
+async def watch_wallet(
+    connection: Connection, fleet: Fleet, *, may_top_up: bool = False, now: datetime
+) -> None:
     """Tell that a wallet is low and ask for a top-up, once each time its balance fell below the limit.
 
-    The caller's transaction owns the fleet's bills.
+    It is asked for only if it `may` be: when a bill took of the wallet, or its terms were set. Money that was
+    given or taken back must not be taken again at once. The caller's transaction owns the fleet's bills.
     """
     wallet = await wallet_of(connection, fleet.fleet_no)
     balance = (await account_balances(connection, fleet.fleet_no)).wallet
     low = wallet.low_balance is not None and balance < wallet.low_balance
     wanting = wallet.top_up_below is not None and balance < wallet.top_up_below
-    if (low, wanting) == (wallet.is_low, wallet.is_asked):
+    asked = wanting and (wallet.is_asked or may_top_up)
+    if (low, asked) == (wallet.is_low, wallet.is_asked):
         return
     occasion = wallet.occasion + 1
     cause = f"wallet:{fleet.fleet_no}:{occasion}"
@@ -75,7 +79,7 @@ async def watch_wallet(connection: Connection, fleet: Fleet, *, now: datetime) -
             cause=cause,
         )
         await record_events(connection, [event], now=now)
-    if wanting and not wallet.is_asked:
+    if asked and not wallet.is_asked:
         assert wallet.top_up_amount is not None  # noqa: S101 - a constraint of the database
         assert wallet.customer is not None  # noqa: S101 - the same
         assert wallet.payment_method is not None  # noqa: S101 - the same
@@ -91,5 +95,5 @@ async def watch_wallet(connection: Connection, fleet: Fleet, *, now: datetime) -
             cause=cause,
         )
         await insert_request(connection, request, now=now)
-    noted = replace(wallet, is_low=low, is_asked=wanting, occasion=occasion)
+    noted = replace(wallet, is_low=low, is_asked=asked, occasion=occasion)
     await note_wallet(connection, fleet.fleet_no, noted)

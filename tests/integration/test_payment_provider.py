@@ -445,17 +445,17 @@ def refunded_event(payment: Payment, request: PaymentRequest, name: str, minor: 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dies", [False, True], ids=["lost", "killed"])
+@pytest.mark.parametrize("lost", ["answer", "asker"])
 @pytest.mark.parametrize("amount", [60, 40])
 def test_a_refund_whose_answer_was_lost_is_not_told_to_have_failed(
-    database_url: str, amount: int, dies: bool
+    database_url: str, amount: int, lost: str
 ) -> None:
     """Its event took the money from the account: what is left does not tell whether it can be made."""
 
     async def story(scene: Scene, provider: Provider) -> None:
         payment, request = await paid_by_provider(scene, provider)
         await wanted_back(scene, payment.payment_no, f"{amount}.00", "back")
-        if dies:
+        if lost == "asker":
             async with await connect(database_url, application="test", autocommit=True) as other:
                 die_after(other, 2)
                 with pytest.raises(psycopg.OperationalError):
