@@ -201,7 +201,9 @@ class Settings(BaseSettings):
         "https://api.stripe.com", description="where the payment provider's API is"
     )
     payment_provider_key: SecretStr | None = Field(
-        None, description="secret key of the payment provider's API; unset: nothing is asked of it"
+        None,
+        description="secret key of the payment provider's API;"
+        " unset: nothing is asked of it, refunds by it fail",
     )
     payment_webhook_secret: SecretStr | None = Field(
         None, description="by which the payment provider signs its events; unset: none is taken"

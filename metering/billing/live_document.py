@@ -38,7 +38,7 @@ from metering.store.billing_settings import (
 )
 from metering.store.bills import bill_adjustments
 from metering.store.connection import Connection
-from metering.store.payments import account_balances
+from metering.store.payments import lots_of
 from metering.store.registry import Fleet
 
 PARTY = TypeAdapter(Party)
@@ -106,13 +106,14 @@ async def current_basis(connection: Connection, fleet: Fleet) -> DrawnFrom:
             f"nobody said whom bills of fleet {fleet.fleet_id!r} are for",
             f"set it with PUT /v1/fleets/{fleet.fleet_id}/billing",
         )
+    wallet = await lots_of(connection, fleet.fleet_no, "wallet")
     return DrawnFrom(
         seller=PARTY.validate_python(settings.seller),
         buyer=PARTY.validate_python(buyer.buyer),
         customer=buyer.customer,
         rules=tuple(tax_rule_of(row) for row in await tax_rules(connection, fleet.tenant_no)),
         prices_include_tax=settings.prices_include_tax,
-        wallet=(await account_balances(connection, fleet.fleet_no)).wallet,
+        wallet=sum((lot.amount for lot in wallet), Decimal(0)),
         payment=timedelta(days=settings.payment_days),
     )
 

@@ -35,7 +35,7 @@ from metering.store.payments import (
     standing_of,
     unpaid_bills,
 )
-from metering.store.provider_refunds import NewRefund, insert_refund, refunded_by
+from metering.store.provider_refunds import NewRefund, insert_refund
 from metering.store.registry import Fleet, fleets_by_no
 
 _NOTHING = Decimal(0)
@@ -212,7 +212,7 @@ async def refund(
 
     It is free money of a payment, in the wallet or not; None: the account's credit, whichever came first.
     Of a payment that came by the provider, the provider is asked to give back: the account gives it when the
-    provider does. Raises `InvalidValue` when less is free.
+    provider does, and until then it pays nothing. Raises `InvalidValue` when less is free.
     """
     checked_text(reason, "reason")
     amount = checked_amount(amount, fleet.currency)
@@ -225,7 +225,6 @@ async def refund(
             payment = None
             if payment_no is not None:
                 payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
-                free -= await refunded_by(connection, payment_no, "queued")
             if amount > free:
                 raise InvalidValue("amount", f"only {free} is free", "refund no more than that")
             if payment is not None and payment.intent_id is not None:

@@ -113,17 +113,18 @@ class BillRunner:
     async def _see_to_payment(self, connection: Connection) -> None:
         settings = self._settings
         await collect(connection, now=self._now())
-        if settings.payment_provider_key is not None:
-            async with httpx.AsyncClient(
-                base_url=settings.payment_provider_url,
-                timeout=settings.payment_timeout_seconds,
-                trust_env=False,
-            ) as client:
-                provider = provider_of(settings, client)
-                for work in (ask_due, send_due_refunds):
-                    await work(
-                        connection, provider, settings, now=self._now(), random=SystemRandom()
-                    )
+        random = SystemRandom()
+        if settings.payment_provider_key is None:
+            await send_due_refunds(connection, None, settings, now=self._now(), random=random)
+            return
+        async with httpx.AsyncClient(
+            base_url=settings.payment_provider_url,
+            timeout=settings.payment_timeout_seconds,
+            trust_env=False,
+        ) as client:
+            provider = provider_of(settings, client)
+            for work in (ask_due, send_due_refunds):
+                await work(connection, provider, settings, now=self._now(), random=random)
 
     async def _finalised(self, connection: Connection, now: datetime) -> BillRun:
         tenant: TenantNo | None = None

@@ -7,6 +7,7 @@ from metering.payments.ask_provider import ASKED_HOURS_MAX, SPARE_SECONDS, UNANS
 from metering.payments.provider import (
     Facts,
     PaymentProvider,
+    RefundAnswer,
     Refunded,
     RefundOrder,
     Refused,
@@ -25,10 +26,12 @@ from metering.store.provider_refunds import (
     store_refund,
 )
 
+NO_PROVIDER = "no payment provider is set up"
+
 
 async def send_due_refunds(
     connection: Connection,
-    provider: PaymentProvider,
+    provider: PaymentProvider | None,
     settings: Settings,
     *,
     now: datetime,
@@ -36,7 +39,8 @@ async def send_due_refunds(
 ) -> int:
     """Ask for the refunds that are due, as `ask_due` asks for payments; return how many those were.
 
-    The account gives the money when the provider says that it does; its event later says the same.
+    The account gives the money when the provider says that it does; its event later says the same. With no
+    provider, what was never asked for fails at once: it would hold back the money for nothing.
     """
     asked = unanswered = 0
     while unanswered < UNANSWERED_MAX:
@@ -54,17 +58,12 @@ async def send_due_refunds(
                 await store_refund(connection, refund.refund_no, state="succeeded")
                 continue
             problem = await _obstacle(connection, refund, now)
+            if provider is None and not was_asked:
+                problem = NO_PROVIDER
             if problem is not None:
                 await _fail(connection, refund, problem, now=now)
                 continue
-        answer = await provider.refund(
-            RefundOrder(
-                refund_id=refund.refund_id,
-                intent_id=refund.intent_id,
-                amount=refund.amount,
-                currency=refund.currency,
-            )
-        )
+        answer = await _answer(provider, refund)
         asked += 1
         async with connection.transaction():
             match answer:
@@ -85,6 +84,18 @@ async def send_due_refunds(
                         connection, refund.refund_no, state="queued", due_at=again, problem=problem
                     )
     return asked
+
+
+async def _answer(provider: PaymentProvider | None, refund: ProviderRefund) -> RefundAnswer:
+    if provider is None:
+        return Unanswered(problem=NO_PROVIDER)
+    order = RefundOrder(
+        refund_id=refund.refund_id,
+        intent_id=refund.intent_id,
+        amount=refund.amount,
+        currency=refund.currency,
+    )
+    return await provider.refund(order)
 
 
 def _too_old(refund: ProviderRefund, now: datetime) -> bool:

@@ -209,10 +209,17 @@ async def account_balances(connection: Connection, fleet_no: int) -> AccountBala
 
 
 async def lots_of(connection: Connection, fleet_no: int, pocket: Pocket) -> list[Lot]:
-    """Return what is in a fleet's pocket, the earliest payment first, after what bills left."""
+    """Return what is in a fleet's pocket, the earliest payment first, after what bills left.
+
+    What refunds by the provider wait for is not among it: it is promised.
+    """
     found = await connection.execute(
-        "SELECT payment_no, sum(amount) FROM account_posting WHERE fleet_no = %s AND account = %s"
-        " GROUP BY payment_no HAVING sum(amount) > 0 ORDER BY payment_no NULLS FIRST",
+        "SELECT payment_no, lot.amount - promised.amount FROM"
+        " (SELECT payment_no, sum(amount) AS amount FROM account_posting"
+        "   WHERE fleet_no = %s AND account = %s GROUP BY payment_no) AS lot"
+        " CROSS JOIN LATERAL (SELECT coalesce(sum(amount), 0) AS amount FROM provider_refund"
+        "   WHERE provider_refund.payment_no = lot.payment_no AND state = 'queued') AS promised"
+        " WHERE lot.amount > promised.amount ORDER BY payment_no NULLS FIRST",
         [fleet_no, pocket],
     )
     return [Lot(pocket=pocket, payment_no=row[0], amount=row[1]) for row in await found.fetchall()]

@@ -14,7 +14,7 @@ import pytest
 
 from api.app import create_app
 from metering import clock
-from metering.billing.pay import refund
+from metering.billing.pay import Share, allocate_credit, refund
 from metering.errors import InvalidValue
 from metering.payments.ask_provider import ask_due
 from metering.payments.bill_run_command import BillRunner
@@ -489,6 +489,62 @@ def test_a_refund_that_is_given_up_was_made_if_the_provider_said_so(database_url
         assert kept.state == "succeeded"
         assert (await account(scene)).credit == 20
         assert await events(scene, "refund.failed") == 0
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+@pytest.mark.parametrize("purpose", ["account", "wallet"])
+def test_what_a_refund_waits_for_pays_no_bill_until_it_failed(
+    database_url: str, purpose: Purpose
+) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, _ = await paid_by_provider(scene, provider, purpose=purpose)
+        await wanted_back(scene, payment.payment_no, "40.00", "back")
+        await entered(scene, "100.00", bill=await draft_of(scene, FEBRUARY))
+        bill = await finalised(scene, FEBRUARY)
+        held = await account(scene)
+        assert held.credit + held.wallet == 40
+
+        async def allocated(amount: str, key: str) -> None:
+            share = Share(bill_no=bill.bill_no, amount=money(amount))
+            await allocate_credit(
+                scene.connection, fleet=scene.fleet, share=share, key=key, now=NOW
+            )
+
+        with pytest.raises(InvalidValue, match="more than there is"):
+            await allocated("0.01", "early")
+        await allocate_credit(scene.connection, fleet=scene.fleet, share=None, key="all", now=NOW)
+        with pytest.raises(InvalidValue, match=r"only 0 is free"):
+            await wanted_back(scene, payment.payment_no, "0.01", "more")
+        provider.ways = ["refunded"]
+        assert await sent(scene, provider, now=NOW) == 1
+        assert await events(scene, "refund.failed") == 1
+        if purpose == "account":
+            await allocated("40.00", "late")
+            assert (await account(scene)).credit == 0
+        else:
+            await wanted_back(scene, payment.payment_no, "40.00", "again")
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def test_with_no_provider_a_refund_fails_at_once_unless_it_was_asked_for(database_url: str) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, _ = await paid_by_provider(scene, provider)
+        await wanted_back(scene, payment.payment_no, "10.00", "asked")
+        provider.ways = ["takes and drops"]
+        assert await sent(scene, provider, now=NOW) == 1
+        await wanted_back(scene, payment.payment_no, "20.00", "never asked")
+        settings = Settings(database_url=database_url)
+        later = NOW + timedelta(hours=2)
+        await BillRunner(settings, tenant=None, by_hand=False, now=lambda: later).once()
+        asked, never = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert (asked.state, asked.attempts) == ("queued", 2)
+        assert (never.state, never.problem) == ("failed", "no payment provider is set up")
+        assert await events(scene, "refund.failed") == 1
+        await wanted_back(scene, payment.payment_no, "50.00", "free again")
 
     with providing(Provider()) as provider:
         billed(database_url, lambda scene: story(scene, provider))
