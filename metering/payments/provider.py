@@ -21,10 +21,20 @@ class PaymentOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefundFailed:
+    """A refund did not reach the buyer, maybe long after the provider took it: its money is there again."""
+
+    refund_id: UUID
+    provider_id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the provider says of one payment intent: how much of it came, went back, or is disputed.
 
     Amounts are totals up to then, never changes. `request_id` is whose intent it is, where that is said.
+    `dispute_won` is what the provider calls a dispute that the seller won: what it took is there again.
     """
 
     intent_id: str
@@ -34,6 +44,8 @@ class Facts:
     refunded: Decimal = _NOTHING
     disputed: Decimal = _NOTHING
     failure: str | None = None
+    refund_failed: RefundFailed | None = None
+    dispute_won: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

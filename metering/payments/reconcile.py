@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from metering.billing.pay import enter_payment, take_back
-from metering.payments.provider import Facts, ProviderEvent
+from metering.payments.provider import Facts, ProviderEvent, RefundFailed
 from metering.store.bills import lock_billing
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -19,8 +19,13 @@ from metering.store.payment_requests import (
     request_by_no,
     store_request,
 )
-from metering.store.payments import NewPayment, payment_by_no
-from metering.store.provider_refunds import refunded_by
+from metering.store.payments import NewPayment, is_referred_to, payment_by_no
+from metering.store.provider_refunds import (
+    ProviderRefund,
+    fail_made_refund,
+    refund_by_id,
+    refunds_made,
+)
 from metering.store.registry import Fleet, fleets_by_no
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,9 @@ async def take_facts(connection: Connection, facts: Facts, *, now: datetime) -> 
     What the account does depends on all that is known, never on what came last. Until something names the
     request, it waits. The caller's transaction holds both.
     """
+    failed: ProviderRefund | None = None
+    if facts.refund_failed is not None:
+        failed = await _refund_failed(connection, facts.refund_failed, now=now)
     request = facts.request_id and await request_by_id(connection, facts.request_id)
     if facts.request_id is not None and request is None:
         log.warning("intent %s names a request that is not known here", facts.intent_id)
@@ -79,6 +87,13 @@ async def take_facts(connection: Connection, facts: Facts, *, now: datetime) -> 
         payment_no = await _received(connection, fleet, request, known, now=now)
     if payment_no is not None:
         await _returned(connection, fleet, known, payment_no, now=now)
+        if facts.dispute_won is not None:
+            await _won(connection, fleet, known, payment_no, facts.dispute_won, now=now)
+        if failed is not None and facts.refund_failed is not None:
+            reference = facts.refund_failed.provider_id
+            await _came_back(
+                connection, fleet, payment_no, failed.amount, reference, pays=False, now=now
+            )
 
 
 async def _received(
@@ -123,13 +138,94 @@ async def _returned(
     """Take back what the provider gave back, or the buyer's bank disputes, and was not taken back yet."""
     payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
     # What was asked for here and answered is gone, whether its event came or not.
-    refunded = max(known.refunded, await refunded_by(connection, payment_no, "succeeded"))
+    refunded = max(known.refunded, await refunds_made(connection, payment_no))
     gone = min(refunded + known.disputed, payment.amount)
     missing = gone - payment.returned
     if missing > Decimal(0):
         kind = "reversal" if known.disputed else "refund"
         reason = "disputed at the buyer's bank" if known.disputed else "refunded at the provider"
         await take_back(connection, fleet, payment, missing, kind, reason, now=now)
+
+
+async def _refund_failed(
+    connection: Connection, failed: RefundFailed, *, now: datetime
+) -> ProviderRefund | None:
+    """Note that a refund failed after the provider had taken it; return it, None: that was known.
+
+    It counts as made: what it took, once the provider told of that, comes back as a payment.
+    """
+    refund = await refund_by_id(connection, failed.refund_id)
+    if refund is None or (refund.state == "failed" and refund.provider_id is not None):
+        return None
+    await fail_made_refund(
+        connection, refund.refund_no, provider_id=failed.provider_id, problem=failed.problem
+    )
+    if refund.state != "failed":
+        await tell_refund_failed(connection, refund, failed.problem, now=now)
+    return refund
+
+
+async def _won(
+    connection: Connection,
+    fleet: Fleet,
+    known: ProviderPayment,
+    payment_no: int,
+    dispute: str,
+    *,
+    now: datetime,
+) -> None:
+    """Enter what a dispute took that was won, once."""
+    if await is_referred_to(connection, fleet.fleet_no, method=METHOD, reference=dispute):
+        return
+    payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
+    refunded = max(known.refunded, await refunds_made(connection, payment_no))
+    taken = min(known.disputed, payment.returned - refunded)
+    if taken > Decimal(0):
+        await _came_back(connection, fleet, payment_no, taken, dispute, pays=True, now=now)
+
+
+async def _came_back(
+    connection: Connection,
+    fleet: Fleet,
+    payment_no: int,
+    amount: Decimal,
+    reference: str,
+    *,
+    pays: bool,
+    now: datetime,
+) -> None:
+    """Enter money that had gone from a payment as one of its own; whether it `pays` bills at once."""
+    before = await payment_by_no(connection, fleet.tenant_no, payment_no)
+    payment = NewPayment(
+        purpose=before.purpose,
+        amount=amount,
+        currency=fleet.currency,
+        method=METHOD,
+        reference=reference,
+        received_at=now,
+    )
+    await enter_payment(connection, fleet, payment, None if pays else [], now=now)
+
+
+async def tell_refund_failed(
+    connection: Connection, refund: ProviderRefund, problem: str, *, now: datetime
+) -> None:
+    """Tell that nothing was given back."""
+    event = NewEvent(
+        tenant_no=refund.tenant_no,
+        fleet_no=refund.fleet_no,
+        device_no=None,
+        kind="refund.failed",
+        payload={
+            "refund_no": refund.refund_no,
+            "payment_no": refund.payment_no,
+            "amount": str(refund.amount),
+            "currency": refund.currency,
+            "problem": problem,
+        },
+        cause=f"refund:{refund.refund_no}",
+    )
+    await record_events(connection, [event], now=now)
 
 
 async def fail_request(

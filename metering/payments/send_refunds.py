@@ -13,16 +13,15 @@ from metering.payments.provider import (
     Refused,
     Unanswered,
 )
-from metering.payments.reconcile import take_facts
+from metering.payments.reconcile import take_facts, tell_refund_failed
 from metering.settings import Settings
 from metering.store.connection import Connection
-from metering.store.outbox import NewEvent, record_events
 from metering.store.payment_requests import refunded_of_intent
 from metering.store.payments import payment_by_no
 from metering.store.provider_refunds import (
     ProviderRefund,
     claim_refund,
-    refunded_by,
+    refunds_made,
     store_refund,
 )
 
@@ -104,7 +103,7 @@ def _too_old(refund: ProviderRefund, now: datetime) -> bool:
 
 async def _is_known_to_be_made(connection: Connection, refund: ProviderRefund) -> bool:
     """Whether the provider told that so much went back, beside the refunds that it answered."""
-    answered = await refunded_by(connection, refund.payment_no, "succeeded")
+    answered = await refunds_made(connection, refund.payment_no)
     return await refunded_of_intent(connection, refund.intent_id) - answered >= refund.amount
 
 
@@ -127,20 +126,5 @@ async def _fail(
     connection: Connection, refund: ProviderRefund, problem: str, *, now: datetime
 ) -> None:
     """Note that nothing was given back, and tell it, once."""
-    if not await store_refund(connection, refund.refund_no, state="failed", problem=problem):
-        return
-    event = NewEvent(
-        tenant_no=refund.tenant_no,
-        fleet_no=refund.fleet_no,
-        device_no=None,
-        kind="refund.failed",
-        payload={
-            "refund_no": refund.refund_no,
-            "payment_no": refund.payment_no,
-            "amount": str(refund.amount),
-            "currency": refund.currency,
-            "problem": problem,
-        },
-        cause=f"refund:{refund.refund_no}",
-    )
-    await record_events(connection, [event], now=now)
+    if await store_refund(connection, refund.refund_no, state="failed", problem=problem):
+        await tell_refund_failed(connection, refund, problem, now=now)

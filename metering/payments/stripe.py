@@ -22,6 +22,7 @@ from metering.payments.provider import (
     ProviderEvent,
     RefundAnswer,
     Refunded,
+    RefundFailed,
     RefundOrder,
     Refused,
     SignatureRefused,
@@ -42,12 +43,18 @@ _DIGITS = {"ISK": 2, "UGX": 2, "MGA": 0}
 """Currencies whose amounts have other digits there than in ISO 4217."""
 _TRY_AGAIN = {401, 403, 408, 409, 429}
 """Answers that say nothing of the order: a bad key, the same order still under way, too many at once."""
-_OF_DISPUTE = "charge.dispute.created"
+_OF_DISPUTE = {"charge.dispute.created", "charge.dispute.closed"}
+_WON = {"won", "warning_closed"}
+"""How a dispute ends that leaves the seller the money."""
+_OF_REFUND = {"charge.refund.updated", "refund.updated", "refund.failed"}
+"""Of one refund; which of them is sent depends on the version."""
+_REFUND_FAILED = {"failed", "canceled"}
 _KINDS = {
     "payment_intent.succeeded",
     "payment_intent.payment_failed",
     "charge.refunded",
-    _OF_DISPUTE,
+    *_OF_DISPUTE,
+    *_OF_REFUND,
 }
 _PROBLEM_CHARACTERS_MAX = 300
 
@@ -186,7 +193,7 @@ def _answer(response: httpx.Response) -> Answer:
 def _refund_answer(response: httpx.Response) -> RefundAnswer:
     told, status = msgspec.json.decode(response.content), response.status_code
     if response.is_success:
-        if told.get("status") in {"failed", "canceled"}:
+        if told.get("status") in _REFUND_FAILED:
             return Refused(problem=_short(f"{told['status']}: {told.get('failure_reason')}"))
         return Refunded(provider_id=_text(told, "id"))
     error = _mapping(told, "error")
@@ -203,20 +210,37 @@ def _facts_of_event(kind: str, told: Mapping[str, Any]) -> Facts | None:
             return facts if facts.request_id is not None else None
         case _:
             intent_id = told.get("payment_intent")
-            request_id = _request_id(told)
+            request_id = _id_in_metadata(told, REQUEST)
+            if isinstance(intent_id, str) and kind in _OF_REFUND:
+                return _facts_of_refund(intent_id, told)
             # A dispute names no request. The charge that is refunded does, if it is ours.
-            if not isinstance(intent_id, str) or (request_id is None and kind != _OF_DISPUTE):
+            if not isinstance(intent_id, str) or (request_id is None and kind not in _OF_DISPUTE):
                 return None
             currency = _text(told, "currency").upper()
-            if kind == _OF_DISPUTE:
+            if kind in _OF_DISPUTE:
                 disputed = amount_of(_whole(told, "amount"), currency)
+                won = _text(told, "id") if told.get("status") in _WON else None
                 return Facts(
-                    intent_id=intent_id, request_id=request_id, currency=currency, disputed=disputed
-                )
+                    intent_id=intent_id, request_id=request_id, currency=currency, disputed=disputed,
+                    dispute_won=won,
+                )  # fmt: skip
             refunded = amount_of(_whole(told, "amount_refunded"), currency)
             return Facts(
                 intent_id=intent_id, request_id=request_id, currency=currency, refunded=refunded
             )
+
+
+def _facts_of_refund(intent_id: str, told: Mapping[str, Any]) -> Facts | None:
+    refund_id = _id_in_metadata(told, REFUND)
+    if refund_id is None or told.get("status") not in _REFUND_FAILED:
+        return None
+    failed = RefundFailed(
+        refund_id=refund_id,
+        provider_id=_text(told, "id"),
+        problem=_short(f"{told['status']}: {told.get('failure_reason')}"),
+    )
+    currency = _text(told, "currency").upper()
+    return Facts(intent_id=intent_id, request_id=None, currency=currency, refund_failed=failed)
 
 
 def _facts_of_intent(told: Any, *, failure: str | None = None) -> Facts:  # noqa: ANN401 - JSON
@@ -228,17 +252,17 @@ def _facts_of_intent(told: Any, *, failure: str | None = None) -> Facts:  # noqa
         failure = _short(str(code or told["status"]))
     return Facts(
         intent_id=_text(told, "id"),
-        request_id=_request_id(told),
+        request_id=_id_in_metadata(told, REQUEST),
         currency=currency,
         received=received,
         failure=failure,
     )
 
 
-def _request_id(told: Mapping[str, Any]) -> UUID | None:
+def _id_in_metadata(told: Mapping[str, Any], field: str) -> UUID | None:
     metadata = told.get("metadata")
     try:
-        return UUID(metadata[REQUEST]) if isinstance(metadata, dict) else None
+        return UUID(metadata[field]) if isinstance(metadata, dict) else None
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 

@@ -146,6 +146,17 @@ async def payment_by_no(connection: Connection, tenant_no: int, payment_no: int)
     return _payment(row)
 
 
+async def is_referred_to(
+    connection: Connection, fleet_no: int, *, method: str, reference: str
+) -> bool:
+    """Whether a fleet has a payment of a method that is known by a reference outside."""
+    found = await connection.execute(
+        "SELECT FROM payment WHERE fleet_no = %s AND method = %s AND reference = %s LIMIT 1",
+        [fleet_no, method, reference],
+    )
+    return await found.fetchone() is not None
+
+
 async def list_payments(
     connection: Connection, tenant_no: int, *, fleet_no: int | None, after: int, limit: int
 ) -> list[Payment]:

@@ -99,11 +99,33 @@ async def store_refund(
     return noted.rowcount == 1
 
 
-async def refunded_by(connection: Connection, payment_no: int, state: str) -> Decimal:
-    """Return what the refunds of a payment that are in a state come to."""
+async def refund_by_id(connection: Connection, refund_id: UUID) -> ProviderRefund | None:
+    """Return a refund by the id that the provider names it by, and own it; None if there is none."""
     found = await connection.execute(
-        "SELECT coalesce(sum(amount), 0) FROM provider_refund WHERE payment_no = %s AND state = %s",
-        [payment_no, state],
+        f"SELECT {_REFUND} FROM provider_refund WHERE refund_id = %s FOR UPDATE",  # noqa: S608 - columns
+        [refund_id],
+    )
+    row = await found.fetchone()
+    return None if row is None else _refund(row)
+
+
+async def fail_made_refund(
+    connection: Connection, refund_no: int, *, provider_id: str, problem: str
+) -> None:
+    """Note that a refund failed which the provider had made: it keeps what the provider calls it."""
+    await connection.execute(
+        "UPDATE provider_refund SET state = 'failed', due_at = NULL, provider_id = %s, problem = %s"
+        " WHERE refund_no = %s",
+        [provider_id, problem, refund_no],
+    )
+
+
+async def refunds_made(connection: Connection, payment_no: int) -> Decimal:
+    """Return what the provider made of a payment's refunds, with those that failed after that."""
+    found = await connection.execute(
+        "SELECT coalesce(sum(amount), 0) FROM provider_refund WHERE payment_no = %s"
+        " AND (state = 'succeeded' OR provider_id IS NOT NULL)",
+        [payment_no],
     )
     row = await found.fetchone()
     assert row is not None  # noqa: S101 - an aggregate returns one row

@@ -31,16 +31,16 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def event_of(
-    kind: str, event_id: str, *, intent_id: str, request_id: str | None = None, **amounts: int
+    kind: str, event_id: str, *, intent_id: str, request_id: str | None = None, **fields: object
 ) -> bytes:
-    """Return an event of that shape, of an intent and a request, with amounts."""
+    """Return an event of that shape, of an intent and a request, with fields."""
     event = recorded(kind)
     told = event["data"]["object"]
     event["id"] = event_id
     told["id" if told["object"] == "payment_intent" else "payment_intent"] = intent_id
     if "fleetmeter_request" in told["metadata"]:
         told["metadata"]["fleetmeter_request"] = request_id
-    return json.dumps(event | {"data": {"object": told | amounts}}).encode()
+    return json.dumps(event | {"data": {"object": told | fields}}).encode()
 
 
 def signature_of(body: bytes, at: datetime, *, secret: str = SECRET) -> str:

@@ -805,7 +805,11 @@ HOT: dict[str, Use] = {
     "what the provider says": lambda c: payment_requests.add_facts(c, SAID),
     "refunded of an intent": lambda c: payment_requests.refunded_of_intent(c, "pi_800"),
     "due refunds": lambda c: provider_refunds.claim_refund(c, now=NOW, until=NOW),
-    "refunds of a payment": lambda c: provider_refunds.refunded_by(c, 800, "succeeded"),
+    "refunds of a payment": lambda c: provider_refunds.refunds_made(c, 800),
+    "a refund by its id": lambda c: provider_refunds.refund_by_id(c, UUID(int=5)),
+    "a payment by its reference": lambda c: payments.is_referred_to(
+        c, FLEET, method="provider", reference="du_1"
+    ),
     "refunds of a fleet": lambda c: provider_refunds.list_refunds(c, FLEET, after=0, limit=50),
     "due reminders": lambda c: collecting.reminders_due(c, now=NOW, after=0, limit=100),
     "due suspensions": lambda c: collecting.suspensions_due(c, now=NOW, after=0, limit=100),

@@ -303,9 +303,37 @@ def test_the_route_takes_what_is_signed(database_url: str) -> None:
             for new in (True, False):
                 taken = await client.post(path, content=body, headers=headers)
                 assert (taken.status_code, taken.json()) == (200, {"new": new})
+            for kind, status, left in (
+                ("charge.dispute.created", "needs_response", 30),
+                ("charge.dispute.closed", "won", 60),
+            ):
+                body = event_of(kind, kind, intent_id="pi_1", status=status)
+                headers = {"Stripe-Signature": signature_of(body, NOW)}
+                taken = await client.post(path, content=body, headers=headers)
+                assert (taken.status_code, taken.json()) == (200, {"new": True})
+                assert (await account(scene)).wallet == left
+            request = await wanted(scene, "9.00", "two")
+            body = event_of(
+                "payment_intent.succeeded", "evt_2", intent_id="pi_2", amount_received=900,
+                request_id=str(request.request_id),
+            )  # fmt: skip
+            headers = {"Stripe-Signature": signature_of(body, NOW)}
+            assert (await client.post(path, content=body, headers=headers)).status_code == 200
+            payments = await list_payments(
+                scene.connection, scene.operator.tenant, fleet_no=None, after=0, limit=10
+            )
+            await wanted_back(scene, payments[-1].payment_no, "9.00", "back")
+            (kept,) = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=9)
+            body = event_of(
+                "charge.refund.updated", "evt_3", intent_id="pi_2",
+                metadata={"fleetmeter_refund": str(kept.refund_id)},
+            )  # fmt: skip
+            headers = {"Stripe-Signature": signature_of(body, NOW)}
+            assert (await client.post(path, content=body, headers=headers)).status_code == 200
+            assert (await account(scene)).wallet == 69
+            assert await events(scene, "refund.failed") == 1
             large = await client.post(path, content=b"x" * 300_000, headers=headers)
             assert large.status_code == 413
-        assert (await account(scene)).wallet == 60
 
     billed(database_url, story)
 
@@ -545,6 +573,72 @@ def test_with_no_provider_a_refund_fails_at_once_unless_it_was_asked_for(databas
         assert (never.state, never.problem) == ("failed", "no payment provider is set up")
         assert await events(scene, "refund.failed") == 1
         await wanted_back(scene, payment.payment_no, "50.00", "free again")
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def test_a_refund_that_fails_later_gives_its_money_back(database_url: str) -> None:
+    """Whether the event comes before the answer or after, and before or after what tells of the refund."""
+
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, request = await paid_by_provider(scene, provider)
+        assert payment.intent_id is not None
+
+        async def failed(name: str, number: int) -> bytes:
+            kept = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+            return event_of(
+                "charge.refund.updated", name, intent_id=payment.intent_id or "", id=f"re_{number}",
+                metadata={"fleetmeter_refund": str(kept[number - 1].refund_id)},
+            )  # fmt: skip
+
+        await wanted_back(scene, payment.payment_no, "20.00", "one")
+        assert await sent(scene, provider, now=NOW) == 1
+        assert (await account(scene)).credit == 40
+        assert await told(scene, await failed("f1", 1))
+        assert (await account(scene)).credit == 60
+        assert await told(scene, await failed("f2", 1))
+        assert await told(scene, refunded_event(payment, request, "r1", 2000))
+        assert (await account(scene)).credit == 60
+        assert await events(scene, "refund.failed") == 1
+
+        await wanted_back(scene, payment.payment_no, "10.00", "two")
+        provider.ways = ["takes and drops"]
+        assert await sent(scene, provider, now=NOW) == 1
+        assert await told(scene, await failed("f3", 2))
+        assert (await account(scene)).credit == 60
+        assert await sent(scene, provider, now=NOW + timedelta(hours=1)) == 0
+        assert await events(scene, "refund.failed") == 2
+        # What is refunded after that counts in full.
+        await wanted_back(scene, payment.payment_no, "5.00", "three")
+        assert await sent(scene, provider, now=NOW) == 1
+        assert (await account(scene)).credit == 55
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+@pytest.mark.parametrize("status", ["won", "lost"])
+def test_a_dispute_that_is_won_gives_back_what_it_took(database_url: str, status: str) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, request = await paid_by_provider(scene, provider)
+        assert payment.intent_id is not None
+        intent = payment.intent_id
+        assert await told(scene, refunded_event(payment, request, "r1", 1000))
+        created = event_of("charge.dispute.created", "d1", intent_id=intent)
+        closed = [
+            event_of("charge.dispute.closed", name, intent_id=intent, status=status)
+            for name in ("c1", "c2")
+        ]
+        if status == "won":
+            assert await told(scene, created)
+            assert (await account(scene)).credit == 20
+        for body in closed:
+            assert await told(scene, body)
+            assert (await account(scene)).credit == (50 if status == "won" else 20)
+        if status == "lost":
+            assert await told(scene, created)
+            assert (await account(scene)).credit == 20
 
     with providing(Provider()) as provider:
         billed(database_url, lambda scene: story(scene, provider))
