@@ -117,6 +117,7 @@ MADE: dict[str, frozenset[str]] = {
     "post_fleet": frozenset({"fleet_id"}),
     "post_device": frozenset({"device_id"}),
     "post_devices": frozenset({"device_id"}),
+    "post_device_import": frozenset({"device_ids"}),
 }
 """Operations that make what they name, so that nobody can reach it yet."""
 

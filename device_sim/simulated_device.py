@@ -30,6 +30,8 @@ from metering.wire.sample import EPOCH
 from metering.wire.topics import ack_topic, command_ack_topic, command_topic
 
 NEVER = float("inf")
+_ANSWER_SECONDS_MAX = 30.0
+"""A broker that does not answer a subscription for so long is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,8 @@ class SimulatedDevice:
         due = self._measure_due
         if self._state is _State.AWAY:
             return min(due, self._connect_due)
+        if self._state is _State.SUBSCRIBING:
+            due = min(due, self._ping_due)
         if self._state is _State.CONNECTED:
             due = min(due, self._ping_due)
             if not self._is_held_up:
@@ -178,7 +182,10 @@ class SimulatedDevice:
         if self._state is _State.AWAY and self._connect_due <= now:
             self._state = _State.CONNECTING
             self._around.connect(self)
-        if self._ping_due <= now:
+        if self._ping_due <= now and self._state is _State.SUBSCRIBING:
+            self._connection.close()
+            self._be_away()
+        elif self._ping_due <= now:
             self._ping_due = now + KEEP_ALIVE_SECONDS / 2
             self._connection.keep_alive()
         self._publish()
@@ -205,6 +212,8 @@ class SimulatedDevice:
             self._be_away()
         else:
             self._state = _State.SUBSCRIBING
+            self._ping_due = around.steady() + _ANSWER_SECONDS_MAX
+            around.arrange(self)
         return problem
 
     def close(self) -> None:

@@ -45,11 +45,19 @@ class FloodGuard:
         self._lasts = 0.0
         self._flooding: set[Sender] = set()
         self._interrupted_at: float | None = float("-inf")
+        self._behind_since: float | None = None
 
     def interrupted(self, at: float) -> None:
         """Note that nothing can be read from now on: the next that is counted may have waited since."""
         if self._interrupted_at is None:
             self._interrupted_at = at
+
+    def behind(self, since: float | None) -> None:
+        """Note since when more waits than is read, so that what is counted may have waited; None: no more.
+
+        The window lasts as much longer meanwhile.
+        """
+        self._behind_since = since
 
     def caught_up(self) -> None:
         """Note that nothing waits to be read: what comes from now on was sent just now."""
@@ -60,6 +68,9 @@ class FloodGuard:
         """Count messages by sender and octets; return who passed a limit, once in a window."""
         if self._interrupted_at is not None or at - self._began >= self._lasts:
             self._begin(at)
+        if self._behind_since is not None:
+            waited = min(at - self._behind_since, self._backlog_seconds_max)
+            self._lasts = max(self._lasts, self._window_seconds + waited)
         messages, octets, flooding = self._messages, self._octets, self._flooding
         messages_max = self._messages_per_second * self._lasts
         octets_max = self._octets_per_second * self._lasts

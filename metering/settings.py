@@ -110,12 +110,12 @@ class Settings(BaseSettings):
 
     # Floods: what one device may send, on average over the window
     device_messages_per_second_max: float = Field(
-        200.0,
+        2000.0,
         gt=0,
         description="messages of readings; a device that sends more is held for a while",
     )
     device_octets_per_second_max: float = Field(
-        1_000_000.0, gt=0, description="octets of messages; a device that sends more is held, too"
+        8_000_000.0, gt=0, description="octets of messages; a device that sends more is held, too"
     )
     device_requests_per_second_max: float = Field(
         20.0, gt=0, description="requests for quota and answers to commands; the same"

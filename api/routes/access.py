@@ -13,7 +13,7 @@ from api.errors import bad_input, conflict, given_as
 from api.making import made_once
 from api.parameters import ALREADY_DONE, Cursor, IdempotencyKey, Limit, cursor_of, read_cursor
 from metering.access import Role
-from metering.errors import Conflict, NotFound
+from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import ID_PATTERN
 from metering.store import api_keys, audit_log, users
 from metering.store.balances import fleet_of_id
@@ -248,11 +248,14 @@ async def get_tenants(
 async def post_tenant(
     operator: AsOperatingWriter, order: schemas.NewTenant, response: Response
 ) -> schemas.Tenant:
-    """Make a tenant; of an id that there is, the answer is 200 and that tenant, unchanged."""
+    """Make a tenant; one that is there just so is answered with 200, one of another name with 409."""
     row, new = await insert_tenant(
         operator.connection, tenant_id=order.tenant_id, name=order.name, now=operator.now
     )
     if not new:
+        if row.name != order.name:
+            problem = f"{order.tenant_id!r} is a tenant already, of another name"
+            raise conflict(InvalidValue("tenant_id", problem, "use another id, or patch its name"))
         response.status_code = HTTPStatus.OK
     return schemas.Tenant.model_validate(row, from_attributes=True)
 

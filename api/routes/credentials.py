@@ -20,7 +20,7 @@ from metering.broker_administration import administration
 from metering.control.give_credentials import CredentialGiver, Given, Teller
 from metering.credentials.authority import authority_folder
 from metering.credentials.rights import broker_username
-from metering.errors import BrokerRefused, Conflict, InvalidValue, NotFound
+from metering.errors import BrokerRefused, Conflict, InvalidValue, NotFound, SettingsError
 from metering.store.broker_clients import (
     certificates_of,
     credential_of,
@@ -178,7 +178,7 @@ async def _telling_giver(caller: Caller, request: Request) -> AsyncIterator[Cred
     try:
         async with administration(broker_of(None, settings)) as broker:
             yield await _giver(caller, request, broker)
-    except (aiomqtt.MqttError, BrokerRefused, OSError) as error:
+    except (aiomqtt.MqttError, BrokerRefused, SettingsError, OSError) as error:
         raise unavailable("the broker could not be told; try again shortly") from error
 
 

@@ -96,7 +96,7 @@ async def get_message(
     received_at = _EPOCH + instant * _MICROSECOND
     for batch in await _batches(caller, batch_no, received_at):
         if batch.received_at == received_at and position < len(batch.messages):
-            return await _shown(caller, batch, position)
+            return await _shown(caller, batch, position, is_own=True)
     raise _not_kept("this message", received_at, request)
 
 
@@ -113,13 +113,19 @@ async def _batches(caller: Caller, batch_no: int | None, received_at: datetime) 
         ) from error
 
 
-async def _shown(caller: Caller, batch: KeptBatch, position: int) -> schemas.StoredMessage:
-    """Show a message, if its caller may see whatever it tells of."""
+async def _shown(
+    caller: Caller, batch: KeptBatch, position: int, *, is_own: bool = False
+) -> schemas.StoredMessage:
+    """Show a message, if its caller may see whatever it tells of.
+
+    What brought no reading tells of nobody; `is_own`: the caller saw that a device of its own sent it.
+    """
     message = batch.messages[position]
     readings = await readings_of_message(caller.connection, message)
     is_limited = caller.identity.fleets is not None
     seen = {each.boot_no for each in readings}
-    if is_limited and (not readings or any(each[1] not in seen for each in message.readings)):
+    is_anybodys = not readings and not is_own
+    if is_limited and (is_anybodys or any(each[1] not in seen for each in message.readings)):
         raise ProblemError(
             HTTPStatus.NOT_FOUND,
             "this message also tells of what is not in your fleets; ask somebody who sees all of them",

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from api import etags, schemas
 from api import registry_schemas as orders
 from api.auth import AsCaller, AsWriter, Caller
-from api.errors import FieldProblem, ProblemError, conflict, given_as
+from api.errors import FieldProblem, ProblemError, bad_input, conflict, given_as
 from api.making import made_once
 from api.parameters import (
     ALREADY_DONE,
@@ -159,8 +159,14 @@ async def patch_device(
 
 
 @router.patch("/devices")
-async def patch_devices(caller: AsWriter, order: orders.DevicePatches) -> orders.DevicesWritten:
-    """Change what people say of devices, of all or of none."""
+async def patch_devices(
+    caller: AsWriter, order: orders.DevicePatches, if_match: etags.IfMatch = None
+) -> orders.DevicesWritten:
+    """Change what people say of devices, of all or of none; without `If-Match`, which is of one."""
+    if if_match is not None:
+        raise bad_input(
+            "If-Match", "is of one device", "leave it out, or change each device by itself"
+        )
     device_ids = [each.device_id for each in order.devices]
     places = {device_id: place for place, device_id in reversed([*enumerate(device_ids)])}
     twice = [place for place, each in enumerate(device_ids) if places[each] != place]

@@ -77,7 +77,7 @@ class Hearing:
             messages_per_second=settings.device_requests_per_second_max,
             octets_per_second=settings.device_octets_per_second_max,
             window_seconds=settings.flood_window_seconds,
-            backlog_seconds_max=0,  # who asks again waits for seconds: an outage heaps little up,
+            backlog_seconds_max=settings.flood_backlog_seconds_max,
         )
 
     def received(self, delivery: Delivery) -> None:
@@ -90,6 +90,7 @@ class Hearing:
 
     def connection_lost(self) -> None:
         """Forget what no batch has taken yet: the broker delivers it again."""
+        self._guard.interrupted(monotonic())
         self._pending.clear()
 
     async def run(self, acknowledge: Callable[[Iterable[Delivery]], None]) -> None:

@@ -60,6 +60,9 @@ class FloodHolder:
                         self._flooded.clear()
             except UNREACHABLE as error:
                 _away(error)
+                self._floods.append(
+                    self._floods.pop(0)
+                )  # somebody may own the device: others first
                 await asyncio.sleep(_AWAY_SECONDS)
             finally:
                 await connection.close()

@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 _DEVICES_REMEMBERED_MAX = 200_000
 _COUNTED_TOGETHER = 200
 """Messages of which it is counted who sent them, before a batch takes them."""
+_FULL = 0.9
+"""Of the window: with as much held, the broker has no more under way, and whatever else comes waits there."""
 _NATIVE = "/usage"
 """How the topics of native JSON end, as nearly all do."""
 _REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
@@ -83,6 +85,7 @@ class Ingester:
             window_seconds=settings.flood_window_seconds,
             backlog_seconds_max=settings.flood_backlog_seconds_max,
         )
+        self._behind_since: float | None = None
         self._counted = 0
         """How many of those that no batch has taken yet were counted."""
         self._holder = FloodHolder(settings)
@@ -186,6 +189,7 @@ class Ingester:
                 began = monotonic()
                 messages = [message for _, message in batch]
                 connection = await self._make_durable(connection, messages)
+                self._note_behind(began)
                 self._broker.acknowledge(delivery for delivery, _ in batch)
                 self._held_messages -= len(batch)
                 self._held_octets -= sum(message.octets for _, message in batch)
@@ -197,6 +201,15 @@ class Ingester:
         finally:
             if connection is not None:
                 await connection.close()
+
+    def _note_behind(self, began: float) -> None:
+        """Tell the guard since when as much is held as may be, so that more waits at the broker."""
+        most = _FULL * self._settings.ingest_window
+        if self._held_messages < most and self._has_room():
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = began
+        self._guard.behind(self._behind_since)
 
     async def _next_batch(self) -> list[tuple[Delivery, Message]]:
         """Wait until a batch is due by size or by the age of its first message, and take it.

@@ -30,9 +30,9 @@ def kept_messages(
                 readings.append(some[0][0])
             else:
                 readings += [reading[0] for reading in some]
-            known = of_tenant.get(id(payload))
+            known = of_tenant.get(key := _key(message, payload))
             if known is None:
-                of_tenant[id(payload)] = KeptMessage(
+                of_tenant[key] = KeptMessage(
                     message.received_at, message.topic, message.properties, payload, [readings]
                 )
             else:
@@ -42,10 +42,16 @@ def kept_messages(
         if payload is None:
             continue
         of_tenant = kept.setdefault(tenant_no, {})
-        # The interpreter has one object for all that are shorter; they hold no reading.
-        key = id(payload) if len(payload) > 1 else id(message)
-        if key not in of_tenant:
+        if (key := _key(message, payload)) not in of_tenant:
             of_tenant[key] = KeptMessage(
                 message.received_at, message.topic, message.properties, payload, []
             )
     return {tenant_no: list(each.values()) for tenant_no, each in kept.items() if each}
+
+
+def _key(message: Message, payload: bytes) -> int:
+    """Return what messages that share their bytes have alike.
+
+    The interpreter has one object for all payloads of an octet; they are of one message each.
+    """
+    return id(payload) if len(payload) > 1 else id(message)

@@ -141,8 +141,19 @@ async def _clients(
 async def note_told(connection: Connection, clients: Sequence[BrokerClient]) -> None:
     """Note what the broker was told, and look again when it may change next.
 
-    A right that has changed meanwhile is looked at again at once.
+    A right that has changed meanwhile is looked at again at once. The rows are locked by a statement of
+    their own: one that waited for a change of a state would still see the right from before it.
     """
+    numbers = [each.device_no for each in clients]
+    async with connection.transaction():
+        await connection.execute(
+            "SELECT FROM broker_client WHERE device_no = ANY(%s) ORDER BY device_no FOR UPDATE",
+            [numbers],
+        )
+        await _note_told(connection, numbers, [each.right.value for each in clients])
+
+
+async def _note_told(connection: Connection, numbers: list[int], rights: list[str]) -> None:
     await connection.execute(
         "UPDATE broker_client AS client SET told = given.told, look_at = CASE"
         "   WHEN broker_right(client.device_no, client.revoked_at, clock_timestamp()) <> given.told"
@@ -150,7 +161,7 @@ async def note_told(connection: Connection, clients: Sequence[BrokerClient]) -> 
         "   ELSE broker_right_changes_at(client.device_no, clock_timestamp()) END"
         " FROM unnest(%s::bigint[], %s::text[]) AS given (device_no, told)"
         " WHERE client.device_no = given.device_no",
-        [[each.device_no for each in clients], [each.right.value for each in clients]],
+        [numbers, rights],
     )
 
 

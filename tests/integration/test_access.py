@@ -128,6 +128,8 @@ def test_operators_keys_are_made_by_command_alone(
     new = {"tenant_id": "third", "name": "Third"}
     assert api.nobody.post("/v1/tenants", headers=operator, json=new).status_code == 201
     assert api.nobody.post("/v1/tenants", headers=operator, json=new).status_code == 200
+    other = new | {"name": "Another"}
+    assert api.nobody.post("/v1/tenants", headers=operator, json=other).status_code == 409
     assert api.nobody.get("/v1/fleets", headers=operator).status_code == 422
     of_third = operator | {"Fleetmeter-Tenant": "third"}
     assert api.nobody.get("/v1/fleets", headers=of_third).json()["items"] == []

@@ -246,6 +246,14 @@ def test_devices_are_made_all_or_none(api: "ApiUnderTest") -> None:
     assert fields(make(api.acme, "device-batches", too_many, "k2"), 422) == ["devices"]
 
 
+def test_an_entity_tag_is_refused_where_several_are_changed(api: "ApiUnderTest") -> None:
+    patches = {"devices": [{"device_id": "acme-1", "name": "new"}]}
+    refused = api.acme.patch("/v1/devices", json=patches, headers={"If-Match": '"x"'})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "If-Match"
+    assert api.acme.get("/v1/devices/acme-1").json()["name"] != "new"
+
+
 def test_devices_are_changed_all_or_none(api: "ApiUnderTest") -> None:
     patch = {"devices": [{"device_id": "acme-1", "name": "One"}, {"device_id": "no", "name": "x"}]}
     assert fields(api.acme.patch("/v1/devices", json=patch), 404) == ["devices.1.device_id"]

@@ -107,6 +107,25 @@ def test_its_standing_its_alert_and_its_end(clients: Clients) -> None:
     assert alert["cleared_at"] == alert["released_at"] == "2026-04-15T12:00:00Z"
 
 
+def test_a_limit_of_a_whole_fleet_stands_where_its_usage_does(clients: Clients) -> None:
+    ours = clients["ours"]
+    answer = made(clients, scope="fleet", percent="100", limit="901", actions=[])
+    assert answer.status_code == 201, answer.text
+    path = f"/v1/thresholds/{answer.json()['threshold_id']}"
+    standing = ours.get(f"{path}/standing").json()
+    assert (standing["value"], standing["crossed"]) == ("900", False)
+    assert ours.patch(path, json={"limit": "900"}).status_code == 200
+    (alert,) = ours.get("/v1/alerts").json()["items"]
+    assert (alert["value"], alert["cleared_at"]) == ("900", None)
+    # What is given on top of something else takes nothing back.
+    top_up = {"meter": "sms", "quantity": 5}
+    given = ours.post(
+        "/v1/fleets/trackers/top-ups", json=top_up, headers={"Idempotency-Key": "sms"}
+    )
+    assert given.status_code == 201, given.text
+    assert ours.get("/v1/alerts").json()["items"] == [alert]
+
+
 def test_lists_come_in_pages(clients: Clients) -> None:
     for number in range(3):
         made(clients, key=f"k{number}", percent=f"{number + 1}")

@@ -80,3 +80,21 @@ def test_what_waited_for_the_start_is_excused() -> None:
     )
     assert guard.count([(A, 1)] * 620, at=5.0) == []
     assert len(guard.count([(A, 1)], at=5.0)) == 1
+
+
+def test_what_waited_while_nobody_could_follow_is_excused_as_it_was_behind() -> None:
+    guard = guard_of()
+    assert guard.count([(A, 1)] * 20, at=10.0) == []
+    guard.behind(10.0)
+    assert guard.count([(A, 1)] * 30, at=13.0) == []  # a window of five seconds by now
+    assert len(guard.count([(A, 1)] * 51, at=13.0)) == 1
+    guard.behind(None)
+    assert guard.count([(A, 1)] * 20, at=20.0) == []
+    assert len(guard.count([(A, 1)], at=20.0)) == 1
+
+
+def test_who_was_behind_for_long_is_excused_for_no_more_than_the_bound() -> None:
+    guard = guard_of(backlog_seconds_max=60)
+    guard.behind(0.0)
+    assert guard.count([(A, 1)] * 620, at=1000.0) == []
+    assert len(guard.count([(A, 1)], at=1000.0)) == 1

@@ -209,8 +209,11 @@ DECLARE
             threshold_tally,usage_hour,wallet}'::text[],
         'EXISTS (SELECT FROM device WHERE device.device_no = %1$I.device_no)',
             '{anomaly,boot,broker_client,compared_reading,correction_device,counter,device_certificate,
-            device_claim,device_move,device_state_change,device_state_entry,payment_suspension_device,reading,
-            threshold_count}'::text[],
+            device_claim,device_move,device_state_change,device_state_entry,payment_suspension_device,
+            reading}'::text[],
+        -- Not by its device, which may be none: the fleet as a whole.
+        'EXISTS (SELECT FROM threshold_tally WHERE threshold_tally.tally_no = %1$I.tally_no)',
+            '{threshold_count}'::text[],
         'EXISTS (SELECT FROM boot WHERE boot.boot_no = %1$I.boot_no)', '{reading_identity}'::text[],
         'EXISTS (SELECT FROM subscription WHERE subscription.subscription_no = %1$I.subscription_no)',
             '{subscription_entry}'::text[],
