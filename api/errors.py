@@ -16,7 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import is_known, kind_of
-from metering.errors import Conflict, FleetmeterError, InvalidValue, NotFound, TaxServiceFailed
+from metering.errors import (
+    Conflict,
+    FleetmeterError,
+    InvalidValue,
+    NotFound,
+    TaxServiceFailed,
+    TaxServiceRefused,
+)
 from metering.ids import ID_PATTERN
 from metering.store.connection import UNREACHABLE
 
@@ -223,6 +230,8 @@ def _pointer(parts: Sequence[object]) -> str:
 
 async def _on_no_taxes(_request: Request, error: Exception) -> Response:
     _LOG.warning("%s", error)
+    if isinstance(error, TaxServiceRefused):
+        return problem_response(unavailable(str(error)))
     return problem_response(unavailable("the tax service gives no answer; try again shortly"))
 
 

@@ -10,7 +10,8 @@
     ├── ScopeGrew               a change of terms may be tried again (metering/charging/make_change.py)
     ├── ShardBusy               a run may be tried again (metering/charging/charge_usage.py)
     ├── BrokerRefused           the broker does not do what it is told
-    ├── TaxServiceFailed        an external tax service gives no answer, or one that is none
+    ├── TaxServiceFailed        an external tax service gives no answer
+    │   └── TaxServiceRefused   it answers, and finds no tax for this document
     ├── ProcessEnded            a process of ours ended that should be running
     ├── NotRun                  a scenario was not brought to its end (device_sim/scenario/run.py)
     └── RunFailed               claimed work could not be charged (metering/charging/charge_usage.py)
@@ -67,7 +68,11 @@ class BrokerRefused(FleetmeterError):
 
 
 class TaxServiceFailed(FleetmeterError):
-    """An external tax service gives no answer in time, or one that is none; the text says which."""
+    """An external tax service gives no answer in time; the text says why."""
+
+
+class TaxServiceRefused(TaxServiceFailed):
+    """An external tax service refuses a document, or its answer cannot be read; others may go on."""
 
 
 class ProcessEnded(FleetmeterError):

@@ -187,7 +187,7 @@ class Settings(BaseSettings):
     tax_service_retry_seconds: float = Field(
         60.0,
         gt=0,
-        description="a tax service that gave no answer is asked by no bill run for so long",
+        description="a tax service that gave no answer is not asked again for so long",
     )
     tax_service_timeout_seconds: float = Field(
         10.0,

@@ -7,12 +7,16 @@ from datetime import datetime, timedelta
 
 from metering.billing.tax import TaxAnswer, TaxRequest
 from metering.billing.tax_service import HttpTaxService
-from metering.errors import InvalidValue, TaxServiceFailed
+from metering.errors import InvalidValue, TaxServiceFailed, TaxServiceRefused
 from metering.settings import Settings
 from metering.store.billing_settings import tax_service_row
 from metering.store.connection import Connection
 
 log = logging.getLogger(__name__)
+
+
+_Key = tuple[str, str | None, int | None]
+"""Who is down: a URL as one token and tenant see it; of the deployment's no tenant."""
 
 
 class TaxServices:
@@ -21,7 +25,8 @@ class TaxServices:
     def __init__(self, settings: Settings, *, now: Callable[[], datetime]) -> None:
         self._settings = settings
         self._now = now
-        self._failed: dict[str, datetime] = {}
+        self._failed: dict[_Key, datetime] = {}
+        self._failed_at: dict[_Key, int] = {}
 
     async def of_tenant(self, connection: Connection, tenant_no: int) -> "WatchedTaxService | None":
         """Return the service that a tenant's bills are taxed by; None: by its rules, or by nothing.
@@ -49,7 +54,8 @@ class TaxServices:
             )
         else:
             return None
-        return WatchedTaxService(service, self)
+        key = (service.url, service.token, None if row.url is None else tenant_no)
+        return WatchedTaxService(service, self, key)
 
     def _secret(self, tenant_id: str, name: str | None) -> str | None:
         """Return a tenant's secret by its name; nobody names another tenant's."""
@@ -64,21 +70,34 @@ class TaxServices:
             )
         return found.get_secret_value()
 
-    def is_down(self, url: str) -> bool:
+    def is_down(self, key: _Key) -> bool:
         """Whether a service gave no answer a short while ago."""
         pause = timedelta(seconds=self._settings.tax_service_retry_seconds)
-        failed = self._failed.get(url)
+        failed = self._failed.get(key)
         return failed is not None and self._now() < failed + pause
 
-    def note(self, url: str, failure: TaxServiceFailed | None) -> None:
+    def note(self, key: _Key, failure: TaxServiceFailed | None) -> None:
         """Note whether a service answered; the first failure of each pause is told."""
         if failure is None:
-            self._failed.pop(url, None)
+            self._failed.pop(key, None)
             return
-        if not self.is_down(url):
+        if not self.is_down(key):
             pause = self._settings.tax_service_retry_seconds
-            log.warning("%s: %s; bills that need it wait for %g s", url, failure, pause)
-            self._failed[url] = self._now()
+            log.warning("%s: %s; bills that need it wait for %g s", key[0], failure, pause)
+            self._failed[key] = self._now()
+
+    def note_bill(self, key: _Key, bill_no: int) -> None:
+        """Note of which bill a service gave no answer: the next run begins after it."""
+        self._failed_at[key] = bill_no
+
+    @property
+    def have_failed(self) -> bool:
+        """Whether any service gave no answer of a bill as yet."""
+        return bool(self._failed_at)
+
+    def failed_at(self, key: _Key) -> int:
+        """Return of which bill a service gave no answer last; 0: of none."""
+        return self._failed_at.get(key, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +106,32 @@ class WatchedTaxService:
 
     service: HttpTaxService
     services: TaxServices
+    key: _Key
 
     @property
     def is_down(self) -> bool:
         """Whether it is to be left alone for now."""
-        return self.services.is_down(self.service.url)
+        return self.services.is_down(self.key)
+
+    def was_tried(self, bill_no: int) -> bool:
+        """Whether a run came to this bill before it ended at one without an answer."""
+        return bill_no <= self.services.failed_at(self.key)
+
+    def note_bill(self, bill_no: int) -> None:
+        """Note that it gave no answer of a bill."""
+        self.services.note_bill(self.key, bill_no)
 
     def taxes(self, request: TaxRequest) -> TaxAnswer:
-        """Ask for a document's tax, as `HttpTaxService` does."""
+        """Ask for a document's tax, as `HttpTaxService` does; one that is down is not asked."""
+        if self.is_down:
+            raise TaxServiceFailed("the tax service gave no answer a short while ago")
         try:
             answer = self.service.taxes(request)
-        except TaxServiceFailed as error:
-            self.services.note(self.service.url, error)
+        except TaxServiceRefused:
+            self.services.note(self.key, None)
             raise
-        self.services.note(self.service.url, None)
+        except TaxServiceFailed as error:
+            self.services.note(self.key, error)
+            raise
+        self.services.note(self.key, None)
         return answer

@@ -4,12 +4,13 @@ What arrived must be rated, parked or rejected; what is charged must be billed o
 be subscribed. What differs is listed, the largest amount first.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 from metering.billing.adjustment import Amounts, period_adjustment
 from metering.billing.bill import bill_of, open_bill
@@ -43,6 +44,8 @@ from metering.usage import METERS_BY_NO
 
 Span = tuple[datetime, datetime]
 
+_UNKNOWN = "what it would cost is not known"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
@@ -67,7 +70,7 @@ class Revenue:
     """What a cycle owes by its charges and terms now, and where that is billed; before rounding.
 
     `charged` is the part of `owed` that charges are. `closed` was frozen when the cycle closed,
-    `adjusted` is in later bills, `open` is in none that is closed yet. They sum to `owed`.
+    `adjusted` is in later bills as they say it, `open` is in none that is closed yet. They sum to `owed`.
     """
 
     charged: Fraction
@@ -78,7 +81,7 @@ class Revenue:
     billed: Decimal | None = None
     """What the cycle's own lines of its final bill come to; None: it has none."""
     noted: Decimal = Decimal(0)
-    """What notes on that bill add to it, below 0 what they take, without its tax."""
+    """What notes on that bill, and on later bills' lines for it, add, below 0 what they take, without tax."""
 
     @property
     def rest(self) -> Fraction:
@@ -166,6 +169,7 @@ def _largest_first(each: Difference) -> tuple[object, ...]:
     return (
         not each.is_fault,
         -abs(each.exact or 0),
+        -abs(each.quantity or 0),
         each.kind,
         each.device_id or "",
         each.meter or "",
@@ -184,7 +188,8 @@ async def _usage(
             found.append(
                 Difference(
                     kind="not_charged",
-                    text=f"{row.lost} readings are neither charged nor parked nor queued; {first}",
+                    text=f"{row.lost} readings are neither charged nor parked nor queued; {first};"
+                    f" {_UNKNOWN}",
                     device_id=row.device_id,
                     meter=meter,
                     records=row.lost,
@@ -196,7 +201,7 @@ async def _usage(
                 Difference(
                     kind="charged_unequally",
                     text=f"{row.unequal} readings are charged for another quantity than they tell;"
-                    f" {first}",
+                    f" {first}; {_UNKNOWN}",
                     device_id=row.device_id,
                     meter=meter,
                     records=row.unequal,
@@ -206,7 +211,7 @@ async def _usage(
     found += [
         Difference(
             kind="parked",
-            text=f"{row.records} readings are parked: {row.reason}",
+            text=f"{row.records} readings are parked: {row.reason}; {_UNKNOWN}",
             device_id=row.device_id,
             meter=METERS_BY_NO[row.meter_no].meter,
             records=row.records,
@@ -275,7 +280,7 @@ async def _revenue(
         )
         return of_open, None
     closed = statement_of(own.document, cycle)
-    adjusted = sum((each.exact for each in own.adjustments), Fraction(0))
+    adjusted, noted_later = await _adjusted(connection, own, fleet=fleet)
     billed, noted = await _documents(connection, fleet=fleet, cycle=cycle)
     revenue = Revenue(
         charged=charged,
@@ -284,7 +289,7 @@ async def _revenue(
         adjusted=adjusted,
         open=_pending(own, closed, shown),
         billed=billed,
-        noted=noted,
+        noted=noted + noted_later,
     )
     frozen = _Frozen(
         total=closed.total,
@@ -309,6 +314,46 @@ async def _documents(
         if note.document is not None
     ]
     return own, sum_of(-amount if kind == "credit_note" else amount for kind, amount in noted)
+
+
+async def _adjusted(
+    connection: Connection, own: AuditedCycle, *, fleet: FleetView
+) -> tuple[Fraction, Decimal]:
+    """Return what later bills hold of a cycle, and what notes on their lines for it add.
+
+    A draft will hold what was closed with its cycle. A final bill holds what its lines say, and where the
+    bill is void and not made anew, nobody is billed.
+    """
+    held, noted = Fraction(0), Decimal(0)
+    for each in own.adjustments:
+        held += each.exact
+        if each.billed_in is None:
+            continue
+        bill = await bill_that_holds(connection, (fleet.fleet_no, each.billed_in))
+        if bill is None:
+            held -= each.exact
+            continue
+        if bill.document is None:
+            continue
+        lines = [line for line in bill.document["lines"] if _is_for(line, own.cycle)]
+        said = sum_of(Decimal(line["amount"]) for line in lines)
+        held += Fraction(said) - Fraction(each.amount)
+        numbers = {line["number"] for line in lines}
+        for note in await notes_of(connection, bill.bill_no):
+            of_note = (note.document or {"lines": ()})["lines"]
+            amount = sum_of(
+                Decimal(line["amount"]) for line in of_note if line.get("corrects") in numbers
+            )
+            noted += -amount if note.kind == "credit_note" else amount
+    return held, noted
+
+
+def _is_for(line: Mapping[str, Any], cycle: BillCycle) -> bool:
+    """Whether a line of a later bill is an adjustment of a cycle."""
+    first_day = line.get("period", {}).get("first_day")
+    return bool(
+        line["kind"] == DocumentLineKind.EARLIER_PERIOD and first_day == cycle.first_day.isoformat()
+    )
 
 
 _OTHERS = {
@@ -425,7 +470,7 @@ def _device(device: DeviceTerms, bare: Sequence[Span]) -> Iterator[Difference]:
     if bare:
         yield Difference(
             kind="active_without_subscription",
-            text=f"active and not subscribed {_told(bare)}",
+            text=f"active and not subscribed {_told(bare)}; {_UNKNOWN}",
             device_id=device.device_id,
         )
     if own and not active:

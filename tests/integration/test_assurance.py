@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from metering.billing.document import DocumentLineKind
 from metering.billing.notes import NoteEntry
 from metering.charging.change_terms import (
     change_plan,
@@ -16,11 +17,19 @@ from metering.charging.change_terms import (
     end_subscriptions,
     move_devices,
 )
-from metering.insight.assurance import Assurance, assure
+from metering.insight.assurance import Assurance, Difference, _largest_first, assure
 from metering.rating.plan import DeviceState
+from metering.store.bills import StoredBill
 from metering.store.fleet_views import fleet_view
 from metering.usage import Rejection, RejectReason
-from tests.integration.billing_scene import document, finalised, noted, set_up
+from tests.integration.billing_scene import (
+    document,
+    finalised,
+    noted,
+    set_up,
+    used_and_closed,
+    voided,
+)
 from tests.integration.closing_scene import APRIL, FEBRUARY, JUNE, MARCH, Scene, day, played
 from tests.integration.conftest import ApiUnderTest
 from tests.integration.pipeline import TENANT
@@ -325,3 +334,68 @@ def test_final_documents_are_held_to_what_was_closed_and_who_was_active(
 
     with pytest.raises(_SeenError):
         played(database_url, story)
+
+
+async def _line_is_nothing(scene: Scene, _bill: StoredBill) -> None:
+    await _by_hand(
+        scene,
+        "UPDATE bill SET document = jsonb_set(document, '{lines}', (SELECT jsonb_agg("
+        "   CASE WHEN line ->> 'kind' = 'earlier_period' THEN line || '{\"amount\": \"0.00\"}'"
+        "   ELSE line END) FROM jsonb_array_elements(document -> 'lines') AS each (line)))"
+        " WHERE state = 'finalised' AND kind = 'bill'",
+    )
+
+
+async def _line_is_gone(scene: Scene, _bill: StoredBill) -> None:
+    await _by_hand(
+        scene,
+        "UPDATE bill SET document = jsonb_set(document, '{lines}', (SELECT jsonb_agg(line)"
+        "   FROM jsonb_array_elements(document -> 'lines') AS each (line)"
+        "   WHERE line ->> 'kind' <> 'earlier_period')) WHERE state = 'finalised' AND kind = 'bill'",
+    )
+
+
+async def _later_bill_is_void(scene: Scene, bill: StoredBill) -> None:
+    await voided(scene, bill, rebill=False)
+
+
+@pytest.mark.parametrize("damage", [_line_is_nothing, _line_is_gone, _later_bill_is_void])
+def test_an_adjustment_that_nobody_is_billed_is_found(
+    database_url: str, damage: Callable[[Scene, StoredBill], Awaitable[None]]
+) -> None:
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        await used_and_closed(scene)
+        before = await assured(scene, FEBRUARY.start)
+        assert before.is_even
+        march = await finalised(scene, MARCH)
+        number = next(
+            line.number
+            for line in document(march).lines
+            if line.kind is DocumentLineKind.EARLIER_PERIOD
+        )
+        final = await assured(scene, FEBRUARY.start)
+        assert final.is_even
+        adjusted = final.revenue.adjusted
+        assert adjusted == before.revenue.adjusted > Fraction("0.1")
+        if damage is not _later_bill_is_void:
+            await noted(scene, march, NoteEntry(line=number, amount=Decimal("0.10")))
+            after = await assured(scene, FEBRUARY.start)
+            assert (after.is_even, after.revenue.noted) == (True, Decimal("-0.10"))
+        await damage(scene, march)
+        found = await assured(scene, FEBRUARY.start)
+        assert kinds(found) == [("not_billed", None)]
+        assert abs(found.revenue.rest - adjusted) < Fraction(1, 1000)
+        raise _SeenError
+
+    with pytest.raises(_SeenError):
+        played(database_url, story)
+
+
+def test_what_has_no_price_is_told_by_its_quantity() -> None:
+    found = [
+        Difference(kind="not_charged", text="a", quantity=5),
+        Difference(kind="parked", text="b", quantity=70),
+        Difference(kind="not_billed", text="c", exact=Fraction(1)),
+    ]
+    assert [each.text for each in sorted(found, key=_largest_first)] == ["c", "b", "a"]

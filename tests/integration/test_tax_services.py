@@ -11,12 +11,12 @@ from pydantic import SecretStr
 
 from metering.billing.run_bills import BillRun, run_bills
 from metering.billing.tax_services import TaxServices
-from metering.errors import InvalidValue
+from metering.errors import InvalidValue, TaxServiceFailed
 from metering.settings import Settings
 from metering.store.billing_settings import replace_tax_rules, set_tenant_billing
 from metering.store.registry import ensure_tenant
 from tests.integration.billing_scene import NOW, document, every, set_up, settings
-from tests.integration.closing_scene import BEGAN, FEBRUARY, MARCH, PLAN, Scene, played
+from tests.integration.closing_scene import APRIL, BEGAN, FEBRUARY, MARCH, PLAN, Scene, played
 from tests.integration.pipeline import Operator
 from tests.tax_service import served
 
@@ -30,22 +30,24 @@ async def _another_tenant(scene: Scene) -> Scene:
     return Scene(connection=scene.connection, operator=operator, fleet=fleet)
 
 
+def _ten_per_cent(body: bytes) -> tuple[int, bytes]:
+    lines = json.loads(body)["lines"]
+    net = sum((Decimal(line["amount"]) for line in lines), Decimal(0))
+    tax = (net / 10).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return 200, json.dumps({
+        "reference": "T",
+        "lines": [{"number": line["number"], "category": "S", "rate": "10"} for line in lines],
+        "totals": [{"category": "S", "rate": "10", "net": str(net), "tax": str(tax)}],
+    }).encode()  # fmt: skip
+
+
 def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_url: str) -> None:
     is_up = False
 
     def answer() -> tuple[int, bytes]:
         if not is_up:
             return 503, b""
-        lines = json.loads(asked[-1][1])["lines"]
-        net = sum((Decimal(line["amount"]) for line in lines), Decimal(0))
-        tax = (net / 10).quantize(Decimal("0.01"), ROUND_HALF_UP)
-        return 200, json.dumps({
-            "reference": "T",
-            "lines": [
-                {"number": line["number"], "category": "S", "rate": "10"} for line in lines
-            ],
-            "totals": [{"category": "S", "rate": "10", "net": str(net), "tax": str(tax)}],
-        }).encode()  # fmt: skip
+        return _ten_per_cent(asked[-1][1])
 
     async def story(scene: Scene) -> None:
         nonlocal is_up
@@ -97,7 +99,7 @@ def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_
         found = await outside.of_tenant(scene.connection, scene.operator.tenant)
         assert found is not None
         with pytest.raises(OSError, match="not public"):
-            found.service._post(b"", {})
+            await found.service._post(b"", {}, 1)
         own = replace(own, tax_service_url=None, tax_service_secret=None)
         await set_tenant_billing(scene.connection, scene.operator.tenant, own, now=NOW)
         found = await services.of_tenant(scene.connection, scene.operator.tenant)
@@ -106,3 +108,67 @@ def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_
 
     with served(answer) as (url, asked):
         played(database_url, story)
+
+
+@pytest.mark.parametrize(
+    ("bad", "runs"),
+    [
+        ((422, b"no such customer"), [BillRun(finalised=2, waiting=1), BillRun(waiting=1)]),
+        ((200, b"not JSON"), [BillRun(finalised=2, waiting=1), BillRun(waiting=1)]),
+        # One that seems to be down: the next run begins after the bill of which it gave no answer.
+        ((500, b""), [BillRun(waiting=3), BillRun(finalised=2, waiting=1)]),
+    ],
+)
+def test_one_bad_draft_holds_up_no_other(
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    bad: tuple[int, bytes],
+    runs: list[BillRun],
+) -> None:
+    def answer() -> tuple[int, bytes]:
+        body = asked[-1][1]
+        return bad if b"2026-02-28" in body else _ten_per_cent(body)
+
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        for cycle in (FEBRUARY, MARCH, APRIL):
+            await scene.use("van-1", cycle.start + timedelta(days=3), sms=4)
+            await scene.look(cycle.end + timedelta(days=3))
+        clock = [NOW]
+        services = TaxServices(Settings(tax_service_url=url), now=lambda: clock[0])
+        done = []
+        for _ in runs:
+            done += [
+                [
+                    each
+                    async for each in run_bills(
+                        scene.connection, by_hand=True, tax_services=services, now=NOW
+                    )
+                ][-1]
+            ]
+            clock[0] += timedelta(seconds=70)
+        assert done == runs
+        assert ("422 'no such customer'" in caplog.text) == (bad[0] == 422)
+
+    with served(answer) as (url, asked):
+        played(database_url, story)
+
+
+def test_a_service_that_fails_one_tenant_is_up_for_another(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        other = await _another_tenant(scene)
+        for each in (scene, other):
+            await set_up(each)
+            await replace_tax_rules(each.connection, each.operator.tenant, [])
+            own = replace(settings(), tax_service_url="http://127.0.0.1:1/taxes")
+            await set_tenant_billing(each.connection, each.operator.tenant, own, now=NOW)
+        services = TaxServices(Settings(webhook_private_addresses=True), now=lambda: NOW)
+        one = await services.of_tenant(scene.connection, scene.operator.tenant)
+        another = await services.of_tenant(scene.connection, other.operator.tenant)
+        assert one is not None
+        assert another is not None
+        services.note(one.key, TaxServiceFailed("gone"))
+        assert (one.is_down, another.is_down) == (True, False)
+
+    played(database_url, story)

@@ -1,11 +1,13 @@
 """Tax, worked by hand: which rule holds, what it comes to, and what of a service's answer is believed."""
 
 import json
+import socketserver
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -26,7 +28,10 @@ from metering.billing.tax import (
     taxed,
 )
 from metering.billing.tax_service import HttpTaxService
-from metering.errors import InvalidValue, TaxServiceFailed
+from metering.billing.tax_services import TaxServices, WatchedTaxService
+from metering.errors import InvalidValue, TaxServiceFailed, TaxServiceRefused
+from metering.settings import Settings
+from metering.stack.probe import free_port
 from tests import billed
 from tests.tax_service import served, told
 
@@ -305,6 +310,59 @@ def test_a_slow_service_is_given_up() -> None:
         took = time.monotonic() - begins
         answered.set()
     assert took < 30
+
+
+@contextmanager
+def _dripping(head: bytes) -> Iterator[str]:
+    """Serve answers that begin and go on by one octet in 50 ms for 10 s; yield the address."""
+
+    class Dripping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(ConnectionError):
+                self.request.sendall(head)
+                for _ in range(200):
+                    if ended.wait(0.05):
+                        break
+                    self.request.sendall(b"a")
+
+    ended = threading.Event()
+    port = free_port()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", port), Dripping) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}/taxes"
+        finally:
+            ended.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n"]
+)
+def test_an_answer_that_drips_is_given_up(head: bytes) -> None:
+    with _dripping(head) as url, pytest.raises(TaxServiceFailed, match="timed out"):
+        HttpTaxService(url=url, timeout_seconds=0.5).taxes(ASKED)
+
+
+def test_an_answer_without_end_is_refused() -> None:
+    with (
+        served(lambda: (200, b" " * 9_000_000 + json.dumps(RIGHT).encode())) as (url, _),
+        pytest.raises(TaxServiceRefused, match="larger than"),
+    ):
+        HttpTaxService(url=url).taxes(ASKED)
+
+
+def test_who_is_down_is_not_asked() -> None:
+    services = TaxServices(Settings(), now=lambda: datetime(2026, 5, 1, tzinfo=UTC))
+    with served(told(RIGHT)) as (url, asked):
+        watched = WatchedTaxService(HttpTaxService(url=url), services, (url, None, None))
+        watched.taxes(ASKED)
+        services.note(watched.key, TaxServiceFailed("gone"))
+        with pytest.raises(TaxServiceFailed, match="a short while ago"):
+            watched.taxes(ASKED)
+    assert len(asked) == 1
 
 
 def test_a_rate_must_fit_its_category() -> None:
