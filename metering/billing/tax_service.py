@@ -96,6 +96,7 @@ class HttpTaxService:
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise TaxServiceFailed(f"the tax service gives no answer: {error}") from error
         finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
         if status >= _FAULT or status in _LATER:
             raise TaxServiceFailed(f"the tax service gives no answer: it says {status}")
