@@ -55,7 +55,7 @@ from metering.store.closing import closed_cycle
 from metering.store.device_views import device_view
 from metering.store.fleet_views import FleetView, fleet_view
 from metering.store.known_views import Known
-from metering.store.record_views import plans_used
+from metering.store.record_views import RecordView, plans_used
 from metering.store.registry import fleet_rule
 from metering.usage import METERS, METERS_BY_NO, ReadingKind
 from metering.wire.identity import BY_ID, BY_TIME
@@ -225,7 +225,7 @@ async def get_bill_charges(
         sum=schemas.ChargeSums(
             **_sums(await sum_of_charges(caller.connection, caller.tenant_no, part.wanted))
         ),
-        items=[_charge(row, part.plans) for row in rows[:limit]],
+        items=[charge_of(row, *part.plans[row.plan_no]) for row in rows[:limit]],
         next_cursor=cursor_of([last.measured_at, last.boot_no, last.seq, last.part])
         if last
         else None,
@@ -386,8 +386,10 @@ def charge_id_of(key: ChargeKey) -> str:
     return "-".join(map(str, key))
 
 
-def _charge(row: ChargeView, plans: Mapping[int, tuple[str, int, PlanTerms]]) -> schemas.Charge:
-    plan_id, version, terms = plans[row.plan_no]
+def charge_of(
+    row: ChargeView | RecordView, plan_id: str, version: int, terms: PlanTerms
+) -> schemas.Charge:
+    """Present a charge of a plan's version."""
     meter = METERS_BY_NO[row.meter_no]
     return schemas.Charge(
         charge_id=charge_id_of((row.boot_no, row.seq, row.part)),

@@ -24,8 +24,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
-from api.routes.charges import charge_id_of, prices_of
-from metering.money import decimal_text
+from api.routes.charges import charge_id_of, charge_of, prices_of
 from metering.plan_document import stored_terms
 from metering.rating.plan import PlanTerms
 from metering.store.bill_views import billed_plans
@@ -225,34 +224,11 @@ def _record(row: RecordView, plan: _Plan) -> schemas.UsageRecord:
 
 
 def _charge(row: RecordView, plan: _Plan) -> schemas.ListedCharge:
-    meter = METERS_BY_NO[row.meter_no]
-    charge_id = charge_id_of((row.boot_no, row.seq, row.part))
+    shown = charge_of(row, plan.plan_id, plan.version, plan.terms)
     return schemas.ListedCharge(
-        charge_id=charge_id,
-        device_id=row.device_id,
-        boot_id=row.boot_id,
-        seq=row.seq,
-        part=row.part,
-        plan_id=plan.plan_id,
-        plan_version=plan.version,
-        meter=meter.meter,
-        unit=meter.unit,
-        variant=plan.terms.meters[meter.meter].label(row.variant),
-        zone=row.zone,
-        band=row.band,
-        usage_from=row.usage_from,
-        usage_to=row.usage_to,
-        measured_at=row.measured_at,
-        charged_at=row.charged_at,
-        quantity=row.quantity,
-        billed_quantity=row.billed,
-        in_allowance_quantity=row.from_allowance,
-        from_pool_quantity=row.from_pool,
-        overage_quantity=row.overage,
-        exact_amount=decimal_text(plan.terms.money(row.amount).exact),
-        corrected=row.correction_no is not None,
+        **shown.model_dump(),
         fleet_id=row.fleet_id,
         currency=row.currency,
         cycle_start=row.cycle_start,
-        explanation=f"/v1/charges/{charge_id}",
+        explanation=f"/v1/charges/{shown.charge_id}",
     )

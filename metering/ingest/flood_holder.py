@@ -60,9 +60,8 @@ class FloodHolder:
                         self._flooded.clear()
             except UNREACHABLE as error:
                 _away(error)
-                self._floods.append(
-                    self._floods.pop(0)
-                )  # somebody may own the device: others first
+                # Somebody may own the device for long: the others first.
+                self._floods.append(self._floods.pop(0))
                 await asyncio.sleep(_AWAY_SECONDS)
             finally:
                 await connection.close()

@@ -136,14 +136,15 @@ CREATE TRIGGER audit_changes_stay BEFORE TRUNCATE ON audit_change FOR EACH STATE
 
 CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
+    hidden constant text[] := '{secret,previous_secret,key_hash,password_digest,password_salt}';
     before jsonb;
     after jsonb;
 BEGIN
     IF TG_OP <> 'INSERT' THEN
-        before := to_jsonb(OLD) - '{secret,key_hash}'::text[];
+        before := to_jsonb(OLD) - hidden;
     END IF;
     IF TG_OP <> 'DELETE' THEN
-        after := to_jsonb(NEW) - '{secret,key_hash}'::text[];
+        after := to_jsonb(NEW) - hidden;
     END IF;
     IF before IS DISTINCT FROM after THEN
         INSERT INTO audit_change (entry_no, tenant_no, relation, before, after)

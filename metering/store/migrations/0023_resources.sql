@@ -77,27 +77,6 @@ COMMENT ON COLUMN resource_creation.made IS 'The number or the id of what was ma
 
 -- What the API writes from here on, and what is logged of it -----------------------------------------
 
-CREATE OR REPLACE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = public, pg_temp AS $$
-DECLARE
-    secrets constant text[] := '{secret,key_hash,password_digest,password_salt}';
-    before jsonb;
-    after jsonb;
-BEGIN
-    IF TG_OP <> 'INSERT' THEN
-        before := to_jsonb(OLD) - secrets;
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        after := to_jsonb(NEW) - secrets;
-    END IF;
-    IF before IS DISTINCT FROM after THEN
-        INSERT INTO audit_change (entry_no, tenant_no, relation, before, after)
-        VALUES (current_setting('fleetmeter.audit_entry')::bigint, api_tenant(), TG_TABLE_NAME, before, after);
-    END IF;
-    RETURN NULL;
-END
-$$;
-
 -- A suspended tenant's keys and users are nobody's.
 CREATE OR REPLACE FUNCTION api_key_of(hash bytea, OUT api_key_no integer, OUT tenant_no integer, OUT role text,
     OUT fleets integer[], OUT device_no bigint, OUT expires_at timestamptz, OUT last_used_at timestamptz)

@@ -217,27 +217,6 @@ COMMENT ON COLUMN webhook_attempt.status IS 'HTTP status of the answer; NULL: no
 CREATE INDEX webhook_attempt_by_delivery ON webhook_attempt (delivery_no, attempt_no);
 CREATE INDEX webhook_delivery_that_ended ON webhook_delivery (attempted_at) WHERE due_at IS NULL;
 
-CREATE OR REPLACE FUNCTION note_change() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-DECLARE
-    hidden constant text[] := '{secret,previous_secret,key_hash,password_digest,password_salt}';
-    before jsonb;
-    after jsonb;
-BEGIN
-    IF TG_OP <> 'INSERT' THEN
-        before := to_jsonb(OLD) - hidden;
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        after := to_jsonb(NEW) - hidden;
-    END IF;
-    IF before IS DISTINCT FROM after THEN
-        INSERT INTO audit_change (entry_no, tenant_no, relation, before, after)
-        VALUES (current_setting('fleetmeter.audit_entry')::bigint, api_tenant(), TG_TABLE_NAME, before, after);
-    END IF;
-    RETURN NULL;
-END
-$$;
-
 -- What the API's role may, and which rows ---------------------------------------------------------
 
 DO $$
