@@ -6,6 +6,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import numpy as np
+
 from metering.charging.open_cycle import open_cycle
 from metering.charging.thresholds import ChargedUsage, RaisedAlert, count_usage
 from metering.charging.uniform_usage import Terms, charge_uniformly, charged_usage, part
@@ -60,6 +62,7 @@ from metering.store.work import (
     WorkItem,
     claim,
     next_run_no,
+    queued_columns,
     queued_reading,
     queued_rows,
 )
@@ -133,10 +136,10 @@ async def charge_usage(
 async def _charge_items(
     connection: Connection, items: Sequence[WorkItem], *, now: datetime
 ) -> RunOutcome:
-    rows = await queued_rows(connection, items)
+    queued, received_at = await queued_columns(connection, items)
     # A reading that came while the run was waiting for its shards was received after `now`.
-    now = max(now, *(row[5] for row in rows))
-    devices = sorted({row[2] for row in rows})
+    now = max(now, received_at)
+    devices = np.unique(queued.device_no).tolist()
     fleets, members = await fleets_of_devices(connection, devices)
     subscriptions = await subscriptions_of_devices(connection, devices)
     terms = Terms(
@@ -148,16 +151,20 @@ async def _charge_items(
         subscriptions=subscriptions,
         plans=await _plans_of(connection, subscriptions),
     )
-    outcome = RunOutcome(readings=len(rows), published_at={row[4] for row in rows})
-    parted = await part(connection, rows, terms, {item.shard_no for item in items})
+    outcome = RunOutcome(readings=len(queued), published_at=queued.published())
+    parted = await part(connection, queued, terms, {item.shard_no for item in items})
     if parted.lines:
         run_no, charged, late = await charge_uniformly(connection, parted, terms, now=now)
-        outcome.charges += sum(len(each.charges) for each in charged)
+        outcome.charges += parted.readings
         outcome.late_records += late
-        usage = (ChargedUsage(*each) for each in charged_usage(parted.lines, charged))
+        usage = (ChargedUsage(*each) for each in charged_usage(parted, charged))
         await _count_usage(connection, run_no, usage, terms, outcome, now=now)
-    if parted.rest:
-        readings = [queued_reading(row) for row in parted.rest]
+    if parted.readings < len(queued):
+        whose = parted.whose
+        rest = [
+            row for row in await queued_rows(connection, items) if (row[2], row[7]) not in whose
+        ]
+        readings = [queued_reading(row) for row in rest]
         await _charge_readings(connection, readings, items, terms, outcome, now=now)
     return outcome
 

@@ -11,33 +11,40 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
 
 from metering.rating.account import Charge, MeterUse, UseKey
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.charge import ChargeParts, Draw
 from metering.rating.guide import Subscription, UsageRecord, whole_record
 from metering.rating.plan import PlanTerms
-from metering.rating.record import FleetTerms
+from metering.rating.record import FleetTerms, StoredReading
 from metering.store.accounts import Loaded, Wanted, load_accounts, store_accounts
-from metering.store.charges import (
-    UniformCharge,
-    UniformCharges,
-    add_uniform_to_hours,
-    store_uniform_charges,
-)
+from metering.store.binary import instant_of
 from metering.store.closing import CycleKey, add_late_records
+from metering.store.columns import NEVER, Column
 from metering.store.connection import Connection
 from metering.store.cycles import opened_cycles
 from metering.store.registry import Fleet
-from metering.store.work import QueuedReading, QueuedRow, next_run_no, queued_reading
-from metering.usage import METERS_BY_NO, Meter, ReadingKind
+from metering.store.uniform_charges import (
+    UniformCharges,
+    UniformUsage,
+    add_uniform_to_hours,
+    store_uniform_charges,
+)
+from metering.store.work import QueuedColumns, QueuedReading, next_run_no
+from metering.usage import METERS_BY_NO, Meter, Reading, ReadingKind
 
-_DELTA = ReadingKind.DELTA.value
+_DELTA = ReadingKind.DELTA
+_SUM_MAX = 2**63 - 1
+"""The largest number that a column can hold."""
 
 
 @dataclass(slots=True)
 class Line:
-    """One device's usage of one meter in a run; `numbered` are its readings, by place in the run.
+    """One device's usage of one meter in a run: the readings from one place in its columns to another.
 
     `sample` is the first of them as a usage record: all are of its cycle and its subscription. `first`
     and `last` are when the first and the last of them began.
@@ -45,7 +52,8 @@ class Line:
 
     fleet_no: int
     meter: Meter
-    numbered: Sequence[tuple[int, QueuedRow]]
+    begin: int
+    end: int
     sample: UsageRecord
     quantity: int
     uplink: int
@@ -73,12 +81,22 @@ class Line:
 
 @dataclass(slots=True)
 class Parted:
-    """What of a run is uniform, with its accounts, and the rest of it, in order."""
+    """What of a run is uniform, with its accounts; what of it is not is left to the core."""
 
     lines: list[Line]
-    rest: list[QueuedRow]
+    usage: UniformUsage
     loaded: Loaded | None = None
     wanted: Wanted | None = None
+
+    @property
+    def readings(self) -> int:
+        """How many readings are uniform."""
+        return sum(line.end - line.begin for line in self.lines)
+
+    @property
+    def whose(self) -> set[tuple[int, int]]:
+        """The devices and meters whose readings are uniform."""
+        return {(line.subscription.device_no, line.meter.meter_no) for line in self.lines}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,52 +112,100 @@ class Terms:
 
 
 async def part(
-    connection: Connection, rows: Sequence[QueuedRow], terms: Terms, shards: set[int]
+    connection: Connection, queued: QueuedColumns, terms: Terms, shards: set[int]
 ) -> Parted:
     """Find what of a run is uniform, in fleets of the owned shards, and load its accounts."""
-    of_line: dict[tuple[int, int], list[tuple[int, QueuedRow]]] = {}
-    for numbered in enumerate(rows):
-        row = numbered[1]
-        of_line.setdefault((row[2], row[8]), []).append(numbered)
+    usage = UniformUsage(queued, *_amounts(queued))
+    if not _can_be_added(queued):
+        return Parted([], usage)
     lines: list[Line] = []
     left_out: set[tuple[int, str]] = set()
-    for (device_no, meter_no), numbered_rows in of_line.items():
-        line = _line(device_no, METERS_BY_NO[meter_no], numbered_rows, terms, shards)
+    for sums in _sums(usage):
+        line = _line(sums, terms, shards)
         if line is None:
-            left_out.add((terms.members[device_no], METERS_BY_NO[meter_no].meter))
+            meter = METERS_BY_NO[sums.meter_no].meter
+            left_out.add((terms.members[sums.device_no], meter))
         else:
             lines.append(line)
-    lines = await _in_open_cycles(connection, lines, left_out)
-    parted = Parted(lines, [])
-    if lines:
-        parted.wanted = _wanted(lines, terms)
+    parted = Parted(await _in_open_cycles(connection, lines, left_out), usage)
+    if parted.lines:
+        parted.wanted = _wanted(parted.lines, terms)
         parted.loaded = await load_accounts(connection, parted.wanted, terms.plans)
-        parted.lines = _with_buckets(lines, parted.loaded, terms, left_out)
-    uniform = {(line.subscription.device_no, line.meter.meter_no) for line in parted.lines}
-    parted.rest = [row for row in rows if (row[2], row[8]) not in uniform]
+        parted.lines = _with_buckets(parted.lines, parted.loaded, terms, left_out)
     return parted
 
 
-def _line(  # noqa: PLR0911 - each return is one thing that the core has to look at
-    device_no: int,
-    meter: Meter,
-    numbered: Sequence[tuple[int, QueuedRow]],
-    terms: Terms,
-    shards: set[int],
-) -> Line | None:
+_DIRECTED = np.zeros(max(METERS_BY_NO) + 1, np.bool_)
+"""meter_no → whether what goes up and what goes down is told apart."""
+for _number, _meter in METERS_BY_NO.items():
+    _DIRECTED[_number] = _meter.directed
+
+
+def _amounts(queued: QueuedColumns) -> tuple[Column, Column]:
+    """Return the quantity of each reading, and what of it went up."""
+    directed = _DIRECTED[queued.meter_no]
+    uplink = np.where(directed, queued.uplink, 0)
+    return np.where(directed, queued.uplink + queued.downlink, queued.quantity), uplink
+
+
+def _can_be_added(queued: QueuedColumns) -> bool:
+    """Whether no sum of the readings is too large for a column."""
+    largest = sum(int(each.max()) for each in (queued.uplink, queued.downlink, queued.quantity))
+    return largest * len(queued) <= _SUM_MAX
+
+
+class _Sums(NamedTuple):
+    """A device's readings of a meter added up; instants as in the columns."""
+
+    begin: int
+    end: int
+    device_no: int
+    meter_no: int
+    only_deltas: bool
+    quantity: int
+    uplink: int
+    first: int
+    last: int
+    """When the first and the last of them began."""
+    ends: int
+    """When the last of them ended."""
+
+
+def _sums(usage: UniformUsage) -> list[_Sums]:
+    """Add up the readings of each device and meter."""
+    queued = usage.queued
+    device_no, meter_no = queued.device_no, queued.meter_no
+    other = (device_no[1:] != device_no[:-1]) | (meter_no[1:] != meter_no[:-1])
+    begins = np.concatenate(([0], np.flatnonzero(other) + 1))
+    ends = np.append(begins[1:], len(queued))
+    columns = (
+        begins,
+        ends,
+        device_no[begins],
+        meter_no[begins],
+        np.logical_and.reduceat(queued.kind == _DELTA, begins),
+        np.add.reduceat(usage.quantity, begins),
+        np.add.reduceat(usage.uplink, begins),
+        np.minimum.reduceat(queued.starts_at, begins),
+        np.maximum.reduceat(queued.starts_at, begins),
+        np.maximum.reduceat(queued.measured_at, begins),
+    )
+    return [_Sums(*each) for each in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _line(sums: _Sums, terms: Terms, shards: set[int]) -> Line | None:  # noqa: PLR0911 - each return is one thing that the core has to look at
     """Return a device's usage of a meter as a line; None when the core has to look at it."""
+    device_no, meter = sums.device_no, METERS_BY_NO[sums.meter_no]
     fleet_no = terms.members[device_no]
     subscriptions = terms.subscriptions[device_no]
-    if terms.fleets[fleet_no].shard_no not in shards:
+    if terms.fleets[fleet_no].shard_no not in shards or not sums.only_deltas:
         return None
     for each in subscriptions:
         if each.fleet_no != fleet_no:
             return None
-    sums = _sums(numbered, directed=meter.directed)
-    if sums is None:
-        return None
-    quantity, uplink, first, last = sums
-    ends = numbered[-1][1][7]
+    first = instant_of(sums.first)
+    last = first if sums.last == sums.first else instant_of(sums.last)
+    ends = last if sums.ends == sums.last else instant_of(sums.ends)
     sample = whole_record(0, 0, first, first, terms.of_fleets[fleet_no].calendar, subscriptions)
     if sample is None:
         return None
@@ -151,32 +217,9 @@ def _line(  # noqa: PLR0911 - each return is one thing that the core has to look
     plan = terms.plans[sample.subscription.plan_no]
     if meter.meter not in plan.plain_meters or plan.record_quantum is not None:
         return None
-    return Line(fleet_no, meter, numbered, sample, quantity, uplink, first, last)
-
-
-def _sums(
-    numbered: Sequence[tuple[int, QueuedRow]], *, directed: bool
-) -> tuple[int, int, datetime, datetime] | None:
-    """Return the quantity and the uplink of deltas, and when the first and the last of them began.
-
-    They are in the order in which they were measured. None when there is a counter's value among them.
-    """
-    quantity = uplink = 0
-    dated = False
-    for _, row in numbered:
-        if row[9] != _DELTA:
-            return None
-        if directed:
-            uplink += row[10]
-            quantity += row[11]
-        else:
-            quantity += row[12]
-        if row[13] is not None:
-            dated = True
-    if not dated:
-        return quantity + uplink, uplink, numbered[0][1][7], numbered[-1][1][7]
-    starts = [row[13] or row[7] for _, row in numbered]
-    return quantity + uplink, uplink, min(starts), max(starts)
+    return Line(
+        fleet_no, meter, sums.begin, sums.end, sample, sums.quantity, sums.uplink, first, last
+    )
 
 
 async def _in_open_cycles(
@@ -289,15 +332,15 @@ async def charge_uniformly(
     assert parted.loaded is not None  # noqa: S101 - as there are lines
     assert parted.wanted is not None  # noqa: S101
     run_no = await next_run_no(connection)
-    charges = [_charged(line, terms) for line in parted.lines]
+    charges = [_charged(line, parted.usage, terms) for line in parted.lines]
     uses = {key: parted.loaded.accounts.uses[key] for key in _use_keys(parted.lines)}
     parted.loaded.accounts.uses = uses
     await store_accounts(connection, parted.loaded, parted.wanted)
-    await store_uniform_charges(connection, run_no, charges, now=now)
-    await add_uniform_to_hours(connection, charges)
+    await store_uniform_charges(connection, run_no, parted.usage, charges, now=now)
+    await add_uniform_to_hours(connection, parted.usage, charges)
     records: Counter[CycleKey] = Counter()
     for line in parted.lines:
-        records[line.cycle_key] += len(line.numbered)
+        records[line.cycle_key] += line.end - line.begin
     return run_no, charges, await add_late_records(connection, records)
 
 
@@ -307,74 +350,69 @@ def _use_keys(lines: Iterable[Line]) -> Iterator[UseKey]:
         yield number, meter_no, line.sample.cycle.start, 0
 
 
-def _charged(line: Line, terms: Terms) -> UniformCharges:
+def _charged(line: Line, usage: UniformUsage, terms: Terms) -> UniformCharges:
     """Charge a line's readings to its accounts."""
     subscription, use, bucket = line.subscription, line.use, line.bucket
-    plan, directed = terms.plans[subscription.plan_no], line.meter.directed
-    increment = plan.rates[line.meter.meter][0].increment
-    before = overage = use.overage
-    amounts = 0
-    charges: list[UniformCharge] = []
-    for position, row in line.numbered:
-        at = row[7]
-        start = row[13] or at
-        if directed:
-            uplink = row[10]
-            quantity = uplink + row[11]
-        else:
-            uplink, quantity = 0, row[12]
-        if bucket is None:
-            amount = increment(overage, quantity)
-            amounts += amount
-            charges.append(
-                (position, row[3], row[6], at, start, quantity, uplink, quantity, overage, amount)
-            )
-            overage += quantity
-        else:
-            charges.append((position, row[3], row[6], at, start, quantity, uplink, 0, overage, 0))
-    use.records += len(charges)
+    before = use.overage
+    amounts: list[int] | None = None
+    if bucket is None:
+        amounts = []
+        increment = terms.plans[subscription.plan_no].rates[line.meter.meter][0].increment
+        for quantity in usage.quantity[line.begin : line.end].tolist():
+            amounts.append(increment(use.overage, quantity))
+            use.overage += quantity
+        use.amount += sum(amounts)
+    elif bucket.kind is BucketKind.POOL:
+        use.from_pool += line.quantity
+    else:
+        use.from_allowance += line.quantity
+    if bucket is not None:
+        bucket.draw(subscription.subscription_no, line.quantity)
+    use.records += line.end - line.begin
     use.quantity += line.quantity
     use.uplink += line.uplink
     use.billed += line.quantity
-    use.amount += amounts
-    use.overage = overage
-    if bucket is not None:
-        bucket.draw(subscription.subscription_no, line.quantity)
-        if bucket.kind is BucketKind.POOL:
-            use.from_pool += line.quantity
-        else:
-            use.from_allowance += line.quantity
     return UniformCharges(
+        line.begin,
+        line.end,
         device_no=subscription.device_no,
         fleet_no=line.fleet_no,
         subscription=subscription,
         meter_no=line.meter.meter_no,
         cycle=line.sample.cycle,
         bucket=bucket,
-        charges=charges,
+        priced_before=before,
+        amounts=amounts,
         first=line.first,
         last=line.last,
         quantity=line.quantity,
         uplink=line.uplink,
-        overage=overage - before,
-        amount=amounts,
     )
 
 
 def charged_usage(
-    lines: Iterable[Line], charged: Iterable[UniformCharges]
+    parted: Parted, charged: Iterable[UniformCharges]
 ) -> Iterator[tuple[QueuedReading, Sequence[Charge]]]:
-    """Return the readings with their charges as the core would have made them, in order."""
+    """Return the readings with their charges as the core would have made them, in order.
+
+    Of a reading there is what counts: what was used and when.
+    """
     found: list[tuple[int, QueuedReading, Sequence[Charge]]] = []
-    for line, of_line in zip(lines, charged, strict=True):
+    queued = parted.usage.queued
+    for line, of_line in zip(parted.lines, charged, strict=True):
         bucket = of_line.bucket
         pooled = bucket is not None and bucket.kind is BucketKind.POOL
-        for (position, row), charge in zip(line.numbered, of_line.charges, strict=True):
-            _, _, _, at, start, quantity, uplink, overage, before, amount = charge
+        before = of_line.priced_before
+        places = range(line.begin, line.end)
+        for place, quantity, uplink, overage, amount in zip(
+            places, *of_line.columns_of(parted.usage), strict=True
+        ):
+            at = instant_of(int(queued.measured_at[place]))
             drawn = quantity - overage
             record = line.sample._replace(
-                start=start, end=at, quantity=quantity, uplink=uplink, raw=quantity, billed=quantity
-            )
+                start=instant_of(int(queued.starts_at[place])), end=at, quantity=quantity,
+                uplink=uplink, raw=quantity, billed=quantity,
+            )  # fmt: skip
             parts = ChargeParts(
                 0 if pooled else drawn,
                 drawn if pooled else 0,
@@ -383,7 +421,25 @@ def charged_usage(
                 before,
                 draws=() if bucket is None or not drawn else (Draw(bucket, drawn),),
             )
-            found.append((position, queued_reading(row), (Charge(record, parts),)))
+            before += overage
+            reading = _reading(parted.usage, line.meter, place, at)
+            found.append((int(queued.position[place]), reading, (Charge(record, parts),)))
     found.sort(key=itemgetter(0))
-    for _, queued, charges in found:
-        yield queued, charges
+    for _, reading, charges in found:
+        yield reading, charges
+
+
+def _reading(usage: UniformUsage, meter: Meter, place: int, at: datetime) -> QueuedReading:
+    queued = usage.queued
+    published_at = int(queued.published_at[place])
+    return QueuedReading(
+        StoredReading(
+            int(queued.device_no[place]),
+            int(queued.boot_no[place]),
+            Reading(
+                int(queued.seq[place]), at, meter, _DELTA, int(queued.uplink[place]),
+                int(queued.downlink[place]), int(queued.quantity[place]),
+            ),
+        ),
+        None if published_at == NEVER else instant_of(published_at),
+    )  # fmt: skip

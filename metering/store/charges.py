@@ -3,16 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from operator import add
-from struct import Struct, pack
+from struct import Struct
 from typing import Any, NamedTuple
 
-from metering.period import BillCycle
 from metering.rating.account import Charge
-from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.charge import ChargeParts, Draw
-from metering.rating.guide import ParkReason, Subscription
+from metering.rating.guide import ParkReason
 from metering.rating.record import StoredReading, Usage
 from metering.store.binary import (
     COPY_HEADER,
@@ -26,6 +22,7 @@ from metering.store.binary import (
     microseconds,
     numeric_array,
     numeric_field,
+    text_array,
     text_field,
     timestamptz_array,
 )
@@ -58,7 +55,7 @@ class ParkedReading:
     reason: ParkReason
 
 
-_CHARGE_COLUMNS = (
+CHARGE_COLUMNS = (
     "measured_at, charged_at, run_no, run_position, boot_no, seq, part, device_no, fleet_no,"
     " subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity, uplink,"
     " variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,"
@@ -73,18 +70,13 @@ _USAGE = Struct(">iqiqiqiq")
 _VARIANT = Struct(">ih")
 _BILLED = Struct(">iqiqiqiq")
 """billed … overage"""
-_PRICED = Struct(">qiqiqiq")
-"""billed … overage, but for the first length"""
-_MEASURED = Struct(">hiq")
-_PLACE_IN_RUN = Struct(">iiqiq")
-"""run_position … seq"""
-_COLUMNS = _CHARGE_COLUMNS.count(",") + 1
+_COLUMNS = CHARGE_COLUMNS.count(",") + 1
 _ROWS_A_WRITE = 500
 
 
-async def _copy(connection: Connection, rows: Iterable[bytes]) -> None:
-    """Write rows of charges while more are made."""
-    async with copying_into(connection, "charge", _CHARGE_COLUMNS) as copy:
+async def copy_charges(connection: Connection, rows: Iterable[bytes]) -> None:
+    """Write charges by binary COPY, of whose rows some are made while others are written."""
+    async with copying_into(connection, "charge", CHARGE_COLUMNS) as copy:
         gathered = [COPY_HEADER]
         for row in rows:
             gathered.append(row)
@@ -98,7 +90,7 @@ async def store_charges(
     connection: Connection, charged: Iterable[ChargedReading], *, now: datetime
 ) -> None:
     """Write charges by binary COPY."""
-    await _copy(connection, _charge_rows(charged, now))
+    await copy_charges(connection, _charge_rows(charged, now))
 
 
 def _charge_rows(charged: Iterable[ChargedReading], now: datetime) -> Iterator[bytes]:
@@ -156,146 +148,6 @@ def _draw_fields(draws: Sequence[Draw], known: dict[str, bytes]) -> bytes:
     return number + int8_array_field((quantity,))
 
 
-UniformCharge = tuple[int, int, int, datetime, datetime, int, int, int, int, int]
-"""run_position, boot_no, seq, measured_at, usage_from, quantity, uplink, overage, priced_before, amount"""
-
-
-class UniformCharges(NamedTuple):
-    """Charges of a run that differ in nothing else: one a reading, each met by one bucket or by none.
-
-    `first` and `last` are when the first and the last usage began; the sums are those of all of them.
-    (A named tuple, because a run may have as many of them as readings.)
-    """
-
-    device_no: int
-    fleet_no: int
-    subscription: Subscription
-    meter_no: int
-    cycle: BillCycle
-    bucket: Bucket | None
-    charges: Sequence[UniformCharge]
-    first: datetime
-    last: datetime
-    quantity: int
-    uplink: int
-    overage: int
-    amount: int
-
-
-async def store_uniform_charges(
-    connection: Connection, run_no: int, charged: Iterable[UniformCharges], *, now: datetime
-) -> None:
-    """Write charges by binary COPY."""
-    await _copy(connection, _uniform_rows(run_no, charged, now))
-
-
-_NO_DRAW = NULL_FIELD * 3
-"""draw_buckets, draw_quantities, correction_no of what no bucket pays for."""
-_OF_RUN = Struct(">iqiqi")
-"""charged_at, run_no, and the length of run_position."""
-_LENGTH = pack(">i", 8)
-"""That of a bigint or a time."""
-_ONE_DRAW_BEGINS = pack(">iiiiiii", 32, 1, 0, 20, 1, 1, 8)
-"""An array of one bigint, up to its value."""
-
-
-_BEGINS = pack(">hi", _COLUMNS, 8)
-"""The number of columns, and the length of measured_at."""
-_VARIANT_AND_NAMES = _VARIANT.pack(2, 0) + NULL_FIELD * 2 + _LENGTH
-"""variant, zone and band, and the length of what follows."""
-_ZERO = numeric_field(0)
-_NO_OVERAGE = int8_field(0)
-
-
-@lru_cache(maxsize=256)
-def _drawn_row(priced_octets: int) -> Struct:
-    """Return the form of a row that a bucket pays for: values, and between them what is always alike."""
-    return Struct(
-        f">6sq28si4sq4sq{_ACCOUNT.size}siqiqiqiq{len(_VARIANT_AND_NAMES)}sqiqiq{priced_octets}sq4s"
-    )
-
-
-def _uniform_rows(run_no: int, charged: Iterable[UniformCharges], now: datetime) -> Iterator[bytes]:
-    of_run = _OF_RUN.pack(8, microseconds(now), 8, run_no, 4)
-    cycle_starts: dict[datetime, int] = {}
-    draws_of: dict[str, bytes] = {}
-    for of_line in charged:
-        subscription, bucket, cycle = of_line.subscription, of_line.bucket, of_line.cycle
-        cycle_start = cycle_starts.get(cycle.start)
-        if cycle_start is None:
-            cycle_start = cycle_starts[cycle.start] = microseconds(cycle.start)
-        account = _ACCOUNT.pack(
-            2, 0, 8, of_line.device_no, 4, of_line.fleet_no, 8, subscription.subscription_no,
-            4, subscription.plan_no, 2, of_line.meter_no, 8, cycle_start,
-        )  # fmt: skip
-        if bucket is None:
-            yield from _priced_rows(of_run, account, of_line.charges)
-            continue
-        draws = draws_of.get(bucket.bucket_id)
-        if draws is None:
-            number = int8_array_field([int(bucket.bucket_id)])
-            draws = draws_of[bucket.bucket_id] = _ZERO * 2 + number + _ONE_DRAW_BEGINS
-        pooled = bucket.kind is BucketKind.POOL
-        before = _NO_OVERAGE + numeric_field(of_line.charges[0][8])
-        priced = before + draws
-        form = _drawn_row(len(priced)).pack
-        for position, boot_no, seq, at, start, quantity, uplink, _, _, _ in of_line.charges:
-            measured_at = microseconds(at)
-            row = form(
-                _BEGINS, measured_at, of_run, position, _LENGTH, boot_no, _LENGTH, seq,
-                account, 8, measured_at if start is at else microseconds(start), 8, measured_at,
-                8, quantity, 8, uplink, _VARIANT_AND_NAMES, quantity,
-                8, 0 if pooled else quantity, 8, quantity if pooled else 0, priced, quantity, NULL_FIELD,
-            )  # fmt: skip
-            yield row if quantity else row[: -len(priced) - 12] + before + _ZERO * 2 + _NO_DRAW
-
-
-def _priced_rows(
-    of_run: bytes, account: bytes, charges: Sequence[UniformCharge]
-) -> Iterator[bytes]:
-    for position, boot_no, seq, at, start, quantity, uplink, _, before, amount in charges:
-        measured_at = microseconds(at)
-        yield b"".join((
-            _MEASURED.pack(_COLUMNS, 8, measured_at),
-            of_run,
-            _PLACE_IN_RUN.pack(position, 8, boot_no, 8, seq),
-            account,
-            _USAGE.pack(
-                8, measured_at if start is at else microseconds(start), 8, measured_at,
-                8, quantity, 8, uplink,
-            ),
-            _VARIANT_AND_NAMES,
-            _PRICED.pack(quantity, 8, 0, 8, 0, 8, quantity),
-            numeric_field(before),
-            numeric_field(amount),
-            _ZERO,
-            _NO_DRAW,
-        ))  # fmt: skip
-
-
-async def add_uniform_to_hours(connection: Connection, charged: Iterable[UniformCharges]) -> None:
-    """Add charges that are new to the hourly rollups; each device's of a meter stand together."""
-    hours: dict[HourOfFleet, list[int]] = {}
-    begins = ends = _HOURS_SINCE
-    for each in charged:
-        device_no, meter_no, fleet_no = each.device_no, each.meter_no, each.fleet_no
-        plan_no = each.subscription.plan_no
-        if not begins <= each.first < ends:
-            begins = hour_of(each.first)
-            ends = begins + timedelta(hours=1)
-        if each.last < ends:
-            hours[device_no, meter_no, plan_no, begins, "", fleet_no] = [
-                len(each.charges), each.quantity, each.uplink, each.overage, each.amount
-            ]  # fmt: skip
-            continue
-        for _, _, _, _, start, quantity, uplink, overage, _, amount in each.charges:
-            key = (device_no, meter_no, plan_no, hour_of(start), "", fleet_no)
-            sums = hours.setdefault(key, [0, 0, 0, 0, 0])
-            added = (1, quantity, uplink, overage, amount)
-            sums[:] = map(add, sums, added)
-    await store_hours(connection, hours)
-
-
 ChargeColumns = tuple[Any, ...]
 """part, fleet_no, subscription_no, plan_no, meter_no, cycle_start, usage_from, usage_to, quantity,
 uplink, variant, zone, band, billed, from_allowance, from_pool, overage, priced_before, amount,
@@ -340,7 +192,7 @@ async def add_to_hours(connection: Connection, charged: Iterable[ChargedReading]
         device_no, meter_no = stored.device_no, stored.reading.meter.meter_no
         for record, parts in charges:
             subscription = record.subscription
-            since = record.start - _HOURS_SINCE
+            since = record.start - HOURS_SINCE
             hour = since.days * 24 + since.seconds // 3600
             key = (
                 device_no, meter_no, subscription.plan_no, hour, record.zone or "",
@@ -354,14 +206,14 @@ async def add_to_hours(connection: Connection, charged: Iterable[ChargedReading]
             sums[2] += record.uplink
             sums[3] += parts.overage
             sums[4] += parts.amount
-    starts = {key[3]: _HOURS_SINCE + timedelta(hours=key[3]) for key in hours}
+    starts = {key[3]: HOURS_SINCE + timedelta(hours=key[3]) for key in hours}
     await store_hours(
         connection,
         {(*key[:3], starts[key[3]], *key[4:]): sums for key, sums in hours.items()},
     )
 
 
-_HOURS_SINCE = datetime(1970, 1, 1, tzinfo=UTC)
+HOURS_SINCE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 HourOfFleet = tuple[int, int, int, datetime, str, int]
@@ -382,7 +234,7 @@ async def store_hours(connection: Connection, hours: Mapping[HourOfFleet, Sequen
             int2_array([key[1] for key in keys]),
             int4_array([key[2] for key in keys]),
             timestamptz_array([key[3] for key in keys]),
-            [key[4] for key in keys],
+            text_array([key[4] for key in keys]),
             int4_array([key[5] for key in keys]),
             int8_array([each[0] for each in sums]),
             *(numeric_array([each[column] for each in sums]) for column in range(1, 5)),

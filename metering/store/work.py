@@ -1,12 +1,17 @@
 """The claim queue of charging: a work item is seen once its readings are, and ends with its charges."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from metering.rating.record import StoredReading
+from metering.store.binary import instant_of, int2_array, int8_array
+from metering.store.columns import NEVER, Column, column_of
 from metering.store.connection import Connection
 from metering.store.leases import Leases
 from metering.store.readings import reading_of
@@ -25,11 +30,10 @@ class WorkItem:
 
 
 class QueuedReading(NamedTuple):
-    """A claimed reading, and when its message was published and received."""
+    """A claimed reading, and when its message was published."""
 
     stored: StoredReading
     published_at: datetime | None
-    received_at: datetime
 
 
 async def claim(
@@ -115,10 +119,14 @@ async def readmit(connection: Connection) -> int:
     return readmitted.rowcount
 
 
+_OF_BATCHES = (
+    " FROM reading WHERE batch_no = ANY(%s) AND shard_no = ANY(%s)"
+    " AND measured_at BETWEEN %s AND %s"
+)
 QUEUED_READINGS = (
-    "SELECT shard_no, batch_no, device_no, boot_no, published_at, received_at,"
+    "SELECT shard_no, batch_no, device_no, boot_no, published_at,"
     " seq, measured_at, meter_no, kind, uplink, downlink, quantity, since, epoch, width, zone, rat, apn,"
-    " session, packets FROM reading WHERE batch_no = ANY(%s) AND measured_at BETWEEN %s AND %s"
+    " session, packets" + _OF_BATCHES
 )
 
 
@@ -131,27 +139,100 @@ async def queued_rows(connection: Connection, items: Sequence[WorkItem]) -> list
 
     That order, by measured time, then boot, then sequence, is recorded with the charges.
     """
-    found = await connection.execute(
-        QUEUED_READINGS,
-        [
-            [item.batch_no for item in items],
-            min(item.measured_from for item in items),
-            max(item.measured_to for item in items),
-        ],
-        binary=True,
-    )
+    found = await connection.execute(QUEUED_READINGS, _of_batches(items), binary=True)
     claimed = {(item.shard_no, item.batch_no) for item in items}
     rows = [row for row in await found.fetchall() if (row[0], row[1]) in claimed]
     rows.sort(key=_IN_ORDER)
     return rows
 
 
+def _of_batches(items: Sequence[WorkItem]) -> list[object]:
+    """Return the parameters of `_OF_BATCHES`: readings among which are those of claimed items."""
+    return [
+        int8_array({item.batch_no for item in items}),
+        int2_array({item.shard_no for item in items}),
+        min(item.measured_from for item in items),
+        max(item.measured_to for item in items),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedColumns:
+    """Claimed readings by column, with what charging alike asks of them; instants are microseconds.
+
+    `starts_at` is when the usage of a delta began. `position` is a reading's place in the order in which
+    they are charged. Where nothing says when a message was published, that is `NEVER`.
+    """
+
+    position: Column
+    device_no: Column
+    boot_no: Column
+    seq: Column
+    measured_at: Column
+    starts_at: Column
+    published_at: Column
+    meter_no: Column
+    kind: Column
+    uplink: Column
+    downlink: Column
+    quantity: Column
+
+    def __len__(self) -> int:
+        """How many readings."""
+        return len(self.position)
+
+    def taken(self, places: NDArray[np.intp] | NDArray[np.bool_]) -> "QueuedColumns":
+        """Return the readings at some places, in their order."""
+        return QueuedColumns(*(getattr(self, each.name)[places] for each in fields(self)))
+
+    def published(self) -> set[datetime | None]:
+        """Return when their messages were published; None where nothing says so."""
+        return {
+            None if each == NEVER else instant_of(each)
+            for each in np.unique(self.published_at).tolist()
+        }
+
+
+_QUEUED_COLUMNS = (
+    "SELECT max(received_at), "
+    + ", ".join(
+        f"array_send(array_agg({each}))"
+        for each in (
+            "batch_no * 65536 + shard_no", "device_no", "boot_no", "seq", "measured_at",
+            "coalesce(since, measured_at)", "coalesce(published_at, '-infinity')", "meter_no::bigint",
+            "kind::bigint", "uplink", "downlink", "quantity",
+        )
+    )
+    + _OF_BATCHES
+)  # fmt: skip
+
+
+async def queued_columns(
+    connection: Connection, items: Sequence[WorkItem]
+) -> tuple[QueuedColumns, datetime]:
+    """Return the readings of claimed items by device, meter and order, and when the last was received.
+
+    The order is that of `queued_rows`.
+    """
+    found = await connection.execute(_QUEUED_COLUMNS, _of_batches(items), binary=True)
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - an aggregate returns one row
+    whose, *columns = map(column_of, row[1:])
+    every = QueuedColumns(np.zeros_like(whose), *columns)
+    claimed = np.isin(whose, [item.batch_no * 65536 + item.shard_no for item in items])
+    if not claimed.all():
+        every = every.taken(claimed)
+    in_order = np.lexsort((every.seq, every.boot_no, every.measured_at))
+    every.position[in_order] = np.arange(len(every))
+    return every.taken(np.lexsort((every.position, every.meter_no, every.device_no))), row[0]
+
+
 def queued_reading(row: QueuedRow) -> QueuedReading:
     """Return the reading in a row of `QUEUED_READINGS`."""
-    return QueuedReading(StoredReading(row[2], row[3], reading_of(row[6:])), row[4], row[5])
+    return QueuedReading(StoredReading(row[2], row[3], reading_of(row[5:])), row[4])
 
 
-_IN_ORDER = itemgetter(7, 3, 6)
+_IN_ORDER = itemgetter(6, 3, 5)
 """measured_at, boot_no, seq"""
 
 

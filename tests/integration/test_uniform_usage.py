@@ -20,7 +20,8 @@ from metering.rating.threshold import Measure, Per, Recurrence
 from metering.settings import Settings
 from metering.store.connection import Connection, connect
 from metering.store.thresholds import NewThreshold, Terms
-from metering.store.work import QueuedRow
+from metering.store.uniform_charges import UniformUsage
+from metering.store.work import QueuedColumns
 from metering.usage import DATA, SMS, VOICE, Reading, ReadingKind
 from tests.integration.pipeline import LONG_AGO, Operator, fresh_database
 from tests.integration.rich import Published, publish
@@ -161,11 +162,11 @@ async def stored(connection: Connection) -> Tables:
 
 async def left_to_the_core(
     _connection: Connection,
-    rows: Sequence[QueuedRow],
+    queued: QueuedColumns,
     _terms: uniform_usage.Terms,
     _shards: set[int],
 ) -> uniform_usage.Parted:
-    return uniform_usage.Parted([], list(rows))
+    return uniform_usage.Parted([], UniformUsage(queued, queued.quantity, queued.uplink))
 
 
 @dataclass(slots=True)
@@ -180,15 +181,15 @@ class Comparison:
     async def _counted(
         self,
         connection: Connection,
-        rows: Sequence[QueuedRow],
+        queued: QueuedColumns,
         terms: uniform_usage.Terms,
         shards: set[int],
     ) -> uniform_usage.Parted:
-        parted = await uniform_usage.part(connection, rows, terms, shards)
-        self.ways["alike"] += len(rows) - len(parted.rest)
-        self.ways["core"] += len(parted.rest)
+        parted = await uniform_usage.part(connection, queued, terms, shards)
+        self.ways["alike"] += parted.readings
+        self.ways["core"] += len(queued) - parted.readings
         for line in parted.lines:
-            self.ways[line.bucket.kind.value if line.bucket else "price"] += len(line.numbered)
+            self.ways[line.bucket.kind.value if line.bucket else "price"] += line.end - line.begin
         return parted
 
     def both(
