@@ -352,10 +352,10 @@ async def store_buckets(connection: Connection, loaded: Loaded) -> None:
         " FROM unnest(%s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[])"
         " AS given (bucket_no, used, promised, reserved) WHERE bucket.bucket_no = given.bucket_no",
         [
-            list(drawn),
-            [int(bucket.used) for bucket in drawn.values()],
-            [bucket.promised or 0 for bucket in drawn.values()],
-            [bucket.reserved for bucket in drawn.values()],
+            int8_array(drawn),
+            numeric_array(int(bucket.used) for bucket in drawn.values()),
+            numeric_array(bucket.promised or 0 for bucket in drawn.values()),
+            numeric_array(bucket.reserved for bucket in drawn.values()),
         ],
     )
     members = [
