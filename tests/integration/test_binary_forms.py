@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metering.store import binary
+from metering.store.columns import column_of
 from metering.store.connection import Connection, connect
 
 INT2 = st.integers(-(2**15), 2**15 - 1)
@@ -86,5 +87,25 @@ def test_copied_rows_arrive_as_they_were_meant(database_url: str, data: st.DataO
             f"SELECT {names} FROM given ORDER BY row_no".encode()  # noqa: S608 - own names
         )
         assert await found.fetchall() == rows
+
+    on(database_url, scene)
+
+
+@several
+@given(numbers=st.lists(INT8, max_size=20), instants=st.lists(INSTANT, max_size=20))
+def test_columns_arrive_as_they_were_meant(
+    database_url: str, numbers: list[int], instants: list[datetime]
+) -> None:
+    async def scene(connection: Connection) -> None:
+        found = await connection.execute(
+            "SELECT (SELECT array_send(array_agg(each)) FROM unnest(%s::bigint[]) AS each),"
+            " (SELECT array_send(array_agg(each)) FROM unnest(%s::timestamptz[]) AS each)",
+            [numbers, instants],
+            binary=True,
+        )
+        row = await found.fetchone()
+        assert row is not None
+        assert column_of(row[0]).tolist() == numbers
+        assert [binary.instant_of(each) for each in column_of(row[1]).tolist()] == instants
 
     on(database_url, scene)

@@ -22,7 +22,7 @@ from metering.store.connection import Connection, connect
 from metering.store.thresholds import NewThreshold, Terms
 from metering.store.uniform_charges import UniformUsage
 from metering.store.work import QueuedColumns
-from metering.usage import DATA, SMS, VOICE, Reading, ReadingKind
+from metering.usage import DATA, QUANTITY_MAX, SMS, VOICE, Reading, ReadingKind
 from tests.integration.pipeline import LONG_AGO, Operator, fresh_database
 from tests.integration.rich import Published, publish
 from tests.integration.test_live_rating import assert_equal
@@ -262,6 +262,9 @@ ALONE: dict[str, Sequence[Published]] = {
             device="gone",
             readings=[delta(1, 900, at=LATE_BEGINS + HOUR, since=LATE_BEGINS - HOUR)],
         )
+    ],
+    "more than any column can hold, together": [
+        Published(device="own-2", readings=[delta(seq, QUANTITY_MAX) for seq in range(1, 1_100)])
     ],
     "one draws from what is left, and the price for the rest": [
         Published(device="own-2", readings=[delta(1, 39_000), delta(2, 2_000)])
