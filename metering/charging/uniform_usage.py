@@ -8,7 +8,7 @@ to the core. The audit replays both, by the core or held to it.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from typing import NamedTuple
@@ -21,7 +21,15 @@ from metering.rating.charge import ChargeParts, Draw
 from metering.rating.guide import Subscription, UsageRecord, whole_record
 from metering.rating.plan import PlanTerms
 from metering.rating.record import FleetTerms, StoredReading
-from metering.store.accounts import Loaded, Wanted, load_accounts, store_accounts
+from metering.store.accounts import (
+    FleetUse,
+    Loaded,
+    Wanted,
+    add_uses,
+    load_accounts,
+    load_overage,
+    store_buckets,
+)
 from metering.store.binary import instant_of
 from metering.store.closing import CycleKey, add_late_records
 from metering.store.columns import NEVER, Column
@@ -59,7 +67,6 @@ class Line:
     uplink: int
     first: datetime
     last: datetime
-    use: MeterUse = field(default_factory=MeterUse)
     bucket: Bucket | None = None
     """What pays for all of it; None: nothing does."""
 
@@ -74,6 +81,16 @@ class Line:
         return (self.fleet_no, self.sample.cycle.start)
 
     @property
+    def use_key(self) -> UseKey:
+        """What it is added to."""
+        return (
+            self.subscription.subscription_no,
+            self.meter.meter_no,
+            self.sample.cycle.start,
+            0,
+        )
+
+    @property
     def pool_key(self) -> tuple[int, str]:
         """With whom it may share a pool: the fleet and the meter."""
         return (self.fleet_no, self.meter.meter)
@@ -86,7 +103,6 @@ class Parted:
     lines: list[Line]
     usage: UniformUsage
     loaded: Loaded | None = None
-    wanted: Wanted | None = None
 
     @property
     def readings(self) -> int:
@@ -129,8 +145,8 @@ async def part(
             lines.append(line)
     parted = Parted(await _in_open_cycles(connection, lines, left_out), usage)
     if parted.lines:
-        parted.wanted = _wanted(parted.lines, terms)
-        parted.loaded = await load_accounts(connection, parted.wanted, terms.plans)
+        wanted = _wanted(parted.lines, terms)
+        parted.loaded = await load_accounts(connection, wanted, terms.plans)
         parted.lines = _with_buckets(parted.lines, parted.loaded, terms, left_out)
     return parted
 
@@ -235,16 +251,13 @@ async def _in_open_cycles(
 
 
 def _wanted(lines: Sequence[Line], terms: Terms) -> Wanted:
-    uses: dict[tuple[int, int, datetime, int], int] = {}
     meters: dict[tuple[int, int], tuple[int, Subscription]] = {}
     for line in lines:
         subscription, meter_no = line.subscription, line.meter.meter_no
-        number = subscription.subscription_no
-        uses[number, meter_no, line.sample.cycle.start, 0] = line.fleet_no
         if terms.plans[subscription.plan_no].meters[line.meter.meter].allowances:
-            meters[number, meter_no] = (line.fleet_no, subscription)
+            meters[subscription.subscription_no, meter_no] = (line.fleet_no, subscription)
     return Wanted(
-        uses=uses,
+        uses={},
         counts={},
         meters=meters,
         first=min(line.first for line in lines),
@@ -275,9 +288,6 @@ def _with_buckets(
         number, meter_no = line.subscription.subscription_no, line.meter.meter_no
         buckets = loaded.accounts.buckets.get((number, meter_no, line.sample.cycle.start), ())
         if _finds_its_bucket(line, buckets):
-            line.use = loaded.accounts.uses.setdefault(
-                (number, meter_no, line.sample.cycle.start, 0), MeterUse()
-            )
             remaining.append(line)
         else:
             left_out.add(line.pool_key)
@@ -330,12 +340,13 @@ async def charge_uniformly(
 ) -> tuple[int, list[UniformCharges], int]:
     """Charge the lines as a run: its number, its charges, and how many are of closed cycles."""
     assert parted.loaded is not None  # noqa: S101 - as there are lines
-    assert parted.wanted is not None  # noqa: S101
     run_no = await next_run_no(connection)
-    charges = [_charged(line, parted.usage, terms) for line in parted.lines]
-    uses = {key: parted.loaded.accounts.uses[key] for key in _use_keys(parted.lines)}
-    parted.loaded.accounts.uses = uses
-    await store_accounts(connection, parted.loaded, parted.wanted)
+    overage = await load_overage(connection, [line.use_key for line in parted.lines])
+    charges = [
+        _charged(line, overage.get(line.use_key, 0), parted.usage, terms) for line in parted.lines
+    ]
+    await add_uses(connection, map(_use, parted.lines, charges))
+    await store_buckets(connection, parted.loaded)
     await store_uniform_charges(connection, run_no, parted.usage, charges, now=now)
     await add_uniform_to_hours(connection, parted.usage, charges)
     records: Counter[CycleKey] = Counter()
@@ -344,34 +355,38 @@ async def charge_uniformly(
     return run_no, charges, await add_late_records(connection, records)
 
 
-def _use_keys(lines: Iterable[Line]) -> Iterator[UseKey]:
-    for line in lines:
-        number, meter_no = line.subscription.subscription_no, line.meter.meter_no
-        yield number, meter_no, line.sample.cycle.start, 0
+def _use(line: Line, charges: UniformCharges) -> FleetUse:
+    """Return what a line's charges add to its use."""
+    quantity, bucket = line.quantity, line.bucket
+    pooled = bucket is not None and bucket.kind is BucketKind.POOL
+    return (
+        line.use_key,
+        line.fleet_no,
+        MeterUse(
+            records=line.end - line.begin,
+            quantity=quantity,
+            uplink=line.uplink,
+            billed=quantity,
+            from_allowance=quantity if bucket is not None and not pooled else 0,
+            from_pool=quantity if pooled else 0,
+            overage=charges.overage,
+            amount=charges.amount,
+        ),
+    )
 
 
-def _charged(line: Line, usage: UniformUsage, terms: Terms) -> UniformCharges:
-    """Charge a line's readings to its accounts."""
-    subscription, use, bucket = line.subscription, line.use, line.bucket
-    before = use.overage
+def _charged(line: Line, before: int, usage: UniformUsage, terms: Terms) -> UniformCharges:
+    """Charge a line's readings, before which so much was priced in its cycle."""
+    subscription, bucket = line.subscription, line.bucket
     amounts: list[int] | None = None
     if bucket is None:
-        amounts = []
+        amounts, priced = [], before
         increment = terms.plans[subscription.plan_no].rates[line.meter.meter][0].increment
         for quantity in usage.quantity[line.begin : line.end].tolist():
-            amounts.append(increment(use.overage, quantity))
-            use.overage += quantity
-        use.amount += sum(amounts)
-    elif bucket.kind is BucketKind.POOL:
-        use.from_pool += line.quantity
+            amounts.append(increment(priced, quantity))
+            priced += quantity
     else:
-        use.from_allowance += line.quantity
-    if bucket is not None:
         bucket.draw(subscription.subscription_no, line.quantity)
-    use.records += line.end - line.begin
-    use.quantity += line.quantity
-    use.uplink += line.uplink
-    use.billed += line.quantity
     return UniformCharges(
         line.begin,
         line.end,

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 from psycopg.rows import TupleRow
@@ -74,7 +76,8 @@ async def load_accounts(
 ) -> Loaded:
     """Load the accounts that a batch touches; its buckets are in `lots`, not yet put in burn order."""
     loaded = Loaded(accounts=Accounts(), lots=Lots())
-    await _load_uses(connection, wanted, loaded.accounts)
+    if wanted.uses:
+        await _load_uses(connection, wanted, loaded.accounts)
     if wanted.counts:
         await _load_counts(connection, wanted, loaded.accounts)
     if wanted.meters:
@@ -101,6 +104,19 @@ async def _load_uses(connection: Connection, wanted: Wanted, accounts: Accounts)
     )
     for subscription_no, meter_no, cycle_start, variant, *sums in await found.fetchall():
         accounts.uses[subscription_no, meter_no, cycle_start, variant] = MeterUse(*map(int, sums))
+
+
+async def load_overage(connection: Connection, keys: Sequence[UseKey]) -> dict[UseKey, int]:
+    """Return what of some uses was priced; of those that are left out, nothing was."""
+    found = await connection.execute(
+        "SELECT subscription_no, meter_no, cycle_start, variant, overage::text"
+        " FROM unnest(%s::bigint[], %s::smallint[], %s::timestamptz[], %s::smallint[])"
+        " AS given (subscription_no, meter_no, cycle_start, variant)"
+        " JOIN meter_use USING (subscription_no, meter_no, cycle_start, variant) WHERE overage <> 0",
+        _use_keys(keys),
+        binary=True,
+    )
+    return {(row[0], row[1], row[2], row[3]): int(row[4]) for row in await found.fetchall()}
 
 
 def _use_keys(keys: Sequence[UseKey]) -> list[bytes]:
@@ -293,29 +309,12 @@ async def store_accounts(connection: Connection, loaded: Loaded, wanted: Wanted)
     """
     accounts = loaded.accounts
     keys = sorted(accounts.uses)
-    uses = [accounts.uses[key] for key in keys]
     await connection.execute(
-        "INSERT INTO meter_use (subscription_no, meter_no, cycle_start, variant, fleet_no, records,"
-        " quantity, uplink, billed, from_allowance, from_pool, overage, amount)"
-        " SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::timestamptz[], %s::smallint[],"
-        " %s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],"
-        " %s::numeric[], %s::numeric[], %s::numeric[])"
-        " ON CONFLICT (subscription_no, meter_no, cycle_start, variant) DO UPDATE SET"
-        " records = excluded.records, quantity = excluded.quantity, uplink = excluded.uplink,"
+        _STORE_USES
+        + " records = excluded.records, quantity = excluded.quantity, uplink = excluded.uplink,"
         " billed = excluded.billed, from_allowance = excluded.from_allowance,"
         " from_pool = excluded.from_pool, overage = excluded.overage, amount = excluded.amount",
-        [
-            *_use_keys(keys),
-            int4_array([wanted.uses[key] for key in keys]),
-            int8_array([use.records for use in uses]),
-            numeric_array([use.quantity for use in uses]),
-            numeric_array([use.uplink for use in uses]),
-            numeric_array([use.billed for use in uses]),
-            numeric_array([use.from_allowance for use in uses]),
-            numeric_array([use.from_pool for use in uses]),
-            numeric_array([use.overage for use in uses]),
-            numeric_array([use.amount for use in uses]),
-        ],
+        _uses([(key, wanted.uses[key], accounts.uses[key]) for key in keys]),
     )
     if accounts.counts:
         counts = sorted(accounts.counts.items())
@@ -333,6 +332,50 @@ async def store_accounts(connection: Connection, loaded: Loaded, wanted: Wanted)
             ],
         )
     await store_buckets(connection, loaded)
+
+
+_STORE_USES = (
+    "INSERT INTO meter_use (subscription_no, meter_no, cycle_start, variant, fleet_no, records,"
+    " quantity, uplink, billed, from_allowance, from_pool, overage, amount)"
+    " SELECT * FROM unnest(%s::bigint[], %s::smallint[], %s::timestamptz[], %s::smallint[],"
+    " %s::int[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],"
+    " %s::numeric[], %s::numeric[], %s::numeric[])"
+    " ON CONFLICT (subscription_no, meter_no, cycle_start, variant) DO UPDATE SET"
+)
+FleetUse = tuple[UseKey, int, MeterUse]
+"""A use, and the fleet that it belongs to."""
+
+
+def _uses(uses: Sequence[FleetUse]) -> list[bytes | list[Decimal]]:
+    """Return the parameters of `_STORE_USES`."""
+    sums = [each[2] for each in uses]
+    return [
+        *_use_keys([each[0] for each in uses]),
+        int4_array([each[1] for each in uses]),
+        int8_array([use.records for use in sums]),
+        numeric_array([use.quantity for use in sums]),
+        numeric_array([use.uplink for use in sums]),
+        numeric_array([use.billed for use in sums]),
+        numeric_array([use.from_allowance for use in sums]),
+        numeric_array([use.from_pool for use in sums]),
+        numeric_array([use.overage for use in sums]),
+        numeric_array([use.amount for use in sums]),
+    ]
+
+
+async def add_uses(connection: Connection, added: Iterable[FleetUse]) -> None:
+    """Add to stored uses, each at most once; the caller owns the fleets' shards."""
+    await connection.execute(
+        _STORE_USES + " records = meter_use.records + excluded.records,"
+        " quantity = meter_use.quantity + excluded.quantity,"
+        " uplink = meter_use.uplink + excluded.uplink,"
+        " billed = meter_use.billed + excluded.billed,"
+        " from_allowance = meter_use.from_allowance + excluded.from_allowance,"
+        " from_pool = meter_use.from_pool + excluded.from_pool,"
+        " overage = meter_use.overage + excluded.overage,"
+        " amount = meter_use.amount + excluded.amount",
+        _uses(sorted(added, key=itemgetter(0))),
+    )
 
 
 async def store_buckets(connection: Connection, loaded: Loaded) -> None:

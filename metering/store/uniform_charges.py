@@ -64,6 +64,16 @@ class UniformCharges(NamedTuple):
     quantity: int
     uplink: int
 
+    @property
+    def overage(self) -> int:
+        """What of it no bucket met."""
+        return 0 if self.amounts is None else self.quantity
+
+    @property
+    def amount(self) -> int:
+        """What all of it costs, in sub-units."""
+        return 0 if self.amounts is None else sum(self.amounts)
+
     def columns_of(
         self, usage: UniformUsage
     ) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]:
@@ -229,9 +239,8 @@ async def add_uniform_to_hours(
             begins = hour_of(each.first)
             ends = begins + timedelta(hours=1)
         if each.last < ends:
-            overage, amount = (0, 0) if each.amounts is None else (each.quantity, sum(each.amounts))
             hours[device_no, meter_no, plan_no, begins, "", fleet_no] = [
-                each.end - each.begin, each.quantity, each.uplink, overage, amount
+                each.end - each.begin, each.quantity, each.uplink, each.overage, each.amount
             ]  # fmt: skip
             continue
         starts = usage.queued.starts_at[each.begin : each.end].tolist()
