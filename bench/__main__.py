@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=PARTS, help="this part alone; repeatable"
     )
-    parser.add_argument("--ingesters", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--ingesters", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",

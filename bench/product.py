@@ -64,8 +64,10 @@ class Product:
 
     @property
     def roots(self) -> list[str]:
-        """The topic roots; devices are spread over them."""
-        return [f"fm/{self.name}/{number}" for number in range(self.processing.ingesters)]
+        """The topic roots; devices are spread over them, unless ingesters share what comes on one."""
+        shared = "FLEETMETER_INGEST_SHARED_GROUP" in self.processing.settings
+        roots = 1 if shared else self.processing.ingesters
+        return [f"fm/{self.name}/{number}" for number in range(roots)]
 
     @property
     def pids(self) -> dict[str, list[int]]:

@@ -428,6 +428,13 @@ async def _store_uses(connection: Connection) -> None:
     await accounts.store_accounts(connection, loaded, wanted(CYCLE))
 
 
+async def _add_uses(connection: Connection) -> None:
+    uses = wanted(CYCLE).uses
+    await accounts.add_uses(
+        connection, [(key, fleet_no, MeterUse(1)) for key, fleet_no in uses.items()]
+    )
+
+
 async def _store_new_uses(connection: Connection) -> None:
     new = wanted(CYCLE + 30 * DAY)
     loaded = accounts.Loaded(
@@ -551,6 +558,8 @@ HOT: dict[str, Use] = {
     "accounts": lambda c: accounts.load_accounts(c, wanted(CYCLE), PLANS),
     "store accounts": _store_uses,
     "store new accounts": _store_new_uses,
+    "overage": lambda c: accounts.load_overage(c, list(wanted(CYCLE).uses)),
+    "add to accounts": _add_uses,
     "counters": lambda c: accounts.load_counters(c, [(number, 1, "e") for number in OWN]),
     "store counters": lambda c: accounts.store_counters(
         c, {(number, 1, "e"): ENDS for number in OWN}
