@@ -1,7 +1,7 @@
 # What a newcomer and the CI call. Every target that needs it makes .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulation chaos fuzz-api check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run format lock openapi client stack-up stack-down clean environment development
+.PHONY: help demo test simulation chaos fuzz-api check bench bench-quick bench-rating bench-hot-pool bench-correction bench-messages bench-takeover bench-credentials bench-flood bench-simulator bench-bill-run bench-endurance format lock openapi client stack-up stack-down clean environment development
 
 # Further arguments: make test ARGS="tests/unit -k tiers"
 ARGS ?=
@@ -69,6 +69,9 @@ bench-simulator: environment ## measure how many connected devices one simulator
 
 bench-bill-run: environment ## measure a bill run; ARGS="--devices 1000 --charges 100000": a smaller one
 	@.venv/bin/python -m bench.bill_run $(ARGS)
+
+bench-endurance: environment ## measure the memory of ingester and worker over an hour; ARGS="--minutes 10"
+	@.venv/bin/python -m bench.endurance $(ARGS)
 
 format: development ## format the code and mend what can be mended by itself
 	.venv/bin/ruff format
