@@ -25,18 +25,17 @@ def kept_messages(
             if payload is None:
                 continue
             some = message.readings
-            readings = [device_no, boot_no]
             if len(some) == 1:  # as nearly always
-                readings.append(some[0][0])
+                came = [device_no, boot_no, some[0][0]]
             else:
-                readings += [reading[0] for reading in some]
-            known = of_tenant.get(key := _key(message, payload))
-            if known is None:
-                of_tenant[key] = KeptMessage(
-                    message.received_at, message.topic, message.properties, payload, [readings]
-                )
-            else:
-                known.readings.append(readings)
+                came = [device_no, boot_no, *[reading[0] for reading in some]]
+            one = _new(
+                KeptMessage,
+                (message.received_at, message.topic, message.properties, payload, [came]),
+            )
+            known = of_tenant.setdefault(_key(message, payload), one)
+            if known is not one:
+                known.readings.append(came)
     for tenant_no, message in refused:
         payload = message.payload
         if payload is None:
@@ -47,6 +46,10 @@ def kept_messages(
                 message.received_at, message.topic, message.properties, payload, []
             )
     return {tenant_no: list(each.values()) for tenant_no, each in kept.items() if each}
+
+
+_new = tuple.__new__
+"""As `KeptMessage(…)` does, which takes twice as long to sort its arguments."""
 
 
 def _key(message: Message, payload: bytes) -> int:
