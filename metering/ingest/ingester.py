@@ -190,9 +190,9 @@ class Ingester:
                 messages = [message for _, message in batch]
                 connection = await self._make_durable(connection, messages)
                 self._note_behind(began)
-                self._broker.acknowledge(delivery for delivery, _ in batch)
+                self._broker.acknowledge([delivery for delivery, _ in batch])
                 self._held_messages -= len(batch)
-                self._held_octets -= sum(message.octets for _, message in batch)
+                self._held_octets -= sum([message.octets for message in messages])
                 if monotonic() - began > self._settings.flood_window_seconds:
                     self._guard.interrupted(began)  # the database was away, and all waited
                 elif not self._pending:
