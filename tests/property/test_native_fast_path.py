@@ -287,5 +287,6 @@ def test_what_devices_usually_send_goes_the_fast_way() -> None:
         for seq, instant in enumerate(at, 1)
     ]
     total = {"seq": 4, "at": at[0], "meter": "sms", "kind": "total", "quantity": 9, "width": 32}
+    total |= {"epoch": "e", "zone": "z", "rat": "r", "apn": "a", "session": "s", "packets": 3}
     document = {"boot": "b", "sent": at[1], "readings": [*readings, total]}
     assert compare(json.dumps(document).encode())
