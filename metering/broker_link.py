@@ -30,6 +30,10 @@ class Delivery(NamedTuple):
     properties: bytes = b""
 
 
+_new = tuple.__new__
+"""As `Delivery(…)` does, which takes twice as long to sort its arguments."""
+
+
 class Link(asyncio.Protocol):
     """One connection to the broker: what comes is parted into packets, what goes is gathered.
 
@@ -181,7 +185,7 @@ class Link(asyncio.Protocol):
                 topic, packet_id, payload, properties = mqtt.published(
                     first, data, body, end, mqtt5=mqtt5
                 )
-                received(Delivery(topic, payload, packet_id, connection, properties))
+                received(_new(Delivery, (topic, payload, packet_id, connection, properties)))
             else:
                 self._take_other(first, data[body:end])
             at = end

@@ -190,9 +190,9 @@ class Ingester:
                 messages = [message for _, message in batch]
                 connection = await self._make_durable(connection, messages)
                 self._note_behind(began)
-                self._broker.acknowledge(delivery for delivery, _ in batch)
+                self._broker.acknowledge([delivery for delivery, _ in batch])
                 self._held_messages -= len(batch)
-                self._held_octets -= sum(message.octets for _, message in batch)
+                self._held_octets -= sum([message.octets for message in messages])
                 if monotonic() - began > self._settings.flood_window_seconds:
                     self._guard.interrupted(began)  # the database was away, and all waited
                 elif not self._pending:
@@ -343,10 +343,13 @@ def _count(outcome: BatchOutcome, messages: Sequence[Message], committed_at: dat
     metrics.READINGS.labels("rejected").inc(len(outcome.rejections))
     for rejection in outcome.rejections:
         metrics.REJECTIONS.labels(rejection.reason.value).inc()
-    for message in messages:
-        if message.published_at is not None:
-            seconds = (committed_at - message.published_at).total_seconds()
-            metrics.PUBLISH_TO_DURABLE_SECONDS.observe(max(0.0, seconds))
+    metrics.PUBLISH_TO_DURABLE_SECONDS.observe_all(
+        [
+            max(0.0, (committed_at - at).total_seconds())
+            for message in messages
+            if (at := message.published_at) is not None
+        ]
+    )
 
 
 def _away(error: Exception) -> None:

@@ -106,7 +106,7 @@ async def write_batch(
     async with connection.transaction():
         batch_no, version = await begin_batch(connection)
         outcome = BatchOutcome(batch_no=batch_no)
-        senders = {message.sender for message in messages if message.sender}
+        senders = {sender for message in messages if (sender := message.sender)}
         known = await devices.find(connection, senders, version=version)
         strangers = {sender[0] for sender in senders if sender not in known}
         tenants = await tenants_by_id(connection, strangers) if strangers else {}
@@ -173,16 +173,15 @@ def _sorted_by_boot(
     work: dict[BootKey, _BootWork] = {}
     refused: list[_RefusedWhole] = []
     for message in messages:
-        device = known.get(message.sender) if message.sender else None
-        if device is None or message.sender is None or message.boot is None:
+        sender, boot = message.sender, message.boot
+        device = known.get(sender) if sender else None
+        if device is None or sender is None or boot is None:
             refused.append(_refused_as_a_whole(message, device, tenants))
             continue
-        key = (device.device_no, message.boot)
+        key = (device.device_no, boot)
         of_boot = work.get(key)
         if of_boot is None:
-            of_boot = work[key] = _BootWork(
-                *message.sender, device, message.topic, [], [], [], _NOTHING
-            )
+            of_boot = work[key] = _BootWork(*sender, device, message.topic, [], [], [], _NOTHING)
         of_boot.messages.append(message)
         if message.rejections:
             of_boot.rejections += [(message.received_at, each) for each in message.rejections]

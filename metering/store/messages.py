@@ -76,7 +76,7 @@ async def store_messages(
             "INSERT INTO message_batch (received_at, batch_no, tenant_no, messages, content)"
             " VALUES (%s, %s, %s, %s, %b)",
             [
-                min(each.received_at for each in messages), batch_no, tenant_no, len(messages),
+                min([each.received_at for each in messages]), batch_no, tenant_no, len(messages),
                 packed(messages),
             ],
         )  # fmt: skip

@@ -213,6 +213,8 @@ _READING_COLUMNS = (
 )
 _BOOT_FIELDS = Struct(">h iq iq iq ih".replace(" ", ""))
 """The beginning of a row: how many columns it has, and the first four."""
+_TIME_FIELDS = Struct(">iqiq")
+"""received_at and published_at."""
 _READING_FIELDS = Struct(">iq iq ih ih iq iq iq iq".replace(" ", ""))
 """measured_at to packets."""
 _COLUMNS = _READING_COLUMNS.count(",") + 1
@@ -235,14 +237,22 @@ async def store_readings(
             )
             times = measured.setdefault(each.shard_no, [])
             for received_at, published_at, readings in each.messages:
-                head = begin + timestamptz_field(received_at) + timestamptz_field(published_at)
-                rows += [head + _reading_fields(reading) for reading in readings]
-                times += [reading.at for reading in readings]
+                head = begin + _message_fields(received_at, published_at)
+                for reading in readings:
+                    rows.append(head + _reading_fields(reading))
+                    times.append(reading[1])
             if len(rows) > _ROWS_A_WRITE:
                 await copy.write(b"".join(rows))
                 rows.clear()
         await copy.write(b"".join([*rows, COPY_TRAILER]))
     await _queue_work(connection, batch_no, measured)
+
+
+def _message_fields(received_at: datetime, published_at: datetime | None) -> bytes:
+    """Return the columns received_at and published_at of a message's rows."""
+    if published_at is None:
+        return timestamptz_field(received_at) + NULL_FIELD
+    return _TIME_FIELDS.pack(8, microseconds(received_at), 8, microseconds(published_at))
 
 
 def _reading_fields(reading: Reading) -> bytes:

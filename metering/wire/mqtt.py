@@ -206,7 +206,11 @@ def published(first: int, data: bytes, at: int, end: int, *, mqtt5: bool) -> Pub
         topic = data[begin:topic_end].decode()
     except UnicodeDecodeError:
         topic = ""
-    return Published(topic, packet_id, data[body:end], properties)
+    return _new(Published, (topic, packet_id, data[body:end], properties))
+
+
+_new = tuple.__new__
+"""As `Published(…)` does, which takes twice as long to sort its arguments."""
 
 
 def message_properties(properties: bytes) -> MessageProperties:

@@ -3,9 +3,8 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     AwareDatetime,
@@ -123,8 +122,7 @@ class _Envelope(BaseModel):
     readings: Annotated[list[object], Field(min_length=1)]
 
 
-@dataclass(slots=True, kw_only=True)
-class DecodedMessage:
+class DecodedMessage(NamedTuple):
     """What a message held: its sound readings and, for each other, why it was rejected."""
 
     boot: str
@@ -151,13 +149,7 @@ def decode(
         sound = decode_sound(payload)
         if sound is not None and len(sound[2]) <= readings_max:
             boot, sent, readings = sound
-            return DecodedMessage(
-                boot=boot,
-                sent=sent,
-                readings=readings,
-                rejections=[],
-                positions=range(len(readings)),
-            )
+            return DecodedMessage(boot, sent, readings, [], range(len(readings)))
     return decode_explaining(
         payload, payload_octets_max=payload_octets_max, readings_max=readings_max
     )

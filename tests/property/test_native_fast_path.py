@@ -272,6 +272,14 @@ def test_a_timestamp_with_any_letter_in_it_means_the_same(
     compare(json.dumps({"boot": "b", "readings": [reading]}).encode())
 
 
+def test_a_boot_of_any_letter_means_the_same_on_both_ways() -> None:
+    reading = {"seq": 1, "at": "2026-01-31T12:00:00Z", "meter": "sms", "quantity": 1}
+    for boot in [*map(chr, range(0x180)), *(f"a{chr(code)}b" for code in range(0x180)), *TEXTS]:
+        taken = compare(json.dumps({"boot": boot, "readings": [reading]}).encode())
+        sound = 1 <= len(boot) <= 64 and all("!" <= letter <= "~" for letter in boot)
+        assert taken == sound, boot
+
+
 def test_what_devices_usually_send_goes_the_fast_way() -> None:
     at = ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.125Z", "2026-01-31T12:00:00.000001+00:00"]
     readings = [
@@ -279,5 +287,6 @@ def test_what_devices_usually_send_goes_the_fast_way() -> None:
         for seq, instant in enumerate(at, 1)
     ]
     total = {"seq": 4, "at": at[0], "meter": "sms", "kind": "total", "quantity": 9, "width": 32}
+    total |= {"epoch": "e", "zone": "z", "rat": "r", "apn": "a", "session": "s", "packets": 3}
     document = {"boot": "b", "sent": at[1], "readings": [*readings, total]}
     assert compare(json.dumps(document).encode())

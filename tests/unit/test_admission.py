@@ -47,3 +47,36 @@ def test_the_bounds_of_the_clock_are_the_settings() -> None:
         (2, RejectReason.CLOCK_AHEAD, "readings.1.at"),
         (4, RejectReason.CLOCK_BEHIND, "readings.3.at"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("beyond", "reason"),
+    [
+        (timedelta(seconds=Settings().clock_ahead_seconds_max), RejectReason.CLOCK_AHEAD),
+        (-timedelta(days=Settings().clock_behind_days_max), RejectReason.CLOCK_BEHIND),
+    ],
+)
+def test_one_bad_clock_among_good_ones_is_found_wherever_it_stands(
+    beyond: timedelta, reason: RejectReason
+) -> None:
+    bad = NOW + beyond + beyond / 1000
+    for place in range(3):
+        message = admitted(None, *[bad if place == each else NOW for each in range(3)])
+        assert [(each.seq, each.reason) for each in message.rejections] == [(place + 1, reason)]
+        assert len(message.readings) == 2
+
+
+def test_an_interval_that_began_too_long_ago_is_rejected() -> None:
+    since = NOW - timedelta(days=Settings().clock_behind_days_max + 1)
+    reading = {
+        "seq": 1,
+        "at": NOW.isoformat(),
+        "since": since.isoformat(),
+        "meter": "sms",
+        "quantity": 1,
+    }
+    payload = json.dumps({"boot": "b", "readings": [reading]}).encode()
+    message = admit("fm/v1/acme/a/usage", payload, received_at=NOW, settings=Settings())
+    assert [(each.reason, each.field) for each in message.rejections] == [
+        (RejectReason.CLOCK_BEHIND, "readings.0.since")
+    ]
