@@ -25,7 +25,7 @@ from metering.control.waking import away
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
 from metering.credentials.dynamic_security import Command, make_anew, shut_out
 from metering.credentials.password import hash_of
-from metering.credentials.rights import broker_username, claim_username, device_topics
+from metering.credentials.rights import Right, broker_username, claim_username, device_topics
 from metering.errors import BrokerRefused, InvalidValue
 from metering.settings import Settings
 from metering.store.broker_clients import (
@@ -222,7 +222,7 @@ class ClaimGranter:
             topics = device_topics(
                 self._settings.topic_root, each.tenant_id, each.device_id, each.right
             )
-            commands += make_anew(name, topics, password=password)
+            commands += make_anew(name, topics, password=password, is_held=each.right is Right.HELD)
         await broker.tell(commands)
         await note_told(connection, clients)
 

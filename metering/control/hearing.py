@@ -101,6 +101,7 @@ class Hearing:
                 await self._arrived.wait()
                 self._arrived.clear()
                 batch, self._pending = self._pending, []
+                began = monotonic()
                 heard = {last: self._messages(batch, last) for last in self._handlers}
                 for flood in self._floods(heard):
                     connection = await self._handle(connection, self._holding(flood), ())
@@ -111,6 +112,10 @@ class Hearing:
                         together = messages[first : first + size]
                         connection = await self._handle(connection, handler, together)
                 acknowledge(batch)
+                if monotonic() - began > self._settings.flood_window_seconds:
+                    self._guard.interrupted(began)  # the database was away, and all waited
+                elif not self._pending:
+                    self._guard.caught_up()
         finally:
             if connection is not None:
                 await connection.close()
@@ -127,7 +132,7 @@ class Hearing:
         return kept
 
     def _holding(self, flood: Flood) -> Handler:
-        """Return what takes the right to publish from a device that floods, for a while."""
+        """Return what has a device that floods kept away for a while."""
         hold = timedelta(seconds=self._settings.flood_hold_seconds)
 
         async def held(

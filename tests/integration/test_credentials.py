@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
@@ -87,11 +88,15 @@ def revoke(settings: Settings, *devices: str) -> int:
 
 
 def by_password(
-    settings: Settings, given: Given, *, client_id: str = ""
+    settings: Settings,
+    given: Given,
+    *,
+    client_id: str = "",
+    version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
 ) -> AbstractContextManager[Device]:
     return connected(
         settings, ports(settings).passwords, username=given.username, password=given.password,
-        client_id=client_id,
+        client_id=client_id, version=version,
     )  # fmt: skip
 
 

@@ -197,7 +197,7 @@ def _known(settings: Settings) -> set[str]:
 
     async def clients() -> set[str]:
         async with administration(broker_of(None, settings)) as broker:
-            return await broker.clients()
+            return set(await broker.clients())
 
     return asyncio.run(clients())
 
