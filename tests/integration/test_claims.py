@@ -221,5 +221,7 @@ def test_a_flood_of_claims_is_ended_and_later_forgiven(
             assert "password" in claim(device, A, request="0123456789abcdef")
     assert alone.database_url is not None
     with psycopg.connect(alone.database_url.get_secret_value()) as connection:
-        held = connection.execute("SELECT device_id FROM device_flood JOIN device USING (device_no)")
+        held = connection.execute(
+            "SELECT device_id FROM device_flood JOIN device USING (device_no)"
+        )
         assert held.fetchall() == [(A,)]

@@ -71,9 +71,11 @@ def give_passwords(
     return asyncio.run(give())
 
 
-def give_key(settings: Settings, device: str, folder: Path, *, anew: bool = False) -> None:
+def give_key(
+    settings: Settings, device: str, folder: Path, *, anew: bool = False, tenant: str = TENANT
+) -> None:
     async def give() -> None:
-        async with provisioning(settings, TENANT) as made:
+        async with provisioning(settings, tenant) as made:
             await make_key(made, device, folder, anew=anew)
 
     asyncio.run(give())
