@@ -40,6 +40,7 @@ from tests.integration.test_credentials import (
     running_control,
     settings,
 )
+from tests.integration.test_holds import hold, release
 
 __all__ = ["settings"]
 
@@ -112,6 +113,25 @@ def test_rights_follow_the_state(settings: Settings, config: dict[str, Any]) -> 
     assert ask(settings, config["authentication"][0]["query"], given.username) == []
 
 
+def test_who_is_held_is_not_let_in(settings: Settings, config: dict[str, Any]) -> None:
+    (given,) = give_passwords(settings, A)
+    query = config["authentication"][0]["query"]
+    assert hold(settings)
+    assert ask(settings, query, given.username) == []
+    topics = device_topics(ROOT, TENANT, A, Right.HELD)
+    assert rights(settings, config, given) == {
+        *(("publish", each) for each in topics.writes),
+        *(("subscribe", each) for each in topics.reads),
+    }
+    be(settings, DeviceState.SUSPENDED)
+    assert ask(settings, query, given.username) == []
+    release(settings)
+    assert len(ask(settings, query, given.username)) == 1
+    be(settings, DeviceState.RETIRED)
+    assert hold(settings)
+    assert rights(settings, config, given) == set()
+
+
 def test_a_topic_that_a_device_is_made_with_becomes_its_own(config: dict[str, Any]) -> None:
     formats = {}
     for rule in config["rewrite"]:
@@ -141,6 +161,10 @@ def test_a_claim_gets_in_by_its_code_under_its_client_id_alone(
     asyncio.run(announce())
     query, name = config["authentication"][0]["query"], f"claim:{TENANT}/{B}"
     ((digest, salt, _),) = ask(settings, query, name, client_id=f"claiming:{TENANT}/{B}")
+    assert hold(settings, B)
+    assert ask(settings, query, name, client_id=f"claiming:{TENANT}/{B}") == []
+    assert rights(settings, config, Given(username=name)) == set()
+    release(settings)
     derived = hashlib.pbkdf2_hmac("sha512", b"serial-7", salt.encode(), ITERATIONS, dklen=64)
     assert derived.hex() == digest
     # Where the name is the client id, a device's port, it gets nowhere; nor under another's.

@@ -34,18 +34,18 @@ from tests.integration.test_credentials import (
 
 __all__ = ["control", "settings"]
 
-FLOOD = Flood((TenantId(TENANT), DeviceId(A)), messages=5000, octets=5000, seconds=1.0)
 
-
-def hold(settings: Settings) -> bool:
-    """Hold device A, for longer than any test lasts."""
+def hold(settings: Settings, device: str = A) -> bool:
+    """Hold a device, for longer than any test lasts."""
+    sender = (TenantId(TENANT), DeviceId(device))
+    flood = Flood(sender, messages=5000, octets=5000, seconds=1.0)
 
     async def held() -> bool:
         assert settings.database_url is not None
         url = settings.database_url.get_secret_value()
         async with await connect(url, application="test") as connection, connection.transaction():
             return await hold_device(
-                connection, FLOOD, hold=timedelta(hours=1), now=datetime.now(UTC)
+                connection, flood, hold=timedelta(hours=1), now=datetime.now(UTC)
             )
 
     return asyncio.run(held())
