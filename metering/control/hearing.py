@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """Errors that trying again does not mend: the data itself is refused."""
+_IDLE_SECONDS = 0.2
+"""After all was acknowledged, the broker would have sent by then what waited there."""
 
 
 class HeardMessage:
@@ -98,7 +100,10 @@ class Hearing:
         connection: Connection | None = None
         try:
             while True:
+                idle_since = monotonic()
                 await self._arrived.wait()
+                if monotonic() - idle_since > _IDLE_SECONDS:
+                    self._guard.caught_up()
                 self._arrived.clear()
                 batch, self._pending = self._pending, []
                 began = monotonic()
@@ -114,8 +119,6 @@ class Hearing:
                 acknowledge(batch)
                 if monotonic() - began > self._settings.flood_window_seconds:
                     self._guard.interrupted(began)  # the database was away, and all waited
-                elif not self._pending:
-                    self._guard.caught_up()
         finally:
             if connection is not None:
                 await connection.close()

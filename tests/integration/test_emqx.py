@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import secrets
 import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,6 +112,30 @@ def test_rights_follow_the_state(settings: Settings, config: dict[str, Any]) -> 
     revoke(settings, A)
     assert rights(settings, config, given) == set()
     assert ask(settings, config["authentication"][0]["query"], given.username) == []
+
+
+def test_a_role_that_reads_the_views_alone_is_enough(
+    settings: Settings, config: dict[str, Any]
+) -> None:
+    (given,) = give_passwords(settings, A)
+    queries = [
+        config["authentication"][0]["query"],
+        config["authorization"]["sources"][0]["query"],
+    ]
+    assert settings.database_url is not None
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        role = f"broker_{secrets.token_hex(4)}".encode()
+        connection.execute(b"CREATE ROLE " + role)
+        connection.execute(
+            b"GRANT SELECT ON broker_authentication, broker_authorisation TO " + role
+        )
+        connection.execute(b"SET ROLE " + role)
+        for query in queries:
+            asked = query.replace("${username}", "%(name)s").replace("${clientid}", "%(name)s")
+            assert connection.execute(asked.encode(), {"name": given.username}).fetchall()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT FROM device_flood")
+        connection.rollback()  # and there is no such role any more
 
 
 def test_who_is_held_is_not_let_in(settings: Settings, config: dict[str, Any]) -> None:

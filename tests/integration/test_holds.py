@@ -28,6 +28,7 @@ from tests.integration.test_credentials import (
     control,
     give_key,
     give_passwords,
+    running_control,
     settings,
     topic,
 )
@@ -66,6 +67,17 @@ def release(settings: Settings) -> None:
         "UPDATE broker_client SET look_at = now()",
         "NOTIFY fleetmeter_outbox",
     )
+
+
+def tell(settings: Settings, command: str) -> None:
+    """Give the broker's plugin a command for device A, of which the platform knows nothing."""
+    assert settings.broker_url is not None
+    process = parse_broker_url(settings.broker_url.get_secret_value())
+    with connected(
+        settings, process.port, username=process.username, password=process.password, tls=None
+    ) as platform:
+        commands = [{"command": command, "username": f"{TENANT}/{A}"}]
+        platform.may_publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": commands}))
 
 
 def told(settings: Settings) -> str | None:
@@ -163,9 +175,11 @@ def test_a_broker_that_forgot_a_hold_is_told_again(
     settings: Settings, request: pytest.FixtureRequest
 ) -> None:
     (given,) = give_passwords(settings, A)
-    assert hold(settings)
-    execute(settings, "UPDATE broker_client SET told = 'held', look_at = NULL")
-    check_publishes(settings, given)  # the broker knows of nothing
+    with running_control(settings):
+        assert hold(settings)
+        wait_until_told(settings, "held")
+    tell(settings, "enableClient")
+    check_listens(settings, given)
     request.getfixturevalue("control")
 
     def is_kept_away() -> bool:
@@ -183,13 +197,7 @@ def test_one_that_is_kept_away_without_being_held_is_let_back(
     settings: Settings, request: pytest.FixtureRequest
 ) -> None:
     (given,) = give_passwords(settings, A)
-    assert settings.broker_url is not None
-    process = parse_broker_url(settings.broker_url.get_secret_value())
-    with connected(
-        settings, process.port, username=process.username, password=process.password, tls=None
-    ) as platform:
-        commands = [{"command": "disableClient", "username": f"{TENANT}/{A}"}]
-        platform.may_publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": commands}))
+    tell(settings, "disableClient")
     check_kept_away(settings, given)
     request.getfixturevalue("control")
 

@@ -3,15 +3,16 @@
 ALTER TABLE broker_client DROP CONSTRAINT told_is_a_right, ADD CONSTRAINT told_is_a_right
     CHECK (told IN ('publish', 'listen', 'held', 'none'));
 
+-- Both functions run as their owner: a broker's database role reads the views alone.
 CREATE FUNCTION is_held(device bigint, at timestamptz) RETURNS boolean
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT EXISTS (SELECT FROM device_flood
                    WHERE device_no = device AND held_from <= at AND held_until > at)
 $$;
 
 -- What a device may do: one that is held may nothing until then, be it suspended or not.
 CREATE OR REPLACE FUNCTION broker_right(device bigint, revoked timestamptz, at timestamptz) RETURNS text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT CASE
         WHEN revoked IS NOT NULL THEN 'none'
         ELSE (
