@@ -511,7 +511,7 @@ class Boot(BaseModel):
 
 
 class Flood(BaseModel):
-    """When a device last sent more than it may, and until when it may not publish for that."""
+    """When a device last sent more than it may, and until when it is kept away for that."""
 
     held_from: Time
     held_until: Time

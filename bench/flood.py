@@ -70,6 +70,7 @@ class Flooder:
     port: int
     authority: Path
     qos: int
+    root: str = "fm/v1"
 
 
 def flood(flooder: Flooder, began_at: "Synchronized[float]") -> None:
@@ -82,7 +83,7 @@ def flood(flooder: Flooder, began_at: "Synchronized[float]") -> None:
         username=given.username,
         password=given.password,
     )
-    topic = f"fm/v1/{given.username}/usage".encode()
+    topic = f"{flooder.root}/{given.username}/usage".encode()
     context = ssl.create_default_context(cafile=flooder.authority)
     with (
         socket.create_connection(("localhost", flooder.port)) as plain,
@@ -231,7 +232,7 @@ def one_round(others: Others, flooder: Flooder, url: str) -> dict[str, float]:
         _wait(
             lambda: ask(
                 "SELECT 1 FROM broker_client JOIN device USING (device_no)"
-                " WHERE device_id = %s AND told = 'listen'"
+                " WHERE device_id = %s AND told = 'held'"
             ),
             "word to the broker",
         )

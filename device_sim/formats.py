@@ -233,6 +233,8 @@ class EdgeNode(_Plain):
 class CarrierRecords(_Plain):
     """A carrier's records of the device's SIM, which the platform numbers as they arrive.
 
+    Where its SIM is not known they name the device as the carrier's endpoint.
+
     Of what it has it tells how many there are, those of earlier runs among them. So one record at a time
     is on its way: the first acknowledgement shows where the count stood, and each further one by its count
     that the last record is durable.
@@ -261,7 +263,10 @@ class CarrierRecords(_Plain):
         del boot, sent
         self._sent = max(self._sent, readings[-1].seq)
         records = [(f"{self._run}-{reading.seq}", reading) for reading in readings]
-        return Outgoing(self._topic, carrier.encode(records, iccid=self._sender.iccid or ""))
+        sender = self._sender
+        if sender.iccid is None:
+            return Outgoing(self._topic, carrier.encode_of_endpoint(records, name=sender.device))
+        return Outgoing(self._topic, carrier.encode(records, iccid=sender.iccid))
 
     def decided(self, ack: Ack) -> Ack:
         """Return what an acknowledgement decides."""

@@ -81,6 +81,7 @@ class Kind(StrEnum):
     KIOSK = "kiosk"
     FIRMWARE_STORM = "firmware_storm"
     RUNAWAY = "runaway"
+    ALARM = "alarm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,16 @@ SHAPES: Mapping[Kind, Shape] = {
     Kind.RUNAWAY: replace(
         _TRACKER,
         summary="a tracker whose data doubles every hour from an instant on, up to 1024 times",
+    ),
+    Kind.ALARM: Shape(
+        summary="a sign of life now and then, day and night, and some SMS; deltas with their start",
+        cumulative=False,
+        tells_since=True,
+        hours=_ALL_DAY,
+        uses=(
+            Use(meter=DATA, per_hour=12_000, uplink_percent=60),
+            Use(meter=SMS, per_hour=2),
+        ),
     ),
 }
 """The kinds of device that scenarios are made of."""

@@ -38,10 +38,10 @@ def counters() -> list[str]:
     return names
 
 
-def mapping_document(senders: Iterable[str]) -> dict[str, object]:
+def mapping_document(senders: Iterable[str], *, charged: Iterable[str] = ()) -> dict[str, object]:
     """Return a tenant's mapping by which the platform reads what simulated devices write.
 
-    `senders` may hand in a carrier's records.
+    `senders` may hand in a carrier's records; of `charged` the carrier's count is what is charged.
     """
     deltas = {
         _series(meter, ReadingKind.DELTA, None): _terms(meter, ReadingKind.DELTA, None)
@@ -57,7 +57,7 @@ def mapping_document(senders: Iterable[str]) -> dict[str, object]:
             "thingsboard": deltas | totals,
             "sparkplug": totals,
         },
-        "carrier": {"senders": list(senders)},
+        "carrier": {"senders": list(senders), "devices": dict.fromkeys(charged, "carrier")},
     }
 
 

@@ -50,9 +50,12 @@ class Administration:
             for each in await self._list("listRoles", "roles", verbose=True)
         }
 
-    async def clients(self) -> set[str]:
-        """Return the names of all clients."""
-        return {str(each) for each in await self._list("listClients", "clients", verbose=False)}
+    async def clients(self) -> dict[str, bool]:
+        """Return the names of all clients, and whether each is kept away."""
+        return {
+            str(each["username"]): bool(each.get("disabled"))
+            for each in await self._list("listClients", "clients", verbose=True)
+        }
 
     async def _list(self, command: str, kind: str, *, verbose: bool) -> list[Any]:
         found: list[Any] = []

@@ -45,12 +45,19 @@ class FloodGuard:
         self._lasts = 0.0
         self._flooding: set[Sender] = set()
         self._interrupted_at: float | None = float("-inf")
+        self._excused_since: float | None = None
+        """Since when what is counted in this window may have waited."""
         self._behind_since: float | None = None
 
     def interrupted(self, at: float) -> None:
-        """Note that nothing can be read from now on: the next that is counted may have waited since."""
-        if self._interrupted_at is None:
-            self._interrupted_at = at
+        """Note that nothing could be read from then on: the next that is counted may have waited since.
+
+        Of several outages at once, or one after the other before all was read, the first counts.
+        """
+        since = [at, self._interrupted_at, self._behind_since]
+        if at < self._began + self._lasts:
+            since.append(self._excused_since)
+        self._interrupted_at = min(each for each in since if each is not None)
 
     def behind(self, since: float | None) -> None:
         """Note since when more waits than is read, so that what is counted may have waited; None: no more.
@@ -61,6 +68,7 @@ class FloodGuard:
 
     def caught_up(self) -> None:
         """Note that nothing waits to be read: what comes from now on was sent just now."""
+        self._excused_since = None
         if self._lasts > self._window_seconds:
             self._began = float("-inf")
 
@@ -92,9 +100,9 @@ class FloodGuard:
 
     def _begin(self, at: float) -> None:
         excused = 0.0
-        if self._interrupted_at is not None:
-            excused = min(at - self._interrupted_at, self._backlog_seconds_max)
-            self._interrupted_at = None
+        self._excused_since, self._interrupted_at = self._interrupted_at, None
+        if self._excused_since is not None:
+            excused = min(at - self._excused_since, self._backlog_seconds_max)
         self._began, self._lasts = at, self._window_seconds + excused
         self._messages.clear()
         self._octets.clear()

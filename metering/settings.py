@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         10.0, gt=0, description="the time over which what a device sends is averaged"
     )
     flood_hold_seconds: float = Field(
-        60.0, gt=0, description="for so long a device that sends too much may not publish"
+        60.0, gt=0, description="for so long a device that sends too much is kept away"
     )
     flood_backlog_seconds_max: float = Field(
         600.0,

@@ -88,10 +88,7 @@ _Plan = Annotated[
 
 
 class PayloadFormat(StrEnum):
-    """How a group's messages are written: names of `device_sim.formats.FORMATS`, but for a carrier's records.
-
-    Those are of data and SMS alone, and no profile uses just that.
-    """
+    """How a group's messages are written: names of `device_sim.formats.FORMATS`."""
 
     JSON = "json"
     CBOR = "cbor"
@@ -102,6 +99,7 @@ class PayloadFormat(StrEnum):
     THINGSBOARD = "thingsboard"
     THINGSBOARD_GATEWAY = "thingsboard-gateway"
     SPARKPLUG = "sparkplug"
+    CARRIER = "carrier"
 
 
 class _Document(BaseModel):

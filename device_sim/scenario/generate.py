@@ -131,12 +131,16 @@ class _Network:
         self._malformed = 0
         sender = Sender(topic_root=_ROOT, tenant=scenario.tenant, device=device)
         self._writer = FORMATS[group.payload_format].writer(sender)
+        self._known: dict[tuple[str, int], tuple[str, Reading]] = {}
         self._has_greeted = False
 
     def known(self, boot: str, reading: Reading) -> tuple[str, Reading]:
-        """Return the boot and the reading as the platform will know them."""
-        known = self._writer.identified(boot, Measured(reading=reading, used=()))
-        assert known is not None  # noqa: S101 - formats that cannot tell a reading are refused
+        """Return the boot and the reading as the platform will know them, the same each time."""
+        known = self._known.get((boot, reading.seq))
+        if known is None:
+            known = self._writer.identified(boot, Measured(reading=reading, used=()))
+            assert known is not None  # noqa: S101 - formats that cannot tell a reading are refused
+            self._known[boot, reading.seq] = known
         return known
 
     def planned(self, messages: Sequence[Message]) -> list[_Planned]:
@@ -221,9 +225,10 @@ class _Network:
         """Yield messages of readings, those apart that the platform acknowledges apart."""
         parts: dict[str, list[Reading]] = {}
         for reading in readings:
-            parts.setdefault(self.known(boot, reading)[0], []).append(reading)
+            name, known = self.known(boot, reading)
+            parts.setdefault(name, []).append(known)
         for name, part in parts.items():
-            seqs = tuple(self.known(boot, reading)[1].seq for reading in part)
+            seqs = tuple(reading.seq for reading in part)
             yield self._published(at, self._writer.write(boot, at, part), boot=name, seqs=seqs)
 
     def _published(

@@ -123,10 +123,11 @@ class Publisher:
         Raises `aiomqtt.MqttError` when the broker goes.
         """
         waiting = Unacknowledged.of(messages)
+        tasks: list[asyncio.Task[None]] = []
         async with AsyncExitStack() as stack:
-            tasks = await self._connect(stack, messages, waiting)
-            tasks.append(asyncio.create_task(self._tell(len(messages), waiting)))
             try:
+                await self._connect(stack, messages, waiting, tasks)
+                tasks.append(asyncio.create_task(self._tell(len(messages), waiting)))
                 await self._send(messages, paced=True)
                 await self._settle(messages, waiting, seconds_max)
             finally:
@@ -136,11 +137,14 @@ class Publisher:
         return waiting
 
     async def _connect(
-        self, stack: AsyncExitStack, messages: Sequence[Published], waiting: Unacknowledged
-    ) -> list[asyncio.Task[None]]:
-        """Connect all devices; return what listens to their acknowledgements."""
+        self,
+        stack: AsyncExitStack,
+        messages: Sequence[Published],
+        waiting: Unacknowledged,
+        listening: list[asyncio.Task[None]],
+    ) -> None:
+        """Connect all devices; add what listens to their acknowledgements."""
         devices = list(dict.fromkeys(each.device for each in messages))
-        listening = []
         for device in devices if self._brokers is not None else ["+"]:
             client = await stack.enter_async_context(connected(self._client(device)))
             self._clients[device] = client
@@ -151,7 +155,6 @@ class Publisher:
             listening.append(asyncio.create_task(self._listen(client, waiting)))
         if self._brokers is None:
             self._clients = dict.fromkeys(devices, self._clients["+"])
-        return listening
 
     async def _settle(
         self, messages: Sequence[Published], waiting: Unacknowledged, seconds_max: float

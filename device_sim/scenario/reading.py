@@ -38,7 +38,7 @@ from metering.plan_document import PlanDocument, read_plan, terms_of
 from metering.plan_document.file import check_ids_differ, read_document, read_documents
 from metering.rating.plan import DeviceState
 from metering.units import parse_quantity
-from metering.usage import METERS
+from metering.usage import DATA, METERS, SMS
 from metering.whatif.refusal import refusal
 from metering.whatif.usage_file import read_instant
 
@@ -301,19 +301,30 @@ class _Reader:
 
 _UNTOLD_BY_TIME = ("skew", "clock_lost", "wrap")
 """Faults of which nothing can be expected where a reading is known by its instant, and by no width."""
+_UNTOLD_BY_CARRIER = ("skew", "clock_lost")
+"""Faults of a clock that is not the carrier's."""
 _UNTOLD_BY_SEQUENCE = ("duplicate", "reorder")
 """Faults after which a Sparkplug host waits for the edge node's next birth."""
 
 
 def _check_format(group: DeviceGroup, path: str) -> None:
     """Raise `InvalidValue` for what a group's format cannot tell."""
-    form = FORMATS[group.payload_format]
-    if not form.by_time:
+    is_carriers = group.payload_format is PayloadFormat.CARRIER
+    if not is_carriers and not FORMATS[group.payload_format].by_time:
         return
-    faults: Sequence[str] = _UNTOLD_BY_TIME
+    faults: Sequence[str] = _UNTOLD_BY_CARRIER if is_carriers else _UNTOLD_BY_TIME
+    shape = SHAPES[group.kind]
+    if is_carriers and (
+        shape.cumulative or any(use.meter not in {DATA, SMS} for use in shape.uses)
+    ):
+        raise InvalidValue(
+            f"{path}.format",
+            f"is of data and SMS since the record before, and a {group.kind} tells of something else",
+            f"choose another format, or the profile {Kind.ALARM}",
+        )
     if group.payload_format is PayloadFormat.SPARKPLUG:
         faults = (*_UNTOLD_BY_TIME, *_UNTOLD_BY_SEQUENCE)
-        if not SHAPES[group.kind].cumulative:
+        if not shape.cumulative:
             raise InvalidValue(
                 f"{path}.format",
                 f"is of counters, and a {group.kind} has none",

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from device_sim.formats import FORMATS
 from device_sim.scenario.definition import Change, Scenario, ScenarioFleet
+from device_sim.scenario.document import PayloadFormat
 from device_sim.series import mapping_document
 from metering.charging.change_terms import change_plan, change_state, swap_sim
 from metering.charging.subscribe import subscribe
@@ -40,12 +41,15 @@ async def register(url: str, scenario: Scenario, *, now: datetime) -> list[int]:
                 name: await ensure_plan(connection, tenant=tenant, plan=plan, now=now)
                 for name, plan in scenario.plans.items()
             }
-            if any(
-                FORMATS[group.payload_format].by_time
-                for fleet in scenario.fleets
-                for group in fleet.groups
-            ):
-                mapping = read_mapping(mapping_document([]))
+            groups = [group for fleet in scenario.fleets for group in fleet.groups]
+            carriers = [
+                device
+                for group in groups
+                if group.payload_format is PayloadFormat.CARRIER
+                for device in group.devices
+            ]
+            if carriers or any(FORMATS[group.payload_format].by_time for group in groups):
+                mapping = read_mapping(mapping_document(carriers, charged=carriers))
                 await set_mapping(connection, tenant=tenant, mapping=mapping, now=now)
         return [
             await _fleet(connection, tenant, fleet, plans, now=now) for fleet in scenario.fleets

@@ -143,7 +143,7 @@ class CredentialGiver:
         topics = device_topics(self._settings.topic_root, self._tenant_id, device_id, right)
         if right is Right.NONE:
             return shut_out(name)
-        return make_anew(name, topics, password=password)
+        return make_anew(name, topics, password=password, is_held=right is Right.HELD)
 
     async def _tell(self, commands: Sequence[Command]) -> None:
         if self._broker is not None and commands:

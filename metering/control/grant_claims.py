@@ -7,7 +7,8 @@ import hmac
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
+from time import monotonic
 
 import aiomqtt
 from pydantic import ValidationError
@@ -23,10 +24,17 @@ from metering.broker_administration import (
 from metering.control import metrics
 from metering.control.waking import away
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
-from metering.credentials.dynamic_security import Command, make_anew, shut_out
+from metering.credentials.dynamic_security import (
+    Command,
+    keep_away,
+    let_back,
+    make_anew,
+    shut_out,
+)
 from metering.credentials.password import hash_of
-from metering.credentials.rights import broker_username, claim_username, device_topics
+from metering.credentials.rights import Right, broker_username, claim_username, device_topics
 from metering.errors import BrokerRefused, InvalidValue
+from metering.flood import FloodGuard
 from metering.settings import Settings
 from metering.store.broker_clients import (
     clients_of,
@@ -42,8 +50,10 @@ from metering.store.claims import (
     close_claims,
     expired_claims,
     note_claimed,
+    released_claims,
 )
 from metering.store.connection import UNREACHABLE, Connection, connect_patiently, database_url
+from metering.store.floods import hold_device
 from metering.wire.claim import Claim, decode_claim, encode_answer, encode_refusal
 from metering.wire.topics import claim_answer_topic, claim_filter, device_of_topic
 
@@ -62,6 +72,12 @@ class ClaimGranter:
         self._settings = settings
         self._broker = broker_of(None, settings)
         self._database_url = database_url(settings)
+        self._guard = FloodGuard(
+            messages_per_second=settings.device_requests_per_second_max,
+            octets_per_second=settings.device_octets_per_second_max,
+            window_seconds=settings.flood_window_seconds,
+            backlog_seconds_max=0.0,  # nobody keeps claims while we are away
+        )
 
     async def run(self) -> None:
         """Grant until cancelled; only where there is an authority."""
@@ -83,6 +99,8 @@ class ClaimGranter:
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._close_for_ever())
                         async for message in client.messages:
+                            if await self._is_flood(connection, broker, message):
+                                continue
                             async with telling(connection):
                                 answer = await self._answer(
                                     connection, broker, authority, message=message
@@ -117,6 +135,26 @@ class ClaimGranter:
             password=self._broker.password,
             tls_context=self._broker.tls_context(),
         )
+
+    async def _is_flood(
+        self, connection: Connection, broker: Administration | None, message: aiomqtt.Message
+    ) -> bool:
+        """Count a claim; whether it is one too many. Who sends so many is kept away for a while."""
+        sender = device_of_topic(self._settings.topic_root, str(message.topic), "claim")
+        if sender is None:
+            return False
+        hold = timedelta(seconds=self._settings.flood_hold_seconds)
+        for flood in self._guard.count([(sender, len(message.payload))], at=monotonic()):
+            log.warning("%s/%s floods with claims", *sender)
+            async with telling(connection):
+                async with connection.transaction():
+                    await hold_device(connection, flood, hold=hold, now=clock.now())
+                if broker is not None:
+                    await broker.tell(keep_away(claim_username(*sender)))
+        if not self._guard.is_flooding(sender):
+            return False
+        metrics.BAD_MESSAGES.labels("flood").inc()
+        return True
 
     async def _answer(
         self,
@@ -222,7 +260,7 @@ class ClaimGranter:
             topics = device_topics(
                 self._settings.topic_root, each.tenant_id, each.device_id, each.right
             )
-            commands += make_anew(name, topics, password=password)
+            commands += make_anew(name, topics, password=password, is_held=each.right is Right.HELD)
         await broker.tell(commands)
         await note_told(connection, clients)
 
@@ -242,21 +280,28 @@ class ClaimGranter:
         )
 
     async def _close_for_ever(self) -> None:
-        """Let in no more to claim those whose time is over."""
+        """Let in no more to claim those whose time is over, and again those who are held no more."""
+        looked_at: datetime | None = None
         while True:
             connection = await self._connect()
             try:
                 async with telling(connection), self._administration() as broker:
-                    expired = await expired_claims(connection, now=clock.now())
+                    now = clock.now()
+                    expired = await expired_claims(connection, now=now)
+                    released = await released_claims(connection, since=looked_at, until=now)
                     commands = [
                         command
                         for _, tenant_id, device_id in expired
                         for command in shut_out(claim_username(tenant_id, device_id))
                     ]
+                    commands += [
+                        command for each in released for command in let_back(claim_username(*each))
+                    ]
+                    if commands and broker is not None:
+                        await broker.tell(commands)
                     if expired:
-                        if broker is not None:
-                            await broker.tell(commands)
                         await close_claims(connection, [each[0] for each in expired])
+                    looked_at = now
             finally:
                 await connection.close()
             end_if_cancelled()

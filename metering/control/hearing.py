@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 """Errors that trying again does not mend: the data itself is refused."""
+_IDLE_SECONDS = 0.2
+"""After all was acknowledged, the broker would have sent by then what waited there."""
 
 
 class HeardMessage:
@@ -98,9 +100,13 @@ class Hearing:
         connection: Connection | None = None
         try:
             while True:
+                idle_since = monotonic()
                 await self._arrived.wait()
+                if monotonic() - idle_since > _IDLE_SECONDS:
+                    self._guard.caught_up()
                 self._arrived.clear()
                 batch, self._pending = self._pending, []
+                began = monotonic()
                 heard = {last: self._messages(batch, last) for last in self._handlers}
                 for flood in self._floods(heard):
                     connection = await self._handle(connection, self._holding(flood), ())
@@ -111,6 +117,8 @@ class Hearing:
                         together = messages[first : first + size]
                         connection = await self._handle(connection, handler, together)
                 acknowledge(batch)
+                if monotonic() - began > self._settings.flood_window_seconds:
+                    self._guard.interrupted(began)  # the database was away, and all waited
         finally:
             if connection is not None:
                 await connection.close()
@@ -127,7 +135,7 @@ class Hearing:
         return kept
 
     def _holding(self, flood: Flood) -> Handler:
-        """Return what takes the right to publish from a device that floods, for a while."""
+        """Return what has a device that floods kept away for a while."""
         hold = timedelta(seconds=self._settings.flood_hold_seconds)
 
         async def held(

@@ -15,6 +15,8 @@ from metering.credentials.dynamic_security import (
     Command,
     allow,
     disconnect,
+    keep_away,
+    let_back,
     let_in,
     rules_of,
     shut_out,
@@ -91,8 +93,8 @@ class RightsTeller:
                 each.device_no
                 for each in await all_clients(connection)
                 if each.told is not None
-                and (self._name(each) in known, rules.get(self._name(each), set()))
-                != (each.told is not Right.NONE, self._rules(each, each.told))
+                and (known.get(self._name(each)), rules.get(self._name(each), set()))
+                != (_is_kept_away(each.told), self._rules(each, each.told))
             ]
             if differing:
                 log.warning(
@@ -123,7 +125,8 @@ class RightsTeller:
 async def tell(broker: Administration, clients: Sequence[BrokerClient], *, root: str) -> None:
     """Tell the broker what some devices may do now; those who may do less are disconnected.
 
-    All of them lose their rights before the first is disconnected: each command takes its time.
+    All of them lose their rights before the first is disconnected: each command takes its time. Only who
+    is to be held is disconnected first: what it may not publish would be acknowledged, and lost.
     """
     commands: list[Command] = []
     ends: list[Command] = []
@@ -132,17 +135,25 @@ async def tell(broker: Administration, clients: Sequence[BrokerClient], *, root:
             continue
         name = broker_username(each.tenant_id, each.device_id)
         topics = _topics(root, each, each.right)
+        is_held = each.right is Right.HELD
         if each.right is Right.NONE:
             commands += shut_out(name)
-            continue
-        if each.told in {None, Right.NONE}:
-            commands += let_in(name, topics, password=None)
-        if each.right is Right.LISTEN:
+        elif each.told in {None, Right.NONE}:
+            commands += let_in(name, topics, is_held=is_held)
+        elif is_held:
+            commands += keep_away(name) + allow(name, topics)
+        else:
             commands += allow(name, topics)
-            ends += disconnect(name)
-        elif each.told is Right.LISTEN:
-            commands += allow(name, topics)
+            if each.told is Right.HELD:
+                commands += let_back(name)
+            elif each.right is Right.LISTEN:
+                ends += disconnect(name)
     await broker.tell(commands + ends)
+
+
+def _is_kept_away(right: Right) -> bool | None:
+    """Whether the broker keeps somebody of a right away; None: it does not know such a one."""
+    return None if right is Right.NONE else right is Right.HELD
 
 
 def _topics(root: str, client: BrokerClient, right: Right) -> Topics:

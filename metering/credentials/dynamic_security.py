@@ -62,31 +62,35 @@ def _others(document: Mapping[str, Any], kind: str, key: str, name: str) -> list
     return [each for each in document.get(kind, ()) if each[key] != name]
 
 
-def let_in(
-    username: str, topics: Topics, *, password: str | None, client_id: str | None = None
-) -> list[Command]:
+def let_in(username: str, topics: Topics, *, is_held: bool = False) -> list[Command]:
     """Return the commands that make a client known, or make it what it shall be if it is known.
 
-    A client of a `password` of None keeps the one that it has; one that never had any gets in by
-    certificate only. `client_id` is the only one under which it may connect; None: its name.
+    It keeps the password that it has; one that never had any gets in by certificate only.
     """
-    role, client = _role_and_client(username, topics, password=password, client_id=client_id)
+    role, client = _role_and_client(username, topics, password=None, client_id=None)
     roles = [{"rolename": username, "priority": 0}]
     return [
         {"command": "createRole", **role},
         {"command": "modifyRole", **role},
         {"command": "createClient", **client},
         {"command": "modifyClient", **client, "roles": roles},
-        {"command": "enableClient", "username": username},
+        *(keep_away(username) if is_held else let_back(username)),
     ]
 
 
 def make_anew(
-    username: str, topics: Topics, *, password: str | None, client_id: str | None = None
+    username: str,
+    topics: Topics,
+    *,
+    password: str | None,
+    client_id: str | None = None,
+    is_held: bool = False,
 ) -> list[Command]:
     """Return the commands that make a client as `let_in` does, but with nothing of one of that name.
 
-    For a name that was not known only three of them change anything: the plugin writes its file no oftener.
+    One of no `password` gets in by certificate only. `client_id` is the only one under which it may connect;
+    None: its name. For a name that was not known only three of the commands change anything: the plugin
+    writes its file no oftener.
     """
     role, client = _role_and_client(username, topics, password=password, client_id=client_id)
     return [
@@ -94,6 +98,7 @@ def make_anew(
         {"command": "createRole", **role},
         {"command": "createClient", **client},
         {"command": "addClientRole", "username": username, "rolename": username, "priority": 0},
+        *(keep_away(username) if is_held else ()),
     ]
 
 
@@ -114,6 +119,20 @@ def _role_and_client(
 def allow(username: str, topics: Topics) -> list[Command]:
     """Return the commands that change what a client that is known may do."""
     return [{"command": "modifyRole", "rolename": username, "acls": rules_of(topics)}]
+
+
+def keep_away(username: str) -> list[Command]:
+    """Return the command that ends a client's connection and refuses it another one.
+
+    What it sends is not acknowledged, as what it may not publish would be. A certificate still lets it
+    connect: nobody asks the plugin of one.
+    """
+    return [{"command": "disableClient", "username": username}]
+
+
+def let_back(username: str) -> list[Command]:
+    """Return the command that lets a client connect that was kept away."""
+    return [{"command": "enableClient", "username": username}]
 
 
 def disconnect(username: str) -> list[Command]:

@@ -27,11 +27,13 @@ class Right(StrEnum):
     """How much a device may do.
 
     `publish` is all that a device does; `listen` leaves hearing commands and answering them to one
-    that is suspended; `none` is for devices that are retired or revoked.
+    that is suspended; `held` is for one that flooded: it is not let in for a while; `none` is for devices
+    that are retired or revoked.
     """
 
     PUBLISH = "publish"
     LISTEN = "listen"
+    HELD = "held"
     NONE = "none"
 
 
@@ -66,7 +68,8 @@ def device_topics(root: str, tenant: str, device: str, right: Right) -> Topics:
     """Return what a device with a right may write and read: of its own branch alone.
 
     It writes usage in every format; as an edge node of Sparkplug also what is of the devices behind it,
-    and it hears whether the platform is there.
+    and it hears whether the platform is there. One that is held may no more than listen, where it gets in:
+    no broker asks about a certificate that it knows.
     """
     if right is Right.NONE:
         return Topics(writes=(), reads=())

@@ -24,7 +24,7 @@ _AWAY_SECONDS = 0.1
 
 
 class FloodHolder:
-    """Takes the right to publish from devices that flood, for a while."""
+    """Has devices that flood kept away for a while."""
 
     def __init__(self, settings: Settings) -> None:
         self._database_url = database_url(settings)
@@ -71,7 +71,7 @@ class FloodHolder:
             held = await hold_device(connection, flood, hold=self._hold, now=clock.now())
         if held:
             log.warning(
-                "%s/%s floods: %d messages and %d octets in %.1f s; it may not publish for %g s",
+                "%s/%s floods: %d messages and %d octets in %.1f s; it is kept away for %g s",
                 *flood.sender, flood.messages, flood.octets, flood.seconds,
                 self._hold.total_seconds(),
             )  # fmt: skip

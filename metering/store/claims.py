@@ -79,6 +79,25 @@ async def expired_claims(connection: Connection, *, now: datetime) -> list[tuple
     return await found.fetchall()
 
 
+async def released_claims(
+    connection: Connection, *, since: datetime | None, until: datetime
+) -> list[tuple[str, str]]:
+    """Return who may claim and was held for a flood until after `since`, and is not any more.
+
+    None: until any time since it was announced.
+    """
+    found = await connection.execute(
+        "SELECT tenant_id, device_id FROM device_claim AS claim JOIN device USING (device_no)"
+        " JOIN tenant USING (tenant_no) WHERE is_open AND expires_at > %(until)s"
+        "   AND NOT is_held(device_no, %(until)s)"
+        "   AND EXISTS (SELECT FROM device_flood AS flood WHERE flood.device_no = claim.device_no"
+        "     AND flood.held_until > coalesce(%(since)s, claim.announced_at)"
+        "     AND flood.held_until <= %(until)s)",
+        {"since": since, "until": until},
+    )
+    return await found.fetchall()
+
+
 async def close_claims(connection: Connection, device_nos: list[int]) -> None:
     """Note that the broker lets some devices in to claim no more."""
     await connection.execute(

@@ -14,6 +14,7 @@ SUPERSEDED_BY = {
     CommandKind.THROTTLE: (CommandKind.THROTTLE, CommandKind.SUSPEND, CommandKind.RESUME),
     CommandKind.SUSPEND: (CommandKind.SUSPEND, CommandKind.RESUME),
     CommandKind.RESUME: (CommandKind.SUSPEND, CommandKind.RESUME),
+    CommandKind.HOLD: (CommandKind.HOLD,),
 }
 """After which later commands an earlier one need not be obeyed any more.
 

@@ -1,4 +1,4 @@
-"""Devices that flooded: their right to publish is theirs again after a while, and everybody is told."""
+"""Devices that flooded: the broker keeps each away for a while, and everybody is told."""
 
 from datetime import datetime, timedelta
 
@@ -7,11 +7,16 @@ from metering.store.connection import Connection
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, notify, record_events
 from metering.wire.command import CommandKind
 
+_TOLD_FOR = timedelta(days=1)
+"""For so long after its end a device is told of a hold."""
+
 
 async def hold_device(
     connection: Connection, flood: Flood, *, hold: timedelta, now: datetime
 ) -> bool:
-    """Take a device's right to publish away for a while, within a transaction; tell it and its tenant.
+    """Have a device kept away for a while, within a transaction; tell it and its tenant.
+
+    It is told at once, if it hears that before it is cut off, or when it comes back.
 
     False when nothing was to be done: nobody registered it, or it is held already.
     """
@@ -61,7 +66,7 @@ async def hold_device(
                 payload=told,
                 cause=cause,
                 published_at=None,
-                expires_at=now + hold,
+                expires_at=now + hold + _TOLD_FOR,
             )
         ],
         now=now,

@@ -197,13 +197,22 @@ def encode(
     records: Sequence[tuple[str, Reading]], *, iccid: str, mcc: str = "262", mnc: str = "01"
 ) -> bytes:
     """Write records of one SIM, each with its id, that tell of data or of messages."""
+    sim = {"sim": {"iccid": iccid}, "operator": {"mnc": mnc, "country": {"mcc": mcc}}}
+    return _written(records, sim)
+
+
+def encode_of_endpoint(records: Sequence[tuple[str, Reading]], *, name: str) -> bytes:
+    """Write such records of a device by the carrier's name of it, which say neither SIM nor network."""
+    return _written(records, {"endpoint": {"name": name}})
+
+
+def _written(records: Sequence[tuple[str, Reading]], of: Mapping[str, object]) -> bytes:
     document = [
         {
             "id": identity,
             "start_timestamp": (reading.since or reading.at).strftime(_WRITTEN_INSTANT),
             "end_timestamp": reading.at.strftime(_WRITTEN_INSTANT),
-            "sim": {"iccid": iccid},
-            "operator": {"mnc": mnc, "country": {"mcc": mcc}},
+            **of,
             **_written_volume(reading),
         }
         for identity, reading in records

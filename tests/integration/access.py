@@ -39,7 +39,7 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Device:
-    """A connected client over MQTT 5."""
+    """A connected client. Over MQTT 3.1.1 it is told of no refusal of what it publishes."""
 
     client: paho.Client
     heard: list[tuple[str, bytes]] = field(default_factory=list)
@@ -81,10 +81,11 @@ def connected(
     client_id: str = "",
     certificate: tuple[Path, Path] | None = None,
     tls: ssl.TLSVersion | None = ssl.TLSVersion.TLSv1_3,
+    version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
 ) -> Iterator[Device]:
     """Connect, over TLS unless `tls` is None; raises `Refused` when the broker lets nobody in."""
     client = paho.Client(
-        CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5,
+        CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version,
         reconnect_on_failure=False,
     )  # fmt: skip
     device = Device(client)

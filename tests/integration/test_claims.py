@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from pydantic import SecretStr
 
 from metering.cli import main
+from metering.control import grant_claims
 from metering.credentials.authority import key_pem, new_key
 from metering.errors import Conflict, NotFound
 from metering.provisioning.credentials import provisioning
@@ -32,6 +34,7 @@ from tests.integration.test_credentials import (
 )
 
 CODES = {A: "serial-0001", B: "serial-0002"}
+CLAIMED_AGAIN_SECONDS = 0.2
 
 
 @pytest.fixture
@@ -76,10 +79,14 @@ def claiming(
 def claim(device: Device, device_id: str, **request: str) -> dict[str, str]:
     assert device.may_subscribe(topic(device_id, "claim-answer"))
     answers: list[dict[str, str]] = []
+    sent_at = 0.0
 
     def is_answered() -> bool:
-        # As a device does: what is lost is sent again.
-        device.may_publish(topic(device_id, "claim"), json.dumps(request))
+        nonlocal sent_at
+        if time.monotonic() - sent_at > CLAIMED_AGAIN_SECONDS:
+            # As a device does: what is lost is sent again.
+            device.may_publish(topic(device_id, "claim"), json.dumps(request))
+            sent_at = time.monotonic()
         heard = [json.loads(payload) for _, payload in device.heard]
         answers[:] = [each for each in heard if each["request"] == request["request"]]
         return bool(answers)
@@ -181,3 +188,40 @@ def test_only_a_registered_device_without_a_credential_is_announced(settings: Se
     give_passwords(settings, A)
     with pytest.raises(Conflict):
         announce(settings, A)
+
+
+def test_a_flood_of_claims_is_ended_and_later_forgiven(
+    alone: Settings, factory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grant_claims, "_SWEEP_SECONDS", 0.2)
+    limited = alone.model_copy(
+        update={"device_requests_per_second_max": 5.0, "flood_hold_seconds": 5.0}
+    )
+    announce(alone, A, B)
+    with running_control(limited):
+        with claiming(alone, factory, B) as other:
+            with claiming(alone, factory, A) as device:
+
+                def is_cut_off() -> bool:
+                    device.client.publish(topic(A, "claim"), "no claim", qos=1)
+                    return bool(device.ends)
+
+                wait(is_cut_off, "end of the flood")
+            with pytest.raises(Refused), claiming(alone, factory, A):
+                pytest.fail("it came back too late, or is not kept away")
+            assert "password" in claim(other, B, request="0123456789abcdef")
+
+        def is_let_in() -> bool:
+            with suppress(Refused), claiming(alone, factory, A):
+                return True
+            return False
+
+        wait(is_let_in, "end of the hold")
+        with claiming(alone, factory, A) as device:
+            assert "password" in claim(device, A, request="0123456789abcdef")
+    assert alone.database_url is not None
+    with psycopg.connect(alone.database_url.get_secret_value()) as connection:
+        held = connection.execute(
+            "SELECT device_id FROM device_flood JOIN device USING (device_no)"
+        )
+        assert held.fetchall() == [(A,)]

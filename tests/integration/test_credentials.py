@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
 from metering.broker_address import parse_broker_url
@@ -70,9 +71,11 @@ def give_passwords(
     return asyncio.run(give())
 
 
-def give_key(settings: Settings, device: str, folder: Path, *, anew: bool = False) -> None:
+def give_key(
+    settings: Settings, device: str, folder: Path, *, anew: bool = False, tenant: str = TENANT
+) -> None:
     async def give() -> None:
-        async with provisioning(settings, TENANT) as made:
+        async with provisioning(settings, tenant) as made:
             await make_key(made, device, folder, anew=anew)
 
     asyncio.run(give())
@@ -87,11 +90,15 @@ def revoke(settings: Settings, *devices: str) -> int:
 
 
 def by_password(
-    settings: Settings, given: Given, *, client_id: str = ""
+    settings: Settings,
+    given: Given,
+    *,
+    client_id: str = "",
+    version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
 ) -> AbstractContextManager[Device]:
     return connected(
         settings, ports(settings).passwords, username=given.username, password=given.password,
-        client_id=client_id,
+        client_id=client_id, version=version,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import secrets
 import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +41,7 @@ from tests.integration.test_credentials import (
     running_control,
     settings,
 )
+from tests.integration.test_holds import hold, release
 
 __all__ = ["settings"]
 
@@ -112,6 +114,49 @@ def test_rights_follow_the_state(settings: Settings, config: dict[str, Any]) -> 
     assert ask(settings, config["authentication"][0]["query"], given.username) == []
 
 
+def test_a_role_that_reads_the_views_alone_is_enough(
+    settings: Settings, config: dict[str, Any]
+) -> None:
+    (given,) = give_passwords(settings, A)
+    queries = [
+        config["authentication"][0]["query"],
+        config["authorization"]["sources"][0]["query"],
+    ]
+    assert settings.database_url is not None
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        role = f"broker_{secrets.token_hex(4)}".encode()
+        connection.execute(b"CREATE ROLE " + role)
+        connection.execute(
+            b"GRANT SELECT ON broker_authentication, broker_authorisation TO " + role
+        )
+        connection.execute(b"SET ROLE " + role)
+        for query in queries:
+            asked = query.replace("${username}", "%(name)s").replace("${clientid}", "%(name)s")
+            assert connection.execute(asked.encode(), {"name": given.username}).fetchall()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT FROM device_flood")
+        connection.rollback()  # and there is no such role any more
+
+
+def test_who_is_held_is_not_let_in(settings: Settings, config: dict[str, Any]) -> None:
+    (given,) = give_passwords(settings, A)
+    query = config["authentication"][0]["query"]
+    assert hold(settings)
+    assert ask(settings, query, given.username) == []
+    topics = device_topics(ROOT, TENANT, A, Right.HELD)
+    assert rights(settings, config, given) == {
+        *(("publish", each) for each in topics.writes),
+        *(("subscribe", each) for each in topics.reads),
+    }
+    be(settings, DeviceState.SUSPENDED)
+    assert ask(settings, query, given.username) == []
+    release(settings)
+    assert len(ask(settings, query, given.username)) == 1
+    be(settings, DeviceState.RETIRED)
+    assert hold(settings)
+    assert rights(settings, config, given) == set()
+
+
 def test_a_topic_that_a_device_is_made_with_becomes_its_own(config: dict[str, Any]) -> None:
     formats = {}
     for rule in config["rewrite"]:
@@ -141,6 +186,10 @@ def test_a_claim_gets_in_by_its_code_under_its_client_id_alone(
     asyncio.run(announce())
     query, name = config["authentication"][0]["query"], f"claim:{TENANT}/{B}"
     ((digest, salt, _),) = ask(settings, query, name, client_id=f"claiming:{TENANT}/{B}")
+    assert hold(settings, B)
+    assert ask(settings, query, name, client_id=f"claiming:{TENANT}/{B}") == []
+    assert rights(settings, config, Given(username=name)) == set()
+    release(settings)
     derived = hashlib.pbkdf2_hmac("sha512", b"serial-7", salt.encode(), ITERATIONS, dklen=64)
     assert derived.hex() == digest
     # Where the name is the client id, a device's port, it gets nowhere; nor under another's.
@@ -197,7 +246,7 @@ def _known(settings: Settings) -> set[str]:
 
     async def clients() -> set[str]:
         async with administration(broker_of(None, settings)) as broker:
-            return await broker.clients()
+            return set(await broker.clients())
 
     return asyncio.run(clients())
 

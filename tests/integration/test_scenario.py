@@ -14,7 +14,7 @@ from metering.settings import Settings
 from metering.stack.probe import free_port
 from tests.integration.access import broker_folder, ports
 from tests.integration.pipeline import Pipeline, fresh_database, wait_until
-from tests.integration.test_credentials import give_passwords
+from tests.integration.test_credentials import give_key, give_passwords
 
 PAGE = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text("utf-8")
 """The page whose example is run, and shows what is printed."""
@@ -111,7 +111,7 @@ def test_every_format_over_tls_with_credentials_is_billed_as_expected(
     code, said = platform.scenario("register", "formats", "--tenant", "mixed")
     assert code == 0, said
     names = said.split()
-    assert len(names) == 11
+    assert len(names) == 12
     settings = stack_settings.model_copy(
         update={
             "database_url": SecretStr(platform.pipeline.database_url),
@@ -130,8 +130,45 @@ def test_every_format_over_tls_with_credentials_is_billed_as_expected(
     )  # fmt: skip
     assert code == 0, said
     assert re.search(
-        r"^equal: [0-9]+ lines and 0 totals of 1 fleets, 4 refusals$", said, re.MULTILINE
+        r"^equal: [0-9]+ lines and 0 totals of 1 fleets, 7 refusals$", said, re.MULTILINE
     )
+
+
+def test_over_mutual_tls_it_is_billed_as_expected(
+    platform: Platform, stack_settings: Settings, tmp_path: Path
+) -> None:
+    assert stack_settings.database_url is not None
+    path = Path(depot(tmp_path))
+    path.write_text(re.sub(r"\n +changes:.*", "", path.read_text("utf-8")), "utf-8")
+    code, said = platform.scenario("register", str(path), "--tenant", "sealed")
+    assert code == 0, said
+    devices = said.split()
+    assert len(devices) == 4
+    settings = stack_settings.model_copy(
+        update={
+            "database_url": SecretStr(platform.pipeline.database_url),
+            "topic_root": platform.pipeline.topic_root,
+        }
+    )
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for device in devices:
+        give_key(settings, device, keys, tenant="sealed")
+    platform.pipeline.environment["FLEETMETER_BROKER_CA_FILE"] = str(
+        broker_folder(settings) / "authority.pem"
+    )
+    run = [
+        str(path), "--tenant", "sealed", "--certificates", str(keys),
+        "--broker", f"mqtts://localhost:{ports(settings).certificates}",
+    ]  # fmt: skip
+    code, said = platform.run(*run)
+    assert code == 0, said
+    assert re.search(r"^equal: [1-9]", said, re.MULTILINE)
+    (keys / f"{devices[0]}.pem").unlink()
+    code, said = platform.run(*run)
+    assert code == 2
+    assert said.startswith("fleetmeter scenario: not run: ")
+    assert len(said.splitlines()) == 1, said
 
 
 def test_the_pages_example_prints_what_the_page_shows(platform: Platform, tmp_path: Path) -> None:

@@ -65,6 +65,38 @@ def test_what_was_sent_while_nothing_could_be_read_is_excused(away: float, excus
     assert len(guard.count([(A, 1)], at=20.0 + away)) == 1
 
 
+def test_of_two_outages_at_once_the_longer_is_excused() -> None:
+    guard = guard_of()
+    guard.interrupted(
+        30.0
+    )  # the broker is lost; only then it shows since when the database was away
+    guard.interrupted(20.0)
+    assert guard.count([(A, 1)] * 220, at=40.0) == []
+    assert len(guard.count([(A, 1)], at=40.0)) == 1
+
+
+def test_an_outage_while_nobody_could_follow_excuses_from_when_that_began() -> None:
+    guard = guard_of()
+    guard.behind(20.0)
+    guard.interrupted(30.0)
+    guard.behind(None)  # what was held is forgotten with the connection
+    assert guard.count([(A, 1)] * 220, at=40.0) == []
+    assert len(guard.count([(A, 1)], at=40.0)) == 1
+
+
+def test_an_outage_before_all_of_another_was_read_takes_no_excuse_from_it() -> None:
+    guard = guard_of()
+    guard.interrupted(20.0)
+    assert guard.count([(A, 1)] * 50, at=40.0) == []
+    guard.interrupted(41.0)
+    assert guard.count([(A, 1)] * 240, at=42.0) == []
+    assert len(guard.count([(A, 1)], at=42.0)) == 1
+    guard.caught_up()
+    guard.interrupted(50.0)
+    assert guard.count([(A, 1)] * 30, at=51.0) == []
+    assert len(guard.count([(A, 1)], at=51.0)) == 1
+
+
 def test_what_comes_once_nothing_waits_is_not_excused() -> None:
     guard = guard_of()
     guard.interrupted(20.0)

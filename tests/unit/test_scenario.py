@@ -40,7 +40,7 @@ GOLDEN = {
     "dst-autumn": "daa91fac499931af3f984218d98ddd13385ed4b4e1e47550627b9d356ba0b7da",
     "dst-spring": "93713ab843ceebaa5b6999def783072398b7520627bfad5d53d26819549bccb5",
     "everything": "e8a53b6f76e2b8a1ba6b3cd874d674d6ab850672a646aabaa30c5451590c8d3d",
-    "formats": "cceba178562aeadad50c2782737d662bf96cd3a7782a0e295eae8882caec02a3",
+    "formats": "39424cd783326cf36652121d8451ed8abe32698a873f9bc8ff431bbefb5e0a7c",
     "firmware-storm": "c53ba51633525cb24f117d9a69fa1c5a9966d7a5ff95a8a4bd3090a6922a3fc0",
     "leap-day": "507c884949c8d4a69081dd17ddd29491674531fd79266f9091c2b7148a757e1b",
     "month-end": "ca20391658ab16c591591b7f8a52609c75d9774e5504ac885c494b7c5bb5c58b",
@@ -454,7 +454,9 @@ def test_what_the_platform_takes_is_told_before_it_is_run() -> None:
 @pytest.mark.parametrize(
     ("group", "problem"),
     [
-        ({"format": "carrier"}, "format"),
+        ({"format": "carrier"}, "is of data and SMS"),
+        ({"format": "carrier", "profile": "kiosk"}, "is of data and SMS"),
+        ({"format": "carrier", "profile": "alarm", "faults": shares(skew="0.1")}, "faults.skew"),
         ({"format": "senml", "faults": shares(skew="0.1")}, "faults.skew"),
         ({"format": "thingsboard", "faults": shares(clock_lost="0.1")}, "faults.clock_lost"),
         ({"format": "senml-cbor", "faults": shares(wrap="0.1")}, "faults.wrap"),
