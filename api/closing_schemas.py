@@ -46,6 +46,7 @@ class FleetDetail(Fleet):
                     "cycle": "month",
                     "anchor_day": 1,
                     "anchor_month": None,
+                    "time_zone_from": None,
                     "labels": {"customer": "c-17"},
                     "devices": 100,
                     "created_at": "2026-01-01T00:00:00Z",

@@ -74,7 +74,7 @@ def _example(value: JsonDict) -> ConfigDict:
 
 
 class NewFleet(BaseModel):
-    """A fleet that is to be made. Its currency, zone and bill cycle stay as they are."""
+    """A fleet that is to be made. Its currency and the rule of its bill cycles stay as they are."""
 
     model_config = _example(
         {
@@ -110,8 +110,8 @@ class NewFleet(BaseModel):
 class FleetPatch(BaseModel):
     """What is to be changed of a fleet; what is unset stays.
 
-    Its currency, zone and bill cycle are part of every bill: they are fixed. Move the devices to a fleet with
-    others (`POST /v1/fleet-moves`).
+    Its currency and the rule of its bill cycles are part of every bill: they are fixed. Move the devices to a
+    fleet with others (`POST /v1/fleet-moves`).
     """
 
     model_config = _example({"name": "North and East", "labels": {"customer": "c-17"}})
@@ -119,7 +119,14 @@ class FleetPatch(BaseModel):
     name: Name | None = None
     labels: _Labels | None = Field(None, description="all of them; those left out are gone")
     currency: str | None = Field(None, max_length=100, description="fixed; another one is 409")
-    time_zone: str | None = Field(None, max_length=100, description="fixed; another one is 409")
+    time_zone: str | None = Field(
+        None,
+        max_length=100,
+        description=(
+            "IANA name. Days and bill cycles are local to it from the first cycle on that has not begun"
+            " (`time_zone_from`); that begins when the one before ends, as it would have"
+        ),
+    )
     cycle: str | None = Field(None, max_length=100, description="fixed; another one is 409")
     anchor_day: int | None = Field(None, strict=True, description="fixed; another one is 409")
     anchor_month: int | None = Field(None, strict=True, description="fixed; another one is 409")

@@ -46,6 +46,7 @@ _FLEET: JsonDict = {
     "cycle": "month",
     "anchor_day": 1,
     "anchor_month": None,
+    "time_zone_from": None,
     "labels": {"customer": "c-17"},
     "devices": 100,
     "created_at": "2026-01-01T00:00:00Z",
@@ -145,6 +146,9 @@ class Fleet(BaseModel):
     name: str
     currency: str = Field(description="ISO 4217; each bill of the fleet is in it")
     time_zone: str = Field(description="IANA name; days and bill cycles are local to it")
+    time_zone_from: Time | None = Field(
+        description="from when on they are, where they were local to another before; null: always"
+    )
     cycle: str = Field(description="how long a bill cycle is: month, quarter or year")
     anchor_day: int = Field(
         description="the day of the month on which a bill cycle begins; in a shorter one its last"

@@ -35,6 +35,39 @@ class BillCycle:
         return (self.next_first_day - self.first_day).days
 
 
+@dataclass(frozen=True, slots=True)
+class ChangedZone:
+    """The time zone of whoever had others: `(name, day)` of each earlier one, ascending, then its `name`.
+
+    The day is the first that is the next zone's. It begins when the earlier zone's does, so no instant is
+    of two days or of none; how many hours it has follows from both.
+    """
+
+    earlier: tuple[tuple[str, date], ...]
+    name: str
+
+
+TimeZone = str | ChangedZone
+"""An IANA name, or one after others."""
+
+
+def zone_since(name: str, earlier: Sequence[Sequence[str]]) -> TimeZone:
+    """Return a zone after others, each told with the first day, ISO 8601, that is the next one's."""
+    if not earlier:
+        return name
+    return ChangedZone(tuple((each, date.fromisoformat(day)) for each, day in earlier), name)
+
+
+def zone_at(instant: datetime, time_zone: TimeZone) -> str:
+    """Return the name of the zone whose days hold an instant."""
+    if isinstance(time_zone, str):
+        return time_zone
+    for name, until in time_zone.earlier:
+        if instant < midnight(until, name):
+            return name
+    return time_zone.name
+
+
 @lru_cache(maxsize=1024)
 def zone(name: str, field: str = "time_zone") -> ZoneInfo:
     """Return the IANA time zone `name`; raise `InvalidValue` naming `field` if there is none."""
@@ -46,18 +79,21 @@ def zone(name: str, field: str = "time_zone") -> ZoneInfo:
         ) from error
 
 
-def midnight(day: date, zone_name: str) -> datetime:
+def midnight(day: date, time_zone: TimeZone) -> datetime:
     """Return the instant at which a local day begins, in UTC.
 
     Where daylight saving skips midnight, the day begins at the first instant that exists; where
-    midnight comes twice, at the first.
+    midnight comes twice, at the first. The first day of a zone that is new begins by the earlier one.
     """
-    return datetime.combine(day, time(), zone(zone_name)).astimezone(UTC)
+    if isinstance(time_zone, ChangedZone):
+        following = (name for name, until in time_zone.earlier if day <= until)
+        time_zone = next(following, time_zone.name)
+    return datetime.combine(day, time(), zone(time_zone)).astimezone(UTC)
 
 
 @lru_cache(maxsize=4096)
 def cycle_of_day(
-    day: date, zone_name: str, anchor_day: int, months: int = 1, anchor_month: int = 1
+    day: date, time_zone: TimeZone, anchor_day: int, months: int = 1, anchor_month: int = 1
 ) -> BillCycle:
     """Return the bill cycle that holds a local day: of one month unless `months` says more.
 
@@ -74,8 +110,8 @@ def cycle_of_day(
     return BillCycle(
         first_day=first,
         next_first_day=following,
-        start=midnight(first, zone_name),
-        end=midnight(following, zone_name),
+        start=midnight(first, time_zone),
+        end=midnight(following, time_zone),
     )
 
 
@@ -101,12 +137,12 @@ class Calendar:
     """
 
     __slots__ = (
-        "_latest", "anchor_day", "anchor_month", "days", "first_day", "months", "time_zone",
+        "_latest", "anchor_day", "anchor_month", "days", "first_day", "months", "zone",
     )  # fmt: skip
 
     def __init__(
         self,
-        time_zone: str,
+        time_zone: TimeZone,
         anchor_day: int = 1,
         *,
         months: int = 1,
@@ -116,17 +152,22 @@ class Calendar:
     ) -> None:
         self.days = days
         self.first_day = first_day
-        self.time_zone = time_zone
+        self.zone = time_zone
         self.anchor_day = anchor_day
         self.months = months
         self.anchor_month = anchor_month
         self._latest: BillCycle | None = None
 
+    @property
+    def time_zone(self) -> str:
+        """The IANA name of the zone, of one that changed the last."""
+        return self.zone if isinstance(self.zone, str) else self.zone.name
+
     def cycle_at(self, instant: datetime) -> BillCycle:
         """Return the cycle that holds an instant."""
         latest = self._latest
         if latest is None or not latest.start <= instant < latest.end:
-            latest = self._latest = self.cycle_of_day(local_day(instant, self.time_zone))
+            latest = self._latest = self.cycle_of_day(local_day(instant, self.zone))
         return latest
 
     def cycle_of_day(self, day: date) -> BillCycle:
@@ -137,10 +178,10 @@ class Calendar:
             return BillCycle(
                 first_day=first,
                 next_first_day=first + length,
-                start=midnight(first, self.time_zone),
-                end=midnight(first + length, self.time_zone),
+                start=midnight(first, self.zone),
+                end=midnight(first + length, self.zone),
             )
-        return cycle_of_day(day, self.time_zone, self.anchor_day, self.months, self.anchor_month)
+        return cycle_of_day(day, self.zone, self.anchor_day, self.months, self.anchor_month)
 
     def following(self, cycle: BillCycle) -> BillCycle:
         """Return the cycle after one."""
@@ -161,12 +202,18 @@ def cycle_at(instant: datetime, zone_name: str, anchor_day: int) -> BillCycle:
     return cycle_of_day(local_day(instant, zone_name), zone_name, anchor_day)
 
 
-def local_day(instant: datetime, zone_name: str) -> date:
+def local_day(instant: datetime, time_zone: TimeZone) -> date:
     """Return the local day that holds an instant."""
-    day = instant.astimezone(zone(zone_name)).date()
+    if isinstance(time_zone, ChangedZone):
+        name = zone_at(instant, time_zone)
+        begun = [
+            until for earlier, until in time_zone.earlier if midnight(until, earlier) <= instant
+        ]
+        return max([local_day(instant, name), *begun])
+    day = instant.astimezone(zone(time_zone)).date()
     # Where midnight comes twice, the hour before its second coming still reads as the day before.
     return (
-        day + timedelta(days=1) if instant >= midnight(day + timedelta(days=1), zone_name) else day
+        day + timedelta(days=1) if instant >= midnight(day + timedelta(days=1), time_zone) else day
     )
 
 

@@ -55,7 +55,7 @@ def fleet(
 def cycle(day: str, of: Fleet | None = None) -> BillCycle:
     """Return the bill cycle that holds a local day."""
     of = of or fleet()
-    return of.cycle_of(at(day, of.time_zone))
+    return of.cycle_of(midnight(date.fromisoformat(day), of.time_zone))
 
 
 def redemptions(coupons: Mapping[str, str] | None) -> list[Redemption]:

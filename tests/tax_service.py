@@ -12,13 +12,14 @@ from metering.stack.probe import free_port
 class _Answering(BaseHTTPRequestHandler):
     """Answers each POST with what the test said, and keeps what was asked."""
 
-    answer: Callable[[], tuple[int, bytes]]
+    answer: Callable[[bytes], tuple[int, bytes]]
     asked: list[tuple[Mapping[str, str], bytes]]
 
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
-        self.asked.append((dict(self.headers), self.rfile.read(length)))
-        status, content = type(self).answer()
+        body = self.rfile.read(length)
+        self.asked.append((dict(self.headers), body))
+        status, content = type(self).answer(body)
         with suppress(ConnectionError):  # who asked may have gone
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
@@ -31,7 +32,7 @@ class _Answering(BaseHTTPRequestHandler):
 
 @contextmanager
 def served(
-    answer: Callable[[], tuple[int, bytes]],
+    answer: Callable[[bytes], tuple[int, bytes]],
 ) -> Iterator[tuple[str, Sequence[tuple[Mapping[str, str], bytes]]]]:
     """Serve a tax service on this machine; yield its address and what it was asked."""
     asked: list[tuple[Mapping[str, str], bytes]] = []
@@ -47,5 +48,5 @@ def served(
             thread.join()
 
 
-def told(answer: object) -> Callable[[], tuple[int, bytes]]:
-    return lambda: (200, json.dumps(answer).encode())
+def told(answer: object) -> Callable[[bytes], tuple[int, bytes]]:
+    return lambda _: (200, json.dumps(answer).encode())

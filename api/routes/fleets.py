@@ -32,7 +32,7 @@ from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.money import decimal_text
-from metering.period import CYCLE_MONTHS
+from metering.period import CYCLE_MONTHS, midnight
 from metering.rating.statement import Line, LineKind
 from metering.store.balances import fleet_of_id
 from metering.store.bucket_views import LotView, pool_lots
@@ -45,13 +45,13 @@ from metering.store.fleet_views import (
     list_fleets,
 )
 from metering.store.past_balances import lots_then
-from metering.store.registry import calendar_of
+from metering.store.registry import calendar_of, zone_of
 from metering.store.watermark import DeviceProgress, Watermark, fleet_watermark
 from metering.usage import METERS, METERS_BY_NO
 
 router = APIRouter(prefix="/v1", tags=["fleets"])
 
-EDITABLE = frozenset({"name", "labels"})
+EDITABLE = frozenset({"name", "labels", "time_zone"})
 """What of a fleet people may change, of which its entity tag tells."""
 _CYCLE_OF_MONTHS = {months: name for name, months in CYCLE_MONTHS.items()}
 
@@ -197,6 +197,7 @@ def shown_fleet(fleet: FleetView) -> schemas.Fleet:
         name=fleet.name,
         currency=fleet.currency,
         time_zone=fleet.time_zone,
+        time_zone_from=_zone_begins(fleet),
         cycle=_CYCLE_OF_MONTHS[fleet.cycle_months],
         anchor_day=fleet.anchor_day,
         anchor_month=None if fleet.cycle_months == 1 else fleet.anchor_month,
@@ -204,6 +205,12 @@ def shown_fleet(fleet: FleetView) -> schemas.Fleet:
         devices=fleet.devices,
         created_at=fleet.created_at,
     )
+
+
+def _zone_begins(fleet: FleetView) -> datetime | None:
+    """Return when the days of a fleet's zone begin; None where it had no other."""
+    days = zone_of(fleet)
+    return None if isinstance(days, str) else midnight(days.earlier[-1][1], days)
 
 
 def _same_pool(lot: LotView) -> tuple[int, str, str, int | None]:

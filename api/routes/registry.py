@@ -27,6 +27,7 @@ from api.routes import devices as device_routes
 from api.routes import fleets as fleet_routes
 from api.routes.devices import shown_device
 from api.routes.fleets import shown_fleet
+from metering.charging.change_zone import change_zone
 from metering.charging.register_devices import register_devices
 from metering.errors import Conflict, InvalidValue
 from metering.iccid import checked_iccid
@@ -37,10 +38,10 @@ from metering.store.devices import DeviceDescription, NewDevice, describe_device
 from metering.store.fleet_views import fleet_view
 from metering.store.fleets import delete_fleet as delete
 from metering.store.fleets import describe_fleet, lock_fleet
-from metering.store.registry import Fleet, ensure_fleet
+from metering.store.registry import Fleet, ensure_fleet, lock_shard
 
 _CREATED = HTTPStatus.CREATED
-_FIXED = ("currency", "time_zone", "cycle", "anchor_day", "anchor_month")
+_FIXED = ("currency", "cycle", "anchor_day", "anchor_month")
 
 router = APIRouter(prefix="/v1", tags=["registry"])
 
@@ -72,7 +73,11 @@ async def patch_fleet(
     response: Response,
     if_match: etags.IfMatch = None,
 ) -> schemas.Fleet:
-    """Change a fleet's name and labels; what its bills are reckoned by is fixed."""
+    """Change a fleet's name, labels, and from its next bill cycle on its time zone; all else is fixed."""
+    made = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
+    if patch.time_zone not in {None, made.time_zone}:
+        # Whoever owns both has the shard first.
+        await lock_shard(caller.connection, made.shard_no)
     await lock_fleet(caller.connection, caller.tenant_no, fleet_id)
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     before = shown_fleet(fleet)
@@ -92,6 +97,8 @@ async def patch_fleet(
                 for name in fixed
             ],
         )
+    if patch.time_zone is not None and patch.time_zone != before.time_zone:
+        await change_zone(caller.connection, made, patch.time_zone, now=caller.now)
     await describe_fleet(
         caller.connection,
         fleet.fleet_no,

@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from metering.billing.wallet import watch_wallet
+from metering.errors import Conflict
 from metering.store.bills import StoredBill, set_state
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -18,6 +19,7 @@ from metering.store.payments import (
     insert_entry,
     lots_of,
     paid_from,
+    paid_with_credit,
     standing_of,
     unpaid_bills,
 )
@@ -162,6 +164,33 @@ async def release_surplus(
     if surplus > 0:
         rest = Lot(pocket="credit", payment_no=None, amount=surplus)
         await release(connection, fleet, bill_no, rest, now=now)
+    await let_state_follow(connection, fleet, bill_no, now=now)
+
+
+async def return_credit(
+    connection: Connection, fleet: Fleet, bill_no: int, *, now: datetime
+) -> None:
+    """Take back what a bill in the buyer's favour brought, now that a note takes back the bill.
+
+    The account's credit pays it; where that is not enough, credit that came from no payment pays other bills
+    no longer, those that are due last first. Raises `Conflict` where too little of it is there.
+    """
+    owed = (await standing_of(connection, fleet.fleet_no, bill_no)).open
+    if owed <= 0:
+        return
+    lots = await lots_of(connection, fleet.fleet_no, "credit")
+    missing = owed - sum((lot.amount for lot in lots), _NOTHING)
+    for other_no, lot in await paid_with_credit(connection, fleet.fleet_no):
+        for part in shared_out([lot], missing):
+            await release(connection, fleet, other_no, part, now=now)
+            await let_state_follow(connection, fleet, other_no, now=now)
+            missing -= part.amount
+    if missing > 0:
+        raise Conflict(
+            "bill_no", f"brought credit of which {missing} was given back", "record a payment of it"
+        )
+    for lot in shared_out(await lots_of(connection, fleet.fleet_no, "credit"), owed):
+        await allocate(connection, fleet, bill_no, lot, now=now)
     await let_state_follow(connection, fleet, bill_no, now=now)
 
 

@@ -32,7 +32,7 @@ from metering.billing.tax import (
 )
 from metering.errors import InvalidValue
 from metering.money import Money, minor_digits
-from metering.period import BillCycle, local_day
+from metering.period import BillCycle, TimeZone, local_day, zone_at
 from metering.rating.membership import Interval
 from metering.rating.plan import (
     AdjustmentKind,
@@ -74,7 +74,7 @@ class Account:
     """Who bills whom: the fleet, its parties, and the buyer's category for tax."""
 
     fleet: str
-    time_zone: str
+    time_zone: TimeZone
     seller: Party
     buyer: Party
     customer: str
@@ -140,7 +140,7 @@ def basis(
     document = Document(
         kind=DocumentKind.BILL,
         period=period,
-        time_zone=account.time_zone,
+        time_zone=zone_at(statement.cycle.start, account.time_zone),
         currency=statement.currency,
         fleet=account.fleet,
         seller=account.seller,
@@ -222,7 +222,7 @@ def stated_unit_price(terms: PlanTerms, line: Line) -> UnitPrice | None:
 
 def _statement_lines(
     statement: Statement,
-    time_zone: str,
+    time_zone: TimeZone,
     plans: Mapping[int, NamedPlan],
     devices: Mapping[int, str],
 ) -> Iterator[DocumentLine]:
@@ -318,7 +318,7 @@ def _of_meter(drawn: DocumentLine, line: Line, terms: PlanTerms) -> DocumentLine
     )
 
 
-def _of_fee(drawn: DocumentLine, line: Line, terms: PlanTerms, time_zone: str) -> DocumentLine:
+def _of_fee(drawn: DocumentLine, line: Line, terms: PlanTerms, time_zone: TimeZone) -> DocumentLine:
     stated = [each for each in terms.fees if each.name == line.name]
     amount = stated[0].amount if len(stated) == 1 else None
     decides = amount is not None and line.exact == line.shares * Fraction(amount)
@@ -330,7 +330,7 @@ def _of_fee(drawn: DocumentLine, line: Line, terms: PlanTerms, time_zone: str) -
     )
 
 
-def _days_of(term: Interval | None, time_zone: str) -> SupplyPeriod | None:
+def _days_of(term: Interval | None, time_zone: TimeZone) -> SupplyPeriod | None:
     """Return the local days that a term touches; None where it is none, as that of a one-time fee."""
     if term is None or term[0] >= term[1]:
         return None

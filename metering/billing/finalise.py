@@ -19,7 +19,7 @@ from metering.billing.live_document import (
     settings_of,
     tax_request,
 )
-from metering.billing.tax import TaxService
+from metering.billing.tax import TaxRequest, TaxService
 from metering.ids import TenantNo
 from metering.store.bills import StoredBill, allow_for_size, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
@@ -33,15 +33,19 @@ async def finalise(
     tenant_no: TenantNo,
     bill_no: int,
     tax_service: TaxService | None = None,
+    asked: AskedTaxes | None = None,
     now: datetime,
 ) -> tuple[StoredBill, bool]:
     """Make a draft final; return the bill, and whether it was final before: then nothing is done.
 
-    `tax_service` finds the tax of a tenant without tax rules. Raises `NotFound` for a bill that the tenant
-    has not, `InvalidValue` when no document can be drawn up, and `TaxServiceFailed`: then it stays a draft.
+    `tax_service` finds the tax of a tenant without tax rules, or was `asked` already. Raises `NotFound` for a
+    bill that the tenant has not, `InvalidValue` when no document can be drawn up, and `TaxServiceFailed`; a
+    draft is left then.
     """
     # Asked before the fleet's bills are owned: others go on while it takes its time.
-    asked = await _asked(connection, tenant_no, bill_no, tax_service)
+    if tax_service is not None:
+        question = await tax_question(connection, tenant_no, bill_no)
+        asked = None if question is None else await ask_taxes(*question, tax_service)
     async with connection.transaction():
         bill = await own_bill(connection, tenant_no, bill_no)
         if bill.state != "draft":
@@ -81,20 +85,20 @@ async def finalise(
         return await bill_by_no(connection, tenant_no, bill_no), False
 
 
-async def _asked(
-    connection: Connection, tenant_no: TenantNo, bill_no: int, service: TaxService | None
-) -> AskedTaxes | None:
-    """Ask the tax service about a draft, if there is one."""
-    if service is None:
-        return None
+async def tax_question(
+    connection: Connection, tenant_no: TenantNo, bill_no: int
+) -> tuple[TaxRequest, DrawnFrom] | None:
+    """Return what a tax service is to be asked of a draft, and what that is drawn up from; None: it is none.
+
+    Raises `NotFound` for a bill that the tenant has not, and `InvalidValue` when it cannot be drawn up.
+    """
     async with connection.transaction():
         bill = await bill_by_no(connection, tenant_no, bill_no)
         if bill.state != "draft":
             return None
         fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
         basis = await _basis(connection, fleet, bill)
-        request = await tax_request(connection, fleet, bill.cycle, basis)
-    return await ask_taxes(request, basis, service)
+        return await tax_request(connection, fleet, bill.cycle, basis), basis
 
 
 async def _basis(connection: Connection, fleet: Fleet, bill: StoredBill) -> DrawnFrom:

@@ -40,7 +40,7 @@ from metering.store.billing_settings import (
 from metering.store.bills import bill_adjustments
 from metering.store.connection import Connection
 from metering.store.payments import lots_of
-from metering.store.registry import Fleet
+from metering.store.registry import Fleet, zone_of
 
 PARTY = TypeAdapter(Party)
 """A party as JSON."""
@@ -248,7 +248,7 @@ def _basis_of(
         bill.statement,
         account=Account(
             fleet=fleet.name or fleet.fleet_id,
-            time_zone=fleet.time_zone,
+            time_zone=zone_of(fleet),
             seller=drawn_from.seller,
             buyer=drawn_from.buyer,
             customer=drawn_from.customer,

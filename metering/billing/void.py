@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from metering.billing.account import return_credit
 from metering.billing.give_note import NoteOrder, add_note, final_documents
 from metering.billing.notes import all_left, left_of
 from metering.billing.once import checked_text, once
@@ -17,6 +18,7 @@ from metering.store.bills import (
     set_state,
 )
 from metering.store.connection import Connection
+from metering.store.registry import fleets_by_no
 
 
 async def void(
@@ -32,7 +34,8 @@ async def void(
     """Void a bill; return it, the number of its note, that of the new draft, and whether it was before.
 
     What notes left of it is taken back by one more, also where that is nothing. A draft of the same frozen
-    cycle is made if `rebill`. Raises `Conflict` when the bill is a draft or void, or a dispute is open.
+    cycle is made if `rebill`. Raises `Conflict` when the bill is a draft or void, a dispute is open, or
+    it was in the buyer's favour and what it brought is not there any more.
     """
     checked_text(reason, "reason")
     content: dict[str, object] = {"bill_no": bill_no, "reason": reason, "rebill": rebill}
@@ -46,6 +49,8 @@ async def void(
             billed, notes = await final_documents(connection, bill)
             order = NoteOrder(way="credit", entries=all_left(left_of(billed, notes)), reason=reason)
             note_no = await add_note(connection, bill, order, now=now)
+            fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
+            await return_credit(connection, fleet, bill_no, now=now)
             await set_state(connection, bill_no, "void", now=now)
             draft_no = None
             if rebill:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.money import decimal_text
-from metering.period import BillCycle
+from metering.period import BillCycle, zone_since
 from metering.plan_document import stored_terms
 from metering.rating.explanation import ChargeTold, DrawTold, FormerTold, explain
 from metering.store.charge_views import (
@@ -108,7 +108,7 @@ def _told(
         terms=stored_terms(charge.terms, charge.subunits_per_unit),
         plan=charge.plan_id,
         plan_version=charge.plan_version,
-        time_zone=charge.time_zone,
+        time_zone=zone_since(charge.time_zone, charge.earlier_zones),
         cycle_start=charge.cycle_start,
         meter=METERS_BY_NO[charge.meter_no].meter,
         variant=charge.variant,

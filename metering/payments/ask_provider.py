@@ -19,6 +19,7 @@ from metering.store.payment_requests import PaymentRequest, claim_request, store
 
 ASKED_HOURS_MAX = 20
 """A provider forgets an idempotency key after a day: asked by it later, it would take the money again."""
+NO_PROVIDER = "no payment provider is set up"
 SPARE_SECONDS = 10.0
 """How much longer than the time-out somebody else leaves a request alone."""
 UNANSWERED_MAX = 3
@@ -27,7 +28,7 @@ UNANSWERED_MAX = 3
 
 async def ask_due(
     connection: Connection,
-    provider: PaymentProvider,
+    provider: PaymentProvider | None,
     settings: Settings,
     *,
     now: datetime,
@@ -36,7 +37,8 @@ async def ask_due(
     """Ask for what is due; return how many requests that was.
 
     A provider that does not answer is left alone until the next look. No transaction is open while it is
-    asked. A request whose asker died is asked again, by the same key.
+    asked. A request whose asker died is asked again, by the same key. With no provider, what was never asked
+    for fails at once: it would be asked for whenever there is one, up to 20 hours later.
     """
     asked = unanswered = 0
     while unanswered < UNANSWERED_MAX:
@@ -49,21 +51,30 @@ async def ask_due(
                 problem = request.problem or "nobody was there to ask for it"
                 await fail_request(connection, request, problem, intent_id=None, now=now)
                 continue
-        answer = await provider.request_payment(
-            PaymentOrder(
-                request_id=request.request_id,
-                amount=request.amount,
-                currency=request.currency,
-                customer=request.customer,
-                payment_method=request.payment_method,
-            )
-        )
+            if provider is None and request.attempts == 1:
+                await fail_request(connection, request, NO_PROVIDER, intent_id=None, now=now)
+                continue
+        answer = await _answer(provider, request)
         asked += 1
         unanswered += isinstance(answer, Unanswered)
         again = again_at(request.attempts, settings, now=now, random=random)
         async with connection.transaction():
             await _take_answer(connection, request, answer, again=again, now=now)
     return asked
+
+
+async def _answer(provider: PaymentProvider | None, request: PaymentRequest) -> Answer:
+    if provider is None:
+        return Unanswered(problem=NO_PROVIDER)
+    return await provider.request_payment(
+        PaymentOrder(
+            request_id=request.request_id,
+            amount=request.amount,
+            currency=request.currency,
+            customer=request.customer,
+            payment_method=request.payment_method,
+        )
+    )
 
 
 async def _take_answer(

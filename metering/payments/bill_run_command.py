@@ -115,7 +115,8 @@ class BillRunner:
         await collect(connection, now=self._now())
         random = SystemRandom()
         if settings.payment_provider_key is None:
-            await send_due_refunds(connection, None, settings, now=self._now(), random=random)
+            for work in (ask_due, send_due_refunds):
+                await work(connection, None, settings, now=self._now(), random=random)
             return
         async with httpx.AsyncClient(
             base_url=settings.payment_provider_url,

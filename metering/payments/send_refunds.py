@@ -3,7 +3,13 @@
 from datetime import datetime, timedelta
 from random import Random
 
-from metering.payments.ask_provider import ASKED_HOURS_MAX, SPARE_SECONDS, UNANSWERED_MAX, again_at
+from metering.payments.ask_provider import (
+    ASKED_HOURS_MAX,
+    NO_PROVIDER,
+    SPARE_SECONDS,
+    UNANSWERED_MAX,
+    again_at,
+)
 from metering.payments.provider import (
     Facts,
     PaymentProvider,
@@ -24,8 +30,6 @@ from metering.store.provider_refunds import (
     refunds_made,
     store_refund,
 )
-
-NO_PROVIDER = "no payment provider is set up"
 
 
 async def send_due_refunds(

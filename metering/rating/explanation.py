@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from metering.money import decimal_text, ratio_text
-from metering.period import local_day
+from metering.period import TimeZone, local_day
 from metering.rating.increment import Direction, Increment, IncrementScope
 from metering.rating.plan import DIRECTION, Aggregate, MeterTerms, PlanTerms, Variant
 from metering.rating.price import PriceStep, UnitPrice
@@ -77,7 +77,7 @@ class ChargeTold:
     terms: PlanTerms
     plan: str
     plan_version: int
-    time_zone: str
+    time_zone: TimeZone
     cycle_start: datetime
     meter: str
     variant: int

@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 from fractions import Fraction
 from typing import TypeVar, assert_never
 
-from metering.period import BillCycle, local_day, midnight
+from metering.period import BillCycle, TimeZone, local_day, midnight
 from metering.rating.guide import Subscription
 from metering.rating.plan import (
     ChangeTakesEffect,
@@ -72,7 +72,7 @@ class Fleet:
     """What a fleet's periods are reckoned by; `first_day` is the local day on which it starts."""
 
     currency: str
-    time_zone: str
+    time_zone: TimeZone
     cycle_of: CycleOf
     first_day: date
     redemptions: Sequence[Redemption] = ()
@@ -187,7 +187,7 @@ def shares(
     *,
     term: Term,
     proration: Proration,
-    time_zone: str,
+    time_zone: TimeZone,
     next_begins: datetime | None = None,
 ) -> dict[K, Fraction]:
     """Return each key's share of a term, exactly; a key without a share is left out.
@@ -222,7 +222,7 @@ def share_of(
     *,
     term: Term,
     proration: Proration,
-    time_zone: str,
+    time_zone: TimeZone,
     next_begins: datetime | None = None,
 ) -> Fraction:
     """Return what share of a term the ascending intervals within it are, exactly: 0 to 1."""
@@ -244,7 +244,7 @@ def _summed(counts: Iterable[tuple[K, int]]) -> dict[K, int]:
     return sums
 
 
-def _days(billed: Sequence[tuple[K, datetime, datetime]], *, time_zone: str) -> dict[K, int]:
+def _days(billed: Sequence[tuple[K, datetime, datetime]], *, time_zone: TimeZone) -> dict[K, int]:
     return _summed(
         (key, (local_day(right, time_zone) - local_day(left, time_zone)).days)
         for key, left, right in billed
@@ -255,7 +255,7 @@ def _days_inclusive(
     billed: Sequence[tuple[K, datetime, datetime]],
     *,
     term: Term,
-    time_zone: str,
+    time_zone: TimeZone,
     next_begins: datetime | None,
 ) -> dict[K, int]:
     following: list[datetime | None] = [*(left for _, left, _ in billed), next_begins][1:]

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
-from metering.period import Calendar, local_day, split_by_time
+from metering.period import BillCycle, Calendar, TimeZone, local_day, split_by_time, zone_at
 from metering.rating.band import BandTable, Crossing
 from metering.rating.counter import CounterEvent, CounterPoint, growth
 from metering.rating.guide import ParkReason, Subscription, UsageRecord, guide, whole_record
@@ -105,24 +105,25 @@ class FleetTerms:
     def __init__(self, fleet_no: int, calendar: Calendar) -> None:
         self.fleet_no = fleet_no
         self.calendar = calendar
-        self._bands: dict[int, BandTable] = {}
+        self._bands: dict[tuple[int, str], BandTable] = {}
 
     @property
-    def time_zone(self) -> str:
-        """The fleet's IANA time zone."""
-        return self.calendar.time_zone
+    def time_zone(self) -> TimeZone:
+        """The fleet's time zone."""
+        return self.calendar.zone
 
-    def zone_of(self, terms: PlanTerms) -> str:
+    def zone_of(self, terms: PlanTerms) -> TimeZone:
         """Return the time zone of a plan's days and bands: its own, or the fleet's."""
-        return terms.time_zone or self.calendar.time_zone
+        return terms.time_zone or self.calendar.zone
 
-    def bands_of(self, plan_no: int, terms: PlanTerms) -> BandTable | None:
-        """Return a plan's time bands in its zone."""
+    def bands_of(self, plan_no: int, terms: PlanTerms, cycle: BillCycle) -> BandTable | None:
+        """Return a plan's time bands in its zone in a cycle, within which that does not change."""
         if terms.bands is None:
             return None
-        if plan_no not in self._bands:
-            self._bands[plan_no] = replace(terms.bands, time_zone=self.zone_of(terms))
-        return self._bands[plan_no]
+        key = (plan_no, zone_at(cycle.start, self.zone_of(terms)))
+        if key not in self._bands:
+            self._bands[key] = replace(terms.bands, time_zone=key[1])
+        return self._bands[key]
 
 
 def usage_of(stored: StoredReading, epochs: dict[EpochKey, CounterEpoch]) -> Usage:
@@ -296,7 +297,7 @@ def _priced(
     for record in records:
         terms = plans[record.subscription.plan_no]
         placed = record._replace(zone=_zone_of(usage, terms))
-        bands = fleet.bands_of(record.subscription.plan_no, terms)
+        bands = fleet.bands_of(record.subscription.plan_no, terms, record.cycle)
         pieces += _by_band(placed, bands, usage.start)
     found: list[UsageRecord] = []
     for piece in _shared_out(pieces, usage, meter, plans):
@@ -399,7 +400,9 @@ def _by_direction(
     ]
 
 
-def _group(increment: Increment, usage: Usage, record: UsageRecord, time_zone: str) -> str | None:
+def _group(
+    increment: Increment, usage: Usage, record: UsageRecord, time_zone: TimeZone
+) -> str | None:
     """Name what a record is rounded together with; None: with the rest of its reading alone."""
     day = local_day(record.start, time_zone)
     match increment.scope:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import assert_never
 
-from metering.period import BillCycle, local_day, midnight, months_later
+from metering.period import BillCycle, TimeZone, local_day, midnight, months_later
 from metering.rating.guide import Subscription
 from metering.rating.membership import (
     Fleet,
@@ -650,7 +650,7 @@ _MONTHS = {FeeBasis.MONTH: 1, FeeBasis.QUARTER: 3, FeeBasis.YEAR: 12}
 
 
 def _terms_of_months(
-    anchor: date, months: int, begins: datetime, ends: datetime, time_zone: str
+    anchor: date, months: int, begins: datetime, ends: datetime, time_zone: TimeZone
 ) -> Iterator[Term]:
     first = local_day(begins, time_zone)
     gone = (first.year - anchor.year) * 12 + first.month - anchor.month
@@ -662,7 +662,7 @@ def _terms_of_months(
 
 
 @lru_cache(maxsize=4096)
-def _term(anchor: date, number: int, months: int, time_zone: str) -> Term:
+def _term(anchor: date, number: int, months: int, time_zone: TimeZone) -> Term:
     """Return the term after `number` earlier ones; each is reckoned from the anchor, so none drifts."""
     first_day = months_later(anchor, number * months)
     end_day = months_later(anchor, (number + 1) * months)

@@ -66,7 +66,7 @@ class Calendars:
             return Span(cycle.start, cycle.end)
         day = self._day
         if day is None or not day.start <= instant < day.end:
-            zone = self.calendar.time_zone
+            zone = self.calendar.zone
             local = local_day(instant, zone)
             day = Span(midnight(local, zone), midnight(local + timedelta(days=1), zone))
             self._day = day

@@ -24,7 +24,7 @@ async def all_fleets(connection: Connection) -> list[Fleet]:
     """Return every fleet."""
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no"
+        " cycle_months, anchor_month, earlier_zones, shard_no"
         " FROM fleet ORDER BY fleet_no"
     )
     return [fleet_of_row(row) for row in await found.fetchall()]

@@ -265,7 +265,7 @@ async def bucket_states(
 
 _FLEET_COLUMNS = (
     "fleet.fleet_no, fleet.tenant_no, fleet.fleet_id, fleet.name, fleet.currency, fleet.time_zone,"
-    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.shard_no"
+    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.earlier_zones, fleet.shard_no"
 )
 
 

@@ -229,6 +229,7 @@ class ChargeDetail:
     fleet_no: int
     fleet_id: str
     time_zone: str
+    earlier_zones: Sequence[Sequence[str]]
     cycle_start: datetime
     subscription_no: int
     plan_no: int
@@ -277,7 +278,8 @@ class ChargeDetail:
 
 _DETAIL = (
     "SELECT charge.boot_no, boot.boot_id, charge.seq, charge.part, device.device_id, charge.fleet_no,"
-    " fleet.fleet_id, fleet.time_zone, charge.cycle_start, charge.subscription_no, charge.plan_no,"
+    " fleet.fleet_id, fleet.time_zone, fleet.earlier_zones, charge.cycle_start,"
+    " charge.subscription_no, charge.plan_no,"
     " plan.plan_id, plan.version AS plan_version, plan.terms, plan.subunits_per_unit,"
     " charge.meter_no, charge.variant, charge.zone, charge.band, charge.usage_from,"
     " charge.usage_to, charge.measured_at, charge.charged_at, charge.run_no, charge.run_position,"

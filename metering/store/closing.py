@@ -62,14 +62,14 @@ async def cycles_to_close(
     place = None if after is None else (after[0].shard_no, after[0].fleet_no, after[1].start)
     found = await connection.execute(
         "SELECT fleet.fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no,"
+        " cycle_months, anchor_month, earlier_zones, shard_no,"
         " first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle JOIN fleet USING (fleet_no)"
         " WHERE closed_run_no IS NULL AND cycle_end <= %s"
         " AND (%s OR (shard_no, fleet.fleet_no, cycle_start) > (%s, %s, %s))"
         " ORDER BY shard_no, fleet.fleet_no, cycle_start LIMIT %s",
         [ended_by, place is None, *(place or (0, 0, ended_by)), limit],
     )
-    return [(fleet_of_row(row[:10]), _cycle(row[10:])) for row in await found.fetchall()]
+    return [(fleet_of_row(row[:11]), _cycle(row[11:])) for row in await found.fetchall()]
 
 
 async def unclosed_up_to(connection: Connection, key: CycleKey) -> list[datetime]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from metering.period import BillCycle
 from metering.rating.bucket import BucketKind
@@ -76,9 +76,20 @@ async def first_subscribed(connection: Connection, fleet_no: int) -> datetime | 
 
 async def first_cycle(connection: Connection, fleet_no: int) -> BillCycle | None:
     """Return the first of a fleet's cycles that were opened; None while none was."""
+    return await _opened_cycle(connection, fleet_no, "cycle_start")
+
+
+async def last_cycle(connection: Connection, fleet_no: int) -> BillCycle | None:
+    """Return the last of a fleet's cycles that were opened; None while none was."""
+    return await _opened_cycle(connection, fleet_no, "cycle_start DESC")
+
+
+async def _opened_cycle(
+    connection: Connection, fleet_no: int, order: LiteralString
+) -> BillCycle | None:
     found = await connection.execute(
-        "SELECT first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle"
-        " WHERE fleet_no = %s ORDER BY cycle_start LIMIT 1",
+        "SELECT first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle"  # noqa: S608 - above
+        f" WHERE fleet_no = %s ORDER BY {order} LIMIT 1",
         [fleet_no],
     )
     row = await found.fetchone()
@@ -333,7 +344,7 @@ async def fleets_without_open_cycle(
     wanted = None if shards is None else list(shards)
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no"
+        " cycle_months, anchor_month, earlier_zones, shard_no"
         " FROM fleet WHERE NOT EXISTS (SELECT FROM fleet_cycle"
         "   WHERE fleet_cycle.fleet_no = fleet.fleet_no"
         "   AND cycle_start <= %s AND cycle_end > %s)"

@@ -1,6 +1,6 @@
 """What the API reads of fleets: who they are, and when their cycles were opened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +22,7 @@ class FleetView:
     anchor_day: int
     cycle_months: int
     anchor_month: int
+    earlier_zones: Sequence[Sequence[str]]
     labels: Mapping[str, str]
     created_at: datetime
     devices: int
@@ -34,7 +35,8 @@ class _Opened:
 
 _FLEET = (
     "SELECT fleet.fleet_no, fleet.fleet_id, fleet.name, fleet.currency, fleet.time_zone,"
-    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.labels, fleet.created_at,"
+    " fleet.anchor_day, fleet.cycle_months, fleet.anchor_month, fleet.earlier_zones,"
+    " fleet.labels, fleet.created_at,"
     " (SELECT count(*) FROM device WHERE device.fleet_no = fleet.fleet_no) AS devices"
     " FROM fleet WHERE fleet.tenant_no = %(tenant_no)s"
 )

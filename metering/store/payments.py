@@ -299,6 +299,21 @@ async def paid_with(connection: Connection, payment_no: int) -> list[tuple[int, 
     ]
 
 
+async def paid_with_credit(connection: Connection, fleet_no: int) -> list[tuple[int, Lot]]:
+    """Return which bills credit that came from no payment pays, the one that is due last first."""
+    found = await connection.execute(
+        "SELECT bill_no, sum(account_posting.amount) FROM account_posting JOIN bill USING (bill_no)"
+        " WHERE account_posting.fleet_no = %s AND account = 'bill' AND other_account = 'credit'"
+        " AND payment_no IS NULL GROUP BY bill_no, due HAVING sum(account_posting.amount) > 0"
+        " ORDER BY due DESC, bill_no DESC",
+        [fleet_no],
+    )
+    return [
+        (row[0], Lot(pocket="credit", payment_no=None, amount=row[1]))
+        for row in await found.fetchall()
+    ]
+
+
 # Wallets -----------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from psycopg.types.range import TimestamptzRange
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
 from metering.money import minor_digits
-from metering.period import Calendar, checked_cycle, local_day, zone
+from metering.period import Calendar, TimeZone, checked_cycle, local_day, zone, zone_since
 from metering.plan_document import PlanDocument, stored_document, stored_terms, terms_of
 from metering.rating.guide import Subscription
 from metering.rating.membership import Fleet as FleetRule
@@ -32,7 +32,10 @@ SHARDS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """One fleet: its names, currency, zone and bill cycle."""
+    """One fleet: its names, currency, zone and bill cycle.
+
+    `earlier_zones` are those that it had, each with the first day that is the next one's.
+    """
 
     fleet_no: FleetNo
     tenant_no: TenantNo
@@ -43,6 +46,7 @@ class Fleet:
     anchor_day: int
     cycle_months: int
     anchor_month: int
+    earlier_zones: tuple[tuple[str, str], ...] = ()
     shard_no: ShardNo
 
 
@@ -191,7 +195,7 @@ async def ensure_fleet(
         raise Conflict("fleet_id", f"{fleet_id!r} is a fleet already", "use another id")
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no"
+        " cycle_months, anchor_month, earlier_zones, shard_no"
         " FROM fleet WHERE tenant_no = %s AND fleet_id = %s",
         [tenant, fleet_id],
     )
@@ -382,7 +386,7 @@ async def fleets_of_devices(
     """Return the fleets in which some devices are or were, by number, and each device's now."""
     found = await connection.execute(
         "SELECT fleet.fleet_no, fleet.tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no,"
+        " cycle_months, anchor_month, earlier_zones, shard_no,"
         " array_agg(home.device_no) FILTER (WHERE home.is_now)"
         " FROM (SELECT device_no, fleet_no, bool_or(is_now) AS is_now FROM ("
         "     SELECT device_no, fleet_no, true AS is_now FROM device WHERE device_no = ANY(%(nos)s)"
@@ -394,9 +398,9 @@ async def fleets_of_devices(
     fleets: dict[int, Fleet] = {}
     members: dict[int, FleetNo] = {}
     for row in await found.fetchall():
-        fleet = fleet_of_row(row[:10])
+        fleet = fleet_of_row(row[:11])
         fleets[fleet.fleet_no] = fleet
-        members.update(dict.fromkeys(row[10] or (), fleet.fleet_no))
+        members.update(dict.fromkeys(row[11] or (), fleet.fleet_no))
     return fleets, members
 
 
@@ -404,7 +408,7 @@ async def fleets_by_no(connection: Connection, fleet_nos: Sequence[int]) -> dict
     """Return some fleets by number."""
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no"
+        " cycle_months, anchor_month, earlier_zones, shard_no"
         " FROM fleet WHERE fleet_no = ANY(%s)",
         [list(fleet_nos)],
     )
@@ -461,7 +465,11 @@ class BillingAccount(Protocol):
 
     @property
     def time_zone(self) -> str:
-        """IANA name."""
+        """IANA name; of the days since the last of the earlier ones."""
+
+    @property
+    def earlier_zones(self) -> Sequence[Sequence[str]]:
+        """Zones that it had, ascending, each with the first day that is the next one's."""
 
     @property
     def anchor_day(self) -> int:
@@ -476,10 +484,15 @@ class BillingAccount(Protocol):
         """A month in which a cycle begins, 1 to 12."""
 
 
+def zone_of(account: BillingAccount) -> TimeZone:
+    """Return the time zone of an account's days, with those that it had."""
+    return zone_since(account.time_zone, account.earlier_zones)
+
+
 def calendar_of(account: BillingAccount) -> Calendar:
     """Return an account's bill cycles."""
     return Calendar(
-        account.time_zone,
+        zone_of(account),
         account.anchor_day,
         months=account.cycle_months,
         anchor_month=account.anchor_month,
@@ -494,16 +507,17 @@ def fleet_rule(fleet: BillingAccount, members: Iterable[Member]) -> FleetRule:
     )
     return FleetRule(
         currency=fleet.currency,
-        time_zone=fleet.time_zone,
+        time_zone=zone_of(fleet),
         cycle_of=calendar_of(fleet).cycle_at,
-        first_day=local_day(begins, fleet.time_zone),
+        first_day=local_day(begins, zone_of(fleet)),
     )
 
 
 def fleet_of_row(row: Sequence[Any]) -> Fleet:
     """Return the fleet in a row of its columns, in the order of `Fleet`."""
-    names = Fleet.__slots__
-    return Fleet(**dict(zip(names, row, strict=True)))
+    values = dict(zip(Fleet.__slots__, row, strict=True))
+    values["earlier_zones"] = tuple((name, day) for name, day in values["earlier_zones"])
+    return Fleet(**values)
 
 
 def subscription_of_row(row: Sequence[Any]) -> Subscription:

@@ -86,7 +86,7 @@ async def fleet_by_no(connection: Connection, fleet_no: int) -> Fleet:
     """Return a fleet by its number; raise `NotFound`."""
     found = await connection.execute(
         "SELECT fleet_no, tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
-        " cycle_months, anchor_month, shard_no"
+        " cycle_months, anchor_month, earlier_zones, shard_no"
         " FROM fleet WHERE fleet_no = %s",
         [fleet_no],
     )

@@ -197,7 +197,8 @@ def played(
         async with await connect(url, application="test", autocommit=True) as connection:
             begun = await Scene.begin(connection, began=began, **plan)
             told = await story(begun)
-            assert await begun.audit() == []
+            differences = await begun.audit()
+            assert not differences, differences
             return told
 
     return asyncio.run(scene())

@@ -67,7 +67,9 @@ def _listed(client: httpx.Client, path: str, **which: str) -> list[str]:
 
 def test_a_fleet_is_made_once_described_and_found(api: "ApiUnderTest") -> None:
     shown = made(api.acme, "fleets", NORTH)
-    assert shown == {"devices": 0, "created_at": shown["created_at"], **NORTH}
+    assert shown == {
+        "devices": 0, "created_at": shown["created_at"], "time_zone_from": None, **NORTH,
+    }  # fmt: skip
     again = make(api.acme, "fleets", NORTH)
     assert (again.status_code, again.json()) == (200, shown)
     assert fields(make(api.acme, "fleets", NORTH | {"name": "X"}), 422) == ["Idempotency-Key"]
@@ -133,6 +135,26 @@ def test_what_bills_are_reckoned_by_is_fixed(api: "ApiUnderTest") -> None:
     answer = api.acme.patch(address, json={"currency": "USD", "anchor_day": 9, "name": "X"})
     assert fields(answer, 409) == ["currency", "anchor_day"]
     assert api.acme.get(address).json()["name"] != "X"
+
+
+def test_a_fleets_zone_changes_with_its_next_cycle(api: "ApiUnderTest") -> None:
+    made(api.acme, "fleets", NORTH)
+    address = "/v1/fleets/new-north"
+    before = api.acme.get(address)
+    assert (before.json()["time_zone"], before.json()["time_zone_from"]) == ("Europe/Berlin", None)
+    cycle = api.acme.get(f"{address}/balance").json()["cycle"]
+    stale = api.acme.patch(address, json={"time_zone": "Asia/Tokyo"}, headers={"If-Match": '"x"'})
+    assert stale.status_code == 412
+    changed = api.acme.patch(address, json={"time_zone": "Asia/Tokyo", "name": "East"})
+    assert changed.status_code == 200
+    told = api.acme.get(address).json()
+    assert (told["time_zone"], told["time_zone_from"]) == ("Asia/Tokyo", cycle["end"])
+    assert api.acme.get(f"{address}/balance").json()["cycle"] == cycle
+    assert api.acme.get(address).headers["ETag"] != before.headers["ETag"]
+    assert fields(api.acme.patch(address, json={"time_zone": "Mars/Olympus"}), 422) == ["time_zone"]
+    back = api.acme.patch(address, json={"time_zone": "Europe/Berlin"}).json()
+    assert (back["time_zone"], back["time_zone_from"]) == ("Europe/Berlin", None)
+    assert api.rival.patch(address, json={"time_zone": "UTC"}).status_code == 404
 
 
 def test_a_fleet_is_deleted_only_while_nothing_hangs_on_it(api: "ApiUnderTest") -> None:

@@ -558,6 +558,29 @@ def test_what_a_refund_waits_for_pays_no_bill_until_it_failed(
         billed(database_url, lambda scene: story(scene, provider))
 
 
+def test_with_no_provider_a_request_fails_at_once_unless_it_was_asked_for(
+    database_url: str,
+) -> None:
+    async def story(scene: Scene, provider: Provider) -> None:
+        await wanted(scene, "10.00", "asked")
+        assert await asked(scene, provider, now=NOW) == 1
+        await wanted(scene, "20.00", "never asked")
+        settings = Settings(database_url=database_url)
+        later = NOW + timedelta(hours=2)
+        await BillRunner(settings, tenant=None, by_hand=False, now=lambda: later).once()
+        first, never = await the_requests(scene)
+        assert (first.state, first.attempts) == ("queued", 2)
+        assert (never.state, never.problem) == ("failed", "no payment provider is set up")
+        assert await events(scene, "payment.failed") == 1
+        # The money that was taken by the first is still heard of, by the same key.
+        assert await asked(scene, provider, now=later + timedelta(hours=2)) == 1
+        assert (await the_requests(scene))[0].state == "succeeded"
+        assert len(provider.intents) == 1
+
+    with providing(Provider(ways=["takes and drops", "takes"])) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
 def test_with_no_provider_a_refund_fails_at_once_unless_it_was_asked_for(database_url: str) -> None:
     async def story(scene: Scene, provider: Provider) -> None:
         payment, _ = await paid_by_provider(scene, provider)

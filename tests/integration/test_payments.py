@@ -191,6 +191,39 @@ def test_a_bill_that_is_voided_gives_back_its_money_to_where_it_came_from(
     billed(database_url, story)
 
 
+def test_voiding_a_bill_in_the_buyers_favour_takes_back_the_credit_that_it_brought(
+    database_url: str,
+) -> None:
+    """Out of the bill that it paid; and it is not voided while what it brought was given back."""
+
+    async def story(scene: Scene) -> None:
+        await entered(scene, "-200.00", bill=await draft_of(scene, FEBRUARY))
+        await entered(scene, "100.00", bill=await draft_of(scene, MARCH), key="march")
+        february, march = await finalised(scene, FEBRUARY), await finalised(scene, MARCH)
+        assert (await again(scene, march)).state == "paid"
+        left = (await account(scene)).credit
+        assert left == -owed(february) - owed(march) > 0
+        await given_back(scene, str(left), key="back")
+
+        async def voiding(key: str) -> None:
+            await void(
+                scene.connection, tenant_no=scene.operator.tenant, bill_no=february.bill_no,
+                reason="wrong buyer", rebill=False, key=key, now=NOW,
+            )  # fmt: skip
+
+        with pytest.raises(Conflict, match=f"credit of which {left} was given back"):
+            await voiding("early")
+        assert (await again(scene, february)).state == "paid"
+        await paid(scene, str(left), key="returned", shares=[])
+        await voiding("late")
+        assert (await again(scene, february)).state == "void"
+        assert (await again(scene, march)).state == "finalised"
+        held = await account(scene)
+        assert (held.credit, held.owed) == (money("0"), owed(march))
+
+    billed(database_url, story)
+
+
 def test_a_wallet_tells_that_it_is_low_and_asks_for_a_top_up_once_a_crossing(
     database_url: str,
 ) -> None:

@@ -165,8 +165,8 @@ def test_a_plan_that_puts_changes_off_is_not_re_rated_amid_a_cycle(database_url:
 def test_a_note_is_refused_where_a_service_gave_lines_several_rates(database_url: str) -> None:
     """Which of them the difference would bear is not known; the next bill asks anew."""
 
-    def two_rates() -> tuple[int, bytes]:
-        lines = json.loads(asked[-1][1])["lines"]
+    def two_rates(body: bytes) -> tuple[int, bytes]:
+        lines = json.loads(body)["lines"]
         rates = {line["number"]: 10 * min(line["number"], 2) for line in lines}
         bases = {
             rate: sum(
@@ -202,5 +202,5 @@ def test_a_note_is_refused_where_a_service_gave_lines_several_rates(database_url
                 scene.connection, scene.fleet, await order(scene, DEARER), key="k", now=NOW
             )
 
-    with served(two_rates) as (url, asked):
+    with served(two_rates) as (url, _):
         played(database_url, story, meters=OWN)

@@ -1,6 +1,7 @@
 """A tenant's own tax service, and one that is down: asked once a pause, while the bills of others go on."""
 
 import json
+import threading
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -9,14 +10,23 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from metering.billing.run_bills import BillRun, run_bills
+from metering.billing.run_bills import ASKED_AT_ONCE, BillRun, run_bills
 from metering.billing.tax_services import TaxServices
 from metering.errors import InvalidValue, TaxServiceFailed
 from metering.settings import Settings
 from metering.store.billing_settings import replace_tax_rules, set_tenant_billing
-from metering.store.registry import ensure_tenant
-from tests.integration.billing_scene import NOW, document, every, set_up, settings
-from tests.integration.closing_scene import APRIL, BEGAN, FEBRUARY, MARCH, PLAN, Scene, played
+from metering.store.registry import calendar_of, ensure_tenant
+from tests.integration.billing_scene import NOW, count, document, every, set_up, settings
+from tests.integration.closing_scene import (
+    APRIL,
+    BEGAN,
+    FEBRUARY,
+    GRACE,
+    MARCH,
+    PLAN,
+    Scene,
+    played,
+)
 from tests.integration.pipeline import Operator
 from tests.tax_service import served
 
@@ -44,10 +54,8 @@ def _ten_per_cent(body: bytes) -> tuple[int, bytes]:
 def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_url: str) -> None:
     is_up = False
 
-    def answer() -> tuple[int, bytes]:
-        if not is_up:
-            return 503, b""
-        return _ten_per_cent(asked[-1][1])
+    def answer(body: bytes) -> tuple[int, bytes]:
+        return _ten_per_cent(body) if is_up else (503, b"")
 
     async def story(scene: Scene) -> None:
         nonlocal is_up
@@ -125,8 +133,7 @@ def test_one_bad_draft_holds_up_no_other(
     bad: tuple[int, bytes],
     runs: list[BillRun],
 ) -> None:
-    def answer() -> tuple[int, bytes]:
-        body = asked[-1][1]
+    def answer(body: bytes) -> tuple[int, bytes]:
         return bad if b"2026-02-28" in body else _ten_per_cent(body)
 
     async def story(scene: Scene) -> None:
@@ -151,7 +158,48 @@ def test_one_bad_draft_holds_up_no_other(
         assert done == runs
         assert ("422 'no such customer'" in caplog.text) == (bad[0] == 422)
 
-    with served(answer) as (url, asked):
+    with served(answer) as (url, _):
+        played(database_url, story)
+
+
+def test_a_service_that_answers_is_asked_about_several_drafts_at_once(database_url: str) -> None:
+    """Each but the first waits until others are asked; they are numbered in their order all the same."""
+    arrived = 0
+    several = threading.Condition()
+
+    def answer(body: bytes) -> tuple[int, bytes]:
+        nonlocal arrived
+        with several:
+            arrived += 1
+            several.notify_all()
+            if arrived > 1 and not several.wait_for(lambda: arrived > ASKED_AT_ONCE, timeout=60):
+                return 500, b""
+        return _ten_per_cent(body)
+
+    async def story(scene: Scene) -> None:
+        await set_up(scene)
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        for cycle in (FEBRUARY, MARCH):
+            await scene.use("van-1", cycle.start + timedelta(days=3), sms=4)
+        cycle = MARCH
+        while await count(scene) <= ASKED_AT_ONCE + 2:
+            await scene.look(cycle.end + GRACE)
+            cycle = calendar_of(scene.fleet).following(cycle)
+        services = TaxServices(Settings(tax_service_url=url), now=lambda: NOW)
+        runs = [
+            each
+            async for each in run_bills(
+                scene.connection, by_hand=True, tax_services=services, now=NOW
+            )
+        ]
+        bills = await every(scene)
+        assert runs[-1] == BillRun(finalised=len(bills))
+        assert [each.finalised for each in runs] == list(range(1, len(bills) + 1))
+        assert [each.name for each in bills] == [
+            f"B2026-{number:04}" for number in range(1, len(bills) + 1)
+        ]
+
+    with served(answer) as (url, _):
         played(database_url, story)
 
 

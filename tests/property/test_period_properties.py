@@ -1,11 +1,22 @@
 """Cycles tile time; splitting conserves quantity."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from metering.period import Calendar, cycle_at, cycle_of_day, split_by_time
+from metering.period import (
+    Calendar,
+    TimeZone,
+    cycle_at,
+    cycle_of_day,
+    local_day,
+    midnight,
+    split_by_time,
+    zone_at,
+    zone_since,
+)
 
 ZONES = st.sampled_from(
     [
@@ -50,3 +61,50 @@ def test_split_parts_sum_to_the_whole_and_adjoin(
     assert all(part >= 0 for _, _, part in parts)
     assert [left for left, _, _ in parts] == [start, *cuts]
     assert [right for _, right, _ in parts] == [*cuts, end]
+
+
+NAMES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Beirut", "Pacific/Apia", "Asia/Tokyo"]
+
+
+@given(
+    names=st.lists(st.sampled_from(NAMES), min_size=2, max_size=4),
+    first=st.dates(date(2012, 1, 1), date(2030, 1, 1)),
+    months=st.sampled_from([1, 3, 12]),
+    anchor=st.integers(1, 31),
+    hours=st.lists(st.integers(-24 * 400, 24 * 1500), max_size=20),
+)
+def test_cycles_and_days_adjoin_where_the_zone_changes(
+    names: list[str], first: date, months: int, anchor: int, hours: list[int]
+) -> None:
+    """Each cycle begins when the one before ends, and each instant is in the day and cycle that hold it."""
+    time_zone: TimeZone = names[0]
+    cycle = cycle_of_day(first, names[0], anchor, months)
+    earlier: list[tuple[str, str]] = []
+    cycles = [cycle]
+    for before, name in pairwise(names):
+        if name != before:
+            earlier.append((before, cycle.next_first_day.isoformat()))
+            assume(_is_no_day_lost(cycle.next_first_day, zone_since(name, earlier)))
+        time_zone = zone_since(name, earlier)
+        cycle = Calendar(time_zone, anchor, months=months).following(cycle)
+        assert cycle.start == cycles[-1].end
+        cycles.append(cycle)
+    changed = Calendar(time_zone, anchor, months=months)
+    assert [changed.cycle_of_day(each.first_day) for each in cycles] == cycles
+    for each in cycles[:-1]:
+        assert zone_at(each.end, time_zone) == names[cycles.index(each) + 1]
+        assert changed.cycle_at(each.end).start == each.end
+        assert changed.cycle_at(each.end - timedelta(microseconds=1)) == each
+        assert local_day(each.end, time_zone) == each.next_first_day
+    for hour in hours:
+        instant = cycles[0].start + timedelta(hours=hour)
+        day = local_day(instant, time_zone)
+        assert midnight(day, time_zone) <= instant < midnight(day + timedelta(days=1), time_zone)
+        held = changed.cycle_at(instant)
+        assert held.start <= instant < held.end
+        assert held.first_day <= day < held.next_first_day
+
+
+def _is_no_day_lost(first_day: date, time_zone: TimeZone) -> bool:
+    begins, ends = (midnight(first_day + timedelta(days=each), time_zone) for each in (0, 1))
+    return begins < ends

@@ -201,7 +201,7 @@ def test_a_service_finds_the_tax() -> None:
         "lines": [{"number": number, "category": "Z", "rate": 0} for number in (1, 2)],
         "totals": [{"category": "Z", "rate": 0, "net": "10.21", "tax": "0.00"}],
     }
-    with served(lambda: (200, json.dumps(answer).encode())) as (url, _):
+    with served(lambda _: (200, json.dumps(answer).encode())) as (url, _):
         [told] = documents(account={**ACCOUNT, "tax": {"service": url}})
     assert told["totals"]["gross"] == "10.21"
     assert told["tax_service"] == f"{url} T-1"

@@ -292,14 +292,14 @@ def test_an_answer_may_round_by_line() -> None:
     "answer", [(500, b"{}"), (302, b""), (200, b"not JSON"), (200, b"[]"), (200, b'{"lines": 1}')]
 )
 def test_no_answer_is_told(answer: tuple[int, bytes]) -> None:
-    with served(lambda: answer) as (url, _), pytest.raises(TaxServiceFailed):
+    with served(lambda _: answer) as (url, _), pytest.raises(TaxServiceFailed):
         HttpTaxService(url=url).taxes(ASKED)
 
 
 def test_a_slow_service_is_given_up() -> None:
     answered = threading.Event()
 
-    def slow() -> tuple[int, bytes]:
+    def slow(_: bytes) -> tuple[int, bytes]:
         answered.wait(60)
         return 200, json.dumps(RIGHT).encode()
 
@@ -348,7 +348,7 @@ def test_an_answer_that_drips_is_given_up(head: bytes) -> None:
 
 def test_an_answer_without_end_is_refused() -> None:
     with (
-        served(lambda: (200, b" " * 9_000_000 + json.dumps(RIGHT).encode())) as (url, _),
+        served(lambda _: (200, b" " * 9_000_000 + json.dumps(RIGHT).encode())) as (url, _),
         pytest.raises(TaxServiceRefused, match="larger than"),
     ):
         HttpTaxService(url=url).taxes(ASKED)
