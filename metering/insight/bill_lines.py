@@ -105,13 +105,15 @@ async def billed_line(
         raise NotFound("line", f"{number} of bill {bill_no}")
     (line,) = found
     told = BilledLine(bill=bill, line=line, cycle=bill.cycle)
-    if bill.kind == "bill" and line.kind is DocumentLineKind.USAGE:
+    if line.corrects is not None:
+        return told
+    if bill.kind != "bill":
+        return await _changed(connection, told, note_no=bill_no)
+    if line.kind is DocumentLineKind.USAGE:
         return replace(told, charges=await _charges(connection, tenant_no, bill, line))
-    if line.kind is DocumentLineKind.EARLIER_PERIOD and line.period is not None:
+    if line.kind is DocumentLineKind.EARLIER_PERIOD:
         cycle = await _cycle_of(connection, bill, line)
         return await _changed(connection, replace(told, cycle=cycle), billed_in=bill.cycle.start)
-    if bill.kind != "bill" and line.corrects is None:
-        return await _changed(connection, told, note_no=bill_no)
     return told
 
 
