@@ -411,7 +411,7 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
     async def story(scene: Scene) -> None:
         await used(scene)
         message = b'{"boot":"boot-1","readings":[%s,%s]}'
-        sms, data = b'"meter":"sms","quantity":%d', b'"meter":"data","up":300,"down":700'
+        sms, data = b'"meter":"sms","quantity":%d', b'"meter":"data","up":300,"down":3700'
         rejections = [
             rejection(
                 RejectReason.SEQUENCE_CONFLICT,
@@ -447,7 +447,7 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
         }
         for meter in found.meters:
             was = before[meter.meter_no]
-            told = {DATA.meter_no: (2, 1000), SMS.meter_no: (2, 36)}[meter.meter_no]
+            told = {DATA.meter_no: (2, 4000), SMS.meter_no: (2, 36)}[meter.meter_no]
             assert (meter.rejected, meter.rejected_quantity) == told
             assert meter.received == was.received + meter.rejected
             assert meter.received_quantity == was.received_quantity + meter.rejected_quantity
@@ -459,11 +459,11 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
             if each.kind == "rejected"
         }
         assert not any(each.is_fault for each in notes.values())
-        # An SMS costs 0.10 beyond the allowance; 1000 of data after 3000 of an allowance of 1000: 0.333.
+        # An SMS costs 0.10 beyond the allowance. 1000 octets were priced: two more kB at 0.333, two at 0.111.
         lost = notes["sms", "1 readings are rejected: clock_ahead"]
         assert (lost.device_id, lost.quantity, lost.exact) == ("van-1", 32, Fraction("3.2"))
         data_note = notes["data", "1 readings are rejected: sequence_conflict"]
-        assert (data_note.quantity, data_note.exact) == (1000, Fraction("0.111"))
+        assert (data_note.quantity, data_note.exact) == (4000, Fraction("0.888"))
         march = await assured(scene, MARCH.start)
         assert [(each.reason, each.readings) for each in march.rejected] == [("too_many_gaps", 1)]
 
