@@ -1,6 +1,5 @@
 """From the number of a final bill and of its line down to devices and charges."""
 
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 from typing import Annotated, cast
@@ -13,7 +12,7 @@ from api.auth import AsCaller, Caller
 from api.parameters import Cursor, Limit, OfDevice, cursor_of, number_after, read_cursor
 from api.routes.bills import BillNo
 from api.routes.charges import charge_of, sums_of
-from metering.billing.document import DocumentLine, DocumentLineKind
+from metering.billing.document import DocumentLine
 from metering.insight import bill_lines
 from metering.money import decimal_text
 from metering.rating.plan import PlanTerms
@@ -27,16 +26,6 @@ router = APIRouter(prefix="/v1", tags=["charges"])
 _LineNo = Annotated[
     int, Path(ge=1, le=2**31 - 1, description="the line's number on the bill", examples=[1])
 ]
-_MADE_OF: Mapping[DocumentLineKind, str] = {
-    DocumentLineKind.USAGE: "the charges of its cycle at its price, as they were when it closed",
-    DocumentLineKind.RECURRING: "subscriptions and states, or what a price costs at no quantity",
-    DocumentLineKind.ONE_TIME: "subscriptions and states",
-    DocumentLineKind.TRUE_UP: "what other lines lack to a minimum or commitment",
-    DocumentLineKind.DISCOUNT: "a discount, credit or maximum on the sums of other lines",
-    DocumentLineKind.EARLIER_PERIOD: "what its cycle owed then, less all that was billed of it before",
-    DocumentLineKind.MANUAL: "what somebody entered, for the reason that it tells",
-    DocumentLineKind.ROUNDING: "what brings the other lines to the currency's minor unit",
-}
 
 
 @router.get("/bills/{bill_no}/lines")
@@ -71,7 +60,7 @@ async def get_bill_line(caller: AsCaller, bill_no: BillNo, line_no: _LineNo) -> 
             **_bill(of.bill),
             "cycle": presenting.cycle(of.cycle),
             "corrects_no": of.bill.corrects_no,
-            "made_of": _made_of(of),
+            "made_of": of.made_of,
             "sum": None if of.charges is None else sums_of(await _sum(caller, of)),
             "changes": None if of.changed is None else await _changes(caller, of),
         }
@@ -93,8 +82,12 @@ async def get_bill_line_devices(
     of = await bill_lines.billed_line(
         caller.connection, caller.tenant_no, bill_no=bill_no, number=line_no
     )
-    rows = await _devices(
-        caller, of, after=str(read_cursor(cursor, "s")[0]) if cursor else "", limit=limit + 1
+    rows = await bill_lines.devices_of_line(
+        caller.connection,
+        caller.tenant_no,
+        of,
+        after=str(read_cursor(cursor, "s")[0]) if cursor else "",
+        limit=limit + 1,
     )
     more = len(rows) > limit
     return schemas.LineDevices.model_validate(
@@ -130,8 +123,12 @@ async def get_bill_line_charges(
         numbers = await device_nos_of_ids(caller.connection, caller.tenant_no, [device_id])
         of = of.of_device(numbers[0])
     key = tuple(read_cursor(cursor, "tiii")) if cursor else None
-    rows = await _charges(
-        caller, of, after=cast("tuple[datetime, int, int, int] | None", key), limit=limit + 1
+    rows = await bill_lines.charges_of_line(
+        caller.connection,
+        caller.tenant_no,
+        of,
+        after=cast("tuple[datetime, int, int, int] | None", key),
+        limit=limit + 1,
     )
     plans = await bill_lines.terms_of_plans(
         caller.connection, caller.tenant_no, sorted({row.plan_no for row in rows})
@@ -151,44 +148,7 @@ async def get_bill_line_charges(
 
 
 async def _sum(caller: Caller, of: bill_lines.BilledLine) -> charge_views.ChargeSums:
-    connection, tenant_no = caller.connection, caller.tenant_no
-    if of.charges is not None:
-        return await charge_views.sum_of_charges(connection, tenant_no, of.charges)
-    if of.changed is not None:
-        return await store.sum_of_changes(connection, tenant_no, of.changed)
-    return charge_views.NO_CHARGES
-
-
-async def _devices(
-    caller: Caller, of: bill_lines.BilledLine, *, after: str, limit: int
-) -> Sequence[charge_views.ChargeSums]:
-    connection, tenant_no = caller.connection, caller.tenant_no
-    if of.charges is not None:
-        return await charge_views.sums_of_devices(
-            connection, tenant_no, of.charges, after=after, limit=limit
-        )
-    if of.changed is not None:
-        return await store.changes_of_devices(
-            connection, tenant_no, of.changed, after=after, limit=limit
-        )
-    return []
-
-
-async def _charges(
-    caller: Caller,
-    of: bill_lines.BilledLine,
-    *,
-    after: tuple[datetime, int, int, int] | None,
-    limit: int,
-) -> Sequence[charge_views.ChargeView]:
-    connection, tenant_no = caller.connection, caller.tenant_no
-    if of.charges is not None:
-        return await charge_views.list_charges(
-            connection, tenant_no, of.charges, after=after, limit=limit
-        )
-    if of.changed is not None:
-        return await store.list_changes(connection, tenant_no, of.changed, after=after, limit=limit)
-    return []
+    return await bill_lines.sum_of_line(caller.connection, caller.tenant_no, of)
 
 
 async def _changes(caller: Caller, of: bill_lines.BilledLine) -> schemas.LineChanges:
@@ -223,27 +183,13 @@ def _charge(
     row: charge_views.ChargeView, plan_id: str, version: int, terms: PlanTerms
 ) -> schemas.LineCharge:
     charge = charge_of(row, plan_id, version, terms)
-    was = None
-    gone = False
-    if isinstance(row, store.ChangedCharge):
-        gone = row.gone
-        if row.was_amount is not None and row.was_subunits is not None:
-            was = Fraction(row.was_amount, row.was_subunits)
-    adds = (Fraction(0) if gone else terms.money(row.amount).exact) - (was or 0)
+    was = row.was if isinstance(row, store.ChangedCharge) else None
     return schemas.LineCharge(
         **charge.model_dump(),
-        gone=gone,
+        gone=isinstance(row, store.ChangedCharge) and row.gone,
         was_exact_amount=None if was is None else decimal_text(was),
-        exact_difference=decimal_text(adds),
+        exact_difference=decimal_text(bill_lines.added(row, terms)),
     )
-
-
-def _made_of(of: bill_lines.BilledLine) -> str:
-    if of.changed is not None and of.bill.kind != "bill":
-        return "what a re-rating changed of its cycle"
-    if of.bill.kind != "bill" and of.line.corrects is not None:
-        return "a part of the line of the bill that it corrects"
-    return _MADE_OF[of.line.kind]
 
 
 def _bill(bill: StoredBill) -> dict[str, object]:

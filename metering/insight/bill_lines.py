@@ -16,6 +16,7 @@ from metering.period import BillCycle
 from metering.plan_document import stored_terms
 from metering.rating.plan import PlanTerms
 from metering.rating.statement import Line, Statement
+from metering.store import billed_lines, charge_views
 from metering.store.bill_views import BilledPlan, billed_plans, device_ids
 from metering.store.billed_lines import (
     ChangedBetween,
@@ -36,6 +37,16 @@ from metering.store.registry import fleet_rule
 from metering.usage import METERS
 
 _LINE = TypeAdapter(DocumentLine)
+_MADE_OF: Mapping[DocumentLineKind, str] = {
+    DocumentLineKind.USAGE: "the charges of its cycle at its price, as they were when it closed",
+    DocumentLineKind.RECURRING: "subscriptions and states, or what a price costs at no quantity",
+    DocumentLineKind.ONE_TIME: "subscriptions and states",
+    DocumentLineKind.TRUE_UP: "what other lines lack to a minimum or commitment",
+    DocumentLineKind.DISCOUNT: "a discount, credit or maximum on the sums of other lines",
+    DocumentLineKind.EARLIER_PERIOD: "what its cycle owed then, less all that was billed of it before",
+    DocumentLineKind.MANUAL: "what somebody entered, for the reason that it tells",
+    DocumentLineKind.ROUNDING: "what brings the other lines to the currency's minor unit",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,15 @@ class BilledLine:
     charges: ChargesWanted | None = None
     changed: ChangedBetween | None = None
     reckonings: Sequence[Reckoning] = ()
+
+    @property
+    def made_of(self) -> str:
+        """What it is made of, in words."""
+        if self.line.corrects is not None:
+            return "a part of the line of the bill that it corrects"
+        if self.changed is not None and self.bill.kind != "bill":
+            return "what a re-rating changed of its cycle"
+        return _MADE_OF[self.line.kind]
 
     def of_device(self, device_no: int) -> "BilledLine":
         """Return the part of it that one device's charges make: nothing of another device's line."""
@@ -173,6 +193,63 @@ async def _changed(
         reckonings=reckoned,
         changed=changed_between(reckoned, fleet_no=fleet_no, cycle_start=cycle_start),
     )
+
+
+async def sum_of_line(
+    connection: Connection, tenant_no: TenantNo, of: BilledLine
+) -> charge_views.ChargeSums:
+    """Return what the charges behind a line come to; of an adjustment, what they differ by."""
+    if of.charges is not None:
+        return await charge_views.sum_of_charges(connection, tenant_no, of.charges)
+    if of.changed is not None:
+        return await billed_lines.sum_of_changes(connection, tenant_no, of.changed)
+    return charge_views.NO_CHARGES
+
+
+async def devices_of_line(
+    connection: Connection, tenant_no: TenantNo, of: BilledLine, *, after: str, limit: int
+) -> Sequence[charge_views.ChargeSums]:
+    """Return the same of at most `limit` devices after one, ascending by id."""
+    if of.charges is not None:
+        return await charge_views.sums_of_devices(
+            connection, tenant_no, of.charges, after=after, limit=limit
+        )
+    if of.changed is not None:
+        return await billed_lines.changes_of_devices(
+            connection, tenant_no, of.changed, after=after, limit=limit
+        )
+    return []
+
+
+async def charges_of_line(
+    connection: Connection,
+    tenant_no: TenantNo,
+    of: BilledLine,
+    *,
+    after: tuple[datetime, int, int, int] | None,
+    limit: int,
+) -> Sequence[charge_views.ChargeView]:
+    """Return at most `limit` charges behind a line in the order in which they were measured.
+
+    `after` is the `(measured_at, boot_no, seq, part)` that the page before ended at.
+    """
+    if of.charges is not None:
+        return await charge_views.list_charges(
+            connection, tenant_no, of.charges, after=after, limit=limit
+        )
+    if of.changed is not None:
+        return await billed_lines.list_changes(
+            connection, tenant_no, of.changed, after=after, limit=limit
+        )
+    return []
+
+
+def added(row: charge_views.ChargeView, terms: PlanTerms) -> Fraction:
+    """Return what a charge adds to the line that it is behind; `terms` are its plan version's."""
+    amount = terms.money(row.amount).exact
+    if not isinstance(row, billed_lines.ChangedCharge):
+        return amount
+    return (Fraction(0) if row.gone else amount) - (row.was or Fraction(0))
 
 
 async def line_changes(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from fractions import Fraction
 from typing import Any
 
 from metering.ids import TenantNo
@@ -207,6 +208,13 @@ class ChangedCharge(ChargeView):
     gone: bool
     was_amount: int | None
     was_subunits: int | None
+
+    @property
+    def was(self) -> Fraction | None:
+        """What the same usage was charged before, in units of currency."""
+        if self.was_amount is None or self.was_subunits is None:
+            return None
+        return Fraction(self.was_amount, self.was_subunits)
 
 
 async def list_changes(

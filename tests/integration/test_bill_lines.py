@@ -4,12 +4,14 @@ from fractions import Fraction
 from typing import Any
 
 import httpx
+import pytest
 
 from metering.charging.change_terms import change_plan
 from metering.charging.rerate import RerateOrder, rerate
 from metering.store.api_keys import create_api_key
 from tests.integration.billing_scene import NOW, finalised, noted, set_up, used_and_closed
 from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, MAY, Scene, day, played
+from tests.integration.pipeline import TENANT
 from tests.integration.test_api import body, problem
 from tests.integration.test_closing_corrections import DEARER, number_of
 from tests.integration.test_drill_down import asking, every, summed
@@ -199,7 +201,42 @@ def check_adjusted(client: httpx.Client, late: dict[int, dict[str, Any]]) -> Non
     assert place_of(client, late[8]) == (None, None)
 
 
-def test_a_note_leads_to_what_a_re_rating_changed(database_url: str) -> None:
+def check_command(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that the command tells the same of lines, and where a charge stands."""
+    from metering.cli import main  # noqa: PLC0415 - reads the environment when it is called
+
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", url)
+    asked = ["explain", "--tenant", TENANT]
+
+    def told(*more: str) -> list[str]:
+        assert main([*asked, *more]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    note = told("--bill", "N2026-0001", "--line", "1")
+    assert note[0].startswith("line 1 of N2026-0001: manual correction, ")
+    assert note[1] == "It is made of what a re-rating changed of its cycle."
+    assert "  van-2: 0 records, 1.4" in note
+    assert "  fee monthly_fee of dearer version 1: 0 before, 3 then" in note
+    assert note[-1] == "charges: 0 records, 1.4"
+    (charge, total) = told("--bill", "N2026-0001", "--line", "1", "--device", "van-2")[2:]
+    assert charge.endswith("boot boot-1 seq 2: 3 for 1.4")
+    assert total == "charges: 0 records, 1.4"
+    explained = told("--device", "van-2", "--boot", "boot-1", "--seq", "2")
+    assert "It stands on line 1 of N2026-0001." in explained
+    for refused in (
+        ["--bill", "N2026-0001"],
+        ["--device", "van-2"],
+        ["--bill", "N9", "--line", "1"],
+    ):
+        assert main([*asked, *refused]) != 0
+    capsys.readouterr()
+
+
+def test_a_note_leads_to_what_a_re_rating_changed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def story(scene: Scene) -> str:
         await set_up(scene)
         await used_and_closed(scene)
@@ -219,6 +256,7 @@ def test_a_note_leads_to_what_a_re_rating_changed(database_url: str) -> None:
         return await key_of(scene)
 
     key = played(database_url, story)
+    check_command(database_url, monkeypatch, capsys)
     with asking(database_url, key, LATER) as client:
         note = bill_named(client, "N2026-0001")
         address = f"/v1/bills/{note['bill_no']}/lines/1"
