@@ -141,8 +141,10 @@ async def _charges(
     connection: Connection, tenant_no: TenantNo, bill: StoredBill, line: DocumentLine
 ) -> ChargesWanted:
     """Return which charges a usage line is made of: those of before its cycle closed, at its price."""
-    closed = await closed_cycle(connection, (bill.fleet_no, bill.cycle.start))
-    assert closed is not None  # noqa: S101 - a bill is of a closed cycle
+    start = bill.cycle.start
+    closing = (
+        await reckonings_of(connection, fleet_no=bill.fleet_no, cycle_start=start, billed_in=start)
+    )[0]
     assert line.meter is not None  # noqa: S101 - usage is of a meter
     rows = await plans_used(
         connection, tenant_no, fleet_no=None, device_no=None,
@@ -160,8 +162,8 @@ async def _charges(
         (device_no,) = await device_nos_of_ids(connection, tenant_no, [line.device])
     return ChargesWanted(
         fleet_no=bill.fleet_no,
-        cycle_start=bill.cycle.start,
-        known=Known(before_run=closed.run_no),
+        cycle_start=start,
+        known=Known(before_run=closing.run_no),
         prices=prices,
         device_no=device_no,
     )

@@ -41,6 +41,7 @@ _ACME = {
     "threshold_id": "1",
     "correction_no": "1",
     "bill_no": "1",
+    "line_no": "1",
     "dispute_no": "1",
     "payment_no": "1",
     "charge_id": "3-4-0",

@@ -459,7 +459,7 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
             if each.kind == "rejected"
         }
         assert not any(each.is_fault for each in notes.values())
-        # An SMS costs 0.10 beyond the allowance. 2000 octets were priced: one kB more at 0.333, three at 0.111.
+        # An SMS costs 0.10 beyond the allowance. After 2 kB that were priced one is at 0.333, three at 0.111.
         lost = notes["sms", "1 readings are rejected: clock_ahead"]
         assert (lost.device_id, lost.quantity, lost.exact) == ("van-1", 32, Fraction("3.2"))
         data_note = notes["data", "1 readings are rejected: sequence_conflict"]
