@@ -189,6 +189,10 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills/{bill_no}/adjustments",
         "/v1/bills/{bill_no}/disputes",
         "/v1/bills/{bill_no}/finalisation",
+        "/v1/bills/{bill_no}/lines",
+        "/v1/bills/{bill_no}/lines/{line_no}",
+        "/v1/bills/{bill_no}/lines/{line_no}/charges",
+        "/v1/bills/{bill_no}/lines/{line_no}/devices",
         "/v1/bills/{bill_no}/notes",
         "/v1/bills/{bill_no}/rebilling",
         "/v1/bills/{bill_no}/settlement",
@@ -271,7 +275,11 @@ async def _revoke_acme(connection: Connection) -> None:
     )
 
 
-EMPTY = {"/v1/carrier-records", "/v1/top-consumers"}
+EMPTY = {
+    "/v1/carrier-records",
+    "/v1/top-consumers",
+    "/v1/bills/{bill_no}/lines/{line_no}/charges",
+}
 """Lists that hold nothing here, of either tenant."""
 
 
