@@ -30,7 +30,7 @@ class Fate(BaseModel):
 
 
 class MeterFates(BaseModel):
-    """What became of the readings of a meter: received = rated + parked + queued + lost."""
+    """What became of the readings of a meter: received = rated + parked + queued + lost + rejected."""
 
     meter: str
     unit: Unit
@@ -39,14 +39,19 @@ class MeterFates(BaseModel):
     parked: Fate
     queued: Fate = Field(description="wait to be charged")
     lost: Fate = Field(description="are none of these: a fault")
+    rejected: Fate = Field(description="were not admitted, as far as their content can be read")
 
 
 class RejectedFor(BaseModel):
-    """What was rejected for one reason; how much it told is not known."""
+    """What was rejected for one reason; `differences` tell how much, as far as it can be read."""
 
     reason: str
     contents: int = Field(description="messages or readings that differ")
     times: int = Field(description="how often they came")
+    readings: int = Field(description="readings of the cycle that can be read from them")
+    unread: int = Field(
+        description="contents of which no meter can be read; by when they came last"
+    )
 
 
 class Revenue(BaseModel):
@@ -76,7 +81,10 @@ class AssuranceDifference(BaseModel):
     meter: str | None
     records: int | None
     quantity: int | None
-    exact_amount: Decimals | None = Field(description="null: what it would cost is not known")
+    exact_amount: Decimals | None = Field(
+        description="of usage that is not charged, what it would cost at its plan's own price after"
+        " what was used, without allowances; null: that is not known"
+    )
     is_fault: bool
     text: str
 
@@ -105,9 +113,18 @@ class Assurance(BaseModel):
                             "parked": {"records": 0, "quantity": 0},
                             "queued": {"records": 0, "quantity": 0},
                             "lost": {"records": 0, "quantity": 0},
+                            "rejected": {"records": 0, "quantity": 0},
                         }
                     ],
-                    "rejected": [{"reason": "not_json", "contents": 1, "times": 3}],
+                    "rejected": [
+                        {
+                            "reason": "not_json",
+                            "contents": 1,
+                            "times": 3,
+                            "readings": 0,
+                            "unread": 1,
+                        }
+                    ],
                     "revenue": {
                         "currency": "EUR",
                         "charged": "0.4734567",

@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from api.schemas import Cycle, Decimals, Page, Time, Unit
 
-_SUMS: JsonDict = {
+SUMS_EXAMPLE: JsonDict = {
     "records": 9,
     "quantity": 101234567,
     "billed_quantity": 101234567,
@@ -30,7 +30,15 @@ _LINE: JsonDict = {
     "meter": "data",
     "variant": None,
 }
-_CHARGE: JsonDict = {
+_HELD: JsonDict = _LINE | {
+    "held_by": "line",
+    "billed_in": None,
+    "closed_at": "2026-05-04T00:00:00Z",
+    "bill_no": 7,
+    "number": "B2026-0001",
+    "line": 1,
+}
+CHARGE_EXAMPLE: JsonDict = {
     "charge_id": "17-3-0",
     "device_id": "meter-7",
     "boot_id": "boot-1",
@@ -93,7 +101,7 @@ _READING: JsonDict = {
             "exact_amount": "0.1234567",
             "currency": "EUR",
             "buckets": [],
-            "bill_line": _LINE | {"held_by": "line", "billed_in": None, "closed_at": None},
+            "bill_line": _HELD,
         }
     ],
 }
@@ -138,7 +146,7 @@ class BillDevices(Page[DeviceSums]):
             "examples": [
                 {
                     **_OF_BILL,
-                    "sum": _SUMS,
+                    "sum": SUMS_EXAMPLE,
                     "rolled_up": [
                         {
                             "kind": "fee",
@@ -148,7 +156,7 @@ class BillDevices(Page[DeviceSums]):
                             "made_of": "subscriptions and states, whatever was used",
                         }
                     ],
-                    "items": [{"device_id": "meter-7", **_SUMS}],
+                    "items": [{"device_id": "meter-7", **SUMS_EXAMPLE}],
                     "next_cursor": None,
                 }
             ]
@@ -199,7 +207,9 @@ class BillCharges(Page[Charge]):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{**_OF_BILL, "sum": _SUMS, "items": [_CHARGE], "next_cursor": None}]
+            "examples": [
+                {**_OF_BILL, "sum": SUMS_EXAMPLE, "items": [CHARGE_EXAMPLE], "next_cursor": None}
+            ]
         }
     )
 
@@ -217,7 +227,9 @@ class BillLineName(BaseModel):
     """The line of a bill that holds a charge.
 
     `held_by` is `period_adjustment` where it came, or was made again, after its cycle closed: then
-    `billed_in` is the beginning of the cycle whose bill carries that, null while that is open.
+    `billed_in` is the beginning of the cycle whose bill carries that, null while that is open; or `note`
+    where a re-rating settled that by a note. `bill_no`, `number` and `line` are the document that holds it,
+    as it is written, and its line: null while none is final.
     """
 
     fleet_id: str
@@ -226,9 +238,12 @@ class BillLineName(BaseModel):
     plan_version: int
     meter: str
     variant: int | None
-    held_by: Literal["line", "period_adjustment"]
+    held_by: Literal["line", "period_adjustment", "note"]
     closed_at: Time | None
     billed_in: Time | None
+    bill_no: int | None
+    number: str | None
+    line: int | None
 
 
 class Paid(BaseModel):
@@ -332,7 +347,7 @@ class ExplainedCharge(Charge):
         json_schema_extra={
             "examples": [
                 {
-                    **_CHARGE,
+                    **CHARGE_EXAMPLE,
                     "reading_id": "17-3",
                     "received_at": "2026-04-15T12:00:00Z",
                     "currency": "EUR",
@@ -356,7 +371,7 @@ class ExplainedCharge(Charge):
                     "exact_connection_fee": "0",
                     "exact_rounding": "0",
                     "history": [],
-                    "bill_line": _LINE | {"held_by": "line", "billed_in": None, "closed_at": None},
+                    "bill_line": _HELD,
                     "words": ["It costs 0.1234567 EUR."],
                 }
             ]

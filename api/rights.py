@@ -40,6 +40,7 @@ RIGHTS: dict[str, Scope] = {
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
+            get_bill_lines get_bill_line get_bill_line_devices get_bill_line_charges
             get_bill_document get_dispute get_disputes get_bill_adjustments
             get_billing get_tax_rules get_fleet_billing get_payments get_payment
             get_account get_refunds get_account_entries get_wallet get_payment_requests get_payment_policy
@@ -123,7 +124,7 @@ MADE: dict[str, frozenset[str]] = {
 
 ELSEWHERE = frozenset(
     {"plan_id", "request_id", "endpoint_id", "event_id", "correction_no", "charge_id"}
-    | {"reading_id", "message_id", "rejected_no"}
+    | {"reading_id", "message_id", "rejected_no", "line_no"}
 )
 """What a path or a body may name that belongs to the tenant, or to something that the path names too."""
 

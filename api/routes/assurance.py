@@ -127,7 +127,13 @@ def _assurance(fleet: FleetView, found: Assurance) -> schemas.Assurance:
         is_even=found.is_even,
         meters=[_meter(each) for each in found.meters],
         rejected=[
-            schemas.RejectedFor(reason=each.reason, contents=each.contents, times=each.times)
+            schemas.RejectedFor(
+                reason=each.reason,
+                contents=each.contents,
+                times=each.times,
+                readings=each.readings,
+                unread=each.unread,
+            )
             for each in found.rejected
         ],
         revenue=schemas.Revenue(
@@ -157,6 +163,7 @@ def _meter(row: MeterFates) -> schemas.MeterFates:
         parked=schemas.Fate(records=row.parked, quantity=row.parked_quantity),
         queued=schemas.Fate(records=row.queued, quantity=row.queued_quantity),
         lost=schemas.Fate(records=row.lost, quantity=row.lost_quantity),
+        rejected=schemas.Fate(records=row.rejected, quantity=row.rejected_quantity),
     )
 
 

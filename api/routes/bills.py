@@ -62,6 +62,15 @@ async def get_bills(
         Literal["draft", "finalised", "paid", "void"] | None,
         Query(description="only in this state", examples=["draft"]),
     ] = None,
+    number: Annotated[
+        str | None,
+        Query(
+            min_length=1,
+            max_length=100,
+            description="only the one with this number, as it is written",
+            examples=["B2026-0001"],
+        ),
+    ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> schemas.CustomerBills:
@@ -73,6 +82,7 @@ async def get_bills(
         fleet_no=of.fleet_no if of else None,
         state=state,
         kind=kind,
+        name=number,
         after=number_after(cursor),
         limit=limit + 1,
     )

@@ -186,11 +186,12 @@ async def get_bill_devices(
         as_of=part.as_of,
         closed_at=part.closed_at,
         sum=schemas.ChargeSums(
-            **_sums(await sum_of_charges(caller.connection, caller.tenant_no, part.wanted))
+            **sums_of(await sum_of_charges(caller.connection, caller.tenant_no, part.wanted))
         ),
         rolled_up=[] if cursor else await _rolled_up(caller, part),
         items=[
-            schemas.DeviceSums(device_id=row.device_id or "", **_sums(row)) for row in rows[:limit]
+            schemas.DeviceSums(device_id=row.device_id or "", **sums_of(row))
+            for row in rows[:limit]
         ],
         next_cursor=cursor_of([rows[limit - 1].device_id or ""]) if more else None,
     )
@@ -223,7 +224,7 @@ async def get_bill_charges(
         as_of=part.as_of,
         closed_at=part.closed_at,
         sum=schemas.ChargeSums(
-            **_sums(await sum_of_charges(caller.connection, caller.tenant_no, part.wanted))
+            **sums_of(await sum_of_charges(caller.connection, caller.tenant_no, part.wanted))
         ),
         items=[charge_of(row, *part.plans[row.plan_no]) for row in rows[:limit]],
         next_cursor=cursor_of([last.measured_at, last.boot_no, last.seq, last.part])
@@ -357,7 +358,7 @@ async def _bill(caller: Caller, part: _OfBill) -> Bill:
     )
 
 
-class _Sums(TypedDict):
+class Sums(TypedDict):
     """The fields of `ChargeSums`."""
 
     records: int
@@ -369,7 +370,8 @@ class _Sums(TypedDict):
     exact_amount: str
 
 
-def _sums(of: ChargeSums) -> _Sums:
+def sums_of(of: ChargeSums) -> Sums:
+    """Present what charges come to."""
     return {
         "records": of.records,
         "quantity": of.quantity,
@@ -521,9 +523,12 @@ def _bill_line(of: Explained) -> schemas.BillLineName:
         plan_version=row.plan_version,
         meter=of.told.meter,
         variant=of.told.of_meter.label(row.variant),
-        held_by="period_adjustment" if of.billing.late else "line",
+        held_by=of.billing.held_by,
         closed_at=of.billing.closed_at,
         billed_in=of.billing.billed_in,
+        bill_no=of.place and of.place.bill_no,
+        number=of.place and of.place.number,
+        line=of.place and of.place.line,
     )
 
 

@@ -106,8 +106,8 @@ def credit_note(
 ) -> Document:
     """Return the draft of a note that takes `entries` from a bill of which `notes` took before.
 
-    It is a debit note where that raises what is owed. Raises `InvalidValue` when more is taken of a line,
-    a tax rate or the bill than is left.
+    It is a debit note where that raises what is owed. An entry below 0 of a tax rate as a whole adds to that
+    rate. Raises `InvalidValue` when more is taken of a line, a tax rate or the bill than is left.
     """
     left = left_of(bill, notes)
     before = left.gross
@@ -129,14 +129,18 @@ def debit_note(
 ) -> Document:
     """Return the draft of a note that adds `entries`, each an amount above 0, to a bill's lines or rates.
 
-    What it adds is taxed as the bill was, and can be credited later. Raises `InvalidValue` for an entry
-    that says no amount, or that is of no line or rate of the bill.
+    What it adds is taxed as the bill was, and can be credited later. An entry below 0 of a tax rate as a
+    whole takes from that rate. Raises `InvalidValue` for an entry that says no amount, or that is of no
+    line or rate of the bill, where more is taken of a rate than is left, or nothing is added in all.
     """
     left = left_of(bill, notes)
     if not entries:
         raise InvalidValue("entries", "are none", "say what the note adds")
     lines = [_debited(left, entry, f"entries.{position}") for position, entry in enumerate(entries)]
-    return _note(bill, DocumentKind.DEBIT_NOTE, lines, list(_added(left, lines)), reason)
+    document = _note(bill, DocumentKind.DEBIT_NOTE, lines, list(_added(left, lines)), reason)
+    if document.totals.gross <= 0:
+        raise InvalidValue("entries", "add nothing in all", "give a credit note")
+    return document
 
 
 def all_left(left: Left) -> list[NoteEntry]:
@@ -271,7 +275,8 @@ def _credited_as_a_whole(left: Left, entry: NoteEntry, name: str) -> DocumentLin
 
 def _debited(left: Left, entry: NoteEntry, name: str) -> DocumentLine:
     """Return an added line, not numbered yet."""
-    if entry.amount is None or entry.amount <= 0:
+    is_less = entry.amount is not None and entry.amount < 0 and entry.line is None
+    if not entry.amount or (entry.amount < 0 and not is_less):
         raise InvalidValue(f"{name}.amount", "is not above 0", "say how much is added")
     if entry.quantity is not None:
         raise InvalidValue(f"{name}.quantity", "is not for a debit note", "give the amount alone")
@@ -354,22 +359,48 @@ def _reversed(left: Left, lines: Sequence[DocumentLine]) -> Iterator[TaxTotal]:
     The tax that stays is that of the base that stays: so parts sum to the whole.
     """
     for key, base in _by_rate(lines).items():
-        rate = left.rates[key]
-        check_minor(base, left.bill.currency, "entries")
-        stays = sum_of([rate.base, -base])
-        _check_between(f"{key[0]} {key[1]} %", stays, rate.base, left.bill.currency)
-        tax_stays = _clamped(_tax(left.bill, key, stays), rate.tax) if stays else _NOTHING
-        tax = sum_of([rate.tax, -tax_stays])
-        rate.base, rate.tax = stays, tax_stays
-        yield _total(left.bill, key, base, tax)
+        if base < 0 <= left.rates[key].base and _is_as_a_whole(key, lines):
+            yield _negated_total(_raised(left, key, -base))
+        else:
+            yield _lowered(left, key, base)
+
+
+def _is_as_a_whole(key: TaxKey, lines: Sequence[DocumentLine]) -> bool:
+    """Whether all that a note says of a rate is of the rate as a whole."""
+    return all(line.corrects is None for line in lines if line.tax_key == key)
+
+
+def _lowered(left: Left, key: TaxKey, base: Decimal) -> TaxTotal:
+    """Take a base and its tax from what is left of a rate."""
+    rate = left.rates[key]
+    check_minor(base, left.bill.currency, "entries")
+    stays = sum_of([rate.base, -base])
+    _check_between(f"{key[0]} {key[1]} %", stays, rate.base, left.bill.currency)
+    tax_stays = _clamped(_tax(left.bill, key, stays), rate.tax) if stays else _NOTHING
+    tax = sum_of([rate.tax, -tax_stays])
+    rate.base, rate.tax = stays, tax_stays
+    return _total(left.bill, key, base, tax)
 
 
 def _added(left: Left, lines: Sequence[DocumentLine]) -> Iterator[TaxTotal]:
     for key, base in _by_rate(lines).items():
-        before = left.rates[key].base
-        after = sum_of([before, base])
-        tax = sum_of([_tax(left.bill, key, after), -_tax(left.bill, key, before)])
-        yield _total(left.bill, key, base, tax)
+        if base < 0 and _is_as_a_whole(key, lines):
+            yield _negated_total(_lowered(left, key, -base))
+        else:
+            yield _raised(left, key, base)
+
+
+def _raised(left: Left, key: TaxKey, base: Decimal) -> TaxTotal:
+    """Add a base and its tax to what is left of a rate."""
+    rate = left.rates[key]
+    after = sum_of([rate.base, base])
+    tax = sum_of([_tax(left.bill, key, after), -_tax(left.bill, key, rate.base)])
+    rate.base, rate.tax = after, sum_of([rate.tax, tax])
+    return _total(left.bill, key, base, tax)
+
+
+def _negated_total(total: TaxTotal) -> TaxTotal:
+    return replace(total, net=-total.net, tax=-total.tax)
 
 
 def _tax(bill: Document, key: TaxKey, base: Decimal) -> Decimal:
@@ -440,7 +471,7 @@ def _negated(note: Document) -> Document:
         )
         for line in note.lines
     )
-    taxes = tuple(replace(total, net=-total.net, tax=-total.tax) for total in note.taxes)
+    taxes = tuple(_negated_total(total) for total in note.taxes)
     return replace(
         note,
         kind=DocumentKind.DEBIT_NOTE,

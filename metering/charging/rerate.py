@@ -4,7 +4,7 @@ What it makes of closed cycles becomes a line of the next bill (a period adjustm
 of terms, or, where it is wanted and their bills are final, a note on each of those bills.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,9 +14,9 @@ from typing import Any, Literal
 from psycopg import Rollback
 
 from metering.billing.adjustment import PeriodAdjustment
-from metering.billing.bill import Bill, adjustment_of, as_charged
-from metering.billing.document import DocumentLineKind
+from metering.billing.bill import Bill, adjustment_of, as_charged, bill_of_cycle
 from metering.billing.give_note import NoteOrder, add_note, final_documents
+from metering.billing.note_taxes import LineKey, by_tax, taxes_of_lines
 from metering.billing.notes import NoteEntry
 from metering.billing.once import checked_text, once
 from metering.charging.change_terms import change_plan
@@ -25,6 +25,7 @@ from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.money import decimal_text
 from metering.period import BillCycle, instant_text
+from metering.rating.statement import Line
 from metering.store.bill_views import device_amounts, device_ids
 from metering.store.bills import bill_that_holds, lock_billing
 from metering.store.closing import changed_cycles, closed_cycles_since, store_noted_adjustment
@@ -33,8 +34,6 @@ from metering.store.registry import Fleet, lock_shard
 from metering.store.work import next_run_no
 
 Settling = Literal["next_bill", "note"]
-LineKey = tuple[str, str, str, str]
-"""Kind, plan, name, and what price or device it is for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +141,10 @@ async def _rerated(
                     f"the cycle of {cycle.first_day} owes something else that the next bill carries",
                     "let the next bill carry this, too",
                 )
-            note_no = await _note(connection, fleet, cycle, order.reason, now=now)
+            note_no = await _note(
+                connection, fleet, cycle, order.reason,
+                before=before[cycle.start].lines, after=after.lines, now=now,
+            )  # fmt: skip
         told.append(await _told(connection, fleet, cycle, before[cycle.start], after, note_no))
     return {
         "correction_no": made.correction_no,
@@ -153,9 +155,19 @@ async def _rerated(
 
 
 async def _note(
-    connection: Connection, fleet: Fleet, cycle: BillCycle, reason: str, *, now: datetime
+    connection: Connection,
+    fleet: Fleet,
+    cycle: BillCycle,
+    reason: str,
+    *,
+    before: Mapping[LineKey, Fraction],
+    after: Mapping[LineKey, Fraction],
+    now: datetime,
 ) -> int | None:
-    """Settle what a closed cycle owes since by a note on its bill, so that no later bill carries it."""
+    """Settle what a closed cycle owes since by a note on its bill, so that no later bill carries it.
+
+    What its lines came to `before` and `after` says how much bears which tax.
+    """
     bill = await bill_that_holds(connection, (fleet.fleet_no, cycle.start))
     if bill is None or bill.state == "draft":
         raise Conflict("settling", f"the bill of {cycle.first_day} is not final", "use next_bill")
@@ -170,25 +182,16 @@ async def _note(
     note_no = None
     if adjustment.amount:
         document, _ = await final_documents(connection, bill)
-        keys = [
-            line.tax_key
-            for line in document.lines
-            if line.kind is not DocumentLineKind.EARLIER_PERIOD
-        ]
-        if not keys:
-            raise Conflict(
-                "settling", f"the bill of {cycle.first_day} has no line", "use next_bill"
-            )
-        if len(set(keys)) > 1:
-            raise Conflict(
-                "settling",
-                f"the bill of {cycle.first_day} bears several rates of tax",
-                "use next_bill",
-            )
-        entry = NoteEntry(tax=keys[0], amount=abs(adjustment.amount), reason=reason)
+        taxes = taxes_of_lines(document, await _frozen(connection, fleet, cycle))
+        amounts = by_tax(taxes, before, after, adjustment.amount, currency=fleet.currency)
         way: Literal["credit", "debit"] = "credit" if adjustment.amount < 0 else "debit"
+        entries = [
+            NoteEntry(tax=tax, amount=-amount if way == "credit" else amount, reason=reason)
+            for tax, amount in amounts.items()
+            if amount
+        ]
         note_no = await add_note(
-            connection, bill, NoteOrder(way=way, entries=[entry], reason=reason), now=now
+            connection, bill, NoteOrder(way=way, entries=entries, reason=reason), now=now
         )
     await _store(connection, fleet, adjustment, note_no)
     return note_no
@@ -211,17 +214,27 @@ async def _store(
 async def _reckoned(connection: Connection, fleet: Fleet, cycle: BillCycle) -> _Reckoned:
     bill = await as_charged(connection, TenantNo(fleet.tenant_no), fleet=fleet, cycle=cycle)
     lines: dict[LineKey, Fraction] = {}
+    for key, line in _named(bill):
+        _add(lines, key, line.exact)
+    return _Reckoned(
+        total=bill.statement.total, lines=lines, devices=await _of_devices(connection, bill, fleet)
+    )
+
+
+def _named(bill: Bill) -> Iterator[tuple[LineKey, Line]]:
+    """Yield the lines of a cycle's own statement, by what they are called."""
     for line in bill.statement.lines:
         plan = bill.plans[line.plan_no]
         which = "" if line.label is None else f"price {line.label}"
         if line.device_no is not None:
             which = f"{which} device {line.device_no}".strip()
-        _add(
-            lines, (line.kind.value, f"{plan.plan_id} {plan.version}", line.name, which), line.exact
-        )
-    return _Reckoned(
-        total=bill.statement.total, lines=lines, devices=await _of_devices(connection, bill, fleet)
-    )
+        yield (line.kind.value, f"{plan.plan_id} {plan.version}", line.name, which), line
+
+
+async def _frozen(connection: Connection, fleet: Fleet, cycle: BillCycle) -> list[LineKey]:
+    """Return what the lines of a closed cycle's bill are called, in their order."""
+    bill = await bill_of_cycle(connection, TenantNo(fleet.tenant_no), fleet=fleet, cycle=cycle)
+    return [key for key, _ in _named(bill)]
 
 
 async def _of_devices(connection: Connection, bill: Bill, fleet: Fleet) -> dict[int, Fraction]:

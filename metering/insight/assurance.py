@@ -5,7 +5,7 @@ be subscribed. What differs is listed, the largest amount first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -17,16 +17,16 @@ from metering.billing.bill import bill_of, open_bill
 from metering.billing.document import DocumentLineKind, sum_of
 from metering.billing.frozen import DEVICES, statement_of
 from metering.ids import TenantNo
+from metering.insight.expected_price import expected_prices
+from metering.insight.rejected_usage import RejectedFor, RejectedUsage, rejected_usage
 from metering.period import BillCycle
 from metering.rating.statement import LineKind, Statement
 from metering.store.assurance_views import (
     DeviceTerms,
     MeterFates,
-    RejectedFor,
     device_terms,
     fates_by_meter,
     parked_by_device,
-    rejected_by_reason,
     subscribed_elsewhere,
     troubled_fates,
     unequal_uses,
@@ -40,11 +40,12 @@ from metering.store.cycles import fleet_members
 from metering.store.fleet_views import FleetView
 from metering.store.known_views import NOW, known_uses
 from metering.store.registry import fleet_rule
-from metering.usage import METERS_BY_NO
+from metering.usage import METERS, METERS_BY_NO
 
 Span = tuple[datetime, datetime]
 
 _UNKNOWN = "what it would cost is not known"
+_EXPECTED = "the amount is what it would cost at the plan's own price"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,7 @@ async def assure(
     cycle = fleet_rule(fleet, []).cycle_of(at)
     meters = await fates_by_meter(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
     owed = await _owed(connection, tenant_no, fleet=fleet, cycle=cycle)
+    rejected = await rejected_usage(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle)
     revenue, frozen = await _revenue(connection, tenant_no, owed, fleet=fleet, cycle=cycle)
     until = max(cycle.start, min(cycle.end, now))
     devices = await device_terms(
@@ -139,7 +141,7 @@ async def assure(
     )
     bare = {one.device_no: _bare(one, elsewhere.get(one.device_no, ())) for one in devices}
     differences = [
-        *await _usage(connection, tenant_no, fleet=fleet, cycle=cycle),
+        *await _usage(connection, tenant_no, rejected, fleet=fleet, cycle=cycle),
         *await _sums(connection, tenant_no, fleet=fleet, cycle=cycle),
         *_billed(revenue, frozen),
         *await _unsent(connection, revenue, fleet=fleet, cycle=cycle),
@@ -149,10 +151,8 @@ async def assure(
         differences += await _unequal_devices(connection, tenant_no, frozen, devices)
     return Assurance(
         cycle=cycle,
-        meters=meters,
-        rejected=await rejected_by_reason(
-            connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
-        ),
+        meters=_with_rejected(meters, rejected),
+        rejected=rejected.by_reason,
         revenue=revenue,
         # One that was in another fleet all the time that it was active is that fleet's.
         active_devices=sum(
@@ -176,10 +176,31 @@ def _largest_first(each: Difference) -> tuple[object, ...]:
     )
 
 
+def _with_rejected(meters: Sequence[MeterFates], rejected: RejectedUsage) -> list[MeterFates]:
+    """Return the fates of each meter with what was rejected, which was received, too."""
+    by_no = {each.meter_no: each for each in meters}
+    for meter, told in rejected.by_meter.items():
+        number = METERS[meter].meter_no
+        known = by_no.get(number, MeterFates(meter_no=number))
+        by_no[number] = replace(
+            known,
+            received=known.received + told.records,
+            received_quantity=known.received_quantity + told.quantity,
+            rejected=told.records,
+            rejected_quantity=told.quantity,
+        )
+    return [by_no[number] for number in sorted(by_no)]
+
+
 async def _usage(
-    connection: Connection, tenant_no: TenantNo, *, fleet: FleetView, cycle: BillCycle
+    connection: Connection,
+    tenant_no: TenantNo,
+    rejected: RejectedUsage,
+    *,
+    fleet: FleetView,
+    cycle: BillCycle,
 ) -> list[Difference]:
-    """Return what of the readings has no fate, is charged unequally, or is parked."""
+    """Return what usage has no fate, is charged unequally, parked or rejected, and what it would cost."""
     found: list[Difference] = []
     for row in await troubled_fates(connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle):
         meter = METERS_BY_NO[row.meter_no].meter
@@ -188,8 +209,7 @@ async def _usage(
             found.append(
                 Difference(
                     kind="not_charged",
-                    text=f"{row.lost} readings are neither charged nor parked nor queued; {first};"
-                    f" {_UNKNOWN}",
+                    text=f"{row.lost} readings are neither charged nor parked nor queued; {first}",
                     device_id=row.device_id,
                     meter=meter,
                     records=row.lost,
@@ -201,7 +221,7 @@ async def _usage(
                 Difference(
                     kind="charged_unequally",
                     text=f"{row.unequal} readings are charged for another quantity than they tell;"
-                    f" {first}; {_UNKNOWN}",
+                    f" {first}",
                     device_id=row.device_id,
                     meter=meter,
                     records=row.unequal,
@@ -211,7 +231,7 @@ async def _usage(
     found += [
         Difference(
             kind="parked",
-            text=f"{row.records} readings are parked: {row.reason}; {_UNKNOWN}",
+            text=f"{row.records} readings are parked: {row.reason}",
             device_id=row.device_id,
             meter=METERS_BY_NO[row.meter_no].meter,
             records=row.records,
@@ -221,7 +241,41 @@ async def _usage(
             connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle
         )
     ]
-    return found
+    found += [
+        Difference(
+            kind="rejected",
+            text=f"{told.records} readings are rejected: {reason}"
+            + (f"; {told.unknown} of them do not tell how much" if told.unknown else ""),
+            device_id=device_id,
+            meter=meter,
+            records=told.records,
+            quantity=told.quantity,
+            is_fault=False,
+        )
+        for (device_id, meter, reason), told in sorted(rejected.by_device.items())
+    ]
+    return await _priced(connection, tenant_no, found, fleet=fleet, cycle=cycle)
+
+
+async def _priced(
+    connection: Connection,
+    tenant_no: TenantNo,
+    found: Sequence[Difference],
+    *,
+    fleet: FleetView,
+    cycle: BillCycle,
+) -> list[Difference]:
+    """Return differences with what their usage would cost, as far as a plan says it."""
+    devices = sorted({each.device_id for each in found if each.device_id is not None})
+    prices = await expected_prices(
+        connection, tenant_no, fleet_no=fleet.fleet_no, cycle=cycle, device_ids=devices
+    )
+    priced: list[Difference] = []
+    for each in found:
+        exact = prices.of(each.device_id or "", each.meter or "", each.quantity or 0)
+        reason = _UNKNOWN if exact is None else _EXPECTED
+        priced.append(replace(each, exact=exact, text=f"{each.text}; {reason}"))
+    return priced
 
 
 async def _sums(

@@ -108,11 +108,13 @@ def _told(fleet: FleetView, found: Assurance) -> Iterator[str]:
             ("parked", row.parked, row.parked_quantity),
             ("queued", row.queued, row.queued_quantity),
             ("lost", row.lost, row.lost_quantity),
+            ("rejected", row.rejected, row.rejected_quantity),
         )
         told = ", ".join(f"{name} {records} ({quantity})" for name, records, quantity in parts)
         yield f"  {meter.meter} in readings ({meter.unit}s): {told}"
     for each in found.rejected:
-        yield f"  rejected: {each.reason} {each.contents} ({each.times} times)"
+        unread = f", {each.unread} of them unread" if each.unread else ""
+        yield f"  rejected: {each.reason} {each.contents} ({each.times} times){unread}"
     revenue = found.revenue
     amounts = (
         ("charged", revenue.charged),

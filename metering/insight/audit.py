@@ -59,7 +59,7 @@ from metering.store.kept_sums import (
     stored_hours_of_fleet,
     stored_uses,
 )
-from metering.store.messages import missing_in_messages
+from metering.store.messages import batches_not_kept, missing_in_messages
 from metering.store.registry import Fleet, fleet_rule
 from metering.store.tally import tally, unequal_arrivals
 from metering.usage import METERS_BY_NO
@@ -102,10 +102,13 @@ async def audit_fleet(connection: Connection, fleet: Fleet) -> AuditResult:
     return result
 
 
-async def audit_database(connection: Connection) -> AuditResult:
+async def audit_database(
+    connection: Connection, *, messages_kept_since: datetime | None = None
+) -> AuditResult:
     """Replay every fleet from nothing and compare all that charging keeps.
 
-    `connection`'s transaction must read from one snapshot, as for one fleet.
+    `connection`'s transaction must read from one snapshot, as for one fleet. What was received since
+    `messages_kept_since` should have its message; None: messages are not kept.
     """
     result = await _fates(connection, None)
     replayed = 0
@@ -115,6 +118,8 @@ async def audit_database(connection: Connection) -> AuditResult:
         result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
     result.differences += await number_differences(connection)
     result.differences += [each async for each in missing_in_messages(connection)]
+    if messages_kept_since is not None:
+        result.differences += await batches_not_kept(connection, since=messages_kept_since)
     if replayed != result.charges:
         result.differences.append(
             f"{result.charges} charges, of which {replayed} belong to a fleet"

@@ -3,9 +3,11 @@
 import argparse
 import asyncio
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic
 
+from metering.clock import now
 from metering.errors import InvalidValue
 from metering.insight.audit import AuditResult, audit_database
 from metering.insight.ledger import compare_ledger
@@ -74,7 +76,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             share=(arguments.sample or _ALL) / _ALL,
         )
         return serve(watch.run, metrics_port=settings.metrics_port)
-    result = asyncio.run(_audit(database_url(settings), arguments.ledger, arguments.settle))
+    result = asyncio.run(
+        _audit(
+            database_url(settings), arguments.ledger, arguments.settle,
+            kept_since=_kept_since(settings),
+        )
+    )  # fmt: skip
     for difference in result.differences[:_SHOWN_MAX]:
         print(difference)
     if len(result.differences) > _SHOWN_MAX:
@@ -83,11 +90,19 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     return 1 if result.differences else 0
 
 
-async def _audit(url: str, ledgers: list[Path], settle_seconds: float) -> AuditResult:
+def _kept_since(settings: Settings) -> datetime | None:
+    """Return since when messages are kept; None where they are not."""
+    days = settings.messages_kept_days
+    return now() - timedelta(days=days) if days else None
+
+
+async def _audit(
+    url: str, ledgers: list[Path], settle_seconds: float, *, kept_since: datetime | None
+) -> AuditResult:
     await _settle(url, settle_seconds)
     async with await connect(url, application="audit") as connection:
         await read_from_one_snapshot(connection)
-        result = await audit_database(connection)
+        result = await audit_database(connection, messages_kept_since=kept_since)
         if settle_seconds and result.queued:
             result.differences.append(f"{result.queued} readings are still queued")
         if ledgers:

@@ -10,6 +10,13 @@ from metering.money import decimal_text
 from metering.period import BillCycle, zone_since
 from metering.plan_document import stored_terms
 from metering.rating.explanation import ChargeTold, DrawTold, FormerTold, explain
+from metering.store.billed_lines import (
+    LineOfCharge,
+    Place,
+    place_of_adjustment,
+    place_of_charge,
+    place_of_note,
+)
 from metering.store.charge_views import (
     Billing,
     BucketThen,
@@ -31,7 +38,8 @@ from metering.usage import METERS_BY_NO
 class Explained:
     """A charge as it is stored, what it says, in words, and whose bill holds it.
 
-    `former` are its former versions and `corrections` what made the next of each.
+    `former` are its former versions and `corrections` what made the next of each. `place` is the line of the
+    bill or note that holds it, once that is final.
     """
 
     detail: ChargeDetail
@@ -41,6 +49,7 @@ class Explained:
     buckets: Sequence[BucketThen]
     corrections: Sequence[ChargeCorrection]
     billing: Billing
+    place: Place | None
 
 
 async def explained_reading(
@@ -76,6 +85,7 @@ async def _explained(
     buckets = await buckets_before(connection, tenant_no, charge) if charge.draw_buckets else {}
     own = [each for each in corrections if each.part == charge.part]
     told = _told(charge, buckets, [each for each in former if each.part == charge.part], own)
+    billing = await billing_of_charge(connection, tenant_no, charge)
     return Explained(
         detail=charge,
         cycle=await cycle_of_charge(connection, tenant_no, charge),
@@ -83,7 +93,31 @@ async def _explained(
         words=explain(told),
         buckets=[buckets[number] for number in charge.draw_buckets or ()],
         corrections=own,
-        billing=await billing_of_charge(connection, tenant_no, charge),
+        billing=billing,
+        place=await _place(connection, charge, told, billing),
+    )
+
+
+async def _place(
+    connection: Connection, charge: ChargeDetail, told: ChargeTold, billing: Billing
+) -> Place | None:
+    """Return the line of a final bill or note that holds a charge; None: none is final."""
+    if billing.held_by == "note":
+        return None if billing.note_no is None else await place_of_note(connection, billing.note_no)
+    fleet_no, cycle_start = charge.fleet_no, charge.cycle_start
+    if billing.held_by == "line":
+        of = LineOfCharge(
+            plan_id=charge.plan_id,
+            plan_version=charge.plan_version,
+            meter=told.meter,
+            variant=told.of_meter.label(charge.variant),
+            device_id=charge.device_id,
+        )
+        return await place_of_charge(connection, fleet_no=fleet_no, cycle_start=cycle_start, of=of)
+    if billing.billed_in is None:
+        return None
+    return await place_of_adjustment(
+        connection, fleet_no=fleet_no, cycle_start=cycle_start, billed_in=billing.billed_in
     )
 
 

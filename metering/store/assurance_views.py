@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from metering.ids import TenantNo
 from metering.period import BillCycle
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all
+from metering.store.rows import checked_limit, fetch_all
 
 # Readings that were measured in the cycle, of devices that are in the fleet or were subscribed in it
 # then. A counter's growth is as charging found it; all else is as it was told.
@@ -41,16 +41,18 @@ class MeterFates:
     """The readings of one meter and what became of them: how many, and how much they tell."""
 
     meter_no: int
-    received: int
-    received_quantity: int
-    rated: int
-    rated_quantity: int
-    parked: int
-    parked_quantity: int
-    queued: int
-    queued_quantity: int
-    lost: int
-    lost_quantity: int
+    received: int = 0
+    received_quantity: int = 0
+    rated: int = 0
+    rated_quantity: int = 0
+    parked: int = 0
+    parked_quantity: int = 0
+    queued: int = 0
+    queued_quantity: int = 0
+    lost: int = 0
+    lost_quantity: int = 0
+    rejected: int = 0
+    rejected_quantity: int = 0
 
 
 async def fates_by_meter(
@@ -138,27 +140,115 @@ async def parked_by_device(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RejectedFor:
-    """What was rejected for one reason: contents that differ, and how often they came."""
+class RejectedContent:
+    """What was rejected of a device: why, its kept bytes, how often it came, and when last."""
 
+    rejected_no: int
+    device_id: str
     reason: str
-    contents: int
+    content: bytes
     times: int
+    last_received_at: datetime
 
 
-async def rejected_by_reason(
-    connection: Connection, tenant_no: TenantNo, *, fleet_no: int, cycle: BillCycle
-) -> list[RejectedFor]:
-    """Return what was last received in a cycle of a fleet's devices and rejected, by reason."""
+_CLOCK_AHEAD_MAX = timedelta(days=1)
+"""What is measured in a cycle is not received longer than this before it begins."""
+
+
+async def rejected_contents_of_fleet(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    fleet_no: int,
+    cycle: BillCycle,
+    after: tuple[datetime, int] | None,
+    limit: int,
+) -> list[RejectedContent]:
+    """Return at most `limit` of what was rejected of a fleet's devices since a cycle began.
+
+    In the order in which it came last; `after` is the `(last_received_at, rejected_no)` of the last one.
+    """
+    received_at, rejected_no = after or (cycle.start - _CLOCK_AHEAD_MAX, 0)
     return await fetch_all(
         connection,
-        RejectedFor,
-        "SELECT rejected.reason, count(*) AS contents, sum(rejected.times) AS times FROM rejected"
+        RejectedContent,
+        "SELECT rejected.rejected_no, device.device_id, rejected.reason, rejected.content,"
+        " rejected.times, rejected.last_received_at FROM rejected"
         " JOIN device ON device.device_no = rejected.device_no"
         " WHERE device.tenant_no = %(tenant_no)s AND rejected.tenant_no = %(tenant_no)s"
-        " AND device.fleet_no = %(fleet_no)s AND rejected.last_received_at >= %(start)s"
-        " AND rejected.last_received_at < %(end)s GROUP BY rejected.reason ORDER BY rejected.reason",
-        _given(tenant_no, fleet_no, cycle),
+        " AND (device.fleet_no = %(fleet_no)s OR EXISTS (SELECT FROM subscription"
+        "   WHERE subscription.device_no = device.device_no AND fleet_no = %(fleet_no)s"
+        "   AND valid && tstzrange(%(start)s, %(end)s)))"
+        " AND (rejected.last_received_at, rejected.rejected_no) > (%(received_at)s, %(rejected_no)s)"
+        " ORDER BY rejected.last_received_at, rejected.rejected_no LIMIT %(limit)s",
+        {
+            **_given(tenant_no, fleet_no, cycle),
+            "received_at": received_at,
+            "rejected_no": rejected_no,
+            "limit": checked_limit(limit),
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOfDevice:
+    """The plan version that a device is on last in a cycle."""
+
+    device_id: str
+    plan_no: int
+
+
+async def plans_of_devices(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    fleet_no: int,
+    cycle: BillCycle,
+    device_ids: Sequence[str],
+) -> list[PlanOfDevice]:
+    """Return the plan versions that some devices are on last in a fleet's cycle."""
+    return await fetch_all(
+        connection,
+        PlanOfDevice,
+        "SELECT DISTINCT ON (device.device_id) device.device_id, subscription.plan_no"
+        " FROM subscription JOIN device USING (device_no)"
+        " WHERE device.tenant_no = %(tenant_no)s AND device.device_id = ANY(%(device_ids)s)"
+        " AND subscription.fleet_no = %(fleet_no)s AND valid && tstzrange(%(start)s, %(end)s)"
+        " ORDER BY device.device_id, lower(valid) DESC",
+        {**_given(tenant_no, fleet_no, cycle), "device_ids": list(device_ids)},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedUse:
+    """How much of a meter a device used at one price of a plan in a cycle, in base units."""
+
+    device_id: str
+    plan_no: int
+    meter_no: int
+    variant: int
+    overage: int
+
+
+async def priced_uses(
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    fleet_no: int,
+    cycle: BillCycle,
+    plan_nos: Sequence[int],
+) -> list[PricedUse]:
+    """Return what a fleet's devices used at the prices of some plans in a cycle."""
+    return await fetch_all(
+        connection,
+        PricedUse,
+        "SELECT device.device_id, subscription.plan_no, meter_no, variant::int AS variant,"
+        " sum(overage) AS overage FROM meter_use JOIN subscription USING (subscription_no)"
+        " JOIN device ON device.device_no = subscription.device_no"
+        " WHERE device.tenant_no = %(tenant_no)s AND meter_use.fleet_no = %(fleet_no)s"
+        " AND meter_use.cycle_start = %(start)s AND subscription.plan_no = ANY(%(plan_nos)s)"
+        " GROUP BY 1, 2, 3, 4",
+        {**_given(tenant_no, fleet_no, cycle), "plan_nos": list(plan_nos)},
     )
 
 

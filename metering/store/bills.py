@@ -175,16 +175,22 @@ async def list_bills(
     after: int,
     limit: int,
     kind: str | None = None,
+    name: str | None = None,
 ) -> list[StoredBill]:
-    """Return a tenant's bills and notes without their documents, ascending by number, after one."""
+    """Return a tenant's bills and notes without their documents, ascending by number, after one.
+
+    Of one `name`, which is a document's number as it is written, there is one at most.
+    """
     found = await connection.execute(
         _LISTED.encode() + b" WHERE bill.tenant_no = %(tenant_no)s AND bill.bill_no > %(after)s"
         b" AND (%(fleet_no)s::int IS NULL OR bill.fleet_no = %(fleet_no)s)"
         b" AND (%(state)s::text IS NULL OR bill.state = %(state)s)"
         b" AND (%(kind)s::text IS NULL OR bill.kind = %(kind)s)"
+        b" AND (%(name)s::text IS NULL OR bill.name = %(name)s)"
         b" ORDER BY bill.bill_no LIMIT %(limit)s",
         {
             "kind": kind,
+            "name": name,
             "tenant_no": tenant_no,
             "after": after,
             "fleet_no": fleet_no,

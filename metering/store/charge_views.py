@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
+from typing import Literal
 
 from metering.errors import NotFound
 from metering.ids import TenantNo
@@ -90,6 +91,12 @@ class ChargeSums:
         return sum((Fraction(int(one), int(per)) for one, per in pairs), Fraction(0))
 
 
+NO_CHARGES = ChargeSums(
+    device_id=None, records=0, quantity=0, billed=0, from_allowance=0, from_pool=0, overage=0,
+    amounts=(), subunits=(),
+)  # fmt: skip
+"""What no charge at all comes to."""
+
 _BY_PLAN = (
     "WITH wanted AS (SELECT {device} AS device_id, plan.subunits_per_unit AS subunits,"  # noqa: S608 - own text
     f" {_SUMS}, sum(charge.amount) AS amount {_WANTED.replace('{', '{{').replace('}', '}}')}{{after}}"
@@ -117,10 +124,7 @@ async def sum_of_charges(
     found = await fetch_one(
         connection, ChargeSums, wanted.query(_OF_ALL), {"tenant_no": tenant_no, **wanted.parameters}
     )
-    return found or ChargeSums(
-        device_id=None, records=0, quantity=0, billed=0, from_allowance=0, from_pool=0, overage=0,
-        amounts=(), subunits=(),
-    )  # fmt: skip
+    return found or NO_CHARGES
 
 
 async def sums_of_devices(
@@ -436,16 +440,21 @@ async def cycle_of_charge(
     return found
 
 
+HeldBy = Literal["line", "period_adjustment", "note"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Billing:
-    """Whose bill holds a charge: its own cycle's, or (late) a later one that has an adjustment of it.
+    """What holds a charge: its own cycle's bill, a later one that has an adjustment of it, or a note.
 
-    `closed_at` is when its cycle closed; `billed_in` the later cycle, None while that is not closed.
+    `closed_at` is when its cycle closed; `billed_in` the later cycle, None while that is not closed;
+    `note_no` the note, None where what it settled came to nothing.
     """
 
     closed_at: datetime | None
-    late: bool
+    held_by: HeldBy
     billed_in: datetime | None
+    note_no: int | None
 
 
 async def billing_of_charge(
@@ -456,14 +465,20 @@ async def billing_of_charge(
         connection,
         Billing,
         "WITH counted AS (SELECT greatest(%(run_no)s, coalesce((SELECT run_no FROM correction"
-        "     WHERE correction_no = %(correction_no)s), 0)) AS run_no)"
-        " SELECT closed.closed_at, coalesce(counted.run_no > closed.run_no, false) AS late,"
-        " (SELECT min(adjustment.billed_in) FROM period_adjustment AS adjustment"
-        "   WHERE adjustment.fleet_no = fleet.fleet_no"
-        "   AND adjustment.cycle_start = %(cycle_start)s"
-        "   AND adjustment.run_no > counted.run_no AND counted.run_no > closed.run_no) AS billed_in"
+        "     WHERE correction_no = %(correction_no)s), 0)) AS run_no),"
+        # What was reckoned first since it counts.
+        " later AS (SELECT * FROM (SELECT 'period_adjustment' AS held_by, billed_in,"
+        "     NULL::bigint AS note_no, run_no FROM period_adjustment"
+        "     WHERE fleet_no = %(fleet_no)s AND cycle_start = %(cycle_start)s"
+        "   UNION ALL SELECT 'note', NULL, note_no, run_no FROM noted_adjustment"
+        "     WHERE fleet_no = %(fleet_no)s AND cycle_start = %(cycle_start)s) AS reckoned"
+        "   WHERE run_no > (SELECT run_no FROM counted) ORDER BY run_no LIMIT 1)"
+        " SELECT closed.closed_at, CASE WHEN coalesce(counted.run_no > closed.run_no, false)"
+        "   THEN coalesce(later.held_by, 'period_adjustment') ELSE 'line' END AS held_by,"
+        " later.billed_in, later.note_no"
         " FROM fleet CROSS JOIN counted LEFT JOIN closed_cycle AS closed"
         "   ON closed.fleet_no = fleet.fleet_no AND closed.cycle_start = %(cycle_start)s"
+        " LEFT JOIN later ON counted.run_no > closed.run_no"
         " WHERE fleet.tenant_no = %(tenant_no)s AND fleet.fleet_no = %(fleet_no)s",
         {
             "tenant_no": tenant_no,

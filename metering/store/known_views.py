@@ -46,11 +46,12 @@ CHARGE_COLUMNS = (
     " charge.amount, charge.variant, charge.zone, charge.band, charge.billed, charge.priced_before,"
     " charge.connection_fee, charge.draw_buckets, charge.draw_quantities, charge.correction_no"
 )
-_OF_CYCLE = (
+CHARGES_OF_CYCLE = (
     " charge.fleet_no = %(fleet_no)s AND charge.cycle_start = %(cycle_start)s"
     # No usage ends after it was measured.
     " AND charge.measured_at >= %(cycle_start)s"
 )
+"""The charges of a fleet's cycle; takes `fleet_no` and `cycle_start`."""
 
 
 def _known_charges(narrowed: str) -> str:
@@ -62,11 +63,11 @@ def _known_charges(narrowed: str) -> str:
     gone = "SELECT gone.{} FROM correction AS gone WHERE gone.correction_no = charge.superseded_by"
     return (
         f"(SELECT {CHARGE_COLUMNS} FROM charge"  # noqa: S608 - text of this module
-        f" WHERE {_OF_CYCLE}{narrowed}"
+        f" WHERE {CHARGES_OF_CYCLE}{narrowed}"
         " AND (%(known_at)s::timestamptz IS NULL OR charge.charged_at <= %(known_at)s)"
         f" AND (%(before_run)s::bigint IS NULL OR (charge.run_no < %(before_run)s{made_again}))"
         f" UNION ALL SELECT {CHARGE_COLUMNS} FROM superseded_charge AS charge"
-        f" WHERE {_OF_CYCLE}{narrowed}"
+        f" WHERE {CHARGES_OF_CYCLE}{narrowed}"
         " AND (%(known_at)s::timestamptz IS NOT NULL OR %(before_run)s::bigint IS NOT NULL)"
         " AND (%(known_at)s::timestamptz IS NULL OR (charge.charged_at <= %(known_at)s"
         f"   AND ({gone.format('recorded_at')}) > %(known_at)s))"
@@ -104,8 +105,8 @@ async def late_records_known(
 ) -> int:
     """Return how many usage records of a cycle had come after it closed, by an instant."""
     found = await connection.execute(
-        f"SELECT (SELECT count(*) FROM charge WHERE {_OF_CYCLE}{_LATE})"  # noqa: S608 - text of this module
-        f" + (SELECT count(*) FROM superseded_charge AS charge WHERE {_OF_CYCLE}{_LATE})",
+        f"SELECT (SELECT count(*) FROM charge WHERE {CHARGES_OF_CYCLE}{_LATE})"  # noqa: S608 - text of this module
+        f" + (SELECT count(*) FROM superseded_charge AS charge WHERE {CHARGES_OF_CYCLE}{_LATE})",
         {"fleet_no": fleet_no, "cycle_start": cycle_start, "run_no": after_run, "at": at},
     )
     row = await found.fetchone()

@@ -221,6 +221,34 @@ async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
                 yield f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
 
 
+async def batches_not_kept(connection: Connection, *, since: datetime) -> list[str]:
+    """Return the batches received since an instant of whose readings no message is kept, in words.
+
+    Only what came after the first batch that is kept: before it, keeping was off, or what was kept is
+    dropped.
+    """
+    found = await connection.execute(
+        "WITH first AS (SELECT min(batch_no) AS batch_no, min(received_at) AS received_at"
+        "   FROM message_batch)"
+        " SELECT reading.batch_no, tenant.tenant_id, count(*),"
+        "   min(ARRAY[reading.boot_no, reading.seq]) FROM reading"
+        " JOIN device ON device.device_no = reading.device_no"
+        " JOIN tenant ON tenant.tenant_no = device.tenant_no"
+        " JOIN first ON reading.batch_no > first.batch_no"
+        " WHERE NOT EXISTS (SELECT FROM message_batch AS kept"
+        "   WHERE kept.batch_no = reading.batch_no AND kept.tenant_no = device.tenant_no)"
+        " GROUP BY reading.batch_no, tenant.tenant_id, first.received_at"
+        " HAVING min(reading.received_at) >= greatest(first.received_at, %s)"
+        " ORDER BY reading.batch_no, tenant.tenant_id",
+        [since],
+    )
+    return [
+        f"no message of batch {batch_no} is kept of tenant {tenant_id}, in which {count} readings came,"
+        f" the first of them boot {first[0]} seq {first[1]}"
+        for batch_no, tenant_id, count, first in await found.fetchall()
+    ]
+
+
 async def _stored(
     connection: Connection, batches: Iterable[tuple[int, int]]
 ) -> list[tuple[int, int, int, int]]:

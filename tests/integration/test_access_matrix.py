@@ -46,6 +46,7 @@ NAMES: dict[str, Any] = {
     "threshold_id": 1,
     "correction_no": 1,
     "bill_no": 1,
+    "line_no": 1,
     "dispute_no": 1,
     "charge_id": "3-4-0",
     "reading_id": "3-4",

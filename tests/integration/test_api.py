@@ -41,6 +41,7 @@ _ACME = {
     "threshold_id": "1",
     "correction_no": "1",
     "bill_no": "1",
+    "line_no": "1",
     "dispute_no": "1",
     "payment_no": "1",
     "charge_id": "3-4-0",
@@ -110,6 +111,10 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills",
         "/v1/bills/{bill_no}",
         "/v1/bills/{bill_no}/document",
+        "/v1/bills/{bill_no}/lines",
+        "/v1/bills/{bill_no}/lines/{line_no}",
+        "/v1/bills/{bill_no}/lines/{line_no}/charges",
+        "/v1/bills/{bill_no}/lines/{line_no}/devices",
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
         "/v1/carrier-records",
@@ -270,7 +275,11 @@ async def _revoke_acme(connection: Connection) -> None:
     )
 
 
-EMPTY = {"/v1/carrier-records", "/v1/top-consumers"}
+EMPTY = {
+    "/v1/carrier-records",
+    "/v1/top-consumers",
+    "/v1/bills/{bill_no}/lines/{line_no}/charges",
+}
 """Lists that hold nothing here, of either tenant."""
 
 

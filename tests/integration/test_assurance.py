@@ -21,7 +21,7 @@ from metering.insight.assurance import Assurance, Difference, _largest_first, as
 from metering.rating.plan import DeviceState
 from metering.store.bills import StoredBill
 from metering.store.fleet_views import fleet_view
-from metering.usage import Rejection, RejectReason
+from metering.usage import DATA, SMS, Rejection, RejectReason
 from tests.integration.billing_scene import (
     document,
     finalised,
@@ -399,3 +399,72 @@ def test_what_has_no_price_is_told_by_its_quantity() -> None:
         Difference(kind="not_billed", text="c", exact=Fraction(1)),
     ]
     assert [each.text for each in sorted(found, key=_largest_first)] == ["c", "b", "a"]
+
+
+def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
+    def rejection(reason: RejectReason, content: bytes) -> Rejection:
+        return Rejection(reason=reason, detail="a test", content=content)
+
+    def reading(at: datetime, used: str) -> bytes:
+        return f'{{"seq":7,"at":"{at:%Y-%m-%dT%H:%M:%SZ}",{used}}}'.encode()
+
+    async def story(scene: Scene) -> None:
+        await used(scene)
+        message = b'{"boot":"boot-1","readings":[%s,%s]}'
+        sms, data = b'"meter":"sms","quantity":%d', b'"meter":"data","up":300,"down":3700'
+        rejections = [
+            rejection(
+                RejectReason.SEQUENCE_CONFLICT,
+                message
+                % (
+                    reading(day(APRIL, 3), (sms % 4).decode()),
+                    reading(day(APRIL, 3), data.decode()),
+                ),
+            ),
+            # Measured in March, and in a time that cannot be: that counts when it came.
+            rejection(RejectReason.TOO_MANY_GAPS, reading(day(MARCH, 3), (sms % 16).decode())),
+            rejection(RejectReason.CLOCK_AHEAD, reading(day(JUNE, 3), (sms % 32).decode())),
+            # Of a counter the growth is usage, not what it shows; nothing can be read of the last one.
+            rejection(
+                RejectReason.INVALID_READING,
+                reading(day(APRIL, 4), '"meter":"data","kind":"total","up":1,"down":10000'),
+            ),
+            rejection(RejectReason.NOT_JSON, b"{"),
+        ]
+        before = {each.meter_no: each for each in (await assured(scene, APRIL.start)).meters}
+        for _ in range(2):  # sent again it is the same
+            await scene.publish("van-1", received_at=day(APRIL, 8), rejections=rejections)
+        found = await assured(scene, APRIL.start)
+        assert found.is_even
+        assert {
+            each.reason: (each.contents, each.times, each.readings, each.unread)
+            for each in found.rejected
+        } == {
+            "sequence_conflict": (1, 2, 2, 0),
+            "clock_ahead": (1, 2, 1, 0),
+            "invalid_reading": (1, 2, 1, 0),
+            "not_json": (1, 2, 0, 1),
+        }
+        for meter in found.meters:
+            was = before[meter.meter_no]
+            told = {DATA.meter_no: (2, 4000), SMS.meter_no: (2, 36)}[meter.meter_no]
+            assert (meter.rejected, meter.rejected_quantity) == told
+            assert meter.received == was.received + meter.rejected
+            assert meter.received_quantity == was.received_quantity + meter.rejected_quantity
+            assert meter.received == meter.rated + meter.rejected
+            assert meter.received_quantity == meter.rated_quantity + meter.rejected_quantity
+        notes = {
+            (each.meter, each.text.partition(";")[0]): each
+            for each in found.differences
+            if each.kind == "rejected"
+        }
+        assert not any(each.is_fault for each in notes.values())
+        # An SMS costs 0.10 beyond the allowance. After 2 kB that were priced one is at 0.333, three at 0.111.
+        lost = notes["sms", "1 readings are rejected: clock_ahead"]
+        assert (lost.device_id, lost.quantity, lost.exact) == ("van-1", 32, Fraction("3.2"))
+        data_note = notes["data", "1 readings are rejected: sequence_conflict"]
+        assert (data_note.quantity, data_note.exact) == (4000, Fraction("0.666"))
+        march = await assured(scene, MARCH.start)
+        assert [(each.reason, each.readings) for each in march.rejected] == [("too_many_gaps", 1)]
+
+    played(database_url, story)

@@ -192,9 +192,34 @@ def test_the_audit_names_what_its_batch_does_not_hold(database_url: str) -> None
     assert found[1].endswith(f"seq 2 is not in the messages of its batch {first}")
 
 
-async def _audited(url: str) -> list[str]:
+async def _audited(url: str, *, kept_since: datetime | None = None) -> list[str]:
     async with await connect(url, application="test") as connection:
-        return (await audit_database(connection)).differences
+        return (await audit_database(connection, messages_kept_since=kept_since)).differences
+
+
+def test_the_audit_names_batches_of_which_nothing_is_kept(database_url: str) -> None:
+    two = payload_of("b2", sms(1), sms(2))
+
+    async def story(scene: Scene) -> int:
+        # What came before keeping began, or lost what was kept by its age, is no fault.
+        await store(scene, admitted("van-1", FIRST, messages_kept_days=0))
+        await store(scene, admitted("van-2", FIRST))
+        await store(scene, admitted("van-1", two, at=AT + timedelta(hours=1)))
+        await store(scene, admitted("van-2", two, at=AT + timedelta(hours=2)))
+        found = await scene.connection.execute("SELECT max(batch_no) - 1 FROM message_batch")
+        ((lost,),) = await found.fetchall()
+        return int(lost)
+
+    lost = played(database_url, story)
+    assert asyncio.run(_audited(database_url, kept_since=AT)) == []
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        gone = connection.execute("DELETE FROM message_batch WHERE batch_no = %s", [lost])
+        assert gone.rowcount == 1
+    assert asyncio.run(_audited(database_url)) == []
+    assert asyncio.run(_audited(database_url, kept_since=AT + timedelta(hours=1.5))) == []
+    (found,) = asyncio.run(_audited(database_url, kept_since=AT))
+    assert found.startswith(f"no message of batch {lost} is kept of tenant {TENANT}, in which 2 ")
+    assert found.endswith("seq 1")
 
 
 def test_a_caller_of_some_fleets_sees_no_message_of_others(database_url: str) -> None:

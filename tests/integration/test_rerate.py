@@ -1,6 +1,7 @@
 """Re-rating of closed cycles: a dry run first, then a line of the next bill, or notes."""
 
 import json
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -12,6 +13,7 @@ from metering.billing.tax_service import HttpTaxService
 from metering.charging.rerate import RerateOrder, Settling, rerate
 from metering.errors import Conflict, InvalidValue
 from metering.store.billing_settings import replace_tax_rules
+from metering.store.bills import StoredBill
 from tests.integration.billing_scene import (
     NOW,
     bill_of,
@@ -20,6 +22,7 @@ from tests.integration.billing_scene import (
     finalised,
     set_up,
     used_and_closed,
+    voided,
 )
 from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, PLAN, Scene, day, played
 from tests.integration.test_closing_corrections import DEARER, OWN, number_of
@@ -162,45 +165,99 @@ def test_a_plan_that_puts_changes_off_is_not_re_rated_amid_a_cycle(database_url:
     played(database_url, story, meters=OWN, plan_changes={"upward": "next_period"})
 
 
-def test_a_note_is_refused_where_a_service_gave_lines_several_rates(database_url: str) -> None:
+def rated_by(rate: Callable[[dict[str, Any]], int], body: bytes) -> tuple[int, bytes]:
+    """Answer as a tax service that has a rate for each line."""
+    lines = json.loads(body)["lines"]
+    rates = {line["number"]: rate(line) for line in lines}
+    bases = dict.fromkeys(rates.values(), Decimal(0))
+    for line in lines:
+        bases[rates[line["number"]]] += Decimal(line["amount"])
+    answer = {
+        "reference": "r",
+        "lines": [
+            {"number": number, "category": "S", "rate": rate} for number, rate in rates.items()
+        ],
+        "totals": [
+            {"category": "S", "rate": rate, "net": str(base),
+             "tax": str((base * rate / 100).quantize(Decimal("0.01"), ROUND_HALF_UP))}
+            for rate, base in bases.items()
+        ],
+    }  # fmt: skip
+    return 200, json.dumps(answer).encode()
+
+
+async def taxed_by_service(scene: Scene, url: str) -> StoredBill:
+    """Finalise March's bill, taxed by the service alone."""
+    await begun(scene)
+    await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+    march = await bill_of(scene, MARCH)
+    final, _ = await finalise(
+        scene.connection, tenant_no=scene.operator.tenant, bill_no=march.bill_no,
+        tax_service=HttpTaxService(url=url), now=NOW,
+    )  # fmt: skip
+    assert {total.rate for total in document(final).taxes} == {10, 20}
+    return final
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind", "expected"),
+    [
+        # Three SMS at 0.50 for one at 0.10, and a fee of 3.00 for one of 1.00.
+        (DEARER, "debit_note", {10: "1.40", 20: "2.00"}),
+        # Three SMS at 0.01 for one at 0.10, and a fee of 0.25.
+        (CHEAPER, "credit_note", {10: "-0.07", 20: "-0.75"}),
+        # Three SMS at 0.50 and no fee: one rate rises and the other falls by more, or less.
+        (DEARER | {"plan": "free", "monthly_fee": "0"}, "debit_note", {10: "1.40", 20: "-1.00"}),
+        (CHEAPER | {"plan": "fee", "monthly_fee": "1.50"}, "debit_note", {10: "-0.07", 20: "0.50"}),
+        (CHEAPER | {"plan": "less", "monthly_fee": "1.02"}, "credit_note",
+         {10: "-0.07", 20: "0.02"}),
+    ],
+)  # fmt: skip
+def test_a_note_bears_the_rates_of_the_lines_that_a_service_taxed(
+    database_url: str, plan: dict[str, Any], kind: str, expected: dict[int, str]
+) -> None:
+    async def story(scene: Scene) -> None:
+        march = await taxed_by_service(scene, url)
+        told, _ = await rerate(
+            scene.connection, scene.fleet, await order(scene, plan), key="k", now=NOW
+        )
+        (note,) = [each for each in await every(scene) if each.corrects_no == march.bill_no]
+        said = document(note)
+        assert (note.bill_no, note.kind) == (told["cycles"][0]["note_no"], kind)
+        assert {int(each.rate): each.net * said.kind.sign for each in said.taxes} == {
+            rate: Decimal(amount) for rate, amount in expected.items()
+        }
+        assert said.owed.net == sum(map(Decimal, expected.values()))
+        for each in said.taxes:
+            # What the whole rate's tax differs by.
+            assert abs(each.tax - each.net * each.rate / 100) < Decimal("0.01")
+        left = left_of(document(march), [said])
+        assert left.gross == document(march).totals.gross + said.owed.gross
+        assert await scene.audit() == []
+        # All that is left can be taken back to nothing.
+        await voided(scene, march)
+
+    with served(lambda: rated_by(lambda line: 10 if line["name"] == "sms" else 20, asked)) as (
+        url,
+        asked,
+    ):
+        played(database_url, story, meters=OWN)
+
+
+def test_a_note_is_refused_where_lines_that_are_called_alike_bear_several_rates(
+    database_url: str,
+) -> None:
     """Which of them the difference would bear is not known; the next bill asks anew."""
 
-    def two_rates(body: bytes) -> tuple[int, bytes]:
-        lines = json.loads(body)["lines"]
-        rates = {line["number"]: 10 * min(line["number"], 2) for line in lines}
-        bases = {
-            rate: sum(
-                (Decimal(line["amount"]) for line in lines if rates[line["number"]] == rate),
-                Decimal(0),
-            )
-            for rate in (10, 20)
-        }
-        answer = {
-            "reference": "r",
-            "lines": [
-                {"number": number, "category": "S", "rate": rate} for number, rate in rates.items()
-            ],
-            "totals": [
-                {"category": "S", "rate": rate, "net": str(base),
-                 "tax": str((base * rate / 100).quantize(Decimal("0.01"), ROUND_HALF_UP))}
-                for rate, base in bases.items()
-            ],
-        }  # fmt: skip
-        return 200, json.dumps(answer).encode()
+    def of_number(line: dict[str, Any]) -> int:
+        return 10 if line["number"] == 1 else 20
 
     async def story(scene: Scene) -> None:
-        await begun(scene)
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
-        march = await bill_of(scene, MARCH)
-        final, _ = await finalise(
-            scene.connection, tenant_no=scene.operator.tenant, bill_no=march.bill_no,
-            tax_service=HttpTaxService(url=url), now=NOW,
-        )  # fmt: skip
-        assert {total.rate for total in document(final).taxes} == {10, 20}
-        with pytest.raises(Conflict, match="several rates of tax; use next_bill"):
+        await taxed_by_service(scene, url)
+        with pytest.raises(Conflict, match="several rates of tax"):
             await rerate(
                 scene.connection, scene.fleet, await order(scene, DEARER), key="k", now=NOW
             )
 
-    with served(two_rates) as (url, _):
-        played(database_url, story, meters=OWN)
+    with served(lambda body: rated_by(of_number, body)) as (url, _):
+        played(database_url, story, meters=OWN, lines_per="device")

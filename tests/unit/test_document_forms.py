@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from lxml import etree  # type: ignore[import-untyped]
 from saxonche import PySaxonProcessor  # type: ignore[import-not-found]
 
-from metering.billing.document import Document, TaxCategory, finalised
+from metering.billing.document import (
+    Document,
+    DocumentState,
+    TaxCategory,
+    finalised,
+    sum_of,
+    totals_of,
+)
 from metering.billing.draw_up import ManualAdjustment
 from metering.billing.notes import (
     NoteEntry,
@@ -28,9 +35,11 @@ from metering.billing.notes import (
 )
 from metering.billing.rendering.as_csv import COLUMNS, as_csv
 from metering.billing.rendering.as_html import as_html
-from metering.billing.rendering.as_pdf import LINES_MAX, as_pdf
+from metering.billing.rendering.as_pdf import LINES_FILE, as_pdf
 from metering.billing.rendering.e_invoice import cii, missing_of_en16931, ubl
+from metering.billing.rendering.summed import summed_lines
 from metering.billing.rendering.words import quantity_text
+from metering.billing.tax import tax_total
 from metering.errors import InvalidValue
 from tests import billed, golden_documents
 from tests.golden_documents import pdf_text
@@ -365,8 +374,54 @@ def test_a_note_that_takes_nothing_is_refused() -> None:
         credit_note(billed.sample_bill(), [], [], reason="r")
 
 
-def test_a_pdf_of_very_many_lines_is_refused() -> None:
-    bill = billed.sample_bill()
+def many_lines(bill: Document, count: int) -> Document:
+    """Return a bill with so many lines of devices more, and its first lines."""
     line = bill.lines[0]
-    with pytest.raises(InvalidValue, match="20001 are too many for a PDF"):
-        as_pdf(replace(bill, lines=(line,) * (LINES_MAX + 1)))
+    more = tuple(
+        replace(line, number=len(bill.lines) + at + 1, device=f"device-{at}", devices=1)
+        for at in range(count)
+    )
+    lines = bill.lines + more
+    taxes = tuple(
+        tax_total(
+            total.key,
+            sum_of(each.amount for each in lines if each.tax_key == total.key),
+            currency=bill.currency,
+            inclusive=bill.prices_include_tax,
+            reason=total.reason,
+            reason_code=total.reason_code,
+        )
+        for total in bill.taxes
+    )
+    return replace(
+        bill, lines=lines, taxes=taxes, totals=totals_of(lines, taxes, prepaid=D("0.00"))
+    )
+
+
+def test_pages_of_very_many_lines_sum_them_and_bring_each_as_csv() -> None:
+    bill = many_lines(billed.sample_bill(), 300)
+    for document in (bill, replace(bill, number=None, issued=None, state=DocumentState.DRAFT)):
+        read = pypdf.PdfReader(io.BytesIO(as_pdf(document, lines_max=300)))
+        (attached,) = read.attachments[LINES_FILE]
+        assert attached.decode() == as_csv(document)
+        assert ("factur-x.xml" in read.attachments) == (document is bill)
+        assert len(read.pages) < 4
+        text = "\n".join(page.extract_text() for page in read.pages)
+        assert "301 lines" in text
+        assert f"{len(bill.lines):,} lines of this document are summed" in text
+        assert f"{document.totals.gross:,f}" in text
+
+
+def test_sums_of_lines_are_the_sums_of_all() -> None:
+    bill = many_lines(billed.sample_bill(), 50)
+    for most in (1000, 3):
+        found = summed_lines(bill.lines, most=most)
+        assert sum(each.lines for each in found) == len(bill.lines)
+        assert sum_of(each.line.amount for each in found) == bill.totals.lines
+        for total in bill.taxes:
+            own = [each.line.amount for each in found if each.line.tax_key == total.key]
+            assert sum_of(own) == sum_of([total.net, total.tax * bill.prices_include_tax])
+    usage = summed_lines(bill.lines, most=1000)[0]
+    assert (usage.lines, usage.line.devices) == (51, 50)
+    assert usage.line.quantity == 51 * (bill.lines[0].quantity or 0)
+    assert len(summed_lines(bill.lines, most=3)) < len(summed_lines(bill.lines, most=1000))

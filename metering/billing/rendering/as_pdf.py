@@ -1,5 +1,6 @@
 """A document as a PDF to send: PDF/A-3, which a finalised one's e-invoice is embedded in (Factur-X)."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, time
 from importlib.resources import files
 
@@ -7,10 +8,11 @@ from facturx import generate_from_binary  # type: ignore[import-untyped]
 from fpdf import FPDF, FontFace
 from fpdf.enums import DocumentCompliance, TableCellFillMode, TextEmphasis, VAlign, XPos, YPos
 
-from metering.billing.document import Document
+from metering.billing.document import Document, DocumentLine
 from metering.billing.rendering import words
+from metering.billing.rendering.as_csv import as_csv
 from metering.billing.rendering.e_invoice import cii, missing_of_en16931
-from metering.errors import InvalidValue
+from metering.billing.rendering.summed import summed_lines
 
 _FONT = "OpenSans"
 _QUIET = (77, 85, 94)
@@ -27,35 +29,51 @@ _FACTS_LEFT = 125.0
 _BODY_TOP = 95.0
 _FOOT = 22.0
 LINES_MAX = 20_000
-"""Of more lines nobody reads pages, and they would take minutes to draw: 6 ms each."""
+"""Of more lines nobody reads pages, and they would take minutes to draw, 6 ms each: they are summed."""
+LINES_FILE = "lines.csv"
+"""The attachment that has every line of a document whose pages sum them."""
+_SUMS_MAX = 1000
+_ATTACHED = "Every line of the document"
 _PAGES = "{how many pages there are}"
 """Stands for the number of pages until it is known; no name should read so."""
 
 
-def as_pdf(document: Document) -> bytes:
+def as_pdf(document: Document, *, lines_max: int = LINES_MAX) -> bytes:
     """Return a document as PDF/A-3; a finalised one that can be an e-invoice holds it as factur-x.xml.
 
-    Raises `InvalidValue` where it has more than `LINES_MAX` lines.
+    The pages of one with more than `lines_max` lines are a statement: they sum the lines by plan, meter,
+    price and tax, and every line is in the attachment `LINES_FILE`.
     """
-    if len(document.lines) > LINES_MAX:
-        raise InvalidValue(
-            "lines",
-            f"{len(document.lines)} are too many for a PDF",
-            f"use CSV, HTML or UBL, or a plan with fewer lines than {LINES_MAX}",
-        )
-    page = _Pages(document)
+    is_summed = len(document.lines) > lines_max
+    attached = as_csv(document).encode() if is_summed else None
+    page = _Pages(document, is_summed=is_summed)
     page.draw()
-    written = bytes(page.output())
     if missing_of_en16931(document) is not None:
-        return written
+        if attached is not None:
+            page.embed_file(
+                bytes=attached, basename=LINES_FILE, modification_date=_drawn_at(document),
+                mime_type="text/csv", associated_file_relationship="Supplement",
+                desc=_ATTACHED, compress=True,
+            )  # fmt: skip
+        return bytes(page.output())
     told: bytes = generate_from_binary(
-        written,
+        bytes(page.output()),
         cii(document),
         flavor="factur-x",
         level="en16931",
         check_xsd=False,  # it was, as it was written
         lang="en",
         afrelationship="alternative",
+        attachments=None
+        if attached is None
+        else {
+            LINES_FILE: {
+                "filedata": attached,
+                "description": _ATTACHED,
+                "modification_datetime": _drawn_at(document),
+                "afrelationship": "supplement",
+            }
+        },
         pdf_metadata={
             "author": document.seller.name,
             "title": _title(document),
@@ -66,6 +84,11 @@ def as_pdf(document: Document) -> bytes:
     return told
 
 
+def _drawn_at(document: Document) -> datetime:
+    """Return the instant that the file tells: its document's day, so that it is always the same file."""
+    return datetime.combine(document.issued or document.period.last_day, time(), UTC)
+
+
 def _title(document: Document) -> str:
     number = f" {document.number}" if document.number else ""
     return f"{words.title(document)}{number}, {document.seller.name}"
@@ -74,9 +97,10 @@ def _title(document: Document) -> str:
 class _Pages(FPDF):
     """The pages of one document, A4; positions are in millimetres."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, *, is_summed: bool) -> None:
         super().__init__(format="A4", enforce_compliance=DocumentCompliance.PDFA_3B)
         self.document = document
+        self.is_summed = is_summed
         fonts = files("ttf_opensans") / "ttf"
         self.add_font(_FONT, "", str(fonts / "OpenSans-Regular.ttf"))
         self.add_font(_FONT, "B", str(fonts / "OpenSans-SemiBold.ttf"))
@@ -87,8 +111,7 @@ class _Pages(FPDF):
         self.set_title(_title(document))
         self.set_author(document.seller.name)
         self.set_creator("fleetmeter")
-        issued = document.issued or document.period.last_day
-        self.set_creation_date(datetime.combine(issued, time(), UTC))
+        self.set_creation_date(_drawn_at(document))
 
     def header(self) -> None:
         """Draw who sends it; on further pages which document goes on."""
@@ -136,6 +159,14 @@ class _Pages(FPDF):
         self._draw_lines()
         self._draw_sums()
         self.ln(5)
+        if self.is_summed:
+            count = len(self.document.lines)
+            self._say(
+                f"The {count:,} lines of this document are summed here; the attached file {LINES_FILE}"
+                " has each of them.",
+                size=9,
+                several=True,
+            )
         for remark in words.remarks(self.document):
             self._say(remark, size=9, several=True)
 
@@ -172,17 +203,27 @@ class _Pages(FPDF):
             v_align=VAlign.T,
         ) as table:
             table.row(_COLUMNS)
-            for line in self.document.lines:
-                told = "\n".join([words.description(line), *words.details(line)])
+            for count, line in self._shown():
+                told = [words.description(line), *words.details(line)]
+                if count > 1:
+                    told.insert(1, f"{count:,} lines")
                 cells = (
-                    str(line.number),
-                    told,
+                    str(line.number) if count == 1 else "",
+                    "\n".join(told),
                     words.priced_text(line),
                     words.price_text(line),
                     words.rate_text(line),
                     words.amount_text(line.amount),
                 )
                 table.row(cells)
+
+    def _shown(self) -> Iterator[tuple[int, DocumentLine]]:
+        """Yield the lines to draw, and of how many lines each is the sum."""
+        if not self.is_summed:
+            yield from ((1, line) for line in self.document.lines)
+            return
+        for each in summed_lines(self.document.lines, most=_SUMS_MAX):
+            yield each.lines, each.line
 
     def _draw_sums(self) -> None:
         told = [*words.sums(self.document)]
