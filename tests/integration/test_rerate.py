@@ -1,7 +1,7 @@
 """Re-rating of closed cycles: a dry run first, then a line of the next bill, or notes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -237,10 +237,10 @@ def test_a_note_bears_the_rates_of_the_lines_that_a_service_taxed(
         # All that is left can be taken back to nothing.
         await voided(scene, march)
 
-    with served(lambda: rated_by(lambda line: 10 if line["name"] == "sms" else 20, asked)) as (
-        url,
-        asked,
-    ):
+    def of_name(line: dict[str, Any]) -> int:
+        return 10 if line["name"] == "sms" else 20
+
+    with served(lambda body: rated_by(of_name, body)) as (url, _):
         played(database_url, story, meters=OWN)
 
 
