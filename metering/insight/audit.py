@@ -108,7 +108,8 @@ async def audit_fleet(connection: Connection, fleet: Fleet) -> AuditResult:
     """
     audited = await _audit_fleet(connection, fleet)
     result = await _fates(connection, fleet.fleet_no, audited.summed)
-    result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in audited.differences]
+    differences = [*audited.differences, *await _strangers(connection, fleet, audited.charges)]
+    result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
     return result
 
 
@@ -117,22 +118,33 @@ async def audit_database(connection: Connection) -> AuditResult:
 
     `connection`'s transaction must read from one snapshot, as for one fleet.
     """
-    replayed, summed = 0, Counter[int]()
+    replayed, summed = dict[int, int](), Counter[int]()
     differences: list[str] = []
-    for fleet in await all_fleets(connection):
+    fleets = await all_fleets(connection)
+    for fleet in fleets:
         audited = await _audit_fleet(connection, fleet)
-        replayed += audited.charges
+        replayed[fleet.fleet_no] = audited.charges
         summed.update(audited.summed)
         differences += [f"fleet {fleet.fleet_id}: {each}" for each in audited.differences]
     result = await _fates(connection, None, summed)
     result.differences += differences
     result.differences += await number_differences(connection)
     result.differences += [each async for each in missing_in_messages(connection)]
-    if replayed != result.charges:
-        result.differences.append(
-            f"{result.charges} charges, of which {replayed} belong to a fleet"
-        )
+    total = sum(replayed.values())
+    if total != result.charges:  # else every charge was found in its own fleet
+        for fleet in fleets:
+            strange = await _strangers(connection, fleet, replayed[fleet.fleet_no])
+            result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in strange]
+        result.differences.append(f"{result.charges} charges, of which {total} belong to a fleet")
     return result
+
+
+async def _strangers(connection: Connection, fleet: Fleet, charges: int) -> list[str]:
+    """Say whether a fleet has other charges than those of its devices."""
+    kept = await charge_count(connection, fleet.fleet_no)
+    if kept == charges:
+        return []
+    return [f"{kept} charges, of which {charges} are of devices that are or were in it"]
 
 
 async def _fates(
@@ -225,11 +237,6 @@ async def _replayed_fleet(connection: Connection, fleet: Fleet, *, sums: bool) -
             differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
     charges += plain.charges
     drawn.update(plain.drawn)
-    kept = await charge_count(connection, fleet.fleet_no)
-    if kept != charges:
-        differences.append(
-            f"{kept} charges, of which {charges} are of devices that are or were in it"
-        )
     replay.finish()
     differences += [
         f"run {each.place[0]}: {each.kind} of bucket {each.bucket_no} as {each.cycle_start} begins"

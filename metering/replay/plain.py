@@ -39,7 +39,7 @@ from metering.store.history import (
     run_steps,
     step_of,
 )
-from metering.store.usage_sums import UsageSum, can_be_told, devices_of_walk, usage_sums
+from metering.store.usage_sums import UsageSum, can_be_told, uneven_devices, usage_sums, used_meters
 from metering.usage import METERS_BY_NO, Meter
 
 _HOUR = 3_600_000_000
@@ -151,8 +151,14 @@ class PlainReplay:
         places = sorted(entered)
         if not can_be_told(places) or not self._may_be_sums():
             return None
-        walked = await devices_of_walk(connection, replay.fleet.fleet_no)
-        added = sorted(each for each in replay.homes if each not in walked and self._is_plain(each))
+        walked = await uneven_devices(connection, replay.fleet.fleet_no)
+        walked.update(
+            each.device_no
+            for each in await used_meters(connection, replay.fleet.fleet_no)
+            if each.priced or not self._is_plain(each.plan_no, METERS_BY_NO[each.meter_no])
+        )
+        walked.update(each for each, home in replay.homes.items() if home != replay.fleet.fleet_no)
+        added = sorted(replay.homes.keys() - walked)
         if not added:
             return None
         self._sums = usage_sums(connection, replay.fleet.fleet_no, added, places)
@@ -160,7 +166,7 @@ class PlainReplay:
         while self._next_sum is not None and self._next_sum.segment is None:
             self._others.add(self._next_sum.device_no)
             await self._take_sum()
-        return sorted({*(replay.homes.keys() - set(added)), *self._others})
+        return sorted(walked | self._others)
 
     def _may_be_sums(self) -> bool:
         """Whether no order matters to any bucket of the fleet, by what is kept of them."""
@@ -179,16 +185,10 @@ class PlainReplay:
                 return False
         return all(_is_plain(top_up_of_row(each)[1]) for each in replay.top_ups.values())
 
-    def _is_plain(self, device_no: int) -> bool:
-        """Whether any usage of a device may be plain."""
-        replay = self._replay
-        if replay.homes[device_no] != replay.fleet.fleet_no:
-            return False
-        for each in replay.subscriptions.get(device_no, ()):
-            plan = replay.plans[each.plan_no]
-            if plan.record_quantum is not None or len(plan.plain_meters) < len(plan.meters):
-                return False
-        return True
+    def _is_plain(self, plan_no: int, meter: Meter) -> bool:
+        """Whether a plan has nothing of a meter priced otherwise than by its quantity."""
+        plan = self._replay.plans[plan_no]
+        return meter.meter in plan.plain_meters and plan.record_quantum is None
 
     async def _enter_until(self, place: Place | None) -> None:
         """Enter what counts up to a place, and add up what was charged after each entry."""
@@ -228,22 +228,23 @@ class PlainReplay:
             or line.cycle_start != added.cycle_start
         ):
             raise NotSums
-        lot = _paying(line.lots, added)
-        if lot.number != added.bucket_no or (lot.kind == OWN) is not added.own:
-            raise NotSums
         self.summed[added.boot_no] += added.records
-        self._drawn_from[lot.number] = lot
-        lot.bucket.used += added.quantity
-        lot.drawn += added.quantity
         use = line.use
         use.records += added.records
         use.quantity += added.quantity
         use.uplink += added.uplink
         use.billed += added.quantity
-        if lot.kind == POOL:
-            use.from_pool += added.quantity
-        else:
-            use.from_allowance += added.quantity
+        if added.bucket_no is not None:
+            lot = _paying(line.lots, added)
+            self._drawn_from[lot.number] = lot
+            lot.bucket.used += added.quantity
+            lot.drawn += added.quantity
+            if lot.kind == POOL:
+                use.from_pool += added.quantity
+            else:
+                use.from_allowance += added.quantity
+        elif line.increment(0, 0):
+            raise NotSums
         if not line.hour_begins <= added.first < line.hour_ends:
             self._begin_hour(line, added.device_no, added.meter_no, added.first)
         line.sums[0] += added.records
@@ -352,8 +353,7 @@ class PlainReplay:
         if record is None:
             return None
         subscription, cycle = record.subscription, record.cycle
-        plan = replay.plans[subscription.plan_no]
-        if meter.meter not in plan.plain_meters or plan.record_quantum is not None:
+        if not self._is_plain(subscription.plan_no, meter):
             return None
         key = (subscription.subscription_no, meter.meter_no, cycle.start)
         replay.lots.fill(
@@ -376,7 +376,7 @@ class PlainReplay:
             subscription_no=subscription.subscription_no,
             plan_no=subscription.plan_no,
             cycle_start=microseconds(cycle.start),
-            increment=plan.rates[meter.meter][0].increment,
+            increment=replay.plans[subscription.plan_no].rates[meter.meter][0].increment,
             use=replay.accounts.uses.setdefault((*key, 0), MeterUse()),
             lots=[self._lot_of(bucket) for bucket in buckets],
         )
@@ -421,7 +421,12 @@ def _paying(lots: Sequence[_Lot], added: UsageSum) -> _Lot:
     for lot in lots:
         if added.last < lot.begins or lot.ends <= added.first or lot.bucket.left <= 0:
             continue
-        if lot.begins <= added.first and added.last < lot.ends:
+        if (
+            lot.begins <= added.first
+            and added.last < lot.ends
+            and lot.number == added.bucket_no
+            and (lot.kind == OWN) is added.own
+        ):
             return lot
         break
     raise NotSums

@@ -17,8 +17,9 @@ class UsageSum(NamedTuple):
     """Plain charges of one boot and hour that a bucket paid for, before anything was priced.
 
     `segment` is how many of the given places they are not before; None: these charges are something else,
-    and nothing but their device is told. Times are in microseconds since the year 2000: usage began from
-    `first` to `last`, and was over at `ends`. `own` tells a device's own bucket from a shared one.
+    and nothing but their device is told. `bucket_no` is None where nothing was used, `own` tells a device's
+    own bucket from a shared one. Times are in microseconds since the year 2000: usage began from `first`
+    to `last`, and was over at `ends`.
     """
 
     segment: int | None
@@ -28,7 +29,7 @@ class UsageSum(NamedTuple):
     subscription_no: int
     plan_no: int
     cycle_start: int
-    bucket_no: int
+    bucket_no: int | None
     own: bool
     hour: int
     records: int
@@ -40,11 +41,14 @@ class UsageSum(NamedTuple):
 
 
 _SUMMABLE = (
-    f"{AS_IT_STANDS} AND reading.device_no = boots.device_no AND charge.quantity > 0"
+    f"{AS_IT_STANDS} AND reading.device_no = boots.device_no"
     " AND overage = 0 AND amount = 0 AND priced_before = 0"
-    " AND array_length(draw_buckets, 1) = 1 AND array_length(draw_quantities, 1) = 1"
-    " AND draw_quantities[1] = charge.quantity"
-    " AND (from_allowance = 0 OR from_pool = 0) AND from_allowance + from_pool = charge.quantity"
+    " AND CASE WHEN charge.quantity > 0 THEN draw_quantities[1] = charge.quantity"
+    "     AND array_length(draw_buckets, 1) = 1 AND array_length(draw_quantities, 1) = 1"
+    "     AND (from_allowance = 0 OR from_pool = 0)"
+    "     AND from_allowance + from_pool = charge.quantity"
+    "   ELSE charge.quantity = 0 AND draw_buckets IS NULL AND draw_quantities IS NULL"
+    "     AND from_allowance = 0 AND from_pool = 0 END"
     f" AND run_no BETWEEN 0 AND {2**_RUN_BITS - 1}"
     f" AND run_position BETWEEN 0 AND {2**_POSITION_BITS - 2}"
 )
@@ -94,12 +98,30 @@ async def usage_sums(
                 yield UsageSum(*row[:11], int(row[11]), int(row[12]), *row[13:])
 
 
-async def devices_of_walk(connection: Connection, fleet_no: int) -> set[int]:
-    """Return devices of a fleet of which something is kept that sums do not tell: best walked at once."""
+class UsedMeter(NamedTuple):
+    """A device's use of a meter by a plan, and whether any of it was priced, or not at the first price."""
+
+    device_no: int
+    plan_no: int
+    meter_no: int
+    priced: bool
+
+
+async def used_meters(connection: Connection, fleet_no: int) -> list[UsedMeter]:
+    """Return what the devices of a fleet used, as it is kept."""
     found = await connection.execute(
-        "SELECT device_no FROM meter_use JOIN subscription USING (subscription_no)"  # noqa: S608 - own text
-        " WHERE meter_use.fleet_no = %(fleet_no)s AND (overage <> 0 OR variant <> 0)"
-        f" UNION SELECT device_no FROM counter WHERE device_no IN ({DEVICES_EVER})"
+        "SELECT device_no, plan_no, meter_no, bool_or(overage <> 0 OR variant <> 0)"
+        " FROM meter_use JOIN subscription USING (subscription_no) WHERE meter_use.fleet_no = %s"
+        " GROUP BY 1, 2, 3",
+        [fleet_no],
+    )
+    return [UsedMeter(*row) for row in await found.fetchall()]
+
+
+async def uneven_devices(connection: Connection, fleet_no: int) -> set[int]:
+    """Return devices of a fleet that counted, or of which something is parked."""
+    found = await connection.execute(
+        f"SELECT device_no FROM counter WHERE device_no IN ({DEVICES_EVER})"  # noqa: S608 - own text
         " UNION SELECT boot.device_no FROM parked JOIN boot USING (boot_no)"
         f" WHERE boot.device_no IN ({DEVICES_EVER})",
         {"fleet_no": fleet_no},
