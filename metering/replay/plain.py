@@ -15,6 +15,7 @@ if anything else is not as it would have to be, `NotSums` is raised, and all has
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
@@ -123,28 +124,33 @@ class PlainReplay:
         Each has to be taken before the next is asked for. With `sums`, what can be is added up; raises
         `NotSums`.
         """
-        fleet_no = self._replay.fleet.fleet_no
-        devices = await self._begin_sums(connection) if sums else None
-        await self._add_sums()
-        if devices is None or devices:
-            others = run_steps(connection, fleet_no, devices, but_plain=True)
-            async for rows in charged_rows(connection, fleet_no, devices):
-                first = 0
-                while first < len(rows):
-                    await self._enter_until(_PLACE(rows[first]))
-                    end = bisect_left(rows, self._replay.next_place or _NEVER, first, key=_PLACE)
-                    stopped = self.replay(rows, first, end)
-                    self._walked += stopped - first
-                    first = stopped
-                    if stopped == end:
-                        continue
-                    while first < end and _PLACE(rows[first]) == _PLACE(rows[stopped]):
-                        first += 1
-                    yield await _step(rows[stopped:first], others, fleet_no)
-        await self._enter_until(None)
-        self._end_segment()
+        async with AsyncExitStack() as opened:
+            fleet_no = self._replay.fleet.fleet_no
+            devices = await self._begin_sums(connection, opened) if sums else None
+            await self._add_sums()
+            if devices is None or devices:
+                steps = run_steps(connection, fleet_no, devices, but_plain=True)
+                others = await opened.enter_async_context(aclosing(steps))
+                batches = charged_rows(connection, fleet_no, devices)
+                async for rows in await opened.enter_async_context(aclosing(batches)):
+                    first = 0
+                    while first < len(rows):
+                        await self._enter_until(_PLACE(rows[first]))
+                        end = bisect_left(
+                            rows, self._replay.next_place or _NEVER, first, key=_PLACE
+                        )
+                        stopped = self.replay(rows, first, end)
+                        self._walked += stopped - first
+                        first = stopped
+                        if stopped == end:
+                            continue
+                        while first < end and _PLACE(rows[first]) == _PLACE(rows[stopped]):
+                            first += 1
+                        yield await _step(rows[stopped:first], others, fleet_no)
+            await self._enter_until(None)
+            self._end_segment()
 
-    async def _begin_sums(self, connection: Connection) -> list[int] | None:
+    async def _begin_sums(self, connection: Connection, opened: AsyncExitStack) -> list[int] | None:
         """Return the devices whose charges are not added up; None: those of all."""
         replay = self._replay
         entered = {place for place, _ in replay.openings} | {each.place for each in replay.entries}
@@ -161,7 +167,8 @@ class PlainReplay:
         added = sorted(replay.homes.keys() - walked)
         if not added:
             return None
-        self._sums = usage_sums(connection, replay.fleet.fleet_no, added, places)
+        found = usage_sums(connection, replay.fleet.fleet_no, added, places)
+        self._sums = await opened.enter_async_context(aclosing(found))
         await self._take_sum()
         while self._next_sum is not None and self._next_sum.segment is None:
             self._others.add(self._next_sum.device_no)
@@ -180,10 +187,10 @@ class PlainReplay:
                 _, _, terms, bucket = bucket_of_row(stored.row, replay.plans)
             except LookupError:
                 return False
-            shared = bucket.kind is BucketKind.POOL and terms.rollover is None
-            if not _is_plain(bucket) or (shared and bucket.used and bucket.left <= 0):
+            if not _is_plain(bucket) or (terms.rollover is None and _is_empty_pool(bucket)):
                 return False
-        return all(_is_plain(top_up_of_row(each)[1]) for each in replay.top_ups.values())
+        bought = [top_up_of_row(each)[1] for each in replay.top_ups.values()]
+        return all(_is_plain(each) and not _is_empty_pool(each) for each in bought)
 
     def _is_plain(self, plan_no: int, meter: Meter) -> bool:
         """Whether a plan has nothing of a meter priced otherwise than by its quantity."""
@@ -442,3 +449,7 @@ def _is_plain(bucket: Bucket) -> bool:
         or bucket.floor
         or bucket.reserved
     )
+
+
+def _is_empty_pool(bucket: Bucket) -> bool:
+    return bucket.kind is BucketKind.POOL and bucket.used > 0 and bucket.left <= 0

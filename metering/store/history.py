@@ -1,6 +1,6 @@
 """A fleet's history as it is stored: its readings in charging order, and what was entered into buckets."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
@@ -168,7 +168,7 @@ async def run_steps(
     since: Place | None = None,
     fleets: Sequence[int] = (),
     but_plain: bool = False,
-) -> AsyncIterator[RunStep]:
+) -> AsyncGenerator[RunStep, None]:
     """Return the readings of a fleet's devices in the order in which they were charged or parked.
 
     `devices` narrows them to some, `since` to those from a place on: then `fleets` must be all in which
@@ -334,7 +334,7 @@ PlainRows = list[tuple[Any, ...]]
 
 async def charged_rows(
     connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
-) -> AsyncIterator[PlainRows]:
+) -> AsyncGenerator[PlainRows, None]:
     """Return what `run_steps` does, in the same order, as rows of `PlainRow`, many at a time.
 
     Those of one place come together.

@@ -1,6 +1,6 @@
 """Charges that one bucket paid for wholly, added up by the database: their order tells nothing more."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 from psycopg.types.numeric import Int8BinaryLoader
@@ -81,7 +81,7 @@ def can_be_told(places: Sequence[Place]) -> bool:
 
 async def usage_sums(
     connection: Connection, fleet_no: int, devices: Sequence[int], places: Sequence[Place]
-) -> AsyncIterator[UsageSum]:
+) -> AsyncGenerator[UsageSum, None]:
     """Return the charges of some of a fleet's devices as sums, ascending by segment, None first.
 
     `places` ascend, and can be told.
@@ -95,7 +95,7 @@ async def usage_sums(
         )
         while rows := await cursor.fetchmany(_SUMS_AT_ONCE):
             for row in rows:
-                yield UsageSum(*row[:11], int(row[11]), int(row[12]), *row[13:])
+                yield UsageSum._make((*row[:11], int(row[11]), int(row[12]), *row[13:]))
 
 
 class UsedMeter(NamedTuple):
