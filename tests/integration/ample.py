@@ -32,10 +32,9 @@ def _plan(name: str, allowance: dict[str, Any]) -> dict[str, Any]:
 PLANS = {
     "own": _plan("own", {"quantity": "200 kB"}),
     "pool": _plan("pool", {"quantity": "400 kB", "shared_by": "plan"}),
-    # That one is empty at times is not seen before it is: what is left goes on.
-    "rolling": _plan(
-        "rolling",
-        {"quantity": "12 kB", "shared_by": "plan", "rollover": {"maximum": "1 MB"}},
+    # That it was empty is not seen by what is kept of it: what is left goes on.
+    "brim": _plan(
+        "brim", {"quantity": "2 kB", "shared_by": "plan", "rollover": {"maximum": "1 MB"}}
     ),
     "dry": _plan("dry", {"quantity": "9 kB", "shared_by": "plan"}),
     "vast": _plan("vast", {"quantity": "1 kB", "shared_by": "plan"}),
@@ -51,7 +50,7 @@ def sent(chance: random.Random) -> Iterator[Published]:
     at = BEGINS
     while at < BEGINS + timedelta(days=58):
         at += timedelta(minutes=chance.choice([20, 200, 900]))
-        fleet = chance.choice([each for each in PLANS if each != "vast"])
+        fleet = chance.choice(["own", "pool", "dry"])
         device = chance.choice(DEVICES[fleet])
         readings: list[Reading] = []
         for _ in range(chance.choice([1, 5, 20])):
@@ -98,6 +97,9 @@ async def begin(connection: Connection) -> None:
     )
     for batch in batched(every[half:], size=40):
         await publish(connection, batch, readings_max=200)
+    for seq, (device, size) in enumerate((("brim-1", 1_000), ("brim-2", 20_000)), start=1):
+        usage = Reading(seq, BEGINS + timedelta(hours=seq), DATA, ReadingKind.DELTA, 0, size)
+        await publish(connection, [Published(device=device, readings=[usage])], readings_max=1)
     vast: list[Reading] = []
     for seq in range(1, 11):
         day = BEGINS + timedelta(days=seq)
