@@ -156,9 +156,7 @@ def test_an_order_of_which_sums_do_not_tell_is_found_wrong(worlds: dict[str, str
             await connection.rollback()
             return found
 
-    found = asyncio.run(damaged())
-    assert len(found) == 2, found
-    assert all("is charged as" in each for each in found)
+    assert sum("is charged as" in each for each in asyncio.run(damaged())) == 2
 
 
 _PLAIN_CHARGE = (
