@@ -20,7 +20,7 @@ from metering.rating.guide import ParkReason
 from metering.rating.membership import Member
 from metering.rating.reservation import ended_as
 from metering.replay.load import load_replay
-from metering.replay.plain import PlainReplay
+from metering.replay.plain import NotSums, PlainReplay
 from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
@@ -91,13 +91,24 @@ class AuditResult:
         return f"audit: equal ({', '.join(counts)})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AuditedFleet:
+    """How many charges a fleet has, and how what is kept of it differs from its replay."""
+
+    charges: int
+    differences: list[str]
+    summed: Mapping[int, int]
+    """By boot, how many readings were found to be charged when their charges were added up."""
+
+
 async def audit_fleet(connection: Connection, fleet: Fleet) -> AuditResult:
     """Replay one fleet from nothing and compare all that charging keeps of it.
 
     `connection`'s transaction must read from one snapshot, so that a live system can be audited.
     """
-    result = await _fates(connection, fleet.fleet_no)
-    _, differences = await _audit_fleet(connection, fleet)
+    audited = await _audit_fleet(connection, fleet)
+    result = await _fates(connection, fleet.fleet_no, audited.summed)
+    differences = [*audited.differences, *await _strangers(connection, fleet, audited.charges)]
     result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
     return result
 
@@ -110,26 +121,45 @@ async def audit_database(
     `connection`'s transaction must read from one snapshot, as for one fleet. What was received since
     `messages_kept_since` should have its message; None: messages are not kept.
     """
-    result = await _fates(connection, None)
-    replayed = 0
-    for fleet in await all_fleets(connection):
-        charges, differences = await _audit_fleet(connection, fleet)
-        replayed += charges
-        result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
+    replayed, summed = dict[int, int](), Counter[int]()
+    differences: list[str] = []
+    fleets = await all_fleets(connection)
+    for fleet in fleets:
+        audited = await _audit_fleet(connection, fleet)
+        replayed[fleet.fleet_no] = audited.charges
+        summed.update(audited.summed)
+        differences += [f"fleet {fleet.fleet_id}: {each}" for each in audited.differences]
+    result = await _fates(connection, None, summed)
+    result.differences += differences
     result.differences += await number_differences(connection)
     result.differences += [each async for each in missing_in_messages(connection)]
     if messages_kept_since is not None:
         result.differences += await batches_not_kept(connection, since=messages_kept_since)
-    if replayed != result.charges:
-        result.differences.append(
-            f"{result.charges} charges, of which {replayed} belong to a fleet"
-        )
+    total = sum(replayed.values())
+    if total != result.charges:  # else every charge was found in its own fleet
+        for fleet in fleets:
+            strange = await _strangers(connection, fleet, replayed[fleet.fleet_no])
+            result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in strange]
+        result.differences.append(f"{result.charges} charges, of which {total} belong to a fleet")
     return result
 
 
-async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
-    """Hold each reading to one fate, its charge to its corrections, and arrivals to what is kept."""
-    counted = await tally(connection, fleet_no)
+async def _strangers(connection: Connection, fleet: Fleet, charges: int) -> list[str]:
+    """Say whether a fleet has other charges than those of its devices."""
+    kept = await charge_count(connection, fleet.fleet_no)
+    if kept == charges:
+        return []
+    return [f"{kept} charges, of which {charges} are of devices that are or were in it"]
+
+
+async def _fates(
+    connection: Connection, fleet_no: int | None, charged: Mapping[int, int]
+) -> AuditResult:
+    """Hold each reading to one fate, its charge to its corrections, and arrivals to what is kept.
+
+    `charged` is by boot how many readings are known to be charged.
+    """
+    counted = await tally(connection, fleet_no, charged)
     result = AuditResult(
         readings=counted.readings,
         charges=counted.charges,
@@ -178,9 +208,19 @@ async def _fates(connection: Connection, fleet_no: int | None) -> AuditResult:
     return result
 
 
-async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[str]]:
-    """Return how many charges a fleet has, and how what is kept of it differs from its replay."""
+async def _audit_fleet(connection: Connection, fleet: Fleet) -> _AuditedFleet:
+    """Compare what is kept of a fleet with its replay: by sums first, and in order if they differ."""
     await allow_for_size(connection, fleet.fleet_no)
+    try:
+        audited = await _replayed_fleet(connection, fleet, sums=True)
+    except NotSums:
+        return await _replayed_fleet(connection, fleet, sums=False)
+    if not audited.differences or not audited.summed:
+        return audited
+    return await _replayed_fleet(connection, fleet, sums=False)
+
+
+async def _replayed_fleet(connection: Connection, fleet: Fleet, *, sums: bool) -> _AuditedFleet:
     replay = await load_replay(connection, fleet)
     differences = replay.differences
     charges = 0
@@ -188,7 +228,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     drawn: Counter[int] = Counter()
     unbalanced: list[str] = []
     plain = PlainReplay(replay)
-    async for step in plain.steps_beside(connection):
+    async for step in plain.steps_beside(connection, sums=sums):
         here = [each for each in step.charges if each[1] == fleet.fleet_no]
         charges += len(here)
         unbalanced += _fold(step, here, drawn)
@@ -202,11 +242,6 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
             differences.append(f"reading boot {step.boot_no} seq {step.seq} {difference}")
     charges += plain.charges
     drawn.update(plain.drawn)
-    kept = await charge_count(connection, fleet.fleet_no)
-    if kept != charges:
-        differences.append(
-            f"{kept} charges, of which {charges} are of devices that are or were in it"
-        )
     replay.finish()
     differences += [
         f"run {each.place[0]}: {each.kind} of bucket {each.bucket_no} as {each.cycle_start} begins"
@@ -243,7 +278,7 @@ async def _audit_fleet(connection: Connection, fleet: Fleet) -> tuple[int, list[
     differences += await audit_thresholds(connection, fleet)
     reservations = await stored_reservations(connection, fleet.fleet_no)
     differences += _compare_reservations(reservations, replay)
-    return charges, differences
+    return _AuditedFleet(charges=charges, differences=differences, summed=plain.summed)
 
 
 def _fold(step: RunStep, here: Sequence[ChargeColumns], drawn: Counter[int]) -> list[str]:

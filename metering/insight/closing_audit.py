@@ -42,12 +42,13 @@ async def closed_cycle_differences(
     closings = {each.run_no for each in cycles if each.run_no is not None}
     noted = {own.run_no for each in cycles for own in each.adjustments if own.billed_in is None}
     runs = sorted(closings | noted)
+    frozen = [each.cycle.start for each in cycles if each.document is not None]
     audit = _ClosingAudit(
         fleet=fleet,
         members=members,
         plans=await billed_plans(connection, fleet.tenant_no, plan_nos=sorted(plan_nos)),
         runs=runs,
-        uses=await uses_between(connection, fleet.fleet_no, runs),
+        uses=await uses_between(connection, fleet.fleet_no, runs, frozen),
     )
     return [difference for each in cycles for difference in audit.differences(each)]
 

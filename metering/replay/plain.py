@@ -4,9 +4,18 @@ What a reading comes to is found here from the reading, the terms and the replay
 core finds it where nothing has to be split, looked up or shared out. A reading counts only if that is what
 is stored of it. Whatever is not plain, or differs, is left to the core, so only the core says what is wrong;
 a test holds both to the same accounts.
+
+Where a bucket paid for all that a device used, and was never empty, the order of its charges tells nothing
+more than their sums do, which the database adds up. What is entered into buckets parts the history into
+segments; in each, the sums come first. If a bucket that they drew from still has something left when the
+segment ends, then it had enough for whoever else drew from it meanwhile, whatever the order was. If not, or
+if anything else is not as it would have to be, `NotSums` is raised, and all has to be replayed in order.
 """
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
@@ -14,6 +23,8 @@ from metering.rating.account import MeterUse
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.guide import whole_record
 from metering.replay.replay import Replay
+from metering.store.accounts import bucket_of_row
+from metering.store.balances import top_up_of_row
 from metering.store.binary import instant_of, microseconds
 from metering.store.charges import PART, hour_of
 from metering.store.connection import Connection
@@ -29,11 +40,17 @@ from metering.store.history import (
     run_steps,
     step_of,
 )
+from metering.store.usage_sums import UsageSum, can_be_told, uneven_devices, usage_sums, used_meters
 from metering.usage import METERS_BY_NO, Meter
 
 _HOUR = 3_600_000_000
 _NEVER: Place = (2**63, 0)
 _ALWAYS = 2**63
+_PLACE = itemgetter(0, 1)
+
+
+class NotSums(Exception):
+    """Some of what was added up has to be replayed in order, from nothing."""
 
 
 @dataclass(slots=True)
@@ -77,46 +94,181 @@ class PlainReplay:
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
         self._lines: dict[tuple[int, int], _Line] = {}
-        self._due = _NEVER
-        """Where the next entry counts from, of those that `_lines` know nothing of."""
         self._lots: dict[int, _Lot] = {}
-        self.charges = 0
-        """How many were replayed here."""
+        self._walked = 0
+        self._segment = 0
+        self._sums: AsyncIterator[UsageSum] | None = None
+        self._next_sum: UsageSum | None = None
+        self._others: set[int] = set()
+        """Devices whose sums are left out."""
+        self._drawn_from: dict[int, _Lot] = {}
+        """By number, what the sums of this segment drew from."""
+        self.summed: Counter[int] = Counter()
+        """By boot, how many charges were replayed as sums; each is another reading's."""
+
+    @property
+    def charges(self) -> int:
+        """How many charges were replayed here."""
+        return self._walked + self.summed.total()
 
     @property
     def drawn(self) -> dict[int, int]:
         """What the charges that were replayed here drew from each bucket."""
         return {number: lot.drawn for number, lot in self._lots.items()}
 
-    async def steps_beside(self, connection: Connection) -> AsyncIterator[RunStep]:
+    async def steps_beside(
+        self, connection: Connection, *, sums: bool = False
+    ) -> AsyncIterator[RunStep]:
         """Replay the plain readings of the fleet; return the other steps, for the core, in their order.
 
-        Each has to be taken before the next is asked for.
+        Each has to be taken before the next is asked for. With `sums`, what can be is added up; raises
+        `NotSums`.
         """
-        fleet_no = self._replay.fleet.fleet_no
-        others = run_steps(connection, fleet_no, but_plain=True)
-        async for rows in charged_rows(connection, fleet_no):
-            first = 0
-            while first < len(rows):
-                stopped = first if rows[first][2] is None else self.replay(rows, first)
-                self.charges += stopped - first
-                first = stopped + 1
-                while first < len(rows) and rows[first][:2] == rows[stopped][:2]:
-                    first += 1
-                if stopped < len(rows):
-                    yield await _step(rows[stopped:first], others, fleet_no)
+        async with AsyncExitStack() as opened:
+            fleet_no = self._replay.fleet.fleet_no
+            devices = await self._begin_sums(connection, opened) if sums else None
+            await self._add_sums()
+            if devices is None or devices:
+                steps = run_steps(connection, fleet_no, devices, but_plain=True)
+                others = await opened.enter_async_context(aclosing(steps))
+                batches = charged_rows(connection, fleet_no, devices)
+                async for rows in await opened.enter_async_context(aclosing(batches)):
+                    first = 0
+                    while first < len(rows):
+                        await self._enter_until(_PLACE(rows[first]))
+                        end = bisect_left(
+                            rows, self._replay.next_place or _NEVER, first, key=_PLACE
+                        )
+                        stopped = self.replay(rows, first, end)
+                        self._walked += stopped - first
+                        first = stopped
+                        if stopped == end:
+                            continue
+                        while first < end and _PLACE(rows[first]) == _PLACE(rows[stopped]):
+                            first += 1
+                        yield await _step(rows[stopped:first], others, fleet_no)
+            await self._enter_until(None)
+            self._end_segment()
 
-    def replay(self, rows: PlainRows, first: int) -> int:  # noqa: C901, PLR0912, PLR0915 - one loop: a call a reading costs as much as all else
-        """Replay rows from one on; return at which it stops: that one is the core's.
+    async def _begin_sums(self, connection: Connection, opened: AsyncExitStack) -> list[int] | None:
+        """Return the devices whose charges are not added up; None: those of all."""
+        replay = self._replay
+        entered = {place for place, _ in replay.openings} | {each.place for each in replay.entries}
+        places = sorted(entered)
+        if not can_be_told(places) or not self._may_be_sums():
+            return None
+        walked = await uneven_devices(connection, replay.fleet.fleet_no)
+        walked.update(
+            each.device_no
+            for each in await used_meters(connection, replay.fleet.fleet_no)
+            if each.priced or not self._is_plain(each.plan_no, METERS_BY_NO[each.meter_no])
+        )
+        walked.update(each for each, home in replay.homes.items() if home != replay.fleet.fleet_no)
+        added = sorted(replay.homes.keys() - walked)
+        if not added:
+            return None
+        found = usage_sums(connection, replay.fleet.fleet_no, added, places)
+        self._sums = await opened.enter_async_context(aclosing(found))
+        await self._take_sum()
+        while self._next_sum is not None and self._next_sum.segment is None:
+            self._others.add(self._next_sum.device_no)
+            await self._take_sum()
+        return sorted(walked | self._others)
+
+    def _may_be_sums(self) -> bool:
+        """Whether no order matters to any bucket of the fleet, by what is kept of them."""
+        replay = self._replay
+        if any(each.reservation_no is not None for each in replay.entries):
+            return False
+        for stored in replay.stored_buckets.values():
+            if stored.terms_plan_no is None:
+                continue
+            try:
+                _, _, terms, bucket = bucket_of_row(stored.row, replay.plans)
+            except LookupError:
+                return False
+            if not _is_plain(bucket) or (terms.rollover is None and _is_empty_pool(bucket)):
+                return False
+        bought = [top_up_of_row(each)[1] for each in replay.top_ups.values()]
+        return all(_is_plain(each) and not _is_empty_pool(each) for each in bought)
+
+    def _is_plain(self, plan_no: int, meter: Meter) -> bool:
+        """Whether a plan has nothing of a meter priced otherwise than by its quantity."""
+        plan = self._replay.plans[plan_no]
+        return meter.meter in plan.plain_meters and plan.record_quantum is None
+
+    async def _enter_until(self, place: Place | None) -> None:
+        """Enter what counts up to a place, and add up what was charged after each entry."""
+        replay = self._replay
+        while (due := replay.next_place) is not None and (place is None or due <= place):
+            self._end_segment()
+            replay.enter_until(due)
+            self._lines.clear()
+            self._segment += 1
+            await self._add_sums()
+
+    async def _take_sum(self) -> None:
+        self._next_sum = None if self._sums is None else await anext(self._sums, None)
+
+    async def _add_sums(self) -> None:
+        """Add up what was charged in this segment."""
+        while self._next_sum is not None and self._next_sum.segment == self._segment:
+            if self._next_sum.device_no not in self._others:
+                self._add(self._next_sum)
+            await self._take_sum()
+
+    def _end_segment(self) -> None:
+        """Hold that no bucket which paid for sums was empty before the end of the segment."""
+        if any(each.bucket.left <= 0 for each in self._drawn_from.values()):
+            raise NotSums
+        self._drawn_from.clear()
+
+    def _add(self, added: UsageSum) -> None:
+        """Replay charges that are known by their sums."""
+        line = self._line_at(added.device_no, added.meter_no, added.first, added.ends)
+        if (
+            line is None
+            or line.ends <= added.last
+            or line.use.overage
+            or line.subscription_no != added.subscription_no
+            or line.plan_no != added.plan_no
+            or line.cycle_start != added.cycle_start
+        ):
+            raise NotSums
+        self.summed[added.boot_no] += added.records
+        use = line.use
+        use.records += added.records
+        use.quantity += added.quantity
+        use.uplink += added.uplink
+        use.billed += added.quantity
+        if added.bucket_no is not None:
+            lot = _paying(line.lots, added)
+            self._drawn_from[lot.number] = lot
+            lot.bucket.used += added.quantity
+            lot.drawn += added.quantity
+            if lot.kind == POOL:
+                use.from_pool += added.quantity
+            else:
+                use.from_allowance += added.quantity
+        elif line.increment(0, 0):
+            raise NotSums
+        if not line.hour_begins <= added.first < line.hour_ends:
+            self._begin_hour(line, added.device_no, added.meter_no, added.first)
+        line.sums[0] += added.records
+        line.sums[1] += added.quantity
+        line.sums[2] += added.uplink
+
+    def replay(self, rows: PlainRows, first: int, end: int) -> int:  # noqa: C901, PLR0912, PLR0915 - one loop: a call a reading costs as much as all else
+        """Replay rows from one on, up to `end`; return at which it stops: that one is the core's.
 
         A place of which there are several rows is the core's, too. All rows of a place are in `rows`.
+        Nothing is entered at or after the first of them.
         """
-        self._look_ahead()
-        lines, (due_run, due_position) = self._lines, self._due
+        lines = self._lines
         line: _Line | None = None
         of_device = of_meter = -1
         last = len(rows) - 1
-        for index in range(first, len(rows)):
+        for index in range(first, end):
             (
                 run_no, run_position, paid_by, _, _, device_no, meter_no, at, since, quantity, uplink,
                 subscription_no, plan_no, cycle_start, bucket_no, priced_before, amount,
@@ -127,20 +279,14 @@ class PlainReplay:
                 following = rows[index + 1]
                 if following[1] == run_position and following[0] == run_no:
                     return index
-            if run_no >= due_run and (run_no > due_run or run_position >= due_position):
-                self._replay.enter_until((run_no, run_position))
-                self._look_ahead()
-                due_run, due_position = self._due
-                of_device = -1
             start = at if since is None else since
             if device_no != of_device or meter_no != of_meter:
                 of_device, of_meter = device_no, meter_no
                 line = lines.get((device_no, meter_no))
             if line is None or not line.begins <= start < line.ends or at > line.ends_by:
-                line = self._line_of(device_no, METERS_BY_NO[meter_no], start, at)
+                line = self._line_at(device_no, meter_no, start, at)
                 if line is None:
                     return index
-                lines[device_no, meter_no] = line
             use = line.use
             before = use.overage
             paying: _Lot | None = None
@@ -188,14 +334,17 @@ class PlainReplay:
                     use.from_pool += quantity
                 else:
                     use.from_allowance += quantity
-        return len(rows)
+        return end
 
-    def _look_ahead(self) -> None:
-        """Find where the next entry counts from; forget the lines if any was entered since."""
-        due = self._replay.next_place or _NEVER
-        if due != self._due:
-            self._due = due
-            self._lines.clear()
+    def _line_at(self, device_no: int, meter_no: int, start: int, at: int) -> _Line | None:
+        """Return the line of a usage; None when it is the core's."""
+        line = self._lines.get((device_no, meter_no))
+        if line is not None and line.begins <= start < line.ends and at <= line.ends_by:
+            return line
+        line = self._line_of(device_no, METERS_BY_NO[meter_no], start, at)
+        if line is not None:
+            self._lines[device_no, meter_no] = line
+        return line
 
     def _line_of(self, device_no: int, meter: Meter, start: int, at: int) -> _Line | None:
         """Return the line of a usage; None when it is the core's."""
@@ -211,8 +360,7 @@ class PlainReplay:
         if record is None:
             return None
         subscription, cycle = record.subscription, record.cycle
-        plan = replay.plans[subscription.plan_no]
-        if meter.meter not in plan.plain_meters or plan.record_quantum is not None:
+        if not self._is_plain(subscription.plan_no, meter):
             return None
         key = (subscription.subscription_no, meter.meter_no, cycle.start)
         replay.lots.fill(
@@ -235,7 +383,7 @@ class PlainReplay:
             subscription_no=subscription.subscription_no,
             plan_no=subscription.plan_no,
             cycle_start=microseconds(cycle.start),
-            increment=plan.rates[meter.meter][0].increment,
+            increment=replay.plans[subscription.plan_no].rates[meter.meter][0].increment,
             use=replay.accounts.uses.setdefault((*key, 0), MeterUse()),
             lots=[self._lot_of(bucket) for bucket in buckets],
         )
@@ -275,6 +423,22 @@ async def _step(rows: PlainRows, others: AsyncIterator[RunStep], fleet_no: int) 
     return replace(steps[0], charges=sorted(charges, key=itemgetter(PART)))
 
 
+def _paying(lots: Sequence[_Lot], added: UsageSum) -> _Lot:
+    """Return the first bucket with anything left that holds for all of some usage."""
+    for lot in lots:
+        if added.last < lot.begins or lot.ends <= added.first or lot.bucket.left <= 0:
+            continue
+        if (
+            lot.begins <= added.first
+            and added.last < lot.ends
+            and lot.number == added.bucket_no
+            and (lot.kind == OWN) is added.own
+        ):
+            return lot
+        break
+    raise NotSums
+
+
 def _is_plain(bucket: Bucket) -> bool:
     """Whether a bucket that has enough left pays for all of a usage, whoever's and wherever it is."""
     return not (
@@ -285,3 +449,7 @@ def _is_plain(bucket: Bucket) -> bool:
         or bucket.floor
         or bucket.reserved
     )
+
+
+def _is_empty_pool(bucket: Bucket) -> bool:
+    return bucket.kind is BucketKind.POOL and bucket.used > 0 and bucket.left <= 0

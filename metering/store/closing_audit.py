@@ -103,15 +103,17 @@ UsesByPlace = Mapping[datetime, Mapping[int, Sequence[UseRow]]]
 """By cycle, then by how many of some runs came before the charges or are theirs."""
 
 
-async def uses_between(connection: Connection, fleet_no: int, runs: Sequence[int]) -> UsesByPlace:
-    """Return what a fleet's charges sum to, between some runs given in ascending order."""
+async def uses_between(
+    connection: Connection, fleet_no: int, runs: Sequence[int], cycles: Sequence[datetime]
+) -> UsesByPlace:
+    """Return what a fleet's charges of some cycles sum to, between some runs in ascending order."""
     found = await connection.execute(
         "SELECT cycle_start, width_bucket(run_no, %s::bigint[]) AS place, subscription_no, meter_no,"
         " variant, count(*), sum(quantity), sum(billed), sum(from_allowance), sum(from_pool),"
-        " sum(overage), sum(amount) FROM charge WHERE fleet_no = %s"
+        " sum(overage), sum(amount) FROM charge WHERE fleet_no = %s AND cycle_start = ANY(%s)"
         " GROUP BY cycle_start, place, subscription_no, meter_no, variant"
         " ORDER BY subscription_no, meter_no, variant",
-        [list(runs), fleet_no],
+        [list(runs), fleet_no, list(cycles)],
     )
     uses: dict[datetime, dict[int, list[UseRow]]] = {}
     for row in await found.fetchall():

@@ -1,6 +1,6 @@
 """A fleet's history as it is stored: its readings in charging order, and what was entered into buckets."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,7 +34,8 @@ DEVICES_EVER = (
 """Devices that are or were in a fleet."""
 
 
-def _narrowed(devices: Sequence[int] | None) -> str:
+def narrowed(devices: Sequence[int] | None) -> str:
+    """Return which devices a query is about: all of a fleet, or those that it is given."""
     return DEVICES_EVER if devices is None else "SELECT unnest(%(devices)s::bigint[])"
 
 
@@ -125,7 +126,7 @@ async def fleet_subscriptions(
     """
     found = await connection.execute(
         "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid), fleet_no"  # noqa: S608
-        f" FROM subscription WHERE device_no IN ({_narrowed(devices)})"
+        f" FROM subscription WHERE device_no IN ({narrowed(devices)})"
         " AND NOT isempty(valid) ORDER BY device_no, lower(valid)",
         {"fleet_no": fleet_no, "devices": devices},
     )
@@ -153,7 +154,7 @@ async def device_homes(
     """Return the devices that are or were in a fleet, and the fleet in which each is now."""
     found = await connection.execute(
         "SELECT device_no, fleet_no FROM device"  # noqa: S608 - own text
-        f" WHERE device_no IN ({_narrowed(devices)})",
+        f" WHERE device_no IN ({narrowed(devices)})",
         {"fleet_no": fleet_no, "devices": devices},
     )
     return dict(await found.fetchall())
@@ -167,17 +168,17 @@ async def run_steps(
     since: Place | None = None,
     fleets: Sequence[int] = (),
     but_plain: bool = False,
-) -> AsyncIterator[RunStep]:
+) -> AsyncGenerator[RunStep, None]:
     """Return the readings of a fleet's devices in the order in which they were charged or parked.
 
     `devices` narrows them to some, `since` to those from a place on: then `fleets` must be all in which
     the devices are or were. `but_plain` leaves out the charges that `charged_rows` tells in full. Rows come
     through a server-side cursor, so memory does not grow with the fleet's history.
     """
-    narrowed = "" if since is None else _SINCE_PLACE
-    charged = _BY_BOOT if since is None else f"{_BY_READING}{narrowed}"
-    query = f"{charged} UNION ALL {_PARKED}{narrowed}{_IN_ORDER}".format(
-        devices=_narrowed(devices),
+    placed = "" if since is None else _SINCE_PLACE
+    charged = _BY_BOOT if since is None else f"{_BY_READING}{placed}"
+    query = f"{charged} UNION ALL {_PARKED}{placed}{_IN_ORDER}".format(
+        devices=narrowed(devices),
         fields=_CHARGE_FIELDS,
         but=f" AND ({_PAID_BY}) IS NULL" if but_plain else "",
     )
@@ -281,10 +282,9 @@ _WHOLE_MAX = 10**18
 _DIRECTED = ", ".join(str(meter.meter_no) for meter in METERS.values() if meter.directed)
 # What a plain row leaves out is said here: of the reading, of the charge, and of what the charge has of
 # the reading. An unknown, as of a charge without its reading, makes it no plain row.
-_PLAIN = (
+AS_IT_STANDS = (
     "part = 0 AND charge.fleet_no = %(fleet_no)s AND variant = 0 AND charge.zone IS NULL"
     " AND band IS NULL AND billed = charge.quantity AND connection_fee = 0"
-    f" AND priced_before < {_WHOLE_MAX} AND amount BETWEEN -{_WHOLE_MAX} AND {_WHOLE_MAX}"
     f" AND reading.kind = {ReadingKind.DELTA.value} AND reading.epoch IS NULL"
     " AND reading.width IS NULL AND reading.zone IS NULL AND reading.rat IS NULL"
     " AND reading.apn IS NULL AND reading.session IS NULL AND reading.packets = 0"
@@ -294,6 +294,11 @@ _PLAIN = (
     " AND usage_from = coalesce(reading.since, reading.measured_at)"
     " AND charge.uplink = reading.uplink"
     " AND charge.quantity = reading.uplink + reading.downlink + reading.quantity"
+)
+"""Whether a charge is its reading's usage as it stands, at the only price; takes `fleet_no`."""
+_PLAIN = (
+    f"{AS_IT_STANDS} AND priced_before < {_WHOLE_MAX}"
+    f" AND amount BETWEEN -{_WHOLE_MAX} AND {_WHOLE_MAX}"
 )
 _PAID_BY = (
     f"CASE WHEN NOT coalesce({_PLAIN}, false) THEN NULL"
@@ -316,28 +321,28 @@ _PARKED_PLACES = (
     f"SELECT run_no, run_position{', NULL' * len(PlainRow._fields[2:])} FROM parked"  # noqa: S608 - own text
     " WHERE boot_no IN (SELECT boot_no FROM boot WHERE device_no IN ({devices}))"
 )
-CHARGED_ROWS = (
-    f"{_BY_BOOT} UNION ALL {_PARKED_PLACES} ORDER BY run_no, run_position".replace(
-        "{fields}", _PLAIN_FIELDS
-    )
-    .replace("{but}", "")
-    .replace("{devices}", DEVICES_EVER)
-)
-"""What `charged_rows` runs; takes `fleet_no`."""
+_ROWS_IN_ORDER = f"{_BY_BOOT} UNION ALL {_PARKED_PLACES} ORDER BY run_no, run_position".replace(
+    "{fields}", _PLAIN_FIELDS
+).replace("{but}", "")
+CHARGED_ROWS = _ROWS_IN_ORDER.replace("{devices}", DEVICES_EVER)
+"""What `charged_rows` runs for all devices; takes `fleet_no`."""
 
 
 PlainRows = list[tuple[Any, ...]]
 """Rows with the columns of `PlainRow`."""
 
 
-async def charged_rows(connection: Connection, fleet_no: int) -> AsyncIterator[PlainRows]:
+async def charged_rows(
+    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
+) -> AsyncGenerator[PlainRows, None]:
     """Return what `run_steps` does, in the same order, as rows of `PlainRow`, many at a time.
 
     Those of one place come together.
     """
+    query = _ROWS_IN_ORDER.replace("{devices}", narrowed(devices))
     async with connection.cursor(name="charged_rows", binary=True) as cursor:
         cursor.adapters.register_loader("timestamptz", Int8BinaryLoader)
-        await cursor.execute(CHARGED_ROWS.encode(), {"fleet_no": fleet_no})
+        await cursor.execute(query.encode(), {"fleet_no": fleet_no, "devices": devices})
         held: PlainRows = []
         while fetched := await cursor.fetchmany(_ROWS_AT_ONCE):
             rows = held + fetched

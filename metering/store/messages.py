@@ -5,13 +5,15 @@ message stands beside it, by device, boot and number, so no format has to be dec
 """
 
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from metering.ids import TenantNo
+from metering.store.binary import Column, ColumnLoader
 from metering.store.connection import Connection
 
 _LEVEL = 1
@@ -206,18 +208,14 @@ async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
         if not rows:
             return
         after = (rows[-1][0], rows[-1][1])
-        held: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        held: dict[tuple[int, int], tuple[Column, Column]] = {}
         for batch_no, tenant_no, content in rows:
             try:
-                messages = unpacked(content)
+                held[batch_no, tenant_no] = _numbers(unpacked(content))
             except MessagesDamaged as error:
                 yield f"the messages of batch {batch_no} cannot be read: {error}"
-                continue
-            held[batch_no, tenant_no] = {
-                (each[1], seq) for one in messages for each in one.readings for seq in each[2:]
-            }
-        for batch_no, tenant_no, boot_no, seq in await _stored(connection, held):
-            if (boot_no, seq) not in held[batch_no, tenant_no]:
+        for batch_no, tenant_no, boots, seqs in await _stored(connection, held):
+            for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs)):
                 yield f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
 
 
@@ -249,18 +247,43 @@ async def batches_not_kept(connection: Connection, *, since: datetime) -> list[s
     ]
 
 
+def _numbers(messages: Iterable[KeptMessage]) -> tuple[Column, Column]:
+    """Return the boots and the sequence numbers of all readings that came in some messages."""
+    of_boots = [each for one in messages for each in one.readings]
+    boots = np.array([each[1] for each in of_boots], np.int64)
+    seqs = np.array([seq for each in of_boots for seq in each[2:]], np.int64)
+    return np.repeat(boots, [len(each) - 2 for each in of_boots]), seqs
+
+
+def _missing(
+    held: tuple[Column, Column], stored: tuple[Column, Column]
+) -> Iterator[tuple[int, int]]:
+    """Yield the boot and the sequence number of what is stored, but not held."""
+    boots, seqs = (np.concatenate(both) for both in zip(held, stored, strict=True))
+    is_stored = np.arange(len(boots)) >= len(held[0])
+    order = np.lexsort((is_stored, seqs, boots))  # of those alike, what is held comes first
+    boots, seqs, is_stored = boots[order], seqs[order], is_stored[order]
+    missing = is_stored.copy()
+    missing[1:] &= (boots[1:] != boots[:-1]) | (seqs[1:] != seqs[:-1])
+    yield from zip(boots[missing].tolist(), seqs[missing].tolist(), strict=True)
+
+
 async def _stored(
     connection: Connection, batches: Iterable[tuple[int, int]]
-) -> list[tuple[int, int, int, int]]:
-    """Return batch, tenant, boot and number of the readings of some tenants' batches."""
+) -> list[tuple[int, int, Column, Column]]:
+    """Return batch, tenant, boots and numbers of the readings of some tenants' batches."""
     wanted = list(batches)
     if not wanted:
         return []
-    found = await connection.execute(
-        "SELECT reading.batch_no, device.tenant_no, reading.boot_no, reading.seq"
-        " FROM unnest(%s::bigint[], %s::int[]) AS given (batch_no, tenant_no)"
-        " JOIN reading USING (batch_no)"
-        " JOIN device ON device.device_no = reading.device_no AND device.tenant_no = given.tenant_no",
-        [[each[0] for each in wanted], [each[1] for each in wanted]],
-    )
-    return [(row[0], row[1], row[2], row[3]) for row in await found.fetchall()]
+    async with connection.cursor(binary=True) as cursor:
+        cursor.adapters.register_loader(ColumnLoader.array_oid, ColumnLoader)
+        await cursor.execute(
+            "SELECT reading.batch_no, device.tenant_no, array_agg(reading.boot_no),"
+            " array_agg(reading.seq)"
+            " FROM unnest(%s::bigint[], %s::int[]) AS given (batch_no, tenant_no)"
+            " JOIN reading USING (batch_no)"
+            " JOIN device ON device.device_no = reading.device_no"
+            "   AND device.tenant_no = given.tenant_no GROUP BY 1, 2 ORDER BY 1, 2",
+            [[each[0] for each in wanted], [each[1] for each in wanted]],
+        )
+        return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from metering.store.binary import int8_array
 from metering.store.connection import Connection
 from metering.store.readings import reading_of
 from metering.usage import Reading
@@ -26,16 +27,31 @@ class Tally:
     """(boot_no, seq); at most 20."""
 
 
-async def tally(connection: Connection, fleet_no: int | None = None) -> Tally:
-    """Count readings and their fates: of the whole database, or of the devices that a fleet has now."""
-    given = {"fleet_no": fleet_no}
+async def tally(
+    connection: Connection, fleet_no: int | None = None, charged: Mapping[int, int] | None = None
+) -> Tally:
+    """Count readings and their fates: of the whole database, or of the devices that a fleet has now.
+
+    `charged` is by boot how many of its readings are known to be charged: where these are all, they are
+    not looked for again.
+    """
+    charged = charged or {}
+    given = {
+        "fleet_no": fleet_no,
+        "boots": int8_array(charged),
+        "charged": int8_array(charged.values()),
+    }
     of_reading = of_fleets_boots("reading.boot_no", fleet_no)
     of_parked = of_fleet("parked.device_no", fleet_no)
     unaccounted = await _names(
         connection,
         # The two indices are walked side by side; the rest is asked only of what has no charge.
         "SELECT boot_no, seq FROM (SELECT boot_no, seq, measured_at FROM reading WHERE"  # noqa: S608
-        "   NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
+        "   boot_no IN (SELECT boot_no FROM (SELECT boot_no, count(*) AS kept FROM reading"
+        f"    WHERE true{of_reading} GROUP BY boot_no) AS readings"
+        "     LEFT JOIN unnest(%(boots)s::bigint[], %(charged)s::bigint[])"
+        "       AS summed (boot_no, charged) USING (boot_no) WHERE kept IS DISTINCT FROM charged)"
+        "   AND NOT EXISTS (SELECT FROM charge WHERE charge.boot_no = reading.boot_no"
         "     AND charge.seq = reading.seq AND charge.measured_at = reading.measured_at)"
         f"   {of_reading} OFFSET 0) AS uncharged JOIN reading USING (boot_no, seq, measured_at) WHERE"
         " NOT EXISTS (SELECT FROM parked WHERE parked.boot_no = reading.boot_no"

@@ -75,6 +75,7 @@ from metering.store import (
     subscription_views,
     tally,
     unwinding,
+    usage_sums,
     usage_views,
     webhooks,
     work,
@@ -787,6 +788,11 @@ HOT: dict[str, Use] = {
     "audit of a fleet: charges": lambda c: c.execute(
         history.CHARGED_ROWS.encode(), {"fleet_no": FLEET}
     ),
+    "audit of a fleet: sums": lambda c: c.execute(
+        usage_sums.USAGE_SUMS.encode(), {"fleet_no": FLEET, "places": [1 << 24, 5 << 24]}
+    ),
+    "audit of a fleet: what was used": lambda c: usage_sums.used_meters(c, FLEET),
+    "audit of a fleet: what is uneven": lambda c: usage_sums.uneven_devices(c, FLEET),
     "audit of a fleet: number of charges": lambda c: audit.charge_count(c, FLEET),
     "audit of a fleet: entries": lambda c: audit.entered_sums(c, FLEET),
     "audit of a fleet: transactions": lambda c: audit.unbalanced_entries(c, FLEET),

@@ -5,36 +5,45 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from metering.insight.audit import audit_database
+from metering.rating.account import MeterUse
 from metering.replay import plain
 from metering.replay.load import load_replay
-from metering.replay.plain import PlainReplay
+from metering.replay.plain import NotSums, PlainReplay
 from metering.settings import Settings
 from metering.store import history
 from metering.store.audit import all_fleets
 from metering.store.connection import Connection, connect
 from metering.store.history import run_steps
-from tests.integration import rich, test_uniform_usage
+from metering.store.registry import Fleet
+from tests.integration import ample, rich, test_uniform_usage
 from tests.integration.pipeline import fresh_database
 from tests.integration.rich import publish
 
-WORLDS = ("alike", "rich")
+WORLDS = ("alike", "ample", "rich")
 
 
 @pytest.fixture(scope="module")
 def worlds(stack_settings: Settings) -> Iterator[dict[str, str]]:
-    """Yield a database in which most readings are alike, and one of rich plans."""
+    """Yield databases: of readings most of which are alike, of ample allowances, and of rich plans."""
     assert stack_settings.database_url is not None
     server_url = stack_settings.database_url.get_secret_value()
-    with fresh_database(server_url) as alike, fresh_database(server_url) as of_rich:
-        asyncio.run(_charge(alike, of_rich))
-        yield {"alike": alike, "rich": of_rich}
+    with (
+        fresh_database(server_url) as alike,
+        fresh_database(server_url) as of_ample,
+        fresh_database(server_url) as of_rich,
+    ):
+        asyncio.run(_charge(alike, of_ample, of_rich))
+        yield {"alike": alike, "ample": of_ample, "rich": of_rich}
 
 
-async def _charge(alike: str, of_rich: str) -> None:
+async def _charge(alike: str, of_ample: str, of_rich: str) -> None:
+    async with await connect(of_ample, application="test", autocommit=True) as connection:
+        await ample.begin(connection)
     async with await connect(alike, application="test", autocommit=True) as connection:
         await test_uniform_usage.begin(connection)
         every = list(test_uniform_usage.sent(random.Random(5)))  # noqa: S311 - no secret
@@ -46,36 +55,52 @@ async def _charge(alike: str, of_rich: str) -> None:
             await publish(connection, batch, readings_max=10)
 
 
-async def _replayed(connection: Connection, ways: Counter[str] | None = None) -> list[object]:
-    """Return all accounts of all fleets, replayed many readings at a time, or (None) one by one."""
+async def _replayed(
+    connection: Connection, ways: Counter[str] | None = None, *, sums: bool = False
+) -> list[object]:
+    """Return all accounts of all fleets, replayed as sums, many readings at a time, or (None) one by one."""
     found: list[object] = []
     for fleet in await all_fleets(connection):
-        replay = await load_replay(connection, fleet)
-        many = PlainReplay(replay)
-        steps = (
-            run_steps(connection, fleet.fleet_no) if ways is None else many.steps_beside(connection)
-        )
-        places: list[tuple[int, int]] = []
-        async for step in steps:
-            replay.step(step)
-            places.append((step.run_no, step.run_position))
-        replay.finish()
-        if ways is not None:
-            ways["many at a time"] += many.charges
-            ways["one by one"] += len(places)
-        drawn = Counter(many.drawn)
-        found += [
-            replay.accounts.uses,
-            replay.accounts.counts,
-            replay.hours,
-            {key: epoch.points for key, epoch in replay.epochs.items()},
-            replay.buckets,
-            replay.rolled_otherwise,
-            replay.differences,
-        ]
-        assert places == sorted(set(places))
-        assert all(drawn[number] <= replay.buckets[number].used for number in drawn)
+        try:
+            found += await _replayed_fleet(connection, fleet, ways, sums=sums)
+        except NotSums:
+            assert ways is not None
+            ways["in order after all"] += 1
+            found += await _replayed_fleet(connection, fleet, ways, sums=False)
     return found
+
+
+async def _replayed_fleet(
+    connection: Connection, fleet: Fleet, ways: Counter[str] | None, *, sums: bool
+) -> list[object]:
+    replay = await load_replay(connection, fleet)
+    many = PlainReplay(replay)
+    steps = (
+        run_steps(connection, fleet.fleet_no)
+        if ways is None
+        else many.steps_beside(connection, sums=sums)
+    )
+    places: list[tuple[int, int]] = []
+    async for step in steps:
+        replay.step(step)
+        places.append((step.run_no, step.run_position))
+    replay.finish()
+    if ways is not None:
+        ways["as sums"] += many.summed.total()
+        ways["many at a time"] += many.charges - many.summed.total()
+        ways["one by one"] += len(places)
+    drawn = Counter(many.drawn)
+    assert places == sorted(set(places))
+    assert all(drawn[number] <= replay.buckets[number].used for number in drawn)
+    return [
+        replay.accounts.uses,
+        replay.accounts.counts,
+        replay.hours,
+        {key: epoch.points for key, epoch in replay.epochs.items()},
+        replay.buckets,
+        replay.rolled_otherwise,
+        replay.differences,
+    ]
 
 
 @pytest.mark.parametrize("rows_at_once", [5000, 3])
@@ -92,14 +117,54 @@ def test_what_is_replayed_many_at_a_time_comes_to_the_same_accounts(
 
     many, one_by_one = asyncio.run(both())
     assert many == one_by_one
-    assert min(ways.values()) > (20 if world == "alike" else 0), ways
+    assert ways["many at a time"] > (20 if world == "alike" else 0), ways
+    assert ways["one by one"] > (20 if world == "alike" else 0), ways
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_is_added_up_comes_to_the_same_accounts(worlds: dict[str, str], world: str) -> None:
+    ways: Counter[str] = Counter()
+
+    async def both() -> tuple[list[object], list[object]]:
+        async with await connect(worlds[world], application="test") as connection:
+            return await _replayed(connection, ways, sums=True), await _replayed(connection)
+
+    sums, one_by_one = asyncio.run(both())
+    assert sums == one_by_one
+    if world == "ample":
+        assert ways["as sums"] > 200, ways
+        assert all(ways[each] for each in ("many at a time", "one by one", "in order after all")), (
+            ways
+        )
+        used = [use.quantity for each in sums if isinstance(each, dict) for use in each.values()
+                if isinstance(use, MeterUse)]  # fmt: skip
+        assert 10 * ample.VAST in used
+
+
+def test_an_order_of_which_sums_do_not_tell_is_found_wrong(worlds: dict[str, str]) -> None:
+    """A device drew from a pool before another emptied it; what says that it was after that is wrong."""
+
+    async def damaged() -> list[str]:
+        async with await connect(worlds["ample"], application="test") as connection:
+            changed = await connection.execute(
+                "UPDATE charge SET run_no = other.run_no FROM charge AS other, fleet"
+                " WHERE fleet.fleet_id = 'brim' AND charge.fleet_no = fleet.fleet_no"
+                " AND other.fleet_no = fleet.fleet_no AND other.device_no <> charge.device_no"
+            )
+            assert changed.rowcount == 2
+            found = (await audit_database(connection)).differences
+            await connection.rollback()
+            return found
+
+    assert sum("is charged as" in each for each in asyncio.run(damaged())) == 2
 
 
 _PLAIN_CHARGE = (
     "(boot_no, seq) IN (SELECT charge.boot_no, charge.seq FROM charge JOIN reading"
     " USING (boot_no, seq, measured_at) JOIN device ON device.device_no = reading.device_no"
     " WHERE kind = 1 AND since IS NULL AND charge.meter_no = 1 AND {paid} AND charge.quantity > 2"
-    " AND reading.downlink > 0 ORDER BY run_no DESC, run_position DESC LIMIT 1)"
+    " AND reading.downlink > 0 AND charge.boot_no = ANY(%(boots)s::bigint[])"
+    " ORDER BY run_no DESC, run_position DESC LIMIT 1)"
 )
 PAID = {
     "by a pool": "from_pool = charge.quantity",
@@ -153,13 +218,34 @@ _ALIKE = re.compile(
 """How one value may be told: as another type of the same number, by another name of UTC."""
 
 
+async def _boots(connection: Connection, *, summed: bool) -> list[int]:
+    """Return the boots whose charges are added up, or all of them."""
+    if not summed:
+        found = await connection.execute("SELECT boot_no FROM boot")
+        return [row[0] for row in await found.fetchall()]
+    boots: list[int] = []
+    for fleet in await all_fleets(connection):
+        many = PlainReplay(await load_replay(connection, fleet))
+        with suppress(NotSums):
+            async for step in many.steps_beside(connection, sums=True):
+                many._replay.step(step)
+            boots += many.summed
+    return boots
+
+
 @pytest.mark.parametrize(
-    ("table", "paid"), [*(("charge", paid) for paid in PAID), ("reading", "by nobody")]
+    ("world", "table", "paid"),
+    [
+        *(("alike", "charge", paid) for paid in PAID),
+        ("alike", "reading", "by nobody"),
+        ("ample", "charge", "by a pool"),
+        ("ample", "reading", "by a pool"),
+    ],
 )
 def test_damage_to_any_column_is_named_as_the_core_names_it(
-    worlds: dict[str, str], table: str, paid: str, monkeypatch: pytest.MonkeyPatch
+    worlds: dict[str, str], world: str, table: str, paid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def steps(self: PlainReplay, connection: Connection) -> object:
+    async def steps(self: PlainReplay, connection: Connection, *, sums: bool) -> object:  # noqa: ARG001
         async for step in run_steps(connection, self._replay.fleet.fleet_no):
             yield step
 
@@ -167,11 +253,14 @@ def test_damage_to_any_column_is_named_as_the_core_names_it(
         differences = (await audit_database(connection)).differences
         return {_ALIKE.sub(r"\1", each) for each in differences}
 
-    async def damaged(connection: Connection, column: str) -> tuple[set[str], set[str]]:
+    async def damaged(
+        connection: Connection, column: str, boots: list[int]
+    ) -> tuple[set[str], set[str]]:
         async with connection.transaction(force_rollback=True):
             changed = await connection.execute(
                 f"UPDATE {table} SET {column.split(',', maxsplit=1)[0]} = {CHANGES[table][column]} WHERE "  # noqa: S608
-                + _PLAIN_CHARGE.format(paid=PAID[paid]).replace("%%", "%")
+                + _PLAIN_CHARGE.format(paid=PAID[paid]),
+                {"boots": boots},
             )
             assert changed.rowcount == 1
             many = await audited(connection)
@@ -180,7 +269,8 @@ def test_damage_to_any_column_is_named_as_the_core_names_it(
                 return many, await audited(connection)
 
     async def every() -> None:
-        async with await connect(worlds["alike"], application="test") as connection:
+        async with await connect(worlds[world], application="test") as connection:
+            boots = await _boots(connection, summed=world == "ample")
             found = await connection.execute(
                 "SELECT conrelid::regclass, conname FROM pg_constraint WHERE contype = 'c'"
                 " AND conrelid IN ('charge'::regclass, 'reading'::regclass)"
@@ -189,7 +279,7 @@ def test_damage_to_any_column_is_named_as_the_core_names_it(
                 await connection.execute(f"ALTER TABLE {of_table} DROP CONSTRAINT {name}")
             assert await audited(connection) == set()
             for column in CHANGES[table]:
-                many, one_by_one = await damaged(connection, column)
+                many, one_by_one = await damaged(connection, column, boots)
                 assert many, column
                 assert many == one_by_one, column
             await connection.rollback()
