@@ -11,10 +11,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from struct import Struct, pack
 
-import numpy as np
-import numpy.typing as npt
 import psycopg
-from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
 _INT2, _INT4, _INT8, _TEXT, _TIMESTAMPTZ = 21, 23, 20, 25, 1184
@@ -77,29 +75,6 @@ for _kind, _oid in (
     psycopg.adapters.register_dumper(
         _kind, type(f"{_kind.__name__}Dumper", (_AsItIs,), {"oid": _oid})
     )
-
-
-Column = npt.NDArray[np.int64]
-"""Whole numbers of many rows."""
-
-
-class ColumnLoader(Loader):
-    """Reads an int8[] without NULLs as a column; to be registered for `array_oid` where one is asked for."""
-
-    format = Format.BINARY
-    array_oid = 1016
-    _elements = np.dtype([("octets", ">i4"), ("value", ">i8")])
-
-    def load(self, data: Buffer) -> Column:
-        """Return the column."""
-        count = (len(data) - _ARRAY_HEAD) // self._elements.itemsize
-        if count <= 0:
-            return np.empty(0, np.int64)
-        elements = np.frombuffer(data, self._elements, count, _ARRAY_HEAD)
-        return elements["value"].astype(np.int64)
-
-
-_ARRAY_HEAD = 20
 
 
 def int2_array(values: Iterable[int | None]) -> bytes:

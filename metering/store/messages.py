@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from metering.ids import TenantNo
-from metering.store.binary import Column, ColumnLoader
+from metering.store.columns import Column, column_of
 from metering.store.connection import Connection
 
 _LEVEL = 1
@@ -275,15 +275,16 @@ async def _stored(
     wanted = list(batches)
     if not wanted:
         return []
-    async with connection.cursor(binary=True) as cursor:
-        cursor.adapters.register_loader(ColumnLoader.array_oid, ColumnLoader)
-        await cursor.execute(
-            "SELECT reading.batch_no, device.tenant_no, array_agg(reading.boot_no),"
-            " array_agg(reading.seq)"
-            " FROM unnest(%s::bigint[], %s::int[]) AS given (batch_no, tenant_no)"
-            " JOIN reading USING (batch_no)"
-            " JOIN device ON device.device_no = reading.device_no"
-            "   AND device.tenant_no = given.tenant_no GROUP BY 1, 2 ORDER BY 1, 2",
-            [[each[0] for each in wanted], [each[1] for each in wanted]],
-        )
-        return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
+    found = await connection.execute(
+        "SELECT reading.batch_no, device.tenant_no, array_send(array_agg(reading.boot_no)),"
+        " array_send(array_agg(reading.seq))"
+        " FROM unnest(%s::bigint[], %s::int[]) AS given (batch_no, tenant_no)"
+        " JOIN reading USING (batch_no)"
+        " JOIN device ON device.device_no = reading.device_no"
+        "   AND device.tenant_no = given.tenant_no GROUP BY 1, 2 ORDER BY 1, 2",
+        [[each[0] for each in wanted], [each[1] for each in wanted]],
+        binary=True,
+    )
+    return [
+        (row[0], row[1], column_of(row[2]), column_of(row[3])) for row in await found.fetchall()
+    ]
