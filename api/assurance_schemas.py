@@ -218,6 +218,7 @@ class SimComparisons(Page[SimComparison]):
 class ComparedReading(BaseModel):
     """A count of a device's SIM that is compared and not charged: the carrier's, or the device's own."""
 
+    record_id: str
     counted_by: Literal["carrier", "device"]
     carrier: str | None = Field(description="its name; null of what the device counted")
     device_id: str
@@ -248,6 +249,7 @@ class ComparedReadings(Page[ComparedReading]):
                 {
                     "items": [
                         {
+                            "record_id": "17-3-1776254400000000",
                             "counted_by": "carrier",
                             "carrier": "another",
                             "device_id": "meter-7",

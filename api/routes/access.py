@@ -33,7 +33,7 @@ _Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", exam
 _TenantId = Annotated[
     str, Path(pattern=ID_PATTERN, description="the tenant's id", examples=["demo"])
 ]
-_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the entry's number", examples=[12])]
+_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 2, description="the entry's number", examples=[12])]
 
 
 @router.get("/api-keys")
@@ -211,6 +211,15 @@ async def get_audit_log(
         ],
         next_cursor=cursor_of([rows[limit - 1].entry_no]) if len(rows) > limit else None,
     )
+
+
+@router.get("/audit-log/{entry_no}")
+async def get_audit_entry(caller: AsCaller, entry_no: _EntryNo) -> schemas.AuditEntry:
+    """Show one entry: who changed what by the API."""
+    row = await audit_log.audit_entry(caller.connection, caller.tenant_no, entry_no)
+    if row is None:
+        raise NotFound("audit entry", str(entry_no))
+    return schemas.AuditEntry.model_validate(row, from_attributes=True)
 
 
 @router.get("/audit-log/{entry_no}/changes")

@@ -101,6 +101,12 @@ async def list_audit_entries(
     )
 
 
+async def audit_entry(connection: Connection, tenant: TenantNo, entry_no: int) -> AuditEntry | None:
+    """Return one of a tenant's entries; None when there is no such."""
+    rows = await list_audit_entries(connection, tenant, before=entry_no + 1, limit=1)
+    return rows[0] if rows and rows[0].entry_no == entry_no else None
+
+
 async def entry_exists(connection: Connection, tenant: TenantNo, entry_no: int) -> bool:
     """Whether a tenant has an entry of this number."""
     found = await connection.execute(

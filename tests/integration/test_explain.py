@@ -25,6 +25,7 @@ from api.routes.fleets import get_fleet_balance
 from api.routes.usage import get_device_usage, get_fleet_usage
 from metering.access import Identity, Role
 from metering.billing.bill import bill_so_far
+from metering.event_kinds import EventKind
 from metering.ids import BootNo, DeviceId, DeviceNo, FleetNo, ShardNo, TenantId, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
@@ -482,8 +483,8 @@ async def _subscriptions(connection: Connection, device_no: int | None) -> None:
 
 async def _pool_members(connection: Connection) -> None:
     lot = pool_views.PoolLotView(
-        bucket_no=30001, fleet_id="fleet-1", meter_no=1, name="pool", source="plan", plan_id=None,
-        plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0, members=1,
+        bucket_no=30001, fleet_no=FLEET, fleet_id="fleet-1", meter_no=1, name="pool", source="plan",
+        plan_id=None, plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0, members=1,
     )  # fmt: skip
     await pool_views.list_pool_members(
         connection, TENANT, lot=lot, cycle_start=CYCLE, after=0, limit=50
@@ -499,7 +500,12 @@ COMMAND = outbox.NewCommand(
     expires_at=None,
 )  # fmt: skip
 EVENT = outbox.NewEvent(
-    tenant_no=TENANT, fleet_no=FLEET, device_no=10, kind="new", payload={}, cause="new"
+    tenant_no=TENANT,
+    fleet_no=FLEET,
+    device_no=10,
+    kind=EventKind.WALLET_LOW,
+    payload={},
+    cause="new",
 )
 ANSWER = commands.HeardAck(
     tenant_id=TenantId("tenant-2"), device_id=DeviceId("device-10"),

@@ -25,6 +25,7 @@ from api.app import create_app
 from metering.control.call_webhook import signed_headers
 from metering.control.prune import Pruner
 from metering.control.send_webhooks import again_at
+from metering.event_kinds import EventKind
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
@@ -120,7 +121,7 @@ def subscribe(pipeline: Pipeline, url: str, *kinds: str) -> None:
     asyncio.run(create())
 
 
-def happen(pipeline: Pipeline, *causes: str, kind: str = "threshold.crossed") -> None:
+def happen(pipeline: Pipeline, *causes: str, kind: EventKind = EventKind.THRESHOLD_CROSSED) -> None:
     """Record events of the first tracker."""
     ((tenant_no, fleet_no, device_no),) = pipeline.query(
         "SELECT tenant_no, fleet_no, device_no FROM device WHERE device_id = %s", TRACKERS[0]
@@ -234,7 +235,7 @@ def test_only_the_kinds_that_an_endpoint_wants_are_told(
 ) -> None:
     subscribe(pipeline, receiver.url, "balance.topped_up")
     happen(pipeline, "alert:1")
-    happen(pipeline, "top-up:1", kind="balance.topped_up")
+    happen(pipeline, "top-up:1", kind=EventKind.BALANCE_TOPPED_UP)
     pipeline.start_control()
     wait_until(delivered(pipeline), "the delivery")
     assert [body["type"] for body in receiver.bodies()] == ["balance.topped_up"]
