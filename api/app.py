@@ -43,6 +43,7 @@ from api.routes import (
     faults,
     fleets,
     jobs,
+    me,
     messages,
     operations,
     payments,
@@ -210,6 +211,7 @@ def served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
         messages,
         assurance,
         jobs,
+        me,
     ):
         without = unnamed(module.router.routes)
         if without:

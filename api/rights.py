@@ -58,8 +58,10 @@ RIGHTS: dict[str, Scope] = {
         Scope.QUOTA: "post_reservation post_settlement post_release",
         Scope.ACCESS: """
             get_api_keys post_api_key revoke_api_key get_users post_user disable_user get_audit_log
-            get_audit_entry get_audit_changes get_api_key rotate_api_key get_user patch_user enable_user""",
-        Scope.PLATFORM: "get_tenants get_tenant post_tenant patch_tenant",
+            get_audit_entry get_audit_changes get_api_key rotate_api_key get_user patch_user
+            enable_user get_tenant""",
+        Scope.PLATFORM: "get_tenants post_tenant patch_tenant",
+        Scope.SELF: "get_me",
     }.items()
     for name in names.split()
 }

@@ -8,13 +8,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api import job_schemas as schemas
-from api.auth import AsCaller, AsWriter, Caller, seeing_again
+from api.auth import AsCaller, AsWriter, Caller, check_held, seeing_again
 from api.errors import FieldProblem, ProblemDocument, ProblemError, bad_input, given_as
 from api.parameters import Cursor, IdempotencyKey, Limit, cursor_of, number_after
 from api.problems import kind_of
 from api.rights import RIGHTS
 from api.state import ApiState, state_of
-from metering.access import SCOPES
 from metering.errors import InvalidValue, NotFound
 from metering.ids import checked_id
 from metering.period import instant_text
@@ -178,8 +177,7 @@ async def post_job_cancellation(caller: AsWriter, job_no: _JobNo) -> schemas.Job
     """
     job = await _found(caller, job_no)
     scope = RIGHTS[_ORDERED_BY[job.kind]]
-    if scope not in SCOPES[caller.identity.role]:
-        raise ProblemError(HTTPStatus.FORBIDDEN, f"the role {caller.identity.role} lacks {scope}")
+    check_held(caller.identity, {scope})
     await store.ask_to_cancel(caller.connection, caller.tenant_no, job_no, now=caller.now)
     return _job(await _found(caller, job_no))
 

@@ -168,21 +168,18 @@ class ReservationView(Reservation):
 
 
 _COLUMNS = ", ".join(f"reservation.{name}" for name in Reservation.__slots__)
-_RESERVATIONS = (
-    "SELECT one.*, fleet.fleet_id"
-    + _FLEETS.format(  # noqa: S608 - text of this module
-        key="reservation_no",
-        each="SELECT "  # noqa: S608 - columns
-        + _COLUMNS
-        + ", device.device_id FROM reservation"
-        " JOIN device ON device.device_no = reservation.device_no"
-        " WHERE reservation.fleet_no = fleet.fleet_no"
-        " AND (%(before)s::bigint IS NULL OR reservation.reservation_no < %(before)s)"
-        " AND (%(device_no)s::bigint IS NULL OR reservation.device_no = %(device_no)s)"
-        " AND (%(meter_no)s::int IS NULL OR reservation.meter_no = %(meter_no)s)"
-        " AND (%(state)s::text IS NULL OR reservation.state = %(state)s)"
-        " ORDER BY reservation.reservation_no DESC LIMIT %(limit)s",
-    )
+_RESERVATIONS_OF_FLEET = (
+    f"SELECT {_COLUMNS}, device.device_id FROM reservation"  # noqa: S608 - columns
+    " JOIN device ON device.device_no = reservation.device_no"
+    " WHERE reservation.fleet_no = fleet.fleet_no"
+    " AND (%(before)s::bigint IS NULL OR reservation.reservation_no < %(before)s)"
+    " AND (%(device_no)s::bigint IS NULL OR reservation.device_no = %(device_no)s)"
+    " AND (%(meter_no)s::int IS NULL OR reservation.meter_no = %(meter_no)s)"
+    " AND (%(state)s::text IS NULL OR reservation.state = %(state)s)"
+    " ORDER BY reservation.reservation_no DESC LIMIT %(limit)s"
+)
+_RESERVATIONS = "SELECT one.*, fleet.fleet_id" + _FLEETS.format(
+    key="reservation_no", each=_RESERVATIONS_OF_FLEET
 )
 
 

@@ -484,7 +484,8 @@ async def _subscriptions(connection: Connection, device_no: int | None) -> None:
 async def _pool_members(connection: Connection) -> None:
     lot = pool_views.PoolLotView(
         bucket_no=30001, fleet_no=FLEET, fleet_id="fleet-1", meter_no=1, name="pool", source="plan",
-        plan_id=None, plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0, members=1,
+        plan_id=None, plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0,
+        members=1,
     )  # fmt: skip
     await pool_views.list_pool_members(
         connection, TENANT, lot=lot, cycle_start=CYCLE, after=0, limit=50
