@@ -119,7 +119,7 @@ MADE: dict[str, frozenset[str]] = {
     "post_fleet": frozenset({"fleet_id"}),
     "post_device": frozenset({"device_id"}),
     "post_devices": frozenset({"device_id"}),
-    "post_device_import": frozenset({"device_ids"}),
+    "post_device_import": frozenset({"device_ids", "device_id"}),
 }
 """Operations that make what they name, so that nobody can reach it yet."""
 

@@ -310,7 +310,8 @@ async def patch_tenant(
 
 
 async def _new_key(caller: Caller, order: schemas.NewApiKey) -> tuple[int, str]:
-    check_held(caller.identity, order.scopes or SCOPES[Role(order.role)])
+    of_role = SCOPES[Role(order.role)]
+    check_held(caller.identity, of_role & frozenset(order.scopes or of_role))
     fleets = await _fleet_nos(caller, order.fleet_ids)
     device_no = None
     if order.device_id is not None:

@@ -175,7 +175,10 @@ def test_everybody_learns_who_they_are(api: "ApiUnderTest") -> None:
     )  # fmt: skip
     assert (manager["tenant_id"], manager["fleet_ids"]) == ("acme", ["acme-north"])
     assert manager["expires_at"] == "2026-04-16T12:00:00Z"
-    assert (manager["requests_a_minute"], manager["tenant_requests_a_minute"]) == (6000, 60_000)
+    assert (manager["requests_a_minute"], manager["tenant_requests_a_minute"]) == (
+        api.app.state.fleetmeter.settings.api_requests_a_minute_of_key,
+        api.app.state.fleetmeter.settings.api_requests_a_minute_of_tenant,
+    )
     assert set(manager["scopes"]) == SCOPES[Role.FLEET_MANAGER]
     device = me("device")
     assert (device["device_id"], device["scopes"]) == (

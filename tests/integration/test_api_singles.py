@@ -71,7 +71,7 @@ def test_balances_are_listed_across_fleets(api: "ApiUnderTest") -> None:
         ({"source": "top_up"}, [shared, own]),
         ({"source": "top_up", "kind": "pool"}, [shared]),
         ({"source": "top_up", "fleet": "acme-north"}, [own]),
-        ({"device": "acme-1", "meter": "sms"}, [own]),
+        ({"device": "acme-1", "meter": "sms", "source": "top_up"}, [own]),
         ({"source": "top_up", "holds_at": NOW.isoformat()}, [own]),
         ({"source": "top_up", "holds_at": later}, [shared, own]),
         ({"device": "acme-3", "source": "top_up"}, []),
