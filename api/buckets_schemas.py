@@ -3,30 +3,10 @@
 from pydantic import Field
 from pydantic.config import JsonDict
 
-from api.balances_schemas import BalanceBucket, Operation
+from api.balances_schemas import _BUCKET, BalanceBucket, Operation
 from api.reservations_schemas import Reservation
 from api.schemas import Page, Unit, _example
 
-_BUCKET: JsonDict = {
-    "bucket_no": 17,
-    "fleet_id": "north",
-    "device_id": "meter-7",
-    "meter": "data",
-    "unit": "octet",
-    "name": "top-up",
-    "kind": "allowance",
-    "source": "top_up",
-    "plan_id": None,
-    "plan_version": None,
-    "priority": 300,
-    "zones": None,
-    "begins_at": "2026-04-15T12:00:00Z",
-    "expires_at": None,
-    "granted": 500000000,
-    "used": 100000000,
-    "left": 400000000,
-    "reserved": 0,
-}
 _OPERATION: JsonDict = {
     "operation_no": 5,
     "kind": "top_up",

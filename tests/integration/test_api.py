@@ -54,6 +54,13 @@ _ACME = {
     "version": "1",
     "tenant_id": "acme",
     "job_no": "1",
+    "alert_id": "1",
+    "adjustment_no": "1",
+    "carrier_record_id": f"1-2-{int(NOW.timestamp()) * 10**6}",
+    "command_id": "8d7c2f4e-6a1b-4c3d-9e5f-0a1b2c3d4e5f",
+    "operation_no": "1",
+    "parked_reading_id": "3-3",
+    "record_id": "3-4-0",
 }
 
 
@@ -296,6 +303,9 @@ def test_another_tenants_key_never_shows_the_data(api: "ApiUnderTest") -> None:
         user = {"issuer": "https://i", "subject": name, "name": name, "role": "billing"}
         keyed = {"Idempotency-Key": "user"}
         assert client.post("/v1/users", json=user, headers=keyed).status_code == 201
+        bought = {"meter": "sms", "quantity": 1}
+        top_up = f"/v1/fleets/{name}-north/top-ups"
+        assert client.post(top_up, json=bought, headers=keyed).status_code == 201
     for path in KEYED:
         if path.startswith("/v1/tenants"):
             continue  # for platform operators
