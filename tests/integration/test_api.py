@@ -304,7 +304,7 @@ def test_another_tenants_key_never_shows_the_data(api: "ApiUnderTest") -> None:
         keyed = {"Idempotency-Key": "user"}
         assert client.post("/v1/users", json=user, headers=keyed).status_code == 201
         bought = {"meter": "sms", "quantity": 1}
-        top_up = f"/v1/fleets/{name}-north/top-ups"
+        top_up = f"/v1/devices/{name}-1/top-ups"
         assert client.post(top_up, json=bought, headers=keyed).status_code == 201
     for path in KEYED:
         if path.startswith("/v1/tenants"):

@@ -969,13 +969,25 @@ def test_what_is_shown_stays_on_its_index_under_row_level_security(
         ("usage records of a fleet", "DROP INDEX charge_by_fleet_in_order"),
         ("bill: use", "DROP INDEX meter_use_by_fleet"),
         ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
-        ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
-        ("lots that go on", "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool"),
+        (
+            "balance: pools",
+            "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end, bucket_by_fleet",
+        ),
+        (
+            "lots that go on",
+            "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool, bucket_by_fleet",
+        ),
         (
             "top-ups",
-            "DROP INDEX devices_top_up_that_holds, fleet_with_top_ups_of_devices, bucket_by_end",
+            (
+                "DROP INDEX devices_top_up_that_holds, fleet_with_top_ups_of_devices, bucket_by_end,"
+                " bucket_by_fleet"
+            ),
         ),
-        ("top-ups", "DROP INDEX fleets_top_up_that_holds, bucket_by_end, pool_that_holds"),
+        (
+            "top-ups",
+            "DROP INDEX fleets_top_up_that_holds, bucket_by_end, pool_that_holds, bucket_by_fleet",
+        ),
         ("postings of a bucket", "DROP INDEX charge_by_fleet_in_order"),
         (
             "postings of a bucket",
