@@ -38,6 +38,8 @@ from metering.store.registry import (
 router = APIRouter(prefix="/v1", tags=["access"])
 
 _Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", examples=[4])]
+_EDITED_OF_USER = frozenset({"name", "role", "fleet_ids", "disabled_at"})
+"""What of a user people change; when it came is nobody's edit."""
 _TenantId = Annotated[
     str, Path(pattern=ID_PATTERN, description="the tenant's id", examples=["demo"])
 ]
@@ -137,7 +139,7 @@ async def get_user(caller: AsAsker, user_no: _Number, response: Response) -> sch
     row = await users.user_with(caller.connection, caller.tenant_no, user_no)
     if row is None:
         raise NotFound("user", str(user_no))
-    return etags.tagged(response, await _user(caller, row))
+    return etags.tagged(response, await _user(caller, row), _EDITED_OF_USER)
 
 
 @router.post("/users", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
@@ -159,7 +161,9 @@ async def post_user(
                 now=caller.now,
             )
             once.made = str(number)
-    return etags.tagged(response, await _user(caller, await _owned_user(caller, int(once.name))))
+    return etags.tagged(
+        response, await _user(caller, await _owned_user(caller, int(once.name))), _EDITED_OF_USER
+    )
 
 
 @router.patch("/users/{user_no}", responses=etags.MATCHED)
@@ -172,7 +176,7 @@ async def patch_user(
 ) -> schemas.User:
     """Change a user's name, role and reach, from its next request on."""
     row = await _owned_user(caller, user_no)
-    etags.check_match(if_match, await _user(caller, row))
+    etags.check_match(if_match, await _user(caller, row), _EDITED_OF_USER)
     check_held(caller.identity, SCOPES[Role(patch.role or row.role)])
     fleets = row.fleets
     if "fleet_ids" in patch.model_fields_set:
@@ -185,14 +189,16 @@ async def patch_user(
         role=Role(row.role if patch.role is None else patch.role),
         fleets=fleets,
     )
-    return etags.tagged(response, await _user(caller, await _owned_user(caller, user_no)))
+    return etags.tagged(
+        response, await _user(caller, await _owned_user(caller, user_no)), _EDITED_OF_USER
+    )
 
 
 @router.delete("/users/{user_no}", status_code=HTTPStatus.NO_CONTENT, responses=etags.MATCHED)
 async def disable_user(caller: AsWriter, user_no: _Number, if_match: etags.IfMatch = None) -> None:
     """Let a user in no more; it stays in the list, disabled, and may be let in again."""
     row = await _owned_user(caller, user_no)
-    etags.check_match(if_match, await _user(caller, row))
+    etags.check_match(if_match, await _user(caller, row), _EDITED_OF_USER)
     await users.disable_user(caller.connection, caller.tenant_no, user_no, now=caller.now)
 
 
@@ -202,10 +208,12 @@ async def enable_user(
 ) -> schemas.User:
     """Let a user in again who was disabled; of one who is not, nothing changes."""
     row = await _owned_user(caller, user_no)
-    etags.check_match(if_match, await _user(caller, row))
+    etags.check_match(if_match, await _user(caller, row), _EDITED_OF_USER)
     check_held(caller.identity, SCOPES[Role(row.role)])
     await users.enable_user(caller.connection, caller.tenant_no, user_no)
-    return etags.tagged(response, await _user(caller, await _owned_user(caller, user_no)))
+    return etags.tagged(
+        response, await _user(caller, await _owned_user(caller, user_no)), _EDITED_OF_USER
+    )
 
 
 @router.get("/audit-log")

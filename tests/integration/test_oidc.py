@@ -330,12 +330,16 @@ def test_nobody_keeps_a_person_from_another_tenant(
     assert _invite(api, "acme", issuer, "cleo").status_code == 201
     users = api.acme.get("/v1/users").json()["items"]
     assert [each["came_at"] for each in users if each["subject"] == "cleo"] == [None]
+    (number,) = [each["user_no"] for each in users if each["subject"] == "cleo"]
+    tag = api.acme.get(f"/v1/users/{number}").headers["ETag"]
     unclear = asked("cleo")
     assert unclear.status_code == 422
     assert unclear.json()["errors"][0]["fix"] == "name one of acme, rival"
     named = asked("cleo", "acme")
     assert named.status_code == 200, named.text
     assert named.json()["tenant_id"] == "acme"
+    assert api.acme.get(f"/v1/users/{number}").json()["came_at"] is not None
+    assert api.acme.get(f"/v1/users/{number}").headers["ETag"] == tag
     # From then on it is clear.
     assert asked("cleo").json()["tenant_id"] == "acme"
     assert asked("cleo", "nobody").status_code == 403

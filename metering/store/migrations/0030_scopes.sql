@@ -20,6 +20,7 @@ $$;
 ALTER TABLE api_user
     DROP CONSTRAINT an_issuers_subject_is_one_user,
     ADD COLUMN came_at timestamptz;
+UPDATE api_user SET came_at = created_at; -- they were each of one tenant, and go on so
 COMMENT ON COLUMN api_user.came_at IS 'When its person first came for this tenant; NULL: never.';
 CREATE UNIQUE INDEX an_issuers_subject_is_one_user_of_a_tenant
     ON api_user (issuer, subject, (coalesce(tenant_no, 0)));
