@@ -86,7 +86,7 @@ LOCK = .venv/bin/uv pip compile --universal --python-version 3.11 --generate-has
 	--no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock" -q $(ARGS)
 
-openapi: environment ## bring docs/openapi.json and docs/problems.md in line with the API
+openapi: environment ## bring docs/openapi.json, problems.md and events.md in line with the API
 	@.venv/bin/python -m api.openapi_document
 
 client: development ## make the typed Python client of the API from docs/openapi.json, and its wheel in var/client

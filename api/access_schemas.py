@@ -7,6 +7,7 @@ from pydantic.config import JsonDict
 
 from api.parameters import Instant
 from api.schemas import Page, Time
+from metering.access import Scope
 from metering.ids import ID_PATTERN
 
 _Id = Annotated[str, Field(pattern=ID_PATTERN)]
@@ -28,6 +29,7 @@ _KEY: JsonDict = {
     "role": "fleet_manager",
     "fleet_ids": ["north"],
     "device_id": None,
+    "scopes": ["fleets:read", "fleets:write"],
     "created_at": "2026-01-01T00:00:00Z",
     "expires_at": "2027-01-01T00:00:00Z",
     "revoked_at": None,
@@ -41,6 +43,7 @@ _USER: JsonDict = {
     "role": "billing",
     "fleet_ids": None,
     "created_at": "2026-01-01T00:00:00Z",
+    "came_at": "2026-01-02T08:00:00Z",
     "disabled_at": None,
 }
 _TENANT: JsonDict = {
@@ -81,6 +84,9 @@ class ApiKey(BaseModel):
     role: _AnyRole
     fleet_ids: list[str] | None = Field(description="the only fleets that it reaches; null: all")
     device_id: str | None = Field(description="the device that it is for, with the role `device`")
+    scopes: list[Scope] | None = Field(
+        description="the only scopes of its role that it has; null: all of them"
+    )
     created_at: Time
     expires_at: Time | None = Field(description="null: it does not end by itself")
     revoked_at: Time | None
@@ -107,6 +113,12 @@ class NewApiKey(BaseModel):
     role: KeyRole
     fleet_ids: _FleetIds = None
     device_id: _Id | None = Field(None, description="with the role `device`: the only one")
+    scopes: list[Scope] | None = Field(
+        None,
+        min_length=1,
+        max_length=len(Scope),
+        description="the only scopes of its role that it is to have; null: all of them",
+    )
     expires_at: Instant | None = Field(None, description="unset: it does not end by itself")
 
 
@@ -148,6 +160,7 @@ class User(BaseModel):
     role: _AnyRole
     fleet_ids: list[str] | None = Field(description="the only fleets that it reaches; null: all")
     created_at: Time
+    came_at: Time | None = Field(description="when its person first came; null: never")
     disabled_at: Time | None
 
 
@@ -222,6 +235,48 @@ class NewTenant(BaseModel):
 
     tenant_id: _Id
     name: _Name
+
+
+class Me(BaseModel):
+    """Who asks, and what they may."""
+
+    model_config = _example(
+        {
+            "kind": "api_key",
+            "api_key_no": 4,
+            "user_no": None,
+            "name": "dashboard",
+            "role": "fleet_manager",
+            "scopes": ["fleets:read", "self:read"],
+            "tenant_id": "demo",
+            "tenant_name": "Demo",
+            "fleet_ids": ["north"],
+            "device_id": None,
+            "expires_at": "2027-01-01T00:00:00Z",
+            "requests_a_minute": 6000,
+            "tenant_requests_a_minute": 60000,
+        }
+    )
+
+    kind: Literal["api_key", "user"]
+    api_key_no: int | None
+    user_no: int | None
+    name: str = Field(description="the key's label, or the user's name")
+    role: _AnyRole
+    scopes: list[Scope] = Field(description="what it may; each operation wants one of them")
+    tenant_id: str | None = Field(description="null: the platform's operator, who named no tenant")
+    tenant_name: str | None
+    fleet_ids: list[str] | None = Field(description="the only fleets that it reaches; null: all")
+    device_id: str | None = Field(description="the device that it is for, with the role `device`")
+    expires_at: Time | None = Field(
+        description="when the key ends; null: not by itself, or it is a user, whose token does"
+    )
+    requests_a_minute: int | None = Field(
+        description="how many requests it may make in a minute; null: any number"
+    )
+    tenant_requests_a_minute: int | None = Field(
+        description="how many its whole tenant may make; null: any number"
+    )
 
 
 class TenantPatch(BaseModel):

@@ -34,6 +34,7 @@ from api.routes import (
     bill_lines,
     billing_settings,
     bills,
+    buckets,
     carriers,
     charges,
     control,
@@ -43,6 +44,7 @@ from api.routes import (
     faults,
     fleets,
     jobs,
+    me,
     messages,
     operations,
     payments,
@@ -186,6 +188,7 @@ def served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
         fleets,
         devices,
         balances,
+        buckets,
         bills,
         documents,
         billing_settings,
@@ -210,6 +213,7 @@ def served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
         messages,
         assurance,
         jobs,
+        me,
     ):
         without = unnamed(module.router.routes)
         if without:

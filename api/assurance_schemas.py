@@ -232,9 +232,36 @@ class SimComparisons(Page[SimComparison]):
     )
 
 
+_COMPARED: JsonDict = {
+    "record_id": "17-3-1776254400000000",
+    "counted_by": "carrier",
+    "carrier": "another",
+    "device_id": "meter-7",
+    "fleet_id": "north",
+    "boot_id": "by id: carrier/another",
+    "seq": 3,
+    "meter": "data",
+    "unit": "octet",
+    "kind": "delta",
+    "uplink_quantity": 2000,
+    "downlink_quantity": 10000,
+    "quantity": 12000,
+    "since": "2026-04-15T00:00:00Z",
+    "measured_at": "2026-04-15T12:00:00Z",
+    "received_at": "2026-04-15T13:00:00Z",
+    "zone": None,
+    "rat": None,
+    "apn": None,
+    "session": None,
+}
+
+
 class ComparedReading(BaseModel):
     """A count of a device's SIM that is compared and not charged: the carrier's, or the device's own."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_COMPARED]})
+
+    record_id: str
     counted_by: Literal["carrier", "device"]
     carrier: str | None = Field(description="its name; null of what the device counted")
     device_id: str
@@ -263,29 +290,7 @@ class ComparedReadings(Page[ComparedReading]):
         json_schema_extra={
             "examples": [
                 {
-                    "items": [
-                        {
-                            "counted_by": "carrier",
-                            "carrier": "another",
-                            "device_id": "meter-7",
-                            "fleet_id": "north",
-                            "boot_id": "by id: carrier/another",
-                            "seq": 3,
-                            "meter": "data",
-                            "unit": "octet",
-                            "kind": "delta",
-                            "uplink_quantity": 2000,
-                            "downlink_quantity": 10000,
-                            "quantity": 12000,
-                            "since": "2026-04-15T00:00:00Z",
-                            "measured_at": "2026-04-15T12:00:00Z",
-                            "received_at": "2026-04-15T13:00:00Z",
-                            "zone": None,
-                            "rat": None,
-                            "apn": None,
-                            "session": None,
-                        }
-                    ],
+                    "items": [_COMPARED],
                     "next_cursor": None,
                 }
             ]

@@ -1,7 +1,7 @@
 """Who asks: a key or a user's token opens one tenant's data, as far as its role and its reach go."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,15 +18,15 @@ from api.oidc import IssuerAway, Subject, TokenRefused
 from api.parameters import refuse_odd_json
 from api.rights import MADE, REACHED, RIGHTS
 from api.state import ApiState, state_of
-from metering.access import SCOPES, Identity, Scope
+from metering.access import Identity, Scope
 from metering.errors import NotFound
 from metering.ids import ID_PATTERN, TenantNo
 from metering.store.api_keys import KEY_PREFIX, key_of, note_key_use
 from metering.store.audit_log import insert_audit_entry
 from metering.store.connection import Connection
 from metering.store.reach import audit_from_here, sees, speak_for, speak_for_tenant
-from metering.store.registry import tenant_no
-from metering.store.users import user_of
+from metering.store.registry import tenant_id, tenant_no
+from metering.store.users import FoundUser, note_user_came, users_of
 
 _CHECKOUT_SECONDS = 2.0
 """How long a request waits for a connection before it is told to try again."""
@@ -66,6 +66,16 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Who asks of a tenant, or as the platform's operator of the platform itself: `tenant_no` is None."""
+
+    identity: Identity
+    tenant_no: TenantNo | None
+    connection: Connection
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """Who was let in to what lasts: it can be asked again whether they still may."""
 
@@ -82,7 +92,7 @@ class Admission:
         try:
             given = await _given(state, self.credentials)
             async with _snapshot(state) as connection:
-                found, _ = await _identity(state, connection, given)
+                found, _ = await _identity(state, connection, given, self.of_tenant)
                 await _admitted(self.request, connection, found, self.of_tenant)
                 if not await sees(connection, REACHED["fleet_id"].query, [fleet_id]):
                     return f"no fleet '{fleet_id}'"
@@ -130,7 +140,8 @@ _OfTenant = Annotated[
     Header(
         alias="Fleetmeter-Tenant",
         pattern=ID_PATTERN,
-        description="the tenant for which a platform operator asks; of others, their own",
+        description="the tenant for which a platform operator asks, or a user of several tenants;"
+        " of others, their own",
     ),
 ]
 
@@ -142,10 +153,29 @@ async def caller(
     state = state_of(request)
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
-        found, noted_at = await _identity(state, connection, given)
+        found, noted_at = await _identity(state, connection, given, of_tenant)
         await _count(request, state, found)
         tenant = await _admitted(request, connection, found, of_tenant)
         yield _caller(state, connection, found, tenant)
+        await _note_use(state, connection, found, noted_at)
+
+
+async def asker(
+    request: Request, credentials: _Credentials, of_tenant: _OfTenant = None
+) -> AsyncIterator[Asker]:
+    """Find who asks, as `caller` does; a platform operator need not name a tenant."""
+    state = state_of(request)
+    given = await _given(state, credentials)
+    async with _snapshot(state) as connection:
+        found, noted_at = await _identity(state, connection, given, of_tenant)
+        await _count(request, state, found)
+        tenant = None
+        if found.tenant_no is None and of_tenant is None:
+            _check_scope(request, found)
+            await speak_for(connection, found, tenant=None)
+        else:
+            tenant = await _admitted(request, connection, found, of_tenant)
+        yield Asker(identity=found, tenant_no=tenant, connection=connection, now=state.now())
         await _note_use(state, connection, found, noted_at)
 
 
@@ -163,7 +193,7 @@ async def writer(
     state = state_of(request)
     given = await _given(state, credentials)
     async with open_transaction(state) as connection:
-        found, noted_at = await _identity(state, connection, given)
+        found, noted_at = await _identity(state, connection, given, of_tenant)
         await _count(request, state, found)
         tenant = await _admitted(request, connection, found, of_tenant)
         body = await _json_body(request)
@@ -181,7 +211,7 @@ async def operator_reader(request: Request, credentials: _Credentials) -> AsyncI
     state = state_of(request)
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
-        found, _ = await _identity(state, connection, given)
+        found, _ = await _identity(state, connection, given, None)
         await _count(request, state, found)
         _check_scope(request, found)
         await speak_for(connection, found, tenant=None)
@@ -193,7 +223,7 @@ async def operator_writer(request: Request, credentials: _Credentials) -> AsyncI
     state = state_of(request)
     given = await _given(state, credentials)
     async with open_transaction(state) as connection:
-        found, _ = await _identity(state, connection, given)
+        found, _ = await _identity(state, connection, given, None)
         await _count(request, state, found)
         _check_scope(request, found)
         await speak_for(connection, found, tenant=None)
@@ -223,17 +253,13 @@ async def _given(
 
 
 async def _identity(
-    state: ApiState, connection: Connection, given: str | Subject
+    state: ApiState, connection: Connection, given: str | Subject, of_tenant: str | None
 ) -> tuple[Identity, datetime | None]:
-    """Return who asks, and when the use of its key was last noted."""
+    """Return who asks, and when the use of its key, or a user's first coming, was last noted."""
     if isinstance(given, Subject):
-        user = await user_of(connection, issuer=given.issuer, subject=given.subject)
-        if user is None:
-            raise _unauthorised(
-                "this user is unknown or disabled, or its tenant is suspended",
-                ', error="invalid_token"',
-            )
-        return user, None
+        known = await users_of(connection, issuer=given.issuer, subject=given.subject)
+        user = _chosen(known, of_tenant)
+        return user.identity, user.came_at
     found = await key_of(connection, given)
     if found is None:
         raise _unauthorised(
@@ -245,6 +271,32 @@ async def _identity(
     return found.identity, found.last_used_at
 
 
+def _chosen(known: Sequence[FoundUser], of_tenant: str | None) -> FoundUser:
+    """Return as which of its users a subject asks; refuse where that is none, or not clear.
+
+    The platform's operator is nothing else. A tenant may name as its user whomever it likes, so one for
+    which its person never came changes nothing for those for which they did.
+    """
+    if not known:
+        raise _unauthorised(
+            "this user is unknown or disabled, or its tenant is suspended",
+            ', error="invalid_token"',
+        )
+    for each in known:
+        if each.tenant_id is None:
+            return each
+    if of_tenant is not None:
+        for each in known:
+            if each.tenant_id == of_tenant:
+                return each
+        raise _forbidden("you are no user of that tenant")
+    candidates = [each for each in known if each.came_at is not None] or known
+    if len(candidates) > 1:
+        names = ", ".join(str(each.tenant_id) for each in known)
+        raise bad_input("Fleetmeter-Tenant", "is not given", f"name one of {names}")
+    return candidates[0]
+
+
 async def _count(request: Request, state: ApiState, identity: Identity) -> None:
     """Count the request; tell what is left of its caller's, or refuse with 429."""
     if not request.scope.get(COUNTED):
@@ -253,9 +305,16 @@ async def _count(request: Request, state: ApiState, identity: Identity) -> None:
 
 def _check_scope(request: Request, identity: Identity) -> Scope:
     scope = RIGHTS[request.scope["route"].name]
-    if scope not in SCOPES[identity.role]:
-        raise _forbidden(f"the role {identity.role} lacks {scope}")
+    check_held(identity, {scope})
     return scope
+
+
+def check_held(identity: Identity, scopes: Collection[Scope]) -> None:
+    """Refuse with 403 who lacks one of some scopes: to use them, or to give them to others."""
+    for scope in sorted(scopes):
+        if scope not in identity.held:
+            who = f"the role {identity.role}" if identity.scopes is None else "this key"
+            raise _forbidden(f"{who} lacks {scope}")
 
 
 async def _admitted(
@@ -272,9 +331,13 @@ async def _admitted(
             tenant = await tenant_no(connection, of_tenant)
         except NotFound as error:
             raise bad_input("Fleetmeter-Tenant", str(error), "use one of /v1/tenants") from error
-    elif of_tenant is not None:
-        raise _forbidden("only a platform operator names a tenant")
     await speak_for(connection, identity, tenant=tenant)
+    if (
+        of_tenant is not None
+        and identity.tenant_no is not None
+        and of_tenant != await tenant_id(connection, tenant)
+    ):
+        raise _forbidden("only a platform operator names another tenant than its own")
     return tenant
 
 
@@ -354,16 +417,19 @@ async def _audit(
 async def _note_use(
     state: ApiState, connection: Connection, identity: Identity, noted_at: datetime | None
 ) -> None:
-    """Note a key's use once the request's own transaction is committed, now and then."""
+    """Note a key's use, now and then, or a user's first, once the request's own transaction is committed."""
     now = state.now()
-    if identity.api_key_no is None or (
-        noted_at is not None and now - noted_at < _NOTED_AGAIN_AFTER
+    if noted_at is not None and (
+        identity.api_key_no is None or now - noted_at < _NOTED_AGAIN_AFTER
     ):
         return
     await connection.commit()
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     await connection.set_read_only(False)
-    await note_key_use(connection, identity.api_key_no, now=now)
+    if identity.api_key_no is not None:
+        await note_key_use(connection, identity.api_key_no, now=now)
+    elif identity.user_no is not None:
+        await note_user_came(connection, identity.user_no, now=now)
 
 
 def _caller(
@@ -380,6 +446,9 @@ def _caller(
 
 AsCaller = Annotated[Caller, Depends(caller, scope="function")]
 """A route's tenant; its transaction ends before the response is sent."""
+
+AsAsker = Annotated[Asker, Depends(asker, scope="function")]
+"""A tenant, or the platform itself, whose operator names no tenant."""
 
 AsWriter = Annotated[Caller, Depends(writer, scope="function")]
 """A tenant whose request changes something: committed before the response is sent, or not at all."""

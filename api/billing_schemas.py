@@ -346,8 +346,22 @@ class BillAdjustment(BaseModel):
     made_at: Time
 
 
+_LISTED_ADJUSTMENT: JsonDict = {
+    "adjustment_no": 5,
+    "name": "goodwill",
+    "amount": "-3.50",
+    "currency": "EUR",
+    "reason": "an outage in May",
+    "billed_in": None,
+    "made_at": "2026-06-02T09:00:00Z",
+    "fleet_id": "north",
+}
+
+
 class ListedAdjustment(BillAdjustment):
     """A credit or debit that was entered, and the fleet whose bill it is in."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_LISTED_ADJUSTMENT]})
 
     fleet_id: str
 
@@ -357,18 +371,7 @@ class BillAdjustments(Page[ListedAdjustment]):
 
     model_config = _example(
         {
-            "items": [
-                {
-                    "adjustment_no": 5,
-                    "name": "goodwill",
-                    "amount": "-3.50",
-                    "currency": "EUR",
-                    "reason": "an outage in May",
-                    "billed_in": None,
-                    "made_at": "2026-06-02T09:00:00Z",
-                    "fleet_id": "north",
-                }
-            ],
+            "items": [_LISTED_ADJUSTMENT],
             "next_cursor": None,
         }
     )

@@ -8,10 +8,16 @@ from pydantic.config import JsonDict
 
 from api.parameters import Instant
 from api.schemas import Page, Time, _example
+from metering.event_kinds import EventKind
 from metering.wire.command import CommandKind
 
 CommandState = Literal["queued", "sent", "done", "refused", "superseded", "expired"]
 DeliveryState = Literal["queued", "delivered", "failed"]
+
+_Kinds = Annotated[
+    list[EventKind],
+    Field(max_length=50, description="which kinds of event; none: all of them"),
+]
 
 _COMMAND: JsonDict = {
     "command_id": "8d7c2f4e-6a1b-4c3d-9e5f-0a1b2c3d4e5f",
@@ -114,8 +120,10 @@ class Commands(Page[Command]):
 class Event(BaseModel):
     """Something that happened."""
 
+    model_config = _example(_EVENT)
+
     event_id: UUID = Field(description="what a webhook sees as `webhook-id`")
-    kind: str
+    kind: EventKind
     fleet_id: str | None = Field(
         description="null where it concerns no fleet, but a webhook endpoint"
     )
@@ -140,11 +148,21 @@ class NewWebhookEndpoint(BaseModel):
     )
 
     url: str = Field(max_length=2000, description="https or http, of a public host")
-    kinds: list[Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,64}$")]] = Field(
-        default_factory=list,
-        max_length=50,
-        description="which kinds of event; none: all of them",
+    kinds: _Kinds = Field(default_factory=list)
+
+
+class WebhookEndpointPatch(BaseModel):
+    """What is to be changed of an endpoint; what is unset stays."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"kinds": ["threshold.crossed", "bill.finalised"]}]},
     )
+
+    url: str | None = Field(
+        default=None, max_length=2000, description="https or http, of a public host"
+    )
+    kinds: _Kinds | None = None
 
 
 class WebhookEndpoint(BaseModel):
@@ -154,7 +172,7 @@ class WebhookEndpoint(BaseModel):
 
     endpoint_id: UUID
     url: str
-    kinds: list[str] = Field(description="which kinds of event; none: all of them")
+    kinds: list[EventKind] = Field(description="which kinds of event; none: all of them")
     created_at: Time
     previous_until: Time | None = Field(
         description="until when the secret before this one signs beside it"
@@ -186,7 +204,7 @@ class WebhookDelivery(BaseModel):
     model_config = _example(_DELIVERY)
 
     event_id: UUID
-    kind: str
+    kind: EventKind
     state: DeliveryState = Field(description="`failed`: for good, after the last attempt")
     attempts: int
     due_at: Time | None = Field(description="when it is tried next")

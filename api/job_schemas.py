@@ -7,11 +7,13 @@ from pydantic.config import JsonDict
 
 from api.errors import ProblemDocument
 from api.parameters import Instant
+from api.registry_schemas import ImportedDevice
 from api.rerating_schemas import ReratingOrder
 from api.schemas import Page, Time
 from metering.ids import ID_PATTERN
 
 DEVICES_MAX = 100_000
+DESCRIBED_MAX = 20_000
 
 _JOB: JsonDict = {
     "job_no": 7,
@@ -34,7 +36,10 @@ _EXPORT: JsonDict = {
 }
 _IMPORT: JsonDict = {
     "fleet_id": "north",
-    "device_ids": ["meter-101", "meter-102"],
+    "devices": [
+        {"device_id": "meter-101", "iccid": "8949000000000000018", "tags": ["water"]},
+        {"device_id": "meter-102", "labels": {"site": "Hamburg"}},
+    ],
     "active_from": "2026-05-01T00:00:00Z",
     "plan_id": "basic",
 }
@@ -80,12 +85,21 @@ class ChargeExportOrder(BaseModel):
 
 
 class DeviceImportOrder(BaseModel):
-    """Devices of a fleet to create, and to subscribe to a plan; those that are there are left."""
+    """Devices of a fleet to create, and to subscribe to a plan; those that are there are left as they are.
+
+    They are given by their ids alone, or each with what is known of it.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_IMPORT]})
 
     fleet_id: str = Field(pattern=ID_PATTERN)
-    device_ids: list[str] = Field(min_length=1, max_length=DEVICES_MAX)
+    device_ids: list[str] | None = Field(None, min_length=1, max_length=DEVICES_MAX)
+    devices: list[ImportedDevice] | None = Field(
+        None,
+        min_length=1,
+        max_length=DESCRIBED_MAX,
+        description="in place of `device_ids`: each with its SIM, IMEI, tags, labels and so on",
+    )
     active_from: Instant | None = Field(None, description="active since; unset: now")
     plan_id: str | None = Field(
         None, pattern=ID_PATTERN, description="the plan, from then on; unset: none yet"

@@ -31,6 +31,7 @@ MOVES_MONEY: frozenset[str] = frozenset(
 
 ONCE_ANYWAY: Mapping[str, str] = {
     "enable_user": "who is enabled already stays so",
+    "enable_webhook_endpoint": "who is enabled already stays so",
     "post_tenant": "an id is one tenant",
     "post_finalisation": "a bill is finalised once",
     "post_rebilling": "a void bill has one new draft",

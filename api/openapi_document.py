@@ -1,6 +1,6 @@
 """The OpenAPI document: FastAPI's, with what holds for every operation, and an example of each.
 
-`make openapi` writes it to `docs/openapi.json`, and the table of problems to `docs/problems.md`.
+`make openapi` writes it to `docs/openapi.json`, and the tables of problems and of kinds of event beside it.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from api.errors import PROBLEM_TYPE, ProblemDocument
+from api.events_page import events_page
 from api.examples import Examples
 from api.manners import DEPRECATIONS
 from api.problems import kind_of, problems_page
@@ -220,6 +221,7 @@ def main() -> int:
     app = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
     (folder / "openapi.json").write_text(written(app.openapi()), "utf-8")
     (folder / "problems.md").write_text(problems_page(), "utf-8")
+    (folder / "events.md").write_text(events_page(), "utf-8")
     return 0
 
 

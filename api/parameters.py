@@ -68,6 +68,22 @@ PlanId = Annotated[str, Path(pattern=ID_PATTERN, description="the plan's id", ex
 BucketNo = Annotated[
     int, Path(ge=1, le=2**63 - 1, description="the bucket's number", examples=[17])
 ]
+ReadingId = Annotated[
+    str,
+    Path(
+        pattern=r"^[0-9]{1,18}-[0-9]{1,18}$",
+        description="the reading's id: what its charges' ids begin with",
+        examples=["17-3"],
+    ),
+]
+ChargeId = Annotated[
+    str,
+    Path(
+        pattern=r"^[0-9]{1,18}-[0-9]{1,18}-[0-9]{1,5}$",
+        description="the charge's id",
+        examples=["17-3-0"],
+    ),
+]
 IdempotencyKey = Annotated[
     str,
     Header(

@@ -56,7 +56,9 @@ class PoolLot(BaseModel):
     granted: int
     used: int
     left: int
-    reserved: int = Field(description="of what is left, promised ahead of its use")
+    reserved: int | None = Field(
+        description="of what is left, promised ahead of its use; null with `at`: that is not kept"
+    )
     members: int = Field(description="how many subscriptions brought something; 0 of a top-up")
 
 

@@ -139,8 +139,8 @@ class _Described(BaseModel):
     msisdn: Msisdn | None = None
 
 
-class DeviceOfFleet(_Described):
-    """A device that is to be registered, in a fleet that is named once for several."""
+class ImportedDevice(_Described):
+    """A device that is to be registered with several others, all of them active from the same instant on."""
 
     model_config = _example(_NEW_DEVICE)
 
@@ -149,6 +149,11 @@ class DeviceOfFleet(_Described):
     imsi: Imsi | None = None
     tags: _Tags = []
     labels: _Labels = {}
+
+
+class DeviceOfFleet(ImportedDevice):
+    """A device that is to be registered, in a fleet that is named once for several."""
+
     state: Literal["inventory", "active"] = "active"
     since: Instant | None = Field(
         None, description="from when on it is in this state and has this SIM; unset: now"

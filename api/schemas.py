@@ -677,8 +677,27 @@ class PlanVersions(BaseModel):
     versions: list[PlanVersion]
 
 
+_REJECTED: JsonDict = {
+    "rejected_no": 17,
+    "device_id": "meter-7",
+    "topic": "fm/v1/acme/meter-7/usage",
+    "reason": "not_json",
+    "field": None,
+    "detail": "not JSON; send one JSON object",
+    "boot_id": None,
+    "seq": None,
+    "content_base64": "aGVsbG8=",
+    "content_preview": "hello",
+    "times": 3,
+    "first_received_at": "2026-04-01T00:00:00Z",
+    "last_received_at": "2026-04-01T00:02:00Z",
+}
+
+
 class Rejected(BaseModel):
     """A message, or one reading of it, that was not admitted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_REJECTED]})
 
     rejected_no: int
     device_id: str | None
@@ -700,30 +719,34 @@ class RejectedPage(Page[Rejected]):
 
     model_config = _example(
         {
-            "items": [
-                {
-                    "rejected_no": 17,
-                    "device_id": "meter-7",
-                    "topic": "fm/v1/acme/meter-7/usage",
-                    "reason": "not_json",
-                    "field": None,
-                    "detail": "not JSON; send one JSON object",
-                    "boot_id": None,
-                    "seq": None,
-                    "content_base64": "aGVsbG8=",
-                    "content_preview": "hello",
-                    "times": 3,
-                    "first_received_at": "2026-04-01T00:00:00Z",
-                    "last_received_at": "2026-04-01T00:02:00Z",
-                }
-            ],
+            "items": [_REJECTED],
             "next_cursor": None,
         }
     )
 
 
+_PARKED: JsonDict = {
+    "reading_id": "17-3",
+    "device_id": "meter-7",
+    "fleet_id": "north",
+    "boot_id": "b1",
+    "seq": 3,
+    "meter": "voice",
+    "unit": "second",
+    "reason": "no_price",
+    "quantity": 60,
+    "uplink_quantity": 0,
+    "usage_from": "2026-04-01T00:00:00Z",
+    "usage_to": "2026-04-01T00:01:00Z",
+    "measured_at": "2026-04-01T00:01:00Z",
+    "parked_at": "2026-04-01T00:01:01Z",
+}
+
+
 class Parked(BaseModel):
     """A reading's usage that cannot be charged yet."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PARKED]})
 
     reading_id: str = Field(description="by which its message is found")
     device_id: str
@@ -746,24 +769,7 @@ class ParkedPage(Page[Parked]):
 
     model_config = _example(
         {
-            "items": [
-                {
-                    "reading_id": "17-3",
-                    "device_id": "meter-7",
-                    "fleet_id": "north",
-                    "boot_id": "b1",
-                    "seq": 3,
-                    "meter": "voice",
-                    "unit": "second",
-                    "reason": "no_price",
-                    "quantity": 60,
-                    "uplink_quantity": 0,
-                    "usage_from": "2026-04-01T00:00:00Z",
-                    "usage_to": "2026-04-01T00:01:00Z",
-                    "measured_at": "2026-04-01T00:01:00Z",
-                    "parked_at": "2026-04-01T00:01:01Z",
-                }
-            ],
+            "items": [_PARKED],
             "next_cursor": None,
         }
     )

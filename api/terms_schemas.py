@@ -234,6 +234,8 @@ class PlannedChanges(Page[PlannedChange]):
 class Correction(BaseModel):
     """One change of terms, as it was made."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_CORRECTION]})
+
     correction_no: int
     cause: Literal[
         "subscription",

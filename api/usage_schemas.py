@@ -86,6 +86,8 @@ _RECORD: JsonDict = {
 class UsageRecord(BaseModel):
     """What was used of one meter in `[usage_from, usage_to)`: a reading's, or a part of it."""
 
+    model_config = _example(_RECORD)
+
     record_id: str = Field(description="the id of its charge, too")
     fleet_id: str = Field(description="to which it is charged")
     device_id: str

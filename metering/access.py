@@ -49,6 +49,8 @@ class Scope(StrEnum):
     """A device's quota ahead of its use."""
     PLATFORM = "platform"
     """The tenants of the deployment."""
+    SELF = "self:read"
+    """Who one is; everybody has it, whatever else a key is limited to."""
 
 
 _EVERYTHING_OF_A_TENANT = frozenset(Scope) - {Scope.PLATFORM}
@@ -59,6 +61,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     Role.TENANT_ADMIN: _EVERYTHING_OF_A_TENANT,
     Role.BILLING: frozenset(
         {
+            Scope.SELF,
             Scope.FLEETS_READ,
             Scope.DEVICE_READ,
             Scope.BILLS_READ,
@@ -70,6 +73,7 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
     ),
     Role.FLEET_MANAGER: frozenset(
         {
+            Scope.SELF,
             Scope.FLEETS_READ,
             Scope.DEVICE_READ,
             Scope.FLEETS_WRITE,
@@ -78,8 +82,8 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
             Scope.QUOTA,
         }
     ),
-    Role.READ_ONLY: frozenset({Scope.FLEETS_READ, Scope.DEVICE_READ, Scope.BILLS_READ}),
-    Role.DEVICE: frozenset({Scope.DEVICE_READ, Scope.QUOTA}),
+    Role.READ_ONLY: frozenset({Scope.SELF, Scope.FLEETS_READ, Scope.DEVICE_READ, Scope.BILLS_READ}),
+    Role.DEVICE: frozenset({Scope.SELF, Scope.DEVICE_READ, Scope.QUOTA}),
 }
 
 
@@ -87,7 +91,8 @@ SCOPES: Mapping[Role, frozenset[Scope]] = {
 class Identity:
     """Who asks: a user or a key, its role, and how far it reaches.
 
-    `tenant_no` is None for the platform's own; `fleets` None for all of the tenant.
+    `tenant_no` is None for the platform's own; `fleets` None for all of the tenant; `scopes` None for all
+    of the role.
     """
 
     tenant_no: TenantNo | None
@@ -96,3 +101,10 @@ class Identity:
     device_no: int | None = None
     api_key_no: int | None = None
     user_no: int | None = None
+    scopes: frozenset[Scope] | None = None
+
+    @property
+    def held(self) -> frozenset[Scope]:
+        """The scopes that it has: of its role those that it is not kept from."""
+        all_of_role = SCOPES[self.role]
+        return all_of_role if self.scopes is None else all_of_role & (self.scopes | {Scope.SELF})

@@ -8,11 +8,19 @@ from fastapi import APIRouter, Path, Response
 
 from api import access_schemas as schemas
 from api import etags
-from api.auth import AsCaller, AsOperatingWriter, AsOperator, AsWriter, Caller
+from api.auth import (
+    AsAsker,
+    Asker,
+    AsOperatingWriter,
+    AsOperator,
+    AsWriter,
+    Caller,
+    check_held,
+)
 from api.errors import bad_input, conflict, given_as
 from api.making import made_once
 from api.parameters import ALREADY_DONE, Cursor, IdempotencyKey, Limit, cursor_of, read_cursor
-from metering.access import Role
+from metering.access import SCOPES, Role, Scope
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import ID_PATTERN
 from metering.store import api_keys, audit_log, users
@@ -30,15 +38,17 @@ from metering.store.registry import (
 router = APIRouter(prefix="/v1", tags=["access"])
 
 _Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", examples=[4])]
+_EDITED_OF_USER = frozenset({"name", "role", "fleet_ids", "disabled_at"})
+"""What of a user people change; when it came is nobody's edit."""
 _TenantId = Annotated[
     str, Path(pattern=ID_PATTERN, description="the tenant's id", examples=["demo"])
 ]
-_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the entry's number", examples=[12])]
+_EntryNo = Annotated[int, Path(ge=1, le=2**63 - 2, description="the entry's number", examples=[12])]
 
 
 @router.get("/api-keys")
 async def get_api_keys(
-    caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
+    caller: AsAsker, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.ApiKeys:
     """List the keys, the revoked ones too; none of them itself."""
     rows = await api_keys.list_api_keys(
@@ -51,7 +61,7 @@ async def get_api_keys(
 
 
 @router.get("/api-keys/{api_key_no}")
-async def get_api_key(caller: AsCaller, api_key_no: _Number) -> schemas.ApiKey:
+async def get_api_key(caller: AsAsker, api_key_no: _Number) -> schemas.ApiKey:
     """Show one key; not itself."""
     return await _key(caller, await _key_with(caller, api_key_no))
 
@@ -87,6 +97,7 @@ async def rotate_api_key(
         if once.made is None:
             await hold(caller.connection, "API key", str(api_key_no))
             old = await _key_with(caller, api_key_no)
+            check_held(caller.identity, _scopes_of(old))
             try:
                 number, made = await api_keys.rotate_api_key(
                     caller.connection,
@@ -111,7 +122,7 @@ async def revoke_api_key(caller: AsWriter, api_key_no: _Number) -> None:
 
 
 @router.get("/users")
-async def get_users(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None) -> schemas.Users:
+async def get_users(caller: AsAsker, limit: Limit = 100, cursor: Cursor = None) -> schemas.Users:
     """List the users, the disabled ones too."""
     rows = await users.list_users(
         caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1
@@ -123,12 +134,12 @@ async def get_users(caller: AsCaller, limit: Limit = 100, cursor: Cursor = None)
 
 
 @router.get("/users/{user_no}")
-async def get_user(caller: AsCaller, user_no: _Number, response: Response) -> schemas.User:
+async def get_user(caller: AsAsker, user_no: _Number, response: Response) -> schemas.User:
     """Show one user."""
     row = await users.user_with(caller.connection, caller.tenant_no, user_no)
     if row is None:
         raise NotFound("user", str(user_no))
-    return etags.tagged(response, await _user(caller, row))
+    return etags.tagged(response, await _user(caller, row), _EDITED_OF_USER)
 
 
 @router.post("/users", status_code=HTTPStatus.CREATED, responses=ALREADY_DONE)
@@ -136,6 +147,7 @@ async def post_user(
     caller: AsWriter, order: schemas.NewUser, key: IdempotencyKey, response: Response
 ) -> schemas.User:
     """Let a user in, whom an issuer of OpenID Connect vouches for."""
+    check_held(caller.identity, SCOPES[Role(order.role)])
     async with made_once(caller, key, "post_user", order, response) as once:
         if once.made is None:
             number = await users.insert_user(
@@ -149,7 +161,9 @@ async def post_user(
                 now=caller.now,
             )
             once.made = str(number)
-    return etags.tagged(response, await _user(caller, await _owned_user(caller, int(once.name))))
+    return etags.tagged(
+        response, await _user(caller, await _owned_user(caller, int(once.name))), _EDITED_OF_USER
+    )
 
 
 @router.patch("/users/{user_no}", responses=etags.MATCHED)
@@ -162,7 +176,8 @@ async def patch_user(
 ) -> schemas.User:
     """Change a user's name, role and reach, from its next request on."""
     row = await _owned_user(caller, user_no)
-    etags.check_match(if_match, await _user(caller, row))
+    etags.check_match(if_match, await _user(caller, row), _EDITED_OF_USER)
+    check_held(caller.identity, SCOPES[Role(patch.role or row.role)])
     fleets = row.fleets
     if "fleet_ids" in patch.model_fields_set:
         fleets = await _fleet_nos(caller, patch.fleet_ids)
@@ -174,14 +189,16 @@ async def patch_user(
         role=Role(row.role if patch.role is None else patch.role),
         fleets=fleets,
     )
-    return etags.tagged(response, await _user(caller, await _owned_user(caller, user_no)))
+    return etags.tagged(
+        response, await _user(caller, await _owned_user(caller, user_no)), _EDITED_OF_USER
+    )
 
 
 @router.delete("/users/{user_no}", status_code=HTTPStatus.NO_CONTENT, responses=etags.MATCHED)
 async def disable_user(caller: AsWriter, user_no: _Number, if_match: etags.IfMatch = None) -> None:
     """Let a user in no more; it stays in the list, disabled, and may be let in again."""
     row = await _owned_user(caller, user_no)
-    etags.check_match(if_match, await _user(caller, row))
+    etags.check_match(if_match, await _user(caller, row), _EDITED_OF_USER)
     await users.disable_user(caller.connection, caller.tenant_no, user_no, now=caller.now)
 
 
@@ -191,14 +208,17 @@ async def enable_user(
 ) -> schemas.User:
     """Let a user in again who was disabled; of one who is not, nothing changes."""
     row = await _owned_user(caller, user_no)
-    etags.check_match(if_match, await _user(caller, row))
+    etags.check_match(if_match, await _user(caller, row), _EDITED_OF_USER)
+    check_held(caller.identity, SCOPES[Role(row.role)])
     await users.enable_user(caller.connection, caller.tenant_no, user_no)
-    return etags.tagged(response, await _user(caller, await _owned_user(caller, user_no)))
+    return etags.tagged(
+        response, await _user(caller, await _owned_user(caller, user_no)), _EDITED_OF_USER
+    )
 
 
 @router.get("/audit-log")
 async def get_audit_log(
-    caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
+    caller: AsAsker, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.AuditLog:
     """List who changed what by the API, the last first."""
     before = _after(cursor) if cursor else None
@@ -213,9 +233,18 @@ async def get_audit_log(
     )
 
 
+@router.get("/audit-log/{entry_no}")
+async def get_audit_entry(caller: AsAsker, entry_no: _EntryNo) -> schemas.AuditEntry:
+    """Show one entry: who changed what by the API."""
+    row = await audit_log.audit_entry(caller.connection, caller.tenant_no, entry_no)
+    if row is None:
+        raise NotFound("audit entry", str(entry_no))
+    return schemas.AuditEntry.model_validate(row, from_attributes=True)
+
+
 @router.get("/audit-log/{entry_no}/changes")
 async def get_audit_changes(
-    caller: AsCaller, entry_no: _EntryNo, limit: Limit = 100, cursor: Cursor = None
+    caller: AsAsker, entry_no: _EntryNo, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.AuditChanges:
     """List the rows that a request wrote, as they were and as they are since."""
     if not await audit_log.entry_exists(caller.connection, caller.tenant_no, entry_no):
@@ -261,11 +290,9 @@ async def post_tenant(
 
 
 @router.get("/tenants/{tenant_id}")
-async def get_tenant(
-    operator: AsOperator, tenant_id: _TenantId, response: Response
-) -> schemas.Tenant:
-    """Show one tenant; for platform operators."""
-    row = await tenant_of_id(operator.connection, tenant_id)
+async def get_tenant(caller: AsAsker, tenant_id: _TenantId, response: Response) -> schemas.Tenant:
+    """Show one tenant: of a tenant's administrators their own, of platform operators any."""
+    row = await tenant_of_id(caller.connection, tenant_id)
     return etags.tagged(response, schemas.Tenant.model_validate(row, from_attributes=True))
 
 
@@ -291,6 +318,8 @@ async def patch_tenant(
 
 
 async def _new_key(caller: Caller, order: schemas.NewApiKey) -> tuple[int, str]:
+    of_role = SCOPES[Role(order.role)]
+    check_held(caller.identity, of_role & frozenset(order.scopes or of_role))
     fleets = await _fleet_nos(caller, order.fleet_ids)
     device_no = None
     if order.device_id is not None:
@@ -313,15 +342,21 @@ async def _new_key(caller: Caller, order: schemas.NewApiKey) -> tuple[int, str]:
         role=Role(order.role),
         fleets=fleets,
         device_no=device_no,
+        scopes=order.scopes,
         expires_at=order.expires_at,
     )
 
 
-async def _key_with(caller: Caller, api_key_no: int) -> api_keys.ApiKey:
+async def _key_with(caller: Caller | Asker, api_key_no: int) -> api_keys.ApiKey:
     row = await api_keys.api_key_with(caller.connection, caller.tenant_no, api_key_no)
     if row is None:
         raise NotFound("API key", str(api_key_no))
     return row
+
+
+def _scopes_of(key: api_keys.ApiKey) -> frozenset[Scope]:
+    of_role = SCOPES[Role(key.role)]
+    return of_role if key.scopes is None else of_role & frozenset(map(Scope, key.scopes))
 
 
 async def _created(caller: Caller, number: int, key: str | None) -> schemas.CreatedApiKey:
@@ -354,14 +389,14 @@ async def _fleet_nos(caller: Caller, fleet_ids: list[str] | None) -> list[int] |
         ]
 
 
-async def _fleet_ids(caller: Caller, numbers: list[int] | None) -> list[str] | None:
+async def _fleet_ids(caller: Caller | Asker, numbers: list[int] | None) -> list[str] | None:
     if numbers is None:
         return None
     known = await fleets_by_no(caller.connection, numbers)
     return [known[number].fleet_id for number in numbers if number in known]
 
 
-async def _key(caller: Caller, row: api_keys.ApiKey) -> schemas.ApiKey:
+async def _key(caller: Caller | Asker, row: api_keys.ApiKey) -> schemas.ApiKey:
     device_id = None
     if row.device_no is not None:
         device_id = await device_id_of(caller.connection, row.device_no)
@@ -372,6 +407,7 @@ async def _key(caller: Caller, row: api_keys.ApiKey) -> schemas.ApiKey:
             "role": row.role,
             "fleet_ids": await _fleet_ids(caller, row.fleets),
             "device_id": device_id,
+            "scopes": row.scopes,
             "created_at": row.created_at,
             "expires_at": row.expires_at,
             "revoked_at": row.revoked_at,
@@ -380,7 +416,7 @@ async def _key(caller: Caller, row: api_keys.ApiKey) -> schemas.ApiKey:
     )
 
 
-async def _user(caller: Caller, row: users.User) -> schemas.User:
+async def _user(caller: Caller | Asker, row: users.User) -> schemas.User:
     return schemas.User.model_validate(
         {
             "user_no": row.user_no,
@@ -390,6 +426,7 @@ async def _user(caller: Caller, row: users.User) -> schemas.User:
             "role": row.role,
             "fleet_ids": await _fleet_ids(caller, row.fleets),
             "created_at": row.created_at,
+            "came_at": row.came_at,
             "disabled_at": row.disabled_at,
         }
     )

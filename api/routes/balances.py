@@ -113,7 +113,7 @@ async def adjust_balance(
 @router.get("/buckets/{bucket_no}")
 async def get_bucket(caller: AsCaller, bucket_no: BucketNo) -> schemas.BalanceBucket:
     """Show one bucket: whose it is, when it holds, and what is left of it."""
-    return _bucket(await bucket_view(caller.connection, caller.tenant_no, bucket_no=bucket_no))
+    return shown_bucket(await bucket_view(caller.connection, caller.tenant_no, bucket_no=bucket_no))
 
 
 @router.get("/buckets/{bucket_no}/entries")
@@ -154,7 +154,7 @@ async def _topped_up(  # noqa: PLR0917 - a step of two routes
     bucket = await bucket_view(caller.connection, caller.tenant_no, bucket_no=number)
     # As it was first answered, whatever has been used of it since.
     quantity = outcome.operation.quantity
-    return _bucket(bucket).model_copy(
+    return shown_bucket(bucket).model_copy(
         update={"granted": quantity, "used": 0, "left": quantity, "reserved": 0}
     )
 
@@ -175,7 +175,8 @@ def _operation(outcome: Outcome, response: Response) -> schemas.Operation:
     )
 
 
-def _bucket(row: BucketView) -> schemas.BalanceBucket:
+def shown_bucket(row: BucketView) -> schemas.BalanceBucket:
+    """Return a bucket as it is answered."""
     meter = METERS_BY_NO[row.meter_no]
     return schemas.BalanceBucket(
         bucket_no=row.bucket_no,

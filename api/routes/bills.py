@@ -131,6 +131,20 @@ async def get_bill_adjustments(
     )
 
 
+@router.get("/bill-adjustments/{adjustment_no}")
+async def get_bill_adjustment(
+    caller: AsCaller,
+    adjustment_no: Annotated[
+        int, Path(ge=1, le=2**63 - 1, description="the adjustment's number", examples=[3])
+    ],
+) -> schemas.ListedAdjustment:
+    """Show one credit or debit that was entered."""
+    fleet_id, row = await store.adjustment_with_fleet(
+        caller.connection, caller.tenant_no, adjustment_no
+    )
+    return schemas.ListedAdjustment(**_adjustment(row).model_dump(), fleet_id=fleet_id)
+
+
 @router.get("/disputes")
 async def get_disputes(
     caller: AsCaller,

@@ -1,11 +1,11 @@
 """Carriers' usage records, as their data streamers send them."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -14,9 +14,10 @@ from api.auth import AsCaller, AsWriter
 from api.errors import FieldProblem, ProblemError, problem_response
 from api.parameters import Cursor, Instant, Limit, OfDevice, OfFleet, cursor_of, read_cursor
 from api.state import state_of
+from metering.errors import NotFound
 from metering.ids import ID_PATTERN
 from metering.ingest.carrier_records import take_records
-from metering.store.compared_views import ComparedReading, list_compared
+from metering.store.compared_views import ComparedReading, compared_view, list_compared
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
 from metering.store.registry import tenant_id
@@ -142,13 +143,42 @@ async def get_carrier_records(
     )
 
 
+@router.get("/carrier-records/{carrier_record_id}")
+async def get_carrier_record(
+    caller: AsCaller,
+    carrier_record_id: Annotated[
+        str,
+        Path(
+            pattern=r"^[0-9]{1,18}-[0-9]{1,18}-[0-9]{1,16}$",
+            description="the record's id",
+            examples=["17-3-1776254400000000"],
+        ),
+    ],
+) -> schemas.ComparedReading:
+    """Show one count that is compared and not charged."""
+    boot_no, seq, microseconds = map(int, carrier_record_id.split("-"))
+    row = await compared_view(
+        caller.connection,
+        caller.tenant_no,
+        boot_no=boot_no,
+        seq=seq,
+        measured_at=_EPOCH + timedelta(microseconds=microseconds),
+    )
+    if row is None:
+        raise NotFound("carrier record", carrier_record_id)
+    return _compared(row)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CARRIER = f"{BY_ID}carrier/"
 
 
 def _compared(row: ComparedReading) -> schemas.ComparedReading:
     meter = METERS_BY_NO[row.meter_no]
     is_carriers = row.boot_id.startswith(_CARRIER)
+    microseconds = (row.measured_at - _EPOCH) // timedelta(microseconds=1)
     return schemas.ComparedReading(
+        record_id=f"{row.boot_no}-{row.seq}-{microseconds}",
         counted_by="carrier" if is_carriers else "device",
         carrier=row.boot_id.removeprefix(_CARRIER) if is_carriers else None,
         device_id=row.device_id,

@@ -7,13 +7,14 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated, Literal, TypedDict, cast
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Query
 
 from api import charges_schemas as schemas
 from api import presenting
 from api.auth import AsCaller, Caller
 from api.errors import ProblemError, bad_input
 from api.parameters import (
+    ChargeId,
     Cursor,
     DeviceId,
     FleetId,
@@ -64,14 +65,6 @@ router = APIRouter(prefix="/v1", tags=["charges"])
 
 _At = Annotated[
     Instant | None, Query(description="an instant of the cycle; unset: the present one")
-]
-_ChargeId = Annotated[
-    str,
-    Path(
-        pattern=r"^[0-9]{1,18}-[0-9]{1,18}-[0-9]{1,5}$",
-        description="the charge's id",
-        examples=["17-3-0"],
-    ),
 ]
 _MADE_OF: Mapping[LineKind, str] = {
     LineKind.BASE: "what the price costs at no quantity, for each device or once; no charge holds it",
@@ -234,7 +227,7 @@ async def get_bill_charges(
 
 
 @router.get("/charges/{charge_id}")
-async def get_charge(caller: AsCaller, charge_id: _ChargeId) -> schemas.ExplainedCharge:
+async def get_charge(caller: AsCaller, charge_id: ChargeId) -> schemas.ExplainedCharge:
     """Explain one charge in words and numbers: price, rounding, buckets, tiers, and its history."""
     boot_no, seq, part = map(int, charge_id.split("-"))
     key: ChargeKey = (boot_no, seq, part)

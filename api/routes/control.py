@@ -27,14 +27,17 @@ from api.parameters import (
 )
 from api.state import state_of
 from metering.errors import InvalidValue, NotFound
+from metering.event_kinds import EventKind
 from metering.sealing import sealer_of
 from metering.store.control_views import (
     CommandView,
     DeliveryView,
     EndpointView,
     command_of_cause,
+    command_view,
     create_endpoint,
     endpoint_view,
+    event_view,
     list_commands,
     list_deliveries,
     list_endpoints,
@@ -50,7 +53,6 @@ from metering.wire.command import CommandKind
 
 _PAYLOAD_OCTETS_MAX = 4096
 _SECRET_OCTETS = 32
-_KIND = r"^[a-z0-9_.]{1,64}$"
 
 router = APIRouter(prefix="/v1", tags=["control"])
 
@@ -93,6 +95,17 @@ async def get_commands(
         items=[_command(row) for row in rows[:limit]],
         next_cursor=cursor_of([last.command_no]) if last else None,
     )
+
+
+@router.get("/commands/{command_id}")
+async def get_command(
+    caller: AsCaller, command_id: Annotated[UUID, Path(description="the command's id")]
+) -> schemas.Command:
+    """Show one command, and what its device answered."""
+    row = await command_view(caller.connection, caller.tenant_no, command_id)
+    if row is None:
+        raise NotFound("command", str(command_id))
+    return _command(row)
 
 
 @router.post(
@@ -150,7 +163,7 @@ async def get_events(
     caller: AsCaller,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
-    kind: Annotated[str | None, Query(pattern=_KIND, description="only of this kind")] = None,
+    kind: Annotated[EventKind | None, Query(description="only of this kind")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> schemas.Events:
@@ -173,6 +186,17 @@ async def get_events(
         items=[schemas.Event.model_validate(asdict(row)) for row in rows[:limit]],
         next_cursor=cursor_of([last.event_no]) if last else None,
     )
+
+
+@router.get("/events/{event_id}")
+async def get_event(
+    caller: AsCaller, event_id: Annotated[UUID, Path(description="the event's id")]
+) -> schemas.Event:
+    """Show one event, as webhooks were told it."""
+    row = await event_view(caller.connection, caller.tenant_no, event_id)
+    if row is None:
+        raise NotFound("event", str(event_id))
+    return schemas.Event.model_validate(asdict(row))
 
 
 @router.get("/webhook-endpoints")
@@ -202,10 +226,7 @@ async def post_webhook_endpoint(
 
     Sent again with the same key, the answer is 200 and no secret.
     """
-    try:
-        check_webhook_url(given.url, private_addresses=state_of(request).webhook_private_addresses)
-    except InvalidValue as error:
-        raise bad_input(error.field, error.problem, error.fix) from error
+    check_url(request, given.url)
     secret = secrets.token_bytes(_SECRET_OCTETS)
     endpoint, new = await create_endpoint(
         caller.connection,
@@ -228,7 +249,10 @@ async def post_webhook_endpoint(
 
 @router.delete("/webhook-endpoints/{endpoint_id}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_webhook_endpoint(caller: AsWriter, endpoint_id: EndpointId) -> None:
-    """Tell a URL nothing more; what was still queued has failed. It stays in the list, disabled."""
+    """Tell a URL nothing more; what was still queued has failed. It stays in the list, disabled.
+
+    It may be enabled again.
+    """
     endpoint = await endpoint_of(caller, endpoint_id)
     await disable_endpoint(
         caller.connection, endpoint.endpoint_no, reason="the endpoint was deleted", now=caller.now
@@ -271,7 +295,7 @@ async def post_webhook_replay(
     """Try a failed delivery again, with as many attempts as a new one."""
     endpoint = await endpoint_of(caller, endpoint_id)
     if endpoint.disabled_at is not None:
-        raise ProblemError(HTTPStatus.CONFLICT, "the endpoint is disabled; create another")
+        raise ProblemError(HTTPStatus.CONFLICT, "the endpoint is disabled; enable it first")
     delivery, was_failed = await replay_delivery(
         caller.connection, endpoint.endpoint_no, event_id, now=caller.now
     )
@@ -300,6 +324,14 @@ async def endpoint_of(caller: Caller, endpoint_id: UUID) -> EndpointView:
     if endpoint is None:
         raise NotFound("webhook endpoint", str(endpoint_id))
     return endpoint
+
+
+def check_url(request: Request, url: str) -> None:
+    """Refuse an address that no endpoint may have."""
+    try:
+        check_webhook_url(url, private_addresses=state_of(request).webhook_private_addresses)
+    except InvalidValue as error:
+        raise bad_input(error.field, error.problem, error.fix) from error
 
 
 def number_of(cursor: str | None) -> int | None:

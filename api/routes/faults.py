@@ -4,11 +4,11 @@ import base64
 from datetime import datetime
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from api import schemas
 from api.auth import AsCaller, Caller
-from api.parameters import Cursor, Limit, OfDevice, OfFleet, cursor_of, read_cursor
+from api.parameters import Cursor, Limit, OfDevice, OfFleet, ReadingId, cursor_of, read_cursor
 from metering.rating.guide import ParkReason
 from metering.store.device_views import device_view
 from metering.store.fault_views import (
@@ -17,6 +17,8 @@ from metering.store.fault_views import (
     list_anomalies,
     list_parked,
     list_rejected,
+    parked_view,
+    rejected_view,
 )
 from metering.store.fleet_views import fleet_view
 from metering.usage import METERS_BY_NO, RejectReason
@@ -57,6 +59,17 @@ async def get_rejected(
     )
 
 
+@router.get("/rejected/{rejected_no}")
+async def get_rejection(
+    caller: AsCaller,
+    rejected_no: Annotated[
+        int, Path(ge=1, le=2**63 - 1, description="the number in `/v1/rejected`", examples=[4])
+    ],
+) -> schemas.Rejected:
+    """Show one message or reading that was not admitted."""
+    return _rejected(await rejected_view(caller.connection, caller.tenant_no, rejected_no))
+
+
 @router.get("/parked")
 async def get_parked(
     caller: AsCaller,
@@ -83,6 +96,14 @@ async def get_parked(
         items=[_parked(row) for row in rows[:limit]],
         next_cursor=cursor_of([last.parked_at, last.boot_no, last.seq]) if last else None,
     )
+
+
+@router.get("/parked/{parked_reading_id}")
+async def get_parked_reading(caller: AsCaller, parked_reading_id: ReadingId) -> schemas.Parked:
+    """Show the usage of one reading that cannot be charged yet; 404 once it is charged."""
+    boot_no, seq = map(int, parked_reading_id.split("-"))
+    row = await parked_view(caller.connection, caller.tenant_no, boot_no=boot_no, seq=seq)
+    return _parked(row)
 
 
 @router.get("/anomalies")

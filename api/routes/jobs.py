@@ -1,6 +1,7 @@
 """Jobs: exports, imports and re-ratings that take longer than a request; how far they are; their files."""
 
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -8,19 +9,21 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api import job_schemas as schemas
-from api.auth import AsCaller, AsWriter, Caller, seeing_again
+from api.auth import AsCaller, AsWriter, Caller, check_held, seeing_again
 from api.errors import FieldProblem, ProblemDocument, ProblemError, bad_input, given_as
 from api.parameters import Cursor, IdempotencyKey, Limit, cursor_of, number_after
 from api.problems import kind_of
 from api.rights import RIGHTS
+from api.routes.registry import cannot_be_done, sim_problems
 from api.state import ApiState, state_of
-from metering.access import SCOPES
+from metering.charging.register_devices import named_twice
 from metering.errors import InvalidValue, NotFound
 from metering.ids import checked_id
 from metering.period import instant_text
 from metering.store import jobs as store
 from metering.store.balances import fleet_of_id
 from metering.store.correction_views import device_nos_of_ids, plan_no_of
+from metering.store.devices import NewDevice
 from metering.store.registry import fleets_of_devices
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -66,7 +69,7 @@ async def post_device_import(
     """Create many devices of a fleet, on a plan if one is named: a job, whose `result` counts them."""
     with given_as("fleet_id"):
         fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
-    _check_ids(order.device_ids)
+    devices = _wanted(order, caller.now)
     plan_no = None
     if order.plan_id is not None:
         with given_as("plan_id"):
@@ -75,7 +78,7 @@ async def post_device_import(
             )
     asked = {
         "fleet_no": fleet.fleet_no,
-        "device_ids": order.device_ids,
+        "devices": devices,
         "active_from": instant_text(order.active_from or caller.now),
         "plan_no": plan_no,
     }
@@ -178,8 +181,7 @@ async def post_job_cancellation(caller: AsWriter, job_no: _JobNo) -> schemas.Job
     """
     job = await _found(caller, job_no)
     scope = RIGHTS[_ORDERED_BY[job.kind]]
-    if scope not in SCOPES[caller.identity.role]:
-        raise ProblemError(HTTPStatus.FORBIDDEN, f"the role {caller.identity.role} lacks {scope}")
+    check_held(caller.identity, {scope})
     await store.ask_to_cancel(caller.connection, caller.tenant_no, job_no, now=caller.now)
     return _job(await _found(caller, job_no))
 
@@ -204,6 +206,23 @@ async def _queued(
     if not new:
         response.status_code = HTTPStatus.OK
     return _job(job)
+
+
+def _wanted(order: schemas.DeviceImportOrder, now: datetime) -> list[dict[str, object]]:
+    """Return the devices that an order names, each by what is said of it; refuse what cannot be."""
+    if (order.device_ids is None) == (order.devices is None):
+        problem = "is not given" if order.devices is None else "is given beside 'device_ids'"
+        raise bad_input("devices", problem, "give either 'devices' or 'device_ids'")
+    if order.device_ids is not None:
+        _check_ids(order.device_ids)
+        return [{"device_id": each} for each in order.device_ids]
+    given = order.devices or []
+    new = [NewDevice(**each.model_dump(), since=now) for each in given]
+    sims = [(place, error) for place, each in enumerate(given) for error in sim_problems(each)]
+    problems = [*named_twice(new), *sims]
+    if problems:
+        raise cannot_be_done(problems, prefix="devices", status=HTTPStatus.UNPROCESSABLE_ENTITY)
+    return [each.model_dump(exclude_defaults=True) for each in given]
 
 
 def _check_ids(device_ids: list[str]) -> None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Request
 from api import messages_schemas as schemas
 from api.auth import AsCaller, Caller
 from api.errors import ProblemError
+from api.parameters import ReadingId
 from api.routes.charges import charge_id_of
 from api.state import state_of
 from metering.errors import NotFound
@@ -33,14 +34,7 @@ _MICROSECOND = timedelta(microseconds=1)
 async def get_message_of_reading(
     caller: AsCaller,
     request: Request,
-    reading_id: Annotated[
-        str,
-        Path(
-            pattern=r"^[0-9]{1,18}-[0-9]{1,18}$",
-            description="the reading's id: what its charges' ids begin with",
-            examples=["17-3"],
-        ),
-    ],
+    reading_id: ReadingId,
 ) -> schemas.StoredMessage:
     """Show the message that a reading came in first, as it came.
 

@@ -1,11 +1,14 @@
 """Pools: what is left of each lot, and which members share it."""
 
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Query
 
 from api import pool_schemas as schemas
-from api.auth import AsCaller
+from api.auth import AsCaller, Caller
 from api.errors import bad_input
 from api.parameters import (
     BucketNo,
@@ -13,11 +16,13 @@ from api.parameters import (
     Instant,
     Limit,
     OfFleet,
+    checked_at,
     cursor_of,
     number_after,
     read_cursor,
 )
 from metering.store.balances import fleet_of_id
+from metering.store.past_balances import lots_then
 from metering.store.pool_views import PoolLotView, list_pool_members, list_pools, pool_lot
 from metering.store.registry import calendar_of
 from metering.usage import METERS, METERS_BY_NO
@@ -31,11 +36,18 @@ async def get_pools(
     caller: AsCaller,
     fleet_id: OfFleet = None,
     meter: Annotated[str | None, Query(max_length=64, description="only of this meter")] = None,
-    at: Annotated[Instant | None, Query(description="those that hold then; unset: now")] = None,
+    at: Annotated[
+        Instant | None,
+        Query(description="a past moment: those that held then, as they were then; unset: now"),
+    ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> schemas.Pools:
-    """List the lots of pools, and of fleets' top-ups, that hold at an instant, as they are now."""
+    """List the lots of pools, and of fleets' top-ups, that hold at an instant, as they are then.
+
+    Those into which nothing had been entered by then are left out.
+    """
+    checked_at(at, caller.now)
     fleet_no = None
     if fleet_id is not None:
         fleet_no = (await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)).fleet_no
@@ -47,12 +59,16 @@ async def get_pools(
         fleet_no=fleet_no,
         meter_no=None if meter is None else METERS[meter].meter_no,
         at=at or caller.now,
+        known_at=at,
         after=cast("tuple[str, int]", tuple(read_cursor(cursor, "si"))) if cursor else ("", 0),
         limit=limit + 1,
     )
     last = rows[limit - 1] if len(rows) > limit else None
+    shown = rows[:limit]
+    if at is not None:
+        shown = await _then(caller, shown, at)
     return schemas.Pools(
-        items=[_lot(row) for row in rows[:limit]],
+        items=[_lot(row) for row in shown],
         next_cursor=cursor_of([last.fleet_id, last.bucket_no]) if last else None,
     )
 
@@ -94,6 +110,17 @@ async def get_pool_members(
         ],
         next_cursor=cursor_of([rows[limit - 1].subscription_no]) if len(rows) > limit else None,
     )
+
+
+async def _then(caller: Caller, rows: Sequence[PoolLotView], at: datetime) -> list[PoolLotView]:
+    """Return lots as they were at a past moment, in their order."""
+    return [
+        lot
+        for fleet_no, of_fleet in groupby(rows, key=lambda row: row.fleet_no)
+        for lot in await lots_then(
+            caller.connection, list(of_fleet), fleet_no=fleet_no, device_no=None, at=at
+        )
+    ]
 
 
 def _lot(row: PoolLotView) -> schemas.PoolLot:

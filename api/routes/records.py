@@ -11,6 +11,7 @@ from api import usage_schemas as schemas
 from api.auth import AsCaller
 from api.errors import bad_input
 from api.parameters import (
+    ChargeId,
     Cursor,
     Instant,
     Limit,
@@ -27,7 +28,7 @@ from api.parameters import (
 from api.routes.charges import charge_id_of, charge_of, prices_of
 from metering.plan_document import stored_terms
 from metering.rating.plan import PlanTerms
-from metering.store.bill_views import billed_plans
+from metering.store.bill_views import BilledPlan, billed_plans
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
 from metering.store.record_views import (
@@ -37,6 +38,7 @@ from metering.store.record_views import (
     key_of,
     list_records,
     plans_used,
+    record_view,
 )
 from metering.usage import METERS_BY_NO
 
@@ -153,14 +155,7 @@ async def _page(
     )
     return _PageOfRecords(
         rows=rows[:limit],
-        plans={
-            row.plan_no: _Plan(
-                plan_id=row.plan_id,
-                version=row.version,
-                terms=stored_terms(row.terms, row.subunits_per_unit),
-            )
-            for row in plans
-        },
+        plans={row.plan_no: _plan(row) for row in plans},
         next_cursor=cursor_of(key_of(wanted, rows[limit - 1])) if len(rows) > limit else None,
     )
 
@@ -180,6 +175,20 @@ async def get_usage_records(
     )
 
 
+@router.get("/usage-records/{record_id}")
+async def get_usage_record(
+    caller: AsCaller,
+    record_id: ChargeId,
+) -> schemas.UsageRecord:
+    """Show one usage record as it is charged."""
+    boot_no, seq, part = map(int, record_id.split("-"))
+    row = await record_view(
+        caller.connection, caller.tenant_no, boot_no=boot_no, seq=seq, part=part
+    )
+    (plan,) = await billed_plans(caller.connection, caller.tenant_no, plan_nos=[row.plan_no])
+    return _record(row, _plan(plan))
+
+
 @router.get("/charges")
 async def get_charges(
     caller: AsCaller, wanted: _Wanted, limit: Limit = 100, cursor: Cursor = None
@@ -190,6 +199,11 @@ async def get_charges(
         items=[_charge(row, page.plans[row.plan_no]) for row in page.rows],
         next_cursor=page.next_cursor,
     )
+
+
+def _plan(row: BilledPlan) -> _Plan:
+    terms = stored_terms(row.terms, row.subunits_per_unit)
+    return _Plan(plan_id=row.plan_id, version=row.version, terms=terms)
 
 
 def _record(row: RecordView, plan: _Plan) -> schemas.UsageRecord:

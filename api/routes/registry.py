@@ -178,7 +178,7 @@ async def patch_devices(
     places = {device_id: place for place, device_id in reversed([*enumerate(device_ids)])}
     twice = [place for place, each in enumerate(device_ids) if places[each] != place]
     if twice:
-        raise _refused(
+        raise cannot_be_done(
             [
                 (place, InvalidValue("device_id", "is named twice", "name each once"))
                 for place in twice
@@ -250,19 +250,20 @@ async def _register(
 ) -> None:
     with given_as("fleet_id"):
         fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
-    bad = [(place, error) for place, each in enumerate(given) for error in _sim_problems(each)]
+    bad = [(place, error) for place, each in enumerate(given) for error in sim_problems(each)]
     if bad:
-        raise _refused(bad, prefix=prefix, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        raise cannot_be_done(bad, prefix=prefix, status=HTTPStatus.UNPROCESSABLE_ENTITY)
     new = [
         NewDevice(**each.model_dump(exclude={"fleet_id", "since"}), since=each.since or caller.now)
         for each in given
     ]
     refused = await register_devices(caller.connection, fleet=fleet, devices=new, now=caller.now)
     if refused:
-        raise _refused(refused, prefix=prefix, status=HTTPStatus.CONFLICT)
+        raise cannot_be_done(refused, prefix=prefix, status=HTTPStatus.CONFLICT)
 
 
-def _sim_problems(given: orders.DeviceOfFleet) -> Iterator[InvalidValue]:
+def sim_problems(given: orders.ImportedDevice) -> Iterator[InvalidValue]:
+    """Yield what is wrong with the SIM of a device that is to be registered."""
     if given.iccid is None:
         if given.imsi is not None:
             yield InvalidValue("imsi", "is of no SIM", "give the SIM's iccid too")
@@ -273,9 +274,10 @@ def _sim_problems(given: orders.DeviceOfFleet) -> Iterator[InvalidValue]:
         yield error
 
 
-def _refused(
+def cannot_be_done(
     problems: Sequence[tuple[int, InvalidValue]], *, prefix: str | None, status: HTTPStatus
 ) -> ProblemError:
+    """Return the problem of a request of which nothing was done; `prefix` names its list of devices."""
     errors = [
         FieldProblem(
             field=error.field if prefix is None else f"{prefix}.{place}.{error.field}",

@@ -89,7 +89,7 @@ async def post_reservation(
         )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"nothing can be granted: {error}") from error
-    return _shown(device_id, outcome)
+    return shown_reservation(device_id, outcome)
 
 
 @router.post("/devices/{device_id}/reservations/{request_id}/settle")
@@ -106,7 +106,7 @@ async def post_settlement(
     outcome = await settle(
         caller.connection, device.device_no, request_id, used=given.used, now=caller.now
     )
-    return _shown(device_id, outcome)
+    return shown_reservation(device_id, outcome)
 
 
 @router.post("/devices/{device_id}/reservations/{request_id}/release")
@@ -118,7 +118,7 @@ async def post_release(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
     )
     outcome = await release(caller.connection, device.device_no, request_id, now=caller.now)
-    return _shown(device_id, outcome)
+    return shown_reservation(device_id, outcome)
 
 
 @router.get("/devices/{device_id}/reservations")
@@ -146,7 +146,7 @@ async def get_reservations(
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.Reservations(
-        items=[_shown(device_id, row) for row in rows[:limit]],
+        items=[shown_reservation(device_id, row) for row in rows[:limit]],
         next_cursor=cursor_of([last.reservation_no]) if last else None,
     )
 
@@ -162,7 +162,7 @@ async def get_reservation(
     known = await store.reservation_of_request(caller.connection, device.device_no, request_id)
     if known is None:
         raise NotFound("reservation", request_id)
-    return _shown(device_id, known)
+    return shown_reservation(device_id, known)
 
 
 @router.get("/fleets/{fleet_id}/quota")
@@ -195,7 +195,7 @@ async def get_fleet_quota(
     return schemas.FleetQuota(fleet_id=fleet_id, report_seconds=report_seconds, meters=meters)
 
 
-def _shown(device_id: str, outcome: store.Reservation | Refused) -> schemas.Reservation:
+def shown_reservation(device_id: str, outcome: store.Reservation | Refused) -> schemas.Reservation:
     """Present a reservation; a refusal is a conflict with how things stand."""
     if isinstance(outcome, Refused):
         unknown = outcome.reason is QuotaRefusal.UNKNOWN_REQUEST

@@ -39,6 +39,7 @@ from metering.store.balances import fleet_of_id
 from metering.store.correction_views import (
     ChargeDifferenceView,
     CorrectionView,
+    correction_view,
     device_nos_of_ids,
     list_corrections,
     list_differences,
@@ -53,7 +54,7 @@ from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
 _CorrectionNo = Annotated[
-    int, Path(ge=1, le=2**63 - 1, description="the change's number", examples=[12])
+    int, Path(ge=1, le=2**63 - 2, description="the change's number", examples=[12])
 ]
 
 router = APIRouter(prefix="/v1", tags=["terms"])
@@ -279,6 +280,12 @@ async def get_corrections(
         items=[_correction(row) for row in rows[:limit]],
         next_cursor=cursor_of([last.correction_no]) if last else None,
     )
+
+
+@router.get("/corrections/{correction_no}")
+async def get_correction(caller: AsCaller, correction_no: _CorrectionNo) -> schemas.Correction:
+    """Show one change of terms."""
+    return _correction(await correction_view(caller.connection, caller.tenant_no, correction_no))
 
 
 @router.get("/corrections/{correction_no}/differences")

@@ -36,7 +36,7 @@ from metering.rating.threshold import WHOLE_FLEET, Measure, Per, Recurrence, is_
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
 from metering.store.holding import hold
-from metering.store.threshold_views import AlertView, fleet_by_no, list_alerts
+from metering.store.threshold_views import AlertView, alert_view, fleet_by_no, list_alerts
 from metering.store.thresholds import (
     NewThreshold,
     Terms,
@@ -242,6 +242,15 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
         items=[_alert(row) for row in rows[:limit]],
         next_cursor=cursor_of([rows[limit - 1].alert_no]) if more else None,
     )
+
+
+@router.get("/alerts/{alert_id}")
+async def get_alert(
+    caller: AsCaller,
+    alert_id: Annotated[int, Path(ge=1, le=2**63 - 2, description="the alert's id", examples=[58])],
+) -> schemas.Alert:
+    """Show one alert."""
+    return _alert(await alert_view(caller.connection, caller.tenant_no, alert_id))
 
 
 async def _created(  # noqa: PLR0917 - the rest of two routes

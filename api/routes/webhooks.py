@@ -1,4 +1,4 @@
-"""What somebody who runs a webhook's receiver needs: its log, tests, replays, and a new secret."""
+"""What somebody who runs a webhook's receiver needs: to change it, its log, tests, replays, a new secret."""
 
 import base64
 import secrets
@@ -8,20 +8,31 @@ from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Request, Response
 
 from api import control_schemas as schemas
-from api.auth import AsCaller, AsWriter
+from api import etags
+from api.auth import AsCaller, AsWriter, Caller
 from api.errors import ProblemError, bad_input
 from api.parameters import Cursor, Limit, cursor_of
-from api.routes.control import EndpointId, endpoint_of, number_of, shown_delivery, shown_endpoint
+from api.routes.control import (
+    EndpointId,
+    check_url,
+    endpoint_of,
+    number_of,
+    shown_delivery,
+    shown_endpoint,
+)
 from api.state import state_of
 from metering.errors import NotFound
 from metering.sealing import sealer_of
 from metering.store.control_views import (
     EndpointView,
+    change_endpoint,
     delivery_view,
+    enable_endpoint,
     list_attempts,
+    lock_endpoint,
     replay_deliveries,
     rotate_secret,
     send_test_event,
@@ -32,6 +43,53 @@ _SECRET_OCTETS = 32
 _REPLAYED_MAX = 1000
 
 router = APIRouter(prefix="/v1", tags=["control"])
+
+
+_EDITED = ("url", "kinds", "disabled_at")
+"""What of an endpoint people change; the rest changes by itself."""
+
+
+@router.get("/webhook-endpoints/{endpoint_id}")
+async def get_webhook_endpoint(
+    caller: AsCaller, endpoint_id: EndpointId, response: Response
+) -> schemas.WebhookEndpoint:
+    """Show one endpoint; not its secret."""
+    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), _EDITED)
+
+
+@router.patch("/webhook-endpoints/{endpoint_id}", responses=etags.MATCHED)
+async def patch_webhook_endpoint(  # noqa: PLR0917 - as a route takes them
+    caller: AsWriter,
+    endpoint_id: EndpointId,
+    patch: schemas.WebhookEndpointPatch,
+    request: Request,
+    response: Response,
+    if_match: etags.IfMatch = None,
+) -> schemas.WebhookEndpoint:
+    """Change where an endpoint is told, and of what; what is still queued goes to the new address."""
+    endpoint = await _owned(caller, endpoint_id, if_match)
+    if patch.url is not None:
+        check_url(request, patch.url)
+    await change_endpoint(
+        caller.connection,
+        endpoint.endpoint_no,
+        url=endpoint.url if patch.url is None else patch.url,
+        kinds=endpoint.kinds if patch.kinds is None else patch.kinds,
+    )
+    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), _EDITED)
+
+
+@router.post("/webhook-endpoints/{endpoint_id}/enabling", responses=etags.MATCHED)
+async def enable_webhook_endpoint(
+    caller: AsWriter, endpoint_id: EndpointId, response: Response, if_match: etags.IfMatch = None
+) -> schemas.WebhookEndpoint:
+    """Tell an endpoint that was disabled or deleted again what happens from now on.
+
+    What it missed is queued by a replay. Of one that is enabled nothing changes.
+    """
+    endpoint = await _owned(caller, endpoint_id, if_match)
+    await enable_endpoint(caller.connection, endpoint.endpoint_no)
+    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), _EDITED)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/secret", status_code=HTTPStatus.CREATED)
@@ -116,7 +174,15 @@ async def get_webhook_attempts(
     )
 
 
+async def _owned(caller: Caller, endpoint_id: UUID, if_match: str | None) -> EndpointView:
+    """Return an endpoint that nobody else changes meanwhile, if it is as its changer saw it."""
+    await lock_endpoint(caller.connection, caller.tenant_no, endpoint_id)
+    endpoint = await endpoint_of(caller, endpoint_id)
+    etags.check_match(if_match, shown_endpoint(endpoint), _EDITED)
+    return endpoint
+
+
 def _enabled(endpoint: EndpointView) -> EndpointView:
     if endpoint.disabled_at is not None:
-        raise ProblemError(HTTPStatus.CONFLICT, "the endpoint is disabled; create another")
+        raise ProblemError(HTTPStatus.CONFLICT, "the endpoint is disabled; enable it first")
     return endpoint

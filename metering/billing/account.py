@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from metering.billing.wallet import watch_wallet
 from metering.errors import Conflict
+from metering.event_kinds import EventKind
 from metering.store.bills import StoredBill, set_state
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -207,7 +208,7 @@ async def let_state_follow(
         tenant_no=fleet.tenant_no,
         fleet_no=fleet.fleet_no,
         device_no=None,
-        kind="bill.paid" if state == "paid" else "bill.unpaid",
+        kind=EventKind.BILL_PAID if state == "paid" else EventKind.BILL_UNPAID,
         payload={"bill_no": bill_no, "number": bill.name, "open": str(max(bill.open, _NOTHING))},
         cause=f"bill:{bill_no}:entry:{bill.last_entry}",
     )

@@ -20,6 +20,7 @@ from metering.billing.live_document import (
     tax_request,
 )
 from metering.billing.tax import TaxRequest, TaxService
+from metering.event_kinds import EventKind
 from metering.ids import TenantNo
 from metering.store.bills import StoredBill, allow_for_size, bill_by_no, make_final, own_bill
 from metering.store.connection import Connection
@@ -75,7 +76,7 @@ async def finalise(
             tenant_no=tenant_no,
             fleet_no=fleet.fleet_no,
             device_no=None,
-            kind="bill.finalised",
+            kind=EventKind.BILL_FINALISED,
             payload={"bill_no": bill_no, "number": issued.name, "gross": str(issued.gross)},
             cause=f"bill:{bill_no}",
         )

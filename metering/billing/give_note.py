@@ -21,6 +21,7 @@ from metering.billing.notes import (
 )
 from metering.billing.once import checked_text, once
 from metering.errors import Conflict
+from metering.event_kinds import EventKind
 from metering.ids import TenantNo
 from metering.store.bills import StoredBill, bill_by_no, insert_note, notes_of, own_bill
 from metering.store.connection import Connection
@@ -101,7 +102,7 @@ async def add_note(
         tenant_no=bill.tenant_no,
         fleet_no=bill.fleet_no,
         device_no=None,
-        kind=f"{final.kind.value}.issued",
+        kind=EventKind(f"{final.kind.value}.issued"),
         payload={"note_no": number, "number": issued.name, "bill_no": bill.bill_no,
                  "gross": str(issued.gross)},
         cause=f"bill:{number}",

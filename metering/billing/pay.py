@@ -18,6 +18,7 @@ from metering.billing.amounts import checked_amount, checked_currency
 from metering.billing.once import checked_text, once
 from metering.billing.wallet import watch_wallet
 from metering.errors import Conflict, InvalidValue
+from metering.event_kinds import EventKind
 from metering.store.bills import lock_billing
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -113,7 +114,7 @@ async def enter_payment(
         tenant_no=fleet.tenant_no,
         fleet_no=fleet.fleet_no,
         device_no=None,
-        kind="payment.received",
+        kind=EventKind.PAYMENT_RECEIVED,
         payload={
             "payment_no": number,
             "purpose": payment.purpose,
@@ -238,7 +239,9 @@ async def refund(
                 await _give_back(connection, fleet, "refund", lot, reason, now=now)
                 for lot in shared_out(lots, amount)
             ]
-            await _tell_returned(connection, fleet, "payment.refunded", amount, entries, now=now)
+            await _tell_returned(
+                connection, fleet, EventKind.PAYMENT_REFUNDED, amount, entries, now=now
+            )
             await watch_wallet(connection, fleet, now=now)
             return {"entries": entries}
 
@@ -327,7 +330,7 @@ async def take_back(  # noqa: PLR0917 - what, of what, and why
             missing -= part.amount
     lot = Lot(pocket=pocket, payment_no=payment.payment_no, amount=amount)
     entry = await _give_back(connection, fleet, kind, lot, reason, now=now)
-    told = "payment.reversed" if kind == "reversal" else "payment.refunded"
+    told = EventKind.PAYMENT_REVERSED if kind == "reversal" else EventKind.PAYMENT_REFUNDED
     await _tell_returned(connection, fleet, told, amount, [entry], now=now)
     await watch_wallet(connection, fleet, now=now)
 
@@ -345,7 +348,7 @@ async def _give_back(
 async def _tell_returned(
     connection: Connection,
     fleet: Fleet,
-    kind: str,
+    kind: EventKind,
     amount: Decimal,
     entries: Sequence[int],
     *,

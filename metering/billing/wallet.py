@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from metering.billing.amounts import checked_amount
 from metering.errors import InvalidValue
+from metering.event_kinds import EventKind
 from metering.store.bills import lock_billing
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -70,7 +71,7 @@ async def watch_wallet(
             tenant_no=fleet.tenant_no,
             fleet_no=fleet.fleet_no,
             device_no=None,
-            kind="wallet.low",
+            kind=EventKind.WALLET_LOW,
             payload={
                 "balance": str(balance),
                 "low_balance": str(wallet.low_balance),

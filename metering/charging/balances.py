@@ -7,6 +7,7 @@ from datetime import datetime
 
 from metering.charging.thresholds import reconsider
 from metering.errors import Conflict, InvalidValue
+from metering.event_kinds import EventKind
 from metering.ids import TenantNo
 from metering.period import instant_text
 from metering.rating.plan import DEVICE_TOP_UP_PRIORITY, FLEET_TOP_UP_PRIORITY
@@ -29,9 +30,9 @@ from metering.store.work import next_run_no
 from metering.usage import METERS
 
 _EVENTS = {
-    "top_up": "balance.topped_up",
-    "transfer": "balance.transferred",
-    "adjustment": "balance.adjusted",
+    "top_up": EventKind.BALANCE_TOPPED_UP,
+    "transfer": EventKind.BALANCE_TRANSFERRED,
+    "adjustment": EventKind.BALANCE_ADJUSTED,
 }
 QUANTITY_MAX = 10**18
 """The most that one operation moves, in base units: a charge's draw of it is a 64-bit integer."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from metering.event_kinds import EventKind
 from metering.rating.reservation import ReservationState, ended_as
 from metering.store.accounts import load_buckets, store_buckets
 from metering.store.connection import Connection
@@ -99,7 +100,7 @@ async def _tell(connection: Connection, ended: Sequence[Reservation], *, now: da
                 tenant_no=tenant_no,
                 fleet_no=each.fleet_no,
                 device_no=each.device_no,
-                kind="reservation.expired",
+                kind=EventKind.RESERVATION_EXPIRED,
                 payload={
                     "device_id": device_id,
                     "request": each.request_id,

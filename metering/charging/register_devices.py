@@ -13,7 +13,7 @@ async def register_devices(
     connection: Connection, *, fleet: Fleet, devices: Sequence[NewDevice], now: datetime
 ) -> list[tuple[int, InvalidValue]]:
     """Register devices; return why some cannot be, each by its place: then whoever calls rolls back."""
-    problems = [*_named_twice(devices)]
+    problems = [*named_twice(devices)]
     if problems:
         return problems
     in_use = await sims_in_use(connection, fleet.tenant_no, devices)
@@ -33,7 +33,8 @@ async def register_devices(
     ]
 
 
-def _named_twice(devices: Sequence[NewDevice]) -> list[tuple[int, InvalidValue]]:
+def named_twice(devices: Sequence[NewDevice]) -> list[tuple[int, InvalidValue]]:
+    """Return where an id or a SIM stands again, each by its place."""
     problems = []
     for field in ("device_id", "iccid"):
         places: dict[str, int] = {}

@@ -10,6 +10,7 @@ from datetime import datetime
 from fractions import Fraction
 from typing import NamedTuple
 
+from metering.event_kinds import EventKind
 from metering.money import decimal_text
 from metering.period import instant_text
 from metering.rating.account import Charge
@@ -63,8 +64,8 @@ from metering.store.work import QueuedReading
 from metering.usage import METERS_BY_NO
 from metering.wire.command import CommandKind
 
-ALERT_RAISED = "threshold.crossed"
-ALERT_CLEARED = "threshold.cleared"
+ALERT_RAISED = EventKind.THRESHOLD_CROSSED
+ALERT_CLEARED = EventKind.THRESHOLD_CLEARED
 
 
 class ChargedUsage(NamedTuple):

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from metering.charging.change_terms import change_state
 from metering.errors import InvalidValue
+from metering.event_kinds import EventKind
 from metering.ids import TenantNo
 from metering.rating.plan import DeviceState
 from metering.store.bills import lock_billing
@@ -79,7 +80,7 @@ async def _remind(connection: Connection, due: Overdue, *, now: datetime) -> boo
         tenant_no=fleet.tenant_no,
         fleet_no=fleet.fleet_no,
         device_no=None,
-        kind="bill.overdue",
+        kind=EventKind.BILL_OVERDUE,
         payload={
             "bill_no": bill.bill_no,
             "number": bill.name,
@@ -118,7 +119,7 @@ async def _begin(connection: Connection, due: Overdue, *, now: datetime) -> bool
     )
     if number is None:
         return False
-    await _tell(connection, fleet, "fleet.suspended", number, due.bill_no, now=now)
+    await _tell(connection, fleet, EventKind.FLEET_SUSPENDED, number, due.bill_no, now=now)
     return True
 
 
@@ -168,7 +169,7 @@ async def _resume_some(connection: Connection, suspension: Suspension, *, now: d
         await _let_be(connection, suspension, "ended", now=now)
         fleet = (await fleets_by_no(connection, [suspension.fleet_no]))[suspension.fleet_no]
         number, bill_no = suspension.suspension_no, suspension.bill_no
-        await _tell(connection, fleet, "fleet.resumed", number, bill_no, now=now)
+        await _tell(connection, fleet, EventKind.FLEET_RESUMED, number, bill_no, now=now)
         return False
     ours = [device_no for device_no, unchanged in held if unchanged]
     changed, refused = await _change(connection, suspension, ours, DeviceState.ACTIVE, now=now)
@@ -221,10 +222,16 @@ async def _let_be(
 
 
 async def _tell(
-    connection: Connection, fleet: Fleet, kind: str, number: int, bill_no: int, *, now: datetime
+    connection: Connection,
+    fleet: Fleet,
+    kind: EventKind,
+    number: int,
+    bill_no: int,
+    *,
+    now: datetime,
 ) -> None:
     payload: dict[str, object] = {"suspension_no": number, "bill_no": bill_no}
-    if kind == "fleet.resumed":
+    if kind == EventKind.FLEET_RESUMED:
         _, payload["devices"] = await device_counts(connection, number)
     event = NewEvent(
         tenant_no=fleet.tenant_no,

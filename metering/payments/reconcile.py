@@ -5,6 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from metering.billing.pay import enter_payment, take_back
+from metering.event_kinds import EventKind
 from metering.payments.provider import Facts, ProviderEvent, RefundFailed
 from metering.store.bills import lock_billing
 from metering.store.connection import Connection
@@ -215,7 +216,7 @@ async def tell_refund_failed(
         tenant_no=refund.tenant_no,
         fleet_no=refund.fleet_no,
         device_no=None,
-        kind="refund.failed",
+        kind=EventKind.REFUND_FAILED,
         payload={
             "refund_no": refund.refund_no,
             "payment_no": refund.payment_no,
@@ -247,7 +248,7 @@ async def fail_request(
         tenant_no=request.tenant_no,
         fleet_no=request.fleet_no,
         device_no=None,
-        kind="payment.failed",
+        kind=EventKind.PAYMENT_FAILED,
         payload={
             "request_no": request.request_no,
             "purpose": request.purpose,

@@ -2,11 +2,11 @@
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from metering.access import Identity, Role
+from metering.access import SCOPES, Identity, Role, Scope
 from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.store.connection import Connection
@@ -25,6 +25,7 @@ class ApiKey:
     role: str
     fleets: list[int] | None
     device_no: int | None
+    scopes: list[str] | None
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -49,12 +50,14 @@ async def create_api_key(
     role: Role = Role.TENANT_ADMIN,
     fleets: Sequence[int] | None = None,
     device_no: int | None = None,
+    scopes: Collection[Scope] | None = None,
     expires_at: datetime | None = None,
 ) -> str:
     """Create a key and return it: the only time that it can be seen.
 
-    `tenant` is None for a platform operator's. `fleets` are all that it reaches, None the whole tenant.
-    Raises `InvalidValue` when role and reach do not fit.
+    `tenant` is None for a platform operator's. `fleets` are all that it reaches, None the whole
+    tenant; `scopes` all of its role's that it has, None every one. Raises `InvalidValue` when role, reach and
+    scopes do not fit.
     """
     return (
         await insert_api_key(
@@ -65,6 +68,7 @@ async def create_api_key(
             role=role,
             fleets=fleets,
             device_no=device_no,
+            scopes=scopes,
             expires_at=expires_at,
         )
     )[1]
@@ -79,14 +83,17 @@ async def insert_api_key(
     role: Role,
     fleets: Sequence[int] | None,
     device_no: int | None,
+    scopes: Collection[Scope] | None,
     expires_at: datetime | None,
 ) -> tuple[int, str]:
     """Create a key as `create_api_key` does and return its number and itself."""
     check_reach(role, tenant=tenant, fleets=fleets, device_no=device_no)
+    if scopes is not None:
+        _check_scopes(role, scopes)
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     made = await connection.execute(
-        "INSERT INTO api_key (tenant_no, label, key_hash, created_at, role, fleets, device_no, expires_at)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING api_key_no",
+        "INSERT INTO api_key (tenant_no, label, key_hash, created_at, role, fleets, device_no, scopes,"
+        " expires_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING api_key_no",
         [
             tenant,
             label,
@@ -95,12 +102,21 @@ async def insert_api_key(
             role,
             None if fleets is None else list(fleets),
             device_no,
+            None if scopes is None else sorted(scopes),
             expires_at,
         ],
     )
     row = await made.fetchone()
     assert row is not None  # noqa: S101 - RETURNING
     return row[0], key
+
+
+def _check_scopes(role: Role, scopes: Collection[Scope]) -> None:
+    """Raise `InvalidValue` when a role has none of the scopes, or not all of them."""
+    lacking = sorted(set(scopes) - SCOPES[role])
+    if lacking or not scopes:
+        problem = f"{lacking[0]} is none of {role}" if lacking else "names none"
+        raise InvalidValue("scopes", problem, f"use some of {', '.join(sorted(SCOPES[role]))}")
 
 
 def check_reach(
@@ -120,19 +136,20 @@ def check_reach(
 async def key_of(connection: Connection, key: str) -> FoundKey | None:
     """Return whose key this is, good or expired; None when there is none, or it was revoked."""
     found = await connection.execute(
-        "SELECT api_key_no, tenant_no, role, fleets, device_no, expires_at, last_used_at"
+        "SELECT api_key_no, tenant_no, role, fleets, device_no, scopes, expires_at, last_used_at"
         " FROM api_key_of(%s)",
         [_hash(key)],
     )
     row = await found.fetchone()
     if row is None:
         return None
-    number, tenant, role, fleets, device_no, expires_at, last_used_at = row
+    number, tenant, role, fleets, device_no, scopes, expires_at, last_used_at = row
     identity = Identity(
         tenant_no=None if tenant is None else TenantNo(tenant),
         role=Role(role),
         fleets=None if fleets is None else tuple(fleets),
         device_no=device_no,
+        scopes=None if scopes is None else frozenset(map(Scope, scopes)),
         api_key_no=number,
     )
     return FoundKey(identity=identity, expires_at=expires_at, last_used_at=last_used_at)
@@ -156,7 +173,7 @@ async def list_api_keys(
     return await fetch_all(
         connection,
         ApiKey,
-        "SELECT api_key_no, label, role, fleets, device_no, created_at, expires_at, revoked_at,"
+        "SELECT api_key_no, label, role, fleets, device_no, scopes, created_at, expires_at, revoked_at,"
         " last_used_at FROM api_key WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s"
         " AND api_key_no > %(after)s ORDER BY api_key_no LIMIT %(limit)s",
         {"tenant": tenant, "after": after, "limit": limit},
@@ -193,6 +210,7 @@ async def rotate_api_key(
         role=Role(old.role),
         fleets=old.fleets,
         device_no=old.device_no,
+        scopes=None if old.scopes is None else [Scope(each) for each in old.scopes],
         expires_at=old.expires_at,
     )
     if old_ends_at <= now:

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from datetime import timedelta
 
-from metering.access import Role
+from metering.access import Role, Scope
 from metering.clock import now
 from metering.ids import TenantNo
 from metering.settings import Settings
@@ -26,6 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--role", choices=_ROLES, default=Role.TENANT_ADMIN, help="what it may do")
     parser.add_argument(
         "--fleet", action="append", help="a fleet's id: it reaches only those that are named"
+    )
+    parser.add_argument(
+        "--scope",
+        action="append",
+        choices=list(Scope),
+        help="a scope of its role: it has only those that are named",
     )
     parser.add_argument("--days", type=int, help="it ends after so many; unset: never")
 
@@ -61,5 +67,6 @@ async def _create(
         now=now(),
         role=Role.PLATFORM_OPERATOR if arguments.platform else Role(arguments.role),
         fleets=fleets,
+        scopes=[Scope(each) for each in arguments.scope] if arguments.scope else None,
         expires_at=now() + timedelta(days=arguments.days) if arguments.days else None,
     )

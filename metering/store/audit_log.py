@@ -88,35 +88,45 @@ def _storable(value: object) -> object:
 
 
 async def list_audit_entries(
-    connection: Connection, tenant: TenantNo, *, before: int | None, limit: int
+    connection: Connection, tenant: TenantNo | None, *, before: int | None, limit: int
 ) -> list[AuditEntry]:
-    """Return a tenant's entries, the last first, before one."""
+    """Return the entries of a tenant, or of the platform, the last first, before one."""
     return await fetch_all(
         connection,
         AuditEntry,
-        "SELECT entry_no, at, role, api_key_no, user_no, operation, target, request FROM audit_entry"
-        " WHERE tenant_no = %(tenant)s AND (%(before)s::bigint IS NULL OR entry_no < %(before)s)"
+        "SELECT entry_no, at, role, api_key_no, user_no, operation, target, request"  # noqa: S608
+        f" FROM audit_entry WHERE {_of(tenant)} AND (%(before)s::bigint IS NULL OR entry_no < %(before)s)"
         " ORDER BY entry_no DESC LIMIT %(limit)s",
         {"tenant": tenant, "before": before, "limit": limit},
     )
 
 
-async def entry_exists(connection: Connection, tenant: TenantNo, entry_no: int) -> bool:
-    """Whether a tenant has an entry of this number."""
-    found = await connection.execute(
-        "SELECT FROM audit_entry WHERE tenant_no = %s AND entry_no = %s", [tenant, entry_no]
-    )
-    return await found.fetchone() is not None
+async def audit_entry(
+    connection: Connection, tenant: TenantNo | None, entry_no: int
+) -> AuditEntry | None:
+    """Return an entry of a tenant, or of the platform; None when there is no such."""
+    rows = await list_audit_entries(connection, tenant, before=entry_no + 1, limit=1)
+    return rows[0] if rows and rows[0].entry_no == entry_no else None
+
+
+async def entry_exists(connection: Connection, tenant: TenantNo | None, entry_no: int) -> bool:
+    """Whether a tenant, or the platform, has an entry of this number."""
+    return await audit_entry(connection, tenant, entry_no) is not None
 
 
 async def list_audit_changes(
-    connection: Connection, tenant: TenantNo, entry_no: int, *, after: int, limit: int
+    connection: Connection, tenant: TenantNo | None, entry_no: int, *, after: int, limit: int
 ) -> list[AuditChange]:
     """Return the rows that an entry's request wrote, in their order, after one."""
     return await fetch_all(
         connection,
         AuditChange,
-        "SELECT change_no, relation, before, after FROM audit_change WHERE tenant_no = %(tenant)s"
+        "SELECT change_no, relation, before, after"  # noqa: S608 - text of this module
+        f" FROM audit_change WHERE {_of(tenant)}"
         " AND entry_no = %(entry)s AND change_no > %(after)s ORDER BY change_no LIMIT %(limit)s",
         {"tenant": tenant, "entry": entry_no, "after": after, "limit": limit},
     )
+
+
+def _of(tenant: TenantNo | None) -> str:
+    return "tenant_no IS NULL" if tenant is None else "tenant_no = %(tenant)s"

@@ -356,6 +356,18 @@ async def adjustment_by_no(
     return _adjustment(row)
 
 
+async def adjustment_with_fleet(
+    connection: Connection, tenant_no: int, adjustment_no: int
+) -> tuple[str, BillAdjustment]:
+    """Return one of a tenant's adjustments with its fleet's id; raise `NotFound`."""
+    rows = await list_adjustments(
+        connection, tenant_no, fleet_no=None, after=adjustment_no - 1, limit=1
+    )
+    if not rows or rows[0][1].adjustment_no != adjustment_no:
+        raise NotFound("adjustment", str(adjustment_no))
+    return rows[0]
+
+
 async def list_adjustments(
     connection: Connection,
     tenant_no: int,

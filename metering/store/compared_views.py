@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all
+from metering.store.rows import checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +175,31 @@ class ComparedReading:
     session: str | None
 
 
+_COMPARED = (
+    "SELECT compared.boot_no, boot.boot_id, compared.seq, device.device_id, fleet.fleet_id,"
+    " compared.meter_no, compared.kind, compared.uplink, compared.downlink, compared.quantity,"
+    " compared.since, compared.measured_at, compared.received_at, compared.zone, compared.rat,"
+    " compared.apn, compared.session FROM compared_reading AS compared"
+    " JOIN device ON device.device_no = compared.device_no"
+    " JOIN fleet ON fleet.fleet_no = device.fleet_no"
+    " JOIN boot ON boot.boot_no = compared.boot_no"
+    " WHERE device.tenant_no = %(tenant_no)s AND fleet.tenant_no = %(tenant_no)s"
+)
+
+
+async def compared_view(
+    connection: Connection, tenant_no: TenantNo, *, boot_no: int, seq: int, measured_at: datetime
+) -> ComparedReading | None:
+    """Return one count that is compared and not charged; None where a tenant has no such."""
+    return await fetch_one(
+        connection,
+        ComparedReading,
+        _COMPARED + " AND compared.boot_no = %(boot_no)s AND compared.seq = %(seq)s"
+        " AND compared.measured_at = %(measured_at)s",
+        {"tenant_no": tenant_no, "boot_no": boot_no, "seq": seq, "measured_at": measured_at},
+    )
+
+
 async def list_compared(
     connection: Connection,
     tenant_no: TenantNo,
@@ -194,15 +219,7 @@ async def list_compared(
     return await fetch_all(
         connection,
         ComparedReading,
-        "SELECT compared.boot_no, boot.boot_id, compared.seq, device.device_id, fleet.fleet_id,"
-        " compared.meter_no, compared.kind, compared.uplink, compared.downlink, compared.quantity,"
-        " compared.since, compared.measured_at, compared.received_at, compared.zone, compared.rat,"
-        " compared.apn, compared.session FROM compared_reading AS compared"
-        " JOIN device ON device.device_no = compared.device_no"
-        " JOIN fleet ON fleet.fleet_no = device.fleet_no"
-        " JOIN boot ON boot.boot_no = compared.boot_no"
-        " WHERE device.tenant_no = %(tenant_no)s AND fleet.tenant_no = %(tenant_no)s"
-        " AND (%(fleet_no)s::int IS NULL OR device.fleet_no = %(fleet_no)s)"
+        _COMPARED + " AND (%(fleet_no)s::int IS NULL OR device.fleet_no = %(fleet_no)s)"
         " AND (%(device_no)s::bigint IS NULL OR compared.device_no = %(device_no)s)"
         " AND (%(measured_from)s::timestamptz IS NULL OR compared.measured_at >= %(measured_from)s)"
         " AND (%(measured_to)s::timestamptz IS NULL OR compared.measured_at < %(measured_to)s)"

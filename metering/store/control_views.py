@@ -162,6 +162,30 @@ async def command_of_cause(
     )
 
 
+async def command_view(
+    connection: Connection, tenant_no: TenantNo, command_id: UUID
+) -> CommandView | None:
+    """Return a command of a tenant by the id that its device sees."""
+    return await fetch_one(
+        connection,
+        CommandView,
+        _COMMAND + " AND command_id = %(command_id)s",
+        {"tenant_no": tenant_no, "command_id": command_id},
+    )
+
+
+async def event_view(
+    connection: Connection, tenant_no: TenantNo, event_id: UUID
+) -> EventView | None:
+    """Return an event of a tenant by its id."""
+    return await fetch_one(
+        connection,
+        EventView,
+        _EVENT + " AND event_id = %(event_id)s",
+        {"tenant_no": tenant_no, "event_id": event_id},
+    )
+
+
 async def list_events(
     connection: Connection,
     tenant_no: TenantNo,
@@ -239,6 +263,33 @@ async def endpoint_view(
         EndpointView,
         _ENDPOINT + " AND endpoint_id = %(endpoint_id)s",
         {"tenant_no": tenant_no, "endpoint_id": endpoint_id},
+    )
+
+
+async def lock_endpoint(connection: Connection, tenant_no: TenantNo, endpoint_id: UUID) -> None:
+    """Own an endpoint of a tenant until the transaction ends."""
+    await connection.execute(
+        "SELECT FROM webhook_endpoint WHERE tenant_no = %s AND endpoint_id = %s FOR NO KEY UPDATE",
+        [tenant_no, endpoint_id],
+    )
+
+
+async def change_endpoint(
+    connection: Connection, endpoint_no: int, *, url: str, kinds: Sequence[str]
+) -> None:
+    """Write where an endpoint is told, and of what; what is queued goes to the new place."""
+    await connection.execute(
+        "UPDATE webhook_endpoint SET url = %s, kinds = %s WHERE endpoint_no = %s",
+        [url, list(kinds), endpoint_no],
+    )
+
+
+async def enable_endpoint(connection: Connection, endpoint_no: int) -> None:
+    """Let an endpoint be told again of what happens from now on; one that is told is left as it is."""
+    await connection.execute(
+        "UPDATE webhook_endpoint SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL"
+        " WHERE endpoint_no = %s AND disabled_at IS NOT NULL",
+        [endpoint_no],
     )
 
 

@@ -83,6 +83,18 @@ async def list_corrections(
     )
 
 
+async def correction_view(
+    connection: Connection, tenant_no: TenantNo, correction_no: int
+) -> CorrectionView:
+    """Return one change of terms of a tenant; raise `NotFound`."""
+    rows = await list_corrections(
+        connection, tenant_no, device_no=None, before=correction_no + 1, limit=1
+    )
+    if not rows or rows[0].correction_no != correction_no:
+        raise NotFound("change of terms", str(correction_no))
+    return rows[0]
+
+
 async def list_differences(
     connection: Connection,
     tenant_no: TenantNo,

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all
+from metering.store.rows import checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,57 @@ class AnomalyView:
     recorded_at: datetime
 
 
+_REJECTED = (
+    "SELECT rejected.rejected_no, rejected.topic, device.device_id, rejected.reason,"
+    " rejected.field, rejected.detail, rejected.boot_id, rejected.seq, rejected.content,"
+    " rejected.first_received_at, rejected.last_received_at, rejected.times"
+    " FROM rejected LEFT JOIN device ON device.device_no = rejected.device_no"
+    "   AND device.tenant_no = %(tenant_no)s"
+    " WHERE rejected.tenant_no = %(tenant_no)s"
+)
+_PARKED = (
+    "SELECT parked.boot_no, parked.seq, boot.boot_id, device.device_id, fleet.fleet_id,"
+    " reading.meter_no, parked.reason, parked.quantity, parked.uplink, parked.usage_from,"
+    " parked.usage_to, parked.measured_at, parked.parked_at"
+    " FROM parked JOIN device ON device.device_no = parked.device_no"
+    " JOIN fleet ON fleet.fleet_no = device.fleet_no"
+    " JOIN boot ON boot.boot_no = parked.boot_no"
+    " LEFT JOIN reading ON reading.boot_no = parked.boot_no AND reading.seq = parked.seq"
+    "   AND reading.measured_at = parked.measured_at"
+    " WHERE fleet.tenant_no = %(tenant_no)s AND device.tenant_no = %(tenant_no)s"
+)
+
+
+async def rejected_view(
+    connection: Connection, tenant_no: TenantNo, rejected_no: int
+) -> RejectedView:
+    """Return one rejection of a tenant; raise `NotFound`."""
+    found = await fetch_one(
+        connection,
+        RejectedView,
+        _REJECTED + " AND rejected.rejected_no = %(rejected_no)s",
+        {"tenant_no": tenant_no, "rejected_no": rejected_no},
+    )
+    if found is None:
+        raise NotFound("rejection", str(rejected_no))
+    return found
+
+
+async def parked_view(
+    connection: Connection, tenant_no: TenantNo, *, boot_no: int, seq: int
+) -> ParkedView:
+    """Return the parked usage of a reading; raise `NotFound` where none of it is parked."""
+    found = await fetch_one(
+        connection,
+        ParkedView,
+        _PARKED + " AND parked.boot_no = %(boot_no)s AND parked.seq = %(seq)s",
+        {"tenant_no": tenant_no, "boot_no": boot_no, "seq": seq},
+    )
+    if found is None:
+        raise NotFound("parked reading", f"{boot_no}-{seq}")
+    return found
+
+
 async def list_rejected(
     connection: Connection,
     tenant_no: TenantNo,
@@ -77,13 +129,7 @@ async def list_rejected(
     return await fetch_all(
         connection,
         RejectedView,
-        "SELECT rejected.rejected_no, rejected.topic, device.device_id, rejected.reason,"
-        " rejected.field, rejected.detail, rejected.boot_id, rejected.seq, rejected.content,"
-        " rejected.first_received_at, rejected.last_received_at, rejected.times"
-        " FROM rejected LEFT JOIN device ON device.device_no = rejected.device_no"
-        "   AND device.tenant_no = %(tenant_no)s"
-        " WHERE rejected.tenant_no = %(tenant_no)s"
-        " AND (%(device_no)s::bigint IS NULL OR rejected.device_no = %(device_no)s)"
+        _REJECTED + " AND (%(device_no)s::bigint IS NULL OR rejected.device_no = %(device_no)s)"
         " AND (%(fleet_no)s::integer IS NULL OR device.fleet_no = %(fleet_no)s)"
         " AND (%(reason)s::text IS NULL OR rejected.reason = %(reason)s)"
         " AND (%(time)s::timestamptz IS NULL"
@@ -119,16 +165,7 @@ async def list_parked(
     return await fetch_all(
         connection,
         ParkedView,
-        "SELECT parked.boot_no, parked.seq, boot.boot_id, device.device_id, fleet.fleet_id,"
-        " reading.meter_no, parked.reason, parked.quantity, parked.uplink, parked.usage_from,"
-        " parked.usage_to, parked.measured_at, parked.parked_at"
-        " FROM parked JOIN device ON device.device_no = parked.device_no"
-        " JOIN fleet ON fleet.fleet_no = device.fleet_no"
-        " JOIN boot ON boot.boot_no = parked.boot_no"
-        " LEFT JOIN reading ON reading.boot_no = parked.boot_no AND reading.seq = parked.seq"
-        "   AND reading.measured_at = parked.measured_at"
-        " WHERE fleet.tenant_no = %(tenant_no)s AND device.tenant_no = %(tenant_no)s"
-        " AND (%(fleet_no)s::integer IS NULL OR device.fleet_no = %(fleet_no)s)"
+        _PARKED + " AND (%(fleet_no)s::integer IS NULL OR device.fleet_no = %(fleet_no)s)"
         " AND (%(device_no)s::bigint IS NULL OR parked.device_no = %(device_no)s)"
         " AND (%(reason)s::text IS NULL OR parked.reason = %(reason)s)"
         " AND (%(time)s::timestamptz IS NULL"

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from metering.event_kinds import EventKind
 from metering.flood import Flood
 from metering.store.connection import Connection
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, notify, record_events
@@ -75,7 +76,7 @@ async def hold_device(
         tenant_no=tenant_no,
         fleet_no=fleet_no,
         device_no=device_no,
-        kind="device.flooding",
+        kind=EventKind.DEVICE_FLOODING,
         payload={"device_id": flood.sender[1], "from": now.isoformat(), **told},
         cause=cause,
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from metering.event_kinds import EventKind
 from metering.store.connection import Connection
 from metering.wire.command import CommandKind, check_payload
 
@@ -34,14 +35,13 @@ class NewCommand:
 class NewEvent:
     """Something that happened, as webhooks tell it: (tenant, kind, cause) is recorded once.
 
-    `kind` reads like "threshold.crossed"; `payload` is a JSON object. `fleet_no` is None where it
-    concerns no fleet, but a webhook endpoint.
+    `payload` is a JSON object. `fleet_no` is None where it concerns no fleet, but a webhook endpoint.
     """
 
     tenant_no: int
     fleet_no: int | None
     device_no: int | None
-    kind: str
+    kind: EventKind
     payload: Mapping[str, object]
     cause: str
 

@@ -8,12 +8,14 @@ buckets: the device) was charged between the beginning of the buckets that hold 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeVar
 
 from metering.ids import TenantNo
 from metering.store.bucket_views import LotView
 from metering.store.connection import Connection
 from metering.store.device_views import SubscriptionMeterView, SubscriptionView
 from metering.store.known_views import KNOWN_CHARGES_OF_DEVICE, Known
+from metering.store.pool_views import PoolLotView
 from metering.store.rows import fetch_all, fetch_one
 
 
@@ -52,14 +54,17 @@ _OF_DEVICE = (
 )
 
 
+_Lot = TypeVar("_Lot", LotView, PoolLotView)
+
+
 async def lots_then(
     connection: Connection,
-    lots: Sequence[LotView],
+    lots: Sequence[_Lot],
     *,
     fleet_no: int,
     device_no: int | None,
     at: datetime,
-) -> list[LotView]:
+) -> list[_Lot]:
     """Return lots of a fleet, or those from which one device alone draws, as they were at a past moment.
 
     Those into which nothing had been entered by then are left out. What was `reserved` of them is not known.

@@ -14,10 +14,12 @@ from metering.store.rows import checked_limit, fetch_all, fetch_one
 class PoolLotView:
     """One lot of a fleet's pool, or of a fleet's top-up, in the meter's base unit.
 
-    The plan's fields are None unless only one plan version's devices share it.
+    The plan's fields are None unless only one plan version's devices share it. `reserved` is None of a past
+    moment.
     """
 
     bucket_no: int
+    fleet_no: int
     fleet_id: str
     meter_no: int
     name: str
@@ -28,7 +30,7 @@ class PoolLotView:
     expires_at: datetime | None
     granted: int
     used: int
-    reserved: int
+    reserved: int | None
     members: int
 
 
@@ -50,11 +52,12 @@ class PoolMemberView:
 
 
 _POOL = (
-    "SELECT bucket.bucket_no, fleet.fleet_id, bucket.meter_no, bucket.name, bucket.source,"
+    "SELECT bucket.bucket_no, fleet.fleet_no, fleet.fleet_id, bucket.meter_no, bucket.name, bucket.source,"
     " plan.plan_id, plan.version AS plan_version, bucket.begins_at, bucket.expires_at,"
     " bucket.granted, bucket.used, bucket.reserved,"
     " (SELECT count(DISTINCT entry.subscription_no) FROM bucket_entry AS entry"
-    "   WHERE entry.bucket_no = bucket.bucket_no AND entry.kind IN ('grant', 'regrant')) AS members"
+    "   WHERE entry.bucket_no = bucket.bucket_no AND entry.kind IN ('grant', 'regrant')"
+    "   AND (%(known_at)s::timestamptz IS NULL OR entry.entered_at <= %(known_at)s)) AS members"
     " FROM fleet JOIN bucket ON bucket.fleet_no = fleet.fleet_no"
     " LEFT JOIN plan ON plan.plan_no = bucket.plan_no"
     " WHERE fleet.tenant_no = %(tenant_no)s AND bucket.kind = 'pool'"
@@ -68,10 +71,14 @@ async def list_pools(
     fleet_no: int | None,
     meter_no: int | None,
     at: datetime,
+    known_at: datetime | None = None,
     after: tuple[str, int],
     limit: int,
 ) -> list[PoolLotView]:
-    """Return at most `limit` lots of pools that hold at an instant, by fleet and number, after one."""
+    """Return at most `limit` lots of pools that hold at an instant, by fleet and number, after one.
+
+    They are as they are now, but for their members: those that were known at `known_at`; None: now.
+    """
     narrowed = "" if fleet_no is None else " AND fleet.fleet_no = %(fleet_no)s"
     narrowed += "" if meter_no is None else " AND bucket.meter_no = %(meter_no)s"
     return await fetch_all(
@@ -88,6 +95,7 @@ async def list_pools(
             "fleet_no": fleet_no,
             "meter_no": meter_no,
             "at": at,
+            "known_at": known_at,
             "after_id": after[0],
             "after_no": after[1],
             "limit": checked_limit(limit),
@@ -101,7 +109,7 @@ async def pool_lot(connection: Connection, tenant_no: TenantNo, *, bucket_no: in
         connection,
         PoolLotView,
         _POOL + " AND bucket.bucket_no = %(bucket_no)s",
-        {"tenant_no": tenant_no, "bucket_no": bucket_no},
+        {"tenant_no": tenant_no, "bucket_no": bucket_no, "known_at": None},
     )
     if found is None:
         raise NotFound("pool", str(bucket_no))

@@ -6,13 +6,14 @@ each in that of an index, so that a page costs what it holds, and not what there
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
+from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.bill_views import BilledPlan
 from metering.store.charge_views import PriceKey
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all
+from metering.store.rows import checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,8 @@ class RecordView:
     session: str | None
 
 
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+
 RecordKey = tuple[int, int, int]
 """run_no, run_position, part; of a device's: boot_no, seq, part"""
 
@@ -146,6 +149,18 @@ _OF_DEVICE = _SHOWN.format(
 )
 
 
+_ONE = _SHOWN.format(
+    wanted=_WANTED.format(
+        fleet="fleet",
+        joined=" JOIN fleet ON fleet.fleet_no = charge.fleet_no AND fleet.tenant_no = %(tenant_no)s",
+        of=" AND charge.boot_no = %(boot_no)s AND charge.seq = %(seq)s AND charge.part = %(part)s",
+        key="charge.boot_no, charge.seq, charge.part",
+        order="charge.boot_no",
+    ),
+    order="record.boot_no",
+)
+
+
 def key_of(wanted: RecordsWanted, row: RecordView) -> RecordKey:
     """Return the place of a record among those that are wanted."""
     if wanted.device_no is None:
@@ -179,6 +194,32 @@ async def list_records(
             **wanted.parameters,
         },
     )
+
+
+async def record_view(
+    connection: Connection, tenant_no: TenantNo, *, boot_no: int, seq: int, part: int
+) -> RecordView:
+    """Return one record of a tenant; raise `NotFound`."""
+    wanted = RecordsWanted(fleet_no=None, device_no=None, measured_from=_EARLIEST)
+    found = await fetch_one(
+        connection,
+        RecordView,
+        _ONE,
+        {
+            "tenant_no": tenant_no,
+            "boot_no": boot_no,
+            "seq": seq,
+            "part": part,
+            "first": None,
+            "second": None,
+            "third": None,
+            "limit": 1,
+            **wanted.parameters,
+        },
+    )
+    if found is None:
+        raise NotFound("usage record", f"{boot_no}-{seq}-{part}")
+    return found
 
 
 async def plans_used(

@@ -82,6 +82,24 @@ async def list_alerts(
     )
 
 
+async def alert_view(connection: Connection, tenant_no: TenantNo, alert_no: int) -> AlertView:
+    """Return one of a tenant's alerts; raise `NotFound`."""
+    rows = await list_alerts(
+        connection,
+        tenant_no,
+        fleet_no=None,
+        device_no=None,
+        threshold_no=None,
+        period=None,
+        at=None,
+        before=alert_no + 1,
+        limit=1,
+    )
+    if not rows or rows[0].alert_no != alert_no:
+        raise NotFound("alert", str(alert_no))
+    return rows[0]
+
+
 async def fleet_by_no(connection: Connection, fleet_no: int) -> Fleet:
     """Return a fleet by its number; raise `NotFound`."""
     found = await connection.execute(

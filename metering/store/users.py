@@ -14,7 +14,7 @@ from metering.store.rows import fetch_all, fetch_one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A user as the issuer names it: `subject` is the claim `sub`."""
+    """A user as the issuer names it: `subject` is the claim `sub`. `came_at` is when it first asked."""
 
     user_no: int
     issuer: str
@@ -23,6 +23,7 @@ class User:
     role: str
     fleets: list[int] | None
     created_at: datetime
+    came_at: datetime | None
     disabled_at: datetime | None
 
 
@@ -56,36 +57,56 @@ async def insert_user(
     )
     row = await made.fetchone()
     if row is None:
-        raise InvalidValue("subject", "is a user already", "disable that user, or name another")
+        raise InvalidValue("subject", "is a user already", "change that user, or name another")
     return int(row[0])
 
 
-async def user_of(connection: Connection, *, issuer: str, subject: str) -> Identity | None:
-    """Return who a subject of an issuer is; None for nobody, and for a user that was disabled."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundUser:
+    """Who a subject of an issuer is for one tenant, and when it first came; of operators without an id."""
+
+    identity: Identity
+    tenant_id: str | None
+    came_at: datetime | None
+
+
+async def users_of(connection: Connection, *, issuer: str, subject: str) -> list[FoundUser]:
+    """Return who a subject of an issuer is, by tenant; but for users that were disabled."""
     found = await connection.execute(
-        "SELECT user_no, tenant_no, role, fleets FROM api_user_of(%s, %s)", [issuer, subject]
+        "SELECT user_no, tenant_no, tenant_id, role, fleets, came_at FROM api_users_of(%s, %s)",
+        [issuer, subject],
     )
-    row = await found.fetchone()
-    if row is None:
-        return None
-    number, tenant, role, fleets = row
-    return Identity(
-        tenant_no=None if tenant is None else TenantNo(tenant),
-        role=Role(role),
-        fleets=None if fleets is None else tuple(fleets),
-        user_no=number,
-    )
+    return [
+        FoundUser(
+            identity=Identity(
+                tenant_no=None if tenant is None else TenantNo(tenant),
+                role=Role(role),
+                fleets=None if fleets is None else tuple(fleets),
+                user_no=number,
+            ),
+            tenant_id=tenant_id,
+            came_at=came_at,
+        )
+        for number, tenant, tenant_id, role, fleets, came_at in await found.fetchall()
+    ]
+
+
+async def note_user_came(connection: Connection, user_no: int, *, now: datetime) -> None:
+    """Note that a user's person came for its tenant, the first time."""
+    await connection.execute("SELECT note_api_user_came(%s, %s)", [user_no, now])
 
 
 async def list_users(
-    connection: Connection, tenant: TenantNo, *, after: int, limit: int
+    connection: Connection, tenant: TenantNo | None, *, after: int, limit: int
 ) -> list[User]:
-    """Return a tenant's users, in order, after one; the disabled ones too."""
+    """Return the users of a tenant, or of the platform, in order, after one; the disabled ones too."""
     return await fetch_all(
         connection,
         User,
-        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
-        " WHERE tenant_no = %(tenant)s AND user_no > %(after)s ORDER BY user_no LIMIT %(limit)s",
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at,"
+        " came_at, disabled_at FROM api_user"
+        " WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s AND user_no > %(after)s"
+        " ORDER BY user_no LIMIT %(limit)s",
         {"tenant": tenant, "after": after, "limit": limit},
     )
 
@@ -95,19 +116,21 @@ async def lock_user(connection: Connection, tenant: TenantNo, user_no: int) -> U
     return await fetch_one(
         connection,
         User,
-        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at,"
+        " came_at, disabled_at FROM api_user"
         " WHERE tenant_no = %(tenant)s AND user_no = %(user)s FOR NO KEY UPDATE",
         {"tenant": tenant, "user": user_no},
     )
 
 
-async def user_with(connection: Connection, tenant: TenantNo, user_no: int) -> User | None:
-    """Return a tenant's user by its number; None when there is no such."""
+async def user_with(connection: Connection, tenant: TenantNo | None, user_no: int) -> User | None:
+    """Return a user of a tenant, or of the platform, by its number; None when there is no such."""
     return await fetch_one(
         connection,
         User,
-        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
-        " WHERE tenant_no = %(tenant)s AND user_no = %(user)s",
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at,"
+        " came_at, disabled_at FROM api_user"
+        " WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s AND user_no = %(user)s",
         {"tenant": tenant, "user": user_no},
     )
 

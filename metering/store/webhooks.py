@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from metering.event_kinds import EventKind
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
 
@@ -164,7 +165,7 @@ async def disable_endpoint(
             tenant_no=row[0],
             fleet_no=None,
             device_no=None,
-            kind="webhook.disabled",
+            kind=EventKind.WEBHOOK_DISABLED,
             payload={"endpoint_id": str(row[1]), "url": row[2], "reason": reason},
             cause=f"endpoint:{endpoint_no}",
         )

@@ -8,6 +8,7 @@ from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from metering.event_kinds import EventKind
 from metering.store.connection import connect
 from metering.store.outbox import NewEvent, record_events
 from tests.integration.conftest import NOW
@@ -57,7 +58,7 @@ def complaints(browser: Chrome) -> list[str]:
     return [each["message"] for each in logged(browser) if each["level"] == "SEVERE"]
 
 
-def happen(api: "ApiUnderTest", kind: str, cause: str) -> None:
+def happen(api: "ApiUnderTest", kind: EventKind, cause: str) -> None:
     event = NewEvent(tenant_no=1, fleet_no=1, device_no=None, kind=kind, payload={}, cause=cause)
 
     async def record() -> None:
@@ -96,7 +97,7 @@ def test_a_fleet_is_shown_while_it_changes(api: "ApiUnderTest", browser: Chrome)
     answer = api.acme.post("/v1/state-changes", json=change, headers=headers)
     assert answer.status_code == 201, answer.text
     shows(browser, "#device-rows tr[data-device='acme-3']", "suspended")
-    happen(api, "bill.finalised", "page:1")
+    happen(api, EventKind.BILL_FINALISED, "page:1")
     shows(browser, "#happening", "bill.finalised")
     assert complaints(browser) == []
 

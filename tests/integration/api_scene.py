@@ -63,7 +63,7 @@ async def _key(
 
 
 def seed_by_requests(admin: httpx.Client) -> None:
-    """Make what numbers are asked of: a user, a payment, and so entries of the audit log."""
+    """Make what numbers are asked of: a user, a payment, a top-up, and so entries of the audit log."""
     user = {"issuer": "https://i", "subject": "acme", "name": "acme", "role": "billing"}
     answer = admin.post("/v1/users", json=user, headers={"Idempotency-Key": "matrix-user"})
     assert answer.status_code == 201, answer.text
@@ -75,4 +75,7 @@ def seed_by_requests(admin: httpx.Client) -> None:
     }
     headers = {"Idempotency-Key": "matrix"}
     answer = admin.post("/v1/fleets/acme-north/payments", json=paid, headers=headers)
+    assert answer.status_code == 201, answer.text
+    bought = {"meter": "sms", "quantity": 1}
+    answer = admin.post("/v1/fleets/acme-north/top-ups", json=bought, headers=headers)
     assert answer.status_code == 201, answer.text

@@ -24,6 +24,7 @@ from metering.billing.enter_adjustment import Entry, enter_adjustment
 from metering.billing.finalise import finalise
 from metering.billing.pay import record_payment, reverse
 from metering.charging.change_thresholds import create_threshold
+from metering.event_kinds import EventKind
 from metering.ids import TenantNo
 from metering.period import cycle_at
 from metering.plan_document import read_plan
@@ -415,6 +416,11 @@ EVENTS = {
     "rival": "e1f21304-1526-4748-9596-a7b8c9d0e1f2",
 }
 """The id of the first event of each tenant."""
+COMMANDS = {
+    "acme": "8d7c2f4e-6a1b-4c3d-9e5f-0a1b2c3d4e5f",
+    "rival": "f5e4d3c2-b1a0-4f5e-8d3c-b1a64e2f7c8d",
+}
+"""The id of the first command of each tenant."""
 
 
 async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str) -> None:
@@ -437,7 +443,7 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
             tenant_no=fleet.tenant_no,
             fleet_no=fleet.fleet_no,
             device_no=device_no,
-            kind="threshold.crossed",
+            kind=EventKind.THRESHOLD_CROSSED,
             payload={"told": name},
             cause=f"alert:{number}",
         )
@@ -446,6 +452,10 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
     await connection.execute(
         "UPDATE event SET event_id = %s WHERE tenant_no = %s AND cause = 'alert:1'",
         [EVENTS[name], fleet.tenant_no],
+    )
+    await connection.execute(
+        "UPDATE command SET command_id = %s WHERE tenant_no = %s AND cause = 'alert:1'",
+        [COMMANDS[name], fleet.tenant_no],
     )
 
 
@@ -566,6 +576,11 @@ async def _arrived(
                 "device": device_no,
             },
         )
+    await connection.execute(
+        "INSERT INTO compared_reading (boot_no, seq, device_no, measured_at, received_at, meter_no, kind,"
+        " uplink, downlink, quantity, packets) VALUES (%s, 2, %s, %s, %s, 2, 1, 0, 0, 1, 0)",
+        [carrier_no, device_no, NOW, NOW],
+    )
     for seq in (1, 2, 3):
         values = {
             "at": NOW - timedelta(minutes=seq),

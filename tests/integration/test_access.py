@@ -13,12 +13,13 @@ import pytest
 from fastapi import FastAPI
 
 from api.app import create_app
-from metering.access import Role
+from metering.access import SCOPES, Role
 from metering.cli import main
 from metering.errors import InvalidValue
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
+from tests.integration.api_scene import keys_of_all
 from tests.integration.conftest import NOW
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ def test_a_key_ends(
         ({"role": "billing", "device_id": "acme-1"}, "device_id"),
         ({"role": "platform_operator"}, "role"),
         ({"expires_at": "2026-01-01T00:00:00Z"}, "expires_at"),
+        ({"scopes": ["fleets:write"]}, "scopes"),
+        ({"scopes": ["platform"], "role": "tenant_admin"}, "scopes"),
+        ({"scopes": []}, "scopes"),
+        ({"scopes": ["everything"]}, "scopes.0"),
     ],
 )
 def test_a_key_that_does_not_fit_is_refused(
@@ -106,6 +111,125 @@ def test_a_key_that_does_not_fit_is_refused(
     answer = _ask(api.acme, **order)
     assert answer.status_code == 422, answer.text
     assert [each["field"] for each in answer.json()["errors"]] == [field]
+
+
+def test_a_key_of_some_scopes_may_no_more_than_they_say(api: "ApiUnderTest") -> None:
+    made = _made(api.acme, role="tenant_admin", scopes=["fleets:read", "top-ups:write"])
+    limited = _bearer(made["key"])
+    assert made["scopes"] == ["fleets:read", "top-ups:write"]
+    assert api.nobody.get("/v1/fleets", headers=limited).status_code == 200
+    order = {"meter": "sms", "quantity": 1}
+    keyed = limited | {"Idempotency-Key": "t"}
+    path = "/v1/fleets/acme-north/top-ups"
+    assert api.nobody.post(path, headers=keyed, json=order).status_code == 201
+    for path in ("/v1/bills", "/v1/api-keys", "/v1/webhook-endpoints"):
+        answer = api.nobody.get(path, headers=limited)
+        assert (answer.status_code, answer.json()["type"]) == (403, "urn:fleetmeter:forbidden")
+    assert api.nobody.delete("/v1/fleets/acme-empty", headers=limited).status_code == 403
+    # Whoever takes its place may no more.
+    rotated = api.acme.post(
+        f"/v1/api-keys/{made['api_key_no']}/rotation", headers={"Idempotency-Key": "r"}, json={}
+    ).json()
+    assert rotated["scopes"] == made["scopes"]
+    assert api.nobody.get("/v1/bills", headers=_bearer(rotated["key"])).status_code == 403
+    me = api.nobody.get("/v1/me", headers=_bearer(rotated["key"])).json()
+    assert me["scopes"] == ["fleets:read", "self:read", "top-ups:write"]
+
+
+def test_a_limited_key_gives_nobody_more_than_it_has(api: "ApiUnderTest") -> None:
+    made = _made(api.acme, role="tenant_admin", scopes=["access", "fleets:read", "device:read"])
+    with httpx.Client(base_url=api.url, headers=_bearer(made["key"]), timeout=60) as limited:
+        for order in (
+            {"role": "tenant_admin"},
+            {"role": "read_only"},
+            {"role": "billing", "scopes": ["bills:write"]},
+        ):
+            assert _ask(limited, **order).status_code == 403, order
+        assert _ask(limited, role="read_only", scopes=["fleets:read"]).status_code == 201
+        assert _ask(limited, role="tenant_admin", scopes=["access"]).status_code == 201
+        (first, *_) = limited.get("/v1/api-keys").json()["items"]
+        rotation = f"/v1/api-keys/{first['api_key_no']}/rotation"
+        keyed = {"Idempotency-Key": "g"}
+        assert limited.post(rotation, headers=keyed, json={}).status_code == 403
+        user = {"issuer": "https://i", "subject": "s", "name": "n", "role": "billing"}
+        assert limited.post("/v1/users", headers=keyed, json=user).status_code == 403
+        there = api.acme.post("/v1/users", headers=keyed, json=user).json()
+        path = f"/v1/users/{there['user_no']}"
+        assert limited.patch(path, json={"role": "tenant_admin"}).status_code == 403
+        assert limited.delete(path).status_code == 204
+        assert limited.post(f"{path}/enabling").status_code == 403
+
+
+def test_everybody_learns_who_they_are(api: "ApiUnderTest") -> None:
+    keys = asyncio.run(keys_of_all(api.database_url))
+
+    def me(name: str, **headers: str) -> dict[str, Any]:
+        answer = api.nobody.get("/v1/me", headers=_bearer(keys[name]) | headers)
+        assert answer.status_code == 200, answer.text
+        shown: dict[str, Any] = answer.json()
+        return shown
+
+    manager = me("manager")
+    assert (manager["kind"], manager["role"], manager["name"]) == (
+        "api_key", "fleet_manager", "acme fleet_manager",
+    )  # fmt: skip
+    assert (manager["tenant_id"], manager["fleet_ids"]) == ("acme", ["acme-north"])
+    assert manager["expires_at"] == "2026-04-16T12:00:00Z"
+    assert (manager["requests_a_minute"], manager["tenant_requests_a_minute"]) == (
+        api.app.state.fleetmeter.settings.api_requests_a_minute_of_key,
+        api.app.state.fleetmeter.settings.api_requests_a_minute_of_tenant,
+    )
+    assert set(manager["scopes"]) == SCOPES[Role.FLEET_MANAGER]
+    device = me("device")
+    assert (device["device_id"], device["scopes"]) == (
+        "acme-1", ["device:read", "quota", "self:read"],
+    )  # fmt: skip
+    assert me("rival-admin")["tenant_id"] == "rival"
+    operator = me("operator")
+    assert (operator["tenant_id"], operator["role"]) == (None, "platform_operator")
+    assert me("operator", **{"Fleetmeter-Tenant": "acme"})["tenant_name"] == "acme"
+    # Who names its own tenant is let in, and nobody into another.
+    assert me("reader", **{"Fleetmeter-Tenant": "acme"})["tenant_id"] == "acme"
+    for other in ("rival", "nobody"):
+        headers = _bearer(keys["reader"]) | {"Fleetmeter-Tenant": other}
+        assert api.nobody.get("/v1/me", headers=headers).status_code == 403
+
+
+def test_an_operator_reads_the_platforms_keys_users_and_log(api: "ApiUnderTest") -> None:
+    keys = asyncio.run(keys_of_all(api.database_url))
+    operator = _bearer(keys["operator"])
+    made = {"tenant_id": "third", "name": "Third"}
+    assert api.nobody.post("/v1/tenants", headers=operator, json=made).status_code == 201
+
+    def items(path: str, headers: dict[str, str]) -> list[dict[str, Any]]:
+        answer = api.nobody.get(path, headers=headers)
+        assert answer.status_code == 200, answer.text
+        shown: list[dict[str, Any]] = answer.json()["items"]
+        return shown
+
+    (key,) = items("/v1/api-keys", operator)
+    assert key["role"] == "platform_operator"
+    path = f"/v1/api-keys/{key['api_key_no']}"
+    assert api.nobody.get(path, headers=operator).json()["label"] == key["label"]
+    assert items("/v1/users", operator) == []
+    (entry,) = items("/v1/audit-log", operator)
+    assert (entry["operation"], entry["request"]) == ("post_tenant", made)
+    at = f"/v1/audit-log/{entry['entry_no']}"
+    assert api.nobody.get(at, headers=operator).json() == entry
+    assert [each["relation"] for each in items(f"{at}/changes", operator)] == ["tenant"]
+    in_tenant = operator | {"Fleetmeter-Tenant": "acme"}
+    assert key not in items("/v1/api-keys", in_tenant)
+    for headers in (in_tenant, dict(api.acme.headers)):
+        assert api.nobody.get(path, headers=headers).status_code == 404
+        assert api.nobody.get(at, headers=headers).status_code == 404
+
+
+def test_an_administrator_sees_its_own_tenant_alone(api: "ApiUnderTest") -> None:
+    own = api.acme.get("/v1/tenants/acme").json()
+    assert (own["tenant_id"], own["state"]) == ("acme", "active")
+    for other in ("rival", "nobody"):
+        assert api.acme.get(f"/v1/tenants/{other}").status_code == 404
+    assert api.acme.patch("/v1/tenants/acme", json={"name": "x"}).status_code == 403
 
 
 def test_a_key_of_anothers_fleet_or_device_is_not_made(api: "ApiUnderTest") -> None:

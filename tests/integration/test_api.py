@@ -55,6 +55,13 @@ _ACME = {
     "version": "1",
     "tenant_id": "acme",
     "job_no": "1",
+    "alert_id": "1",
+    "adjustment_no": "1",
+    "carrier_record_id": f"1-2-{int(NOW.timestamp()) * 10**6}",
+    "command_id": "8d7c2f4e-6a1b-4c3d-9e5f-0a1b2c3d4e5f",
+    "operation_no": "1",
+    "parked_reading_id": "3-3",
+    "record_id": "3-4-0",
 }
 
 
@@ -100,12 +107,17 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/metrics",
         "/ready",
         "/v1/alerts",
+        "/v1/alerts/{alert_id}",
         "/v1/anomalies",
         "/v1/api-keys",
         "/v1/api-keys/{api_key_no}",
         "/v1/audit-log",
+        "/v1/audit-log/{entry_no}",
         "/v1/audit-log/{entry_no}/changes",
+        "/v1/balance-operations",
+        "/v1/balance-operations/{operation_no}",
         "/v1/bill-adjustments",
+        "/v1/bill-adjustments/{adjustment_no}",
         "/v1/billing",
         "/v1/billing/tax-rules",
         "/v1/bills",
@@ -115,13 +127,17 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills/{bill_no}/lines/{line_no}",
         "/v1/bills/{bill_no}/lines/{line_no}/charges",
         "/v1/bills/{bill_no}/lines/{line_no}/devices",
+        "/v1/buckets",
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
         "/v1/carrier-records",
+        "/v1/carrier-records/{carrier_record_id}",
         "/v1/charges",
         "/v1/charges/{charge_id}",
         "/v1/commands",
+        "/v1/commands/{command_id}",
         "/v1/corrections",
+        "/v1/corrections/{correction_no}",
         "/v1/corrections/{correction_no}/differences",
         "/v1/devices",
         "/v1/devices/{device_id}",
@@ -137,6 +153,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/disputes",
         "/v1/disputes/{dispute_no}",
         "/v1/events",
+        "/v1/events/{event_id}",
         "/v1/fleets",
         "/v1/fleets/{fleet_id}",
         "/v1/fleets/{fleet_id}/account",
@@ -158,8 +175,10 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/jobs",
         "/v1/jobs/{job_no}",
         "/v1/jobs/{job_no}/result",
+        "/v1/me",
         "/v1/messages/{message_id}",
         "/v1/parked",
+        "/v1/parked/{parked_reading_id}",
         "/v1/payment-policy",
         "/v1/payments",
         "/v1/payments/{payment_no}",
@@ -171,7 +190,9 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/pools/{bucket_no}/members",
         "/v1/readings/{reading_id}/message",
         "/v1/rejected",
+        "/v1/rejected/{rejected_no}",
         "/v1/rejected/{rejected_no}/message",
+        "/v1/reservations",
         "/v1/subscriptions",
         "/v1/subscriptions/{subscription_no}",
         "/v1/tenants",
@@ -181,9 +202,11 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/thresholds/{threshold_id}/standing",
         "/v1/top-consumers",
         "/v1/usage-records",
+        "/v1/usage-records/{record_id}",
         "/v1/users",
         "/v1/users/{user_no}",
         "/v1/webhook-endpoints",
+        "/v1/webhook-endpoints/{endpoint_id}",
         "/v1/webhook-endpoints/{endpoint_id}/deliveries",
         "/v1/webhook-endpoints/{endpoint_id}/deliveries/{event_id}/attempts",
     ]
@@ -242,6 +265,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/users/{user_no}/enabling",
         "/v1/webhook-endpoints",
         "/v1/webhook-endpoints/{endpoint_id}/deliveries/{event_id}/replay",
+        "/v1/webhook-endpoints/{endpoint_id}/enabling",
         "/v1/webhook-endpoints/{endpoint_id}/replays",
         "/v1/webhook-endpoints/{endpoint_id}/secret",
         "/v1/webhook-endpoints/{endpoint_id}/test",
@@ -288,6 +312,9 @@ def test_another_tenants_key_never_shows_the_data(api: "ApiUnderTest") -> None:
         user = {"issuer": "https://i", "subject": name, "name": name, "role": "billing"}
         keyed = {"Idempotency-Key": "user"}
         assert client.post("/v1/users", json=user, headers=keyed).status_code == 201
+        bought = {"meter": "sms", "quantity": 1}
+        top_up = f"/v1/devices/{name}-1/top-ups"
+        assert client.post(top_up, json=bought, headers=keyed).status_code == 201
     for path in KEYED:
         if path.startswith("/v1/tenants"):
             continue  # for platform operators

@@ -229,6 +229,66 @@ def test_a_deleted_endpoint_is_told_nothing_more(api: "ApiUnderTest") -> None:
     problem(api.acme.post(replay), 409)
 
 
+def test_an_endpoint_is_changed_by_who_saw_it_last(api: "ApiUnderTest") -> None:
+    path = f"/v1/webhook-endpoints/{ENDPOINTS['acme']}"
+    shown = api.acme.get(path)
+    seen = {"If-Match": shown.headers["ETag"]}
+    assert items(api.acme, "/v1/webhook-endpoints") == [body(shown)]
+    changed = api.acme.patch(path, json={"kinds": ["bill.finalised"]}, headers=seen)
+    assert body(changed) == body(shown) | {"kinds": ["bill.finalised"]}
+    problem(api.acme.patch(path, json={"kinds": []}, headers=seen), 412)
+    problem(api.acme.post(f"{path}/enabling", headers=seen), 412)
+    last = {"If-Match": changed.headers["ETag"]}
+    moved = body(api.acme.patch(path, json={"url": HOOK["url"]}, headers=last))
+    assert moved == body(changed) | {"url": HOOK["url"]} == body(api.acme.get(path))
+    # What changes by itself is nobody's edit.
+    tag = api.acme.get(path).headers["ETag"]
+    execute(api, "UPDATE webhook_endpoint SET failing_since = now()")
+    assert api.acme.get(path).headers["ETag"] == tag
+    entry = items(api.acme, "/v1/audit-log")[0]
+    (written,) = items(api.acme, f"/v1/audit-log/{entry['entry_no']}/changes")
+    assert entry["operation"] == "patch_webhook_endpoint"
+    assert "secret" not in written["after"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "field"),
+    [
+        ({"url": "http://10.0.0.1/"}, "url"), ({"url": "ftp://a.example/"}, "url"),
+        ({"kinds": ["bill.finalized"]}, "kinds"), ({"secret": "mine"}, "secret"),
+        ({"url": 5}, "url"),
+    ],
+)  # fmt: skip
+def test_a_bad_change_of_an_endpoint_is_refused_by_field(
+    api: "ApiUnderTest", patch: dict[str, object], field: str
+) -> None:
+    path = f"/v1/webhook-endpoints/{ENDPOINTS['acme']}"
+    found = problem(api.acme.patch(path, json=patch), 422)
+    assert found["errors"][0]["field"].partition(".")[0] == field
+    if field == "kinds":
+        assert "bill.finalised" in found["errors"][0]["fix"]
+
+
+def test_a_disabled_endpoint_is_enabled_again(api: "ApiUnderTest") -> None:
+    path = f"/v1/webhook-endpoints/{ENDPOINTS['acme']}"
+    before = body(api.acme.get(path))
+    assert api.acme.delete(path).status_code == 204
+    problem(api.acme.post(f"{path}/test"), 409)
+    execute(api, "UPDATE webhook_endpoint SET failing_since = now()")
+    for _ in range(2):
+        assert body(api.acme.post(f"{path}/enabling")) == before
+    assert api.acme.post(f"{path}/test").status_code == 202
+    # What it missed stays failed until it is asked for.
+    (tested, *missed) = items(api.acme, f"{path}/deliveries")
+    assert tested["kind"] == "webhook.test"
+    assert {each["state"] for each in missed} == {"failed"}
+    span = {"since": "2026-01-01T00:00:00Z", "until": "2026-04-15T12:00:01Z"}
+    again = api.acme.post(f"{path}/replays", json=span)
+    assert (again.status_code, again.json()) == (202, {"queued": len(missed), "more": False})
+    problem(api.rival.post(f"{path}/enabling"), 404)
+    problem(api.rival.patch(path, json={"kinds": []}), 404)
+
+
 def test_a_failed_delivery_is_replayed(api: "ApiUnderTest") -> None:
     deliveries = f"/v1/webhook-endpoints/{ENDPOINTS['acme']}/deliveries"
     event_id = items(api.acme, deliveries)[0]["event_id"]

@@ -210,12 +210,12 @@ def test_what_is_compared_is_listed(api: "ApiUnderTest") -> None:
             "INSERT INTO compared_reading (boot_no, seq, device_no, measured_at, received_at, meter_no,"
             " kind, uplink, downlink, quantity, packets)"
             " SELECT boot_no, seq, device_no, %s, %s, 1, 1, 200, 1000, 0, 0"
-            " FROM boot, generate_series(1, 3) AS seq",
+            " FROM boot, generate_series(3, 5) AS seq",
             [NOW, NOW],
         )
 
     api.execute(fill)
-    items = items_of(api.acme, "/v1/carrier-records")
+    items = [each for each in items_of(api.acme, "/v1/carrier-records") if each["seq"] > 2]
     assert {each["device_id"] for each in items} == {"acme-1"}
     assert len(items) == 9
     carriers = [each for each in items if each["counted_by"] == "carrier"]

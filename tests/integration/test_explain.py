@@ -4,6 +4,7 @@ A statement is recorded while the product's function runs, then explained with t
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from api.routes.fleets import get_fleet_balance
 from api.routes.usage import get_device_usage, get_fleet_usage
 from metering.access import Identity, Role
 from metering.billing.bill import bill_so_far
+from metering.errors import NotFound
+from metering.event_kinds import EventKind
 from metering.ids import BootNo, DeviceId, DeviceNo, FleetNo, ShardNo, TenantId, TenantNo
 from metering.period import Calendar
 from metering.plan_document import read_plan, terms_of
@@ -41,6 +44,7 @@ from metering.settings import Settings
 from metering.store import (
     accounts,
     audit,
+    balance_lists,
     balances,
     bill_views,
     bucket_views,
@@ -488,10 +492,27 @@ async def _subscriptions(connection: Connection, device_no: int | None) -> None:
     )  # fmt: skip
 
 
+def _balances(fleet_no: int | None, device_no: int | None) -> balance_lists.BalanceWanted:
+    return balance_lists.BalanceWanted(fleet_no=fleet_no, device_no=device_no, meter_no=None)
+
+
+async def _buckets(connection: Connection, fleet_no: int | None, device_no: int | None) -> None:
+    await balance_lists.list_buckets(
+        connection, TENANT, _balances(fleet_no, device_no), kind=None, source=None,
+        holds_at=None, before=None, limit=50,
+    )  # fmt: skip
+
+
+async def _or_not(found: Awaitable[object]) -> None:
+    with contextlib.suppress(NotFound):
+        await found
+
+
 async def _pool_members(connection: Connection) -> None:
     lot = pool_views.PoolLotView(
-        bucket_no=30001, fleet_id="fleet-1", meter_no=1, name="pool", source="plan", plan_id=None,
-        plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0, members=1,
+        bucket_no=30001, fleet_no=FLEET, fleet_id="fleet-1", meter_no=1, name="pool", source="plan",
+        plan_id=None, plan_version=None, begins_at=CYCLE, expires_at=None, granted=1, used=0, reserved=0,
+        members=1,
     )  # fmt: skip
     await pool_views.list_pool_members(
         connection, TENANT, lot=lot, cycle_start=CYCLE, after=0, limit=50
@@ -507,7 +528,12 @@ COMMAND = outbox.NewCommand(
     expires_at=None,
 )  # fmt: skip
 EVENT = outbox.NewEvent(
-    tenant_no=TENANT, fleet_no=FLEET, device_no=10, kind="new", payload={}, cause="new"
+    tenant_no=TENANT,
+    fleet_no=FLEET,
+    device_no=10,
+    kind=EventKind.WALLET_LOW,
+    payload={},
+    cause="new",
 )
 ANSWER = commands.HeardAck(
     tenant_id=TenantId("tenant-2"), device_id=DeviceId("device-10"),
@@ -633,6 +659,24 @@ HOT: dict[str, Use] = {
         c, TENANT, fleet_no=None, meter_no=None, at=NOW, after=("", 0), limit=50
     ),
     "members of a pool": _pool_members,
+    "buckets": lambda c: _buckets(c, None, None),
+    "buckets of a fleet": lambda c: _buckets(c, FLEET, None),
+    "buckets of a device": lambda c: _buckets(c, None, 800),
+    "balance operations": lambda c: balance_lists.list_operations(
+        c, TENANT, _balances(None, None), kind=None, before=None, limit=50
+    ),
+    "reservations": lambda c: balance_lists.list_reservations_of_fleets(
+        c, TENANT, _balances(None, None), state=None, before=None, limit=50
+    ),
+    "reservations of a device": lambda c: balance_lists.list_reservations_of_fleets(
+        c, TENANT, _balances(None, 800), state="active", before=10**9, limit=50
+    ),
+    "a usage record": lambda c: record_views.record_view(c, TENANT, boot_no=800, seq=3, part=0),
+    "a parked reading": lambda c: _or_not(fault_views.parked_view(c, TENANT, boot_no=800, seq=3)),
+    "a rejection": lambda c: fault_views.rejected_view(c, TENANT, 10),
+    "a compared reading": lambda c: compared_views.compared_view(
+        c, TENANT, boot_no=800, seq=3, measured_at=NOW
+    ),
     "boots of a device": lambda c: device_views.boots_of_device(c, TENANT, device_no=200, most=5),
     "bill: use": lambda c: bill_views.uses_of_cycle(c, TENANT, fleet_no=FLEET, cycle_start=CYCLE),
     "bill: devices": lambda c: bill_views.device_ids(c, TENANT, device_nos=OWN),
@@ -903,7 +947,9 @@ SHOWN = [
     "postings of a bucket", "postings, next page", "balance: subscriptions", "balance: meters",
     "a device", "devices", "devices of a fleet", "devices with a tag", "a device by its SIM",
     "a device by its IMEI", "states of a device", "subscriptions", "subscriptions of a device", "pools",
-    "members of a pool", "boots of a device", "bill: use", "bill: devices",
+    "members of a pool", "buckets", "buckets of a fleet", "buckets of a device", "balance operations",
+    "reservations", "reservations of a device", "a usage record", "a parked reading", "a rejection",
+    "a compared reading", "boots of a device", "bill: use", "bill: devices",
     "usage of a fleet", "usage of a device", "usage of a tag", "top consumers of a fleet",
     "top consumers of a tag", "top consumers of a cycle", "usage records", "usage records of a fleet",
     "usage records of a device", "compared readings", "compared readings of a device",
@@ -939,13 +985,25 @@ def test_what_is_shown_stays_on_its_index_under_row_level_security(
         ("usage records of a fleet", "DROP INDEX charge_by_fleet_in_order"),
         ("bill: use", "DROP INDEX meter_use_by_fleet"),
         ("accounts", "DROP INDEX bucket_that_holds, one_lot_of_an_allowance"),
-        ("balance: pools", "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end"),
-        ("lots that go on", "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool"),
+        (
+            "balance: pools",
+            "DROP INDEX pool_that_holds, one_lot_of_a_pool, bucket_by_end, bucket_by_fleet",
+        ),
+        (
+            "lots that go on",
+            "DROP INDEX bucket_by_end, pool_that_holds, one_lot_of_a_pool, bucket_by_fleet",
+        ),
         (
             "top-ups",
-            "DROP INDEX devices_top_up_that_holds, fleet_with_top_ups_of_devices, bucket_by_end",
+            (
+                "DROP INDEX devices_top_up_that_holds, fleet_with_top_ups_of_devices, bucket_by_end,"
+                " bucket_by_fleet"
+            ),
         ),
-        ("top-ups", "DROP INDEX fleets_top_up_that_holds, bucket_by_end, pool_that_holds"),
+        (
+            "top-ups",
+            "DROP INDEX fleets_top_up_that_holds, bucket_by_end, pool_that_holds, bucket_by_fleet",
+        ),
         ("postings of a bucket", "DROP INDEX charge_by_fleet_in_order"),
         (
             "postings of a bucket",

@@ -22,6 +22,7 @@ from metering.store import jobs as store
 from metering.store.api_keys import create_api_key
 from metering.store.connection import api_database_url, connect, connection_pool
 from metering.store.registry import tenant_no
+from tests.integration.api_scene import keys_of_all
 from tests.integration.conftest import NOW
 
 if TYPE_CHECKING:
@@ -347,6 +348,109 @@ def test_devices_are_imported(api: "ApiUnderTest", monkeypatch: pytest.MonkeyPat
     )
     pointers = [each["pointer"] for each in refused.json()["errors"]]
     assert (refused.status_code, pointers) == (422, ["#/device_ids/1", "#/device_ids/2"])
+
+
+def test_devices_are_imported_with_what_is_known_of_them(
+    api: "ApiUnderTest", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_devices, "_STEP", 2)
+    iccid = "8949000000000000018"
+    full = {
+        "device_id": "new-1", "name": "Cellar", "iccid": iccid, "imsi": "262010000000017",
+        "imei": "490154203237518", "tags": ["water"], "labels": {"site": "Hamburg"},
+    }  # fmt: skip
+    order = {
+        "fleet_id": "acme-empty",
+        "devices": [full, {"device_id": "new-2"}, {"device_id": "acme-1", "tags": ["x"]}],
+    }
+    job = _order(api.acme, "device-imports", order, "described")
+    assert _do_all(api.database_url) == 1
+    told = _shown(api.acme, job)["result"]
+    assert (told["created"], told["already_there"], told["refused"]) == (2, 0, 1)
+    shown = api.acme.get("/v1/devices/new-1").json()
+    assert {name: shown[name] for name in full} == full
+    (found,) = api.acme.get(f"/v1/devices?iccid={iccid}").json()["items"]
+    assert found["device_id"] == "new-1"
+    assert api.acme.get("/v1/devices/acme-1").json()["tags"] == []
+    # A SIM is in one device; a device that is there stays as it is.
+    again = {
+        "fleet_id": "acme-empty",
+        "devices": [
+            {"device_id": "new-1", "name": "Attic"},
+            {"device_id": "new-3", "iccid": iccid},
+        ],
+    }
+    job = _order(api.acme, "device-imports", again, "again")
+    assert _do_all(api.database_url) == 1
+    told = _shown(api.acme, job)["result"]
+    assert (told["created"], told["already_there"], told["refused"]) == (0, 1, 1)
+    assert told["refusals"] == [
+        {
+            "index": 1,
+            "device_id": "new-3",
+            "problem": "its SIM is in another device",
+            "fix": "swap it, by the device's SIM, or use another",
+        }
+    ]
+    assert api.acme.get("/v1/devices/new-1").json()["name"] == "Cellar"
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({}, ["devices"]),
+        ({"device_ids": ["a"], "devices": [{"device_id": "b"}]}, ["devices"]),
+        ({"devices": [{"device_id": "a"}, {"device_id": "a"}]}, ["devices.1.device_id"]),
+        ({"devices": [{"device_id": "a", "imsi": "262010000000017"}]}, ["devices.0.imsi"]),
+        ({"devices": [{"device_id": "a", "iccid": "8949000000000000019"}]}, ["devices.0.iccid"]),
+        ({"devices": [{"device_id": "a/b"}]}, ["devices.0.device_id"]),
+        ({"devices": [{"device_id": "a", "fleet_id": "b"}]}, ["devices.0.fleet_id"]),
+        ({"devices": []}, ["devices"]),
+    ],
+)
+def test_devices_that_cannot_be_are_refused_by_field(
+    api: "ApiUnderTest", given: dict[str, object], fields: list[str]
+) -> None:
+    answer = api.acme.post(
+        "/v1/device-imports",
+        json={"fleet_id": "acme-empty", **given},
+        headers={"Idempotency-Key": "bad"},
+    )
+    assert answer.status_code == 422, answer.text
+    assert [each["field"] for each in answer.json()["errors"]] == fields
+
+
+def test_a_manager_imports_into_its_own_fleet_alone(api: "ApiUnderTest") -> None:
+    keys = asyncio.run(keys_of_all(api.database_url))
+    bearer = {"Authorization": f"Bearer {keys['manager']}"}
+    with httpx.Client(base_url=api.url, headers=bearer, timeout=60) as manager:
+        for fleet_id in ("acme-empty", "rival-north"):
+            order = {"fleet_id": fleet_id, "devices": [{"device_id": "new-1"}]}
+            answer = manager.post(
+                "/v1/device-imports", json=order, headers={"Idempotency-Key": fleet_id}
+            )
+            assert answer.status_code == 404, answer.text
+        # A device of another fleet of its tenant is refused, and not moved nor described.
+        api.acme.post(
+            "/v1/devices",
+            json={"fleet_id": "acme-empty", "device_id": "elsewhere-1"},
+            headers={"Idempotency-Key": "elsewhere"},
+        )
+        devices = [{"device_id": "own-1", "tags": ["a"]}, {"device_id": "elsewhere-1"}]
+        own = {"fleet_id": "acme-north", "devices": devices}
+        job = _order(manager, "device-imports", own, "own")
+        assert _do_all(api.database_url) == 1
+        told = _shown(manager, job)
+        assert (told["state"], told["result"]["created"], told["result"]["refused"]) == (
+            "done", 1, 1,
+        )  # fmt: skip
+        assert manager.get("/v1/devices/own-1").json()["tags"] == ["a"]
+        assert manager.get("/v1/devices/elsewhere-1").status_code == 404
+    assert api.acme.get("/v1/devices/elsewhere-1").json()["fleet_id"] == "acme-empty"
+    with httpx.Client(
+        base_url=api.url, headers={"Authorization": f"Bearer {keys['elsewhere-manager']}"}
+    ) as other:
+        assert other.get(f"/v1/jobs/{job['job_no']}").status_code == 404
 
 
 def test_what_a_job_changes_is_in_the_audit_log(api: "ApiUnderTest") -> None:

@@ -122,7 +122,13 @@ def client(api: "ApiUnderTest", issuer: LocalIssuer) -> Iterator[httpx.Client]:
 
     api.execute(let_in)
     app = create_app(
-        Settings(database_url=api.database_url, oidc_issuer=issuer.url), now=lambda: NOW
+        Settings(
+            database_url=api.database_url,
+            oidc_issuer=issuer.url,
+            # Counted with what the other application asks, whose limits are others.
+            api_requests_a_minute_of_tenant=0,
+        ),
+        now=lambda: NOW,
     )
     app.state.fleetmeter.issuer._again_seconds = 0.0
     with serving(app) as url, httpx.Client(base_url=url, timeout=60) as made:
@@ -300,3 +306,70 @@ def test_a_disabled_user_is_let_in_no_more(client: httpx.Client, issuer: LocalIs
     assert _get(client, bob).status_code == 200
     assert client.delete(f"/v1/users/{number}", headers=ada).status_code == 204
     assert _get(client, bob).status_code == 401
+
+
+def _invite(api: "ApiUnderTest", tenant: str, issuer: LocalIssuer, subject: str) -> httpx.Response:
+    user = {"issuer": issuer.url, "subject": subject, "name": subject, "role": "tenant_admin"}
+    inviting = api.acme if tenant == "acme" else api.rival
+    return inviting.post("/v1/users", json=user, headers={"Idempotency-Key": f"{tenant}-{subject}"})
+
+
+def test_nobody_keeps_a_person_from_another_tenant(
+    api: "ApiUnderTest", client: httpx.Client, issuer: LocalIssuer
+) -> None:
+    """Whom a tenant calls its user is a user of those for which they came, whatever it says."""
+
+    def asked(subject: str, tenant: str | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {issuer.token(sub=subject)}"}
+        if tenant is not None:
+            headers["Fleetmeter-Tenant"] = tenant
+        return client.get("/v1/me", headers=headers)
+
+    # A tenant that took a name first keeps no other from it, and learns nothing of others.
+    assert _invite(api, "rival", issuer, "cleo").status_code == 201
+    assert _invite(api, "acme", issuer, "cleo").status_code == 201
+    users = api.acme.get("/v1/users").json()["items"]
+    assert [each["came_at"] for each in users if each["subject"] == "cleo"] == [None]
+    (number,) = [each["user_no"] for each in users if each["subject"] == "cleo"]
+    tag = api.acme.get(f"/v1/users/{number}").headers["ETag"]
+    unclear = asked("cleo")
+    assert unclear.status_code == 422
+    assert unclear.json()["errors"][0]["fix"] == "name one of acme, rival"
+    named = asked("cleo", "acme")
+    assert named.status_code == 200, named.text
+    assert named.json()["tenant_id"] == "acme"
+    assert api.acme.get(f"/v1/users/{number}").json()["came_at"] is not None
+    assert api.acme.get(f"/v1/users/{number}").headers["ETag"] == tag
+    # From then on it is clear.
+    assert asked("cleo").json()["tenant_id"] == "acme"
+    assert asked("cleo", "nobody").status_code == 403
+    # Ada came for acme, and goes on as before, whoever calls her its own.
+    assert asked("ada").json()["tenant_id"] == "acme"
+    assert _invite(api, "rival", issuer, "ada").status_code == 201
+    assert asked("ada").json()["tenant_id"] == "acme"
+    assert asked("ada", "rival").json()["tenant_id"] == "rival"
+    assert asked("ada").status_code == 422
+    # In one tenant a subject is one user.
+    again = _invite(api, "acme", issuer, "ada")
+    assert again.status_code == 422
+    assert again.json()["errors"][0]["field"] == "subject"
+
+
+def test_an_operator_of_the_platform_is_no_tenants_user(
+    api: "ApiUnderTest", client: httpx.Client, issuer: LocalIssuer
+) -> None:
+    async def let_in(connection: Connection) -> None:
+        await insert_user(
+            connection, tenant=None, issuer=issuer.url, subject="otto", name="otto",
+            role=Role.PLATFORM_OPERATOR, fleets=None, now=NOW,
+        )  # fmt: skip
+
+    api.execute(let_in)
+    assert _invite(api, "rival", issuer, "otto").status_code == 201
+    me = _get(client, issuer.token(sub="otto"), "/v1/me").json()
+    assert (me["role"], me["tenant_id"]) == ("platform_operator", None)
+    in_rival = {
+        "Authorization": f"Bearer {issuer.token(sub='otto')}",
+        "Fleetmeter-Tenant": "rival",
+    }
+    assert client.get("/v1/me", headers=in_rival).json()["role"] == "platform_operator"

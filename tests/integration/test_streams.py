@@ -22,6 +22,7 @@ import pytest
 
 from api.app import create_app
 from metering.access import Role
+from metering.event_kinds import EventKind
 from metering.settings import Settings
 from metering.stack.probe import free_port
 from metering.store.api_keys import create_api_key
@@ -105,7 +106,7 @@ def happened(*causes: str, fleet_no: int = 1, tenant: int = 1, payload: str = ""
             tenant_no=tenant,
             fleet_no=fleet_no,
             device_no=None,
-            kind="threshold.crossed",
+            kind=EventKind.THRESHOLD_CROSSED,
             payload={"of": cause, "more": payload},
             cause=cause,
         )

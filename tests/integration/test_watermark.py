@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from prometheus_client import REGISTRY
 
 from metering.control.watch import Watch
+from metering.event_kinds import EventKind
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.store.outbox import NewCommand, NewEvent, enqueue_commands, record_events
@@ -272,7 +273,7 @@ def test_the_control_process_tells_what_is_due(database_url: str) -> None:
             )  # fmt: skip
             event = NewEvent(
                 tenant_no=scene.operator.tenant, fleet_no=scene.fleet.fleet_no, device_no=device_no,
-                kind="test", payload={}, cause=f"test {device_no}",
+                kind=EventKind.THRESHOLD_CROSSED, payload={}, cause=f"test {device_no}",
             )  # fmt: skip
             then = at(12) - timedelta(seconds=seconds)
             await enqueue_commands(scene.connection, [command], now=then)

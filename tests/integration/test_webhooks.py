@@ -5,6 +5,8 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -22,9 +25,10 @@ from cryptography.fernet import Fernet
 from fastapi import FastAPI
 
 from api.app import create_app
-from metering.control.call_webhook import signed_headers
+from metering.control.call_webhook import call_webhook, signed_headers
 from metering.control.prune import Pruner
 from metering.control.send_webhooks import again_at
+from metering.event_kinds import EventKind
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
@@ -120,7 +124,7 @@ def subscribe(pipeline: Pipeline, url: str, *kinds: str) -> None:
     asyncio.run(create())
 
 
-def happen(pipeline: Pipeline, *causes: str, kind: str = "threshold.crossed") -> None:
+def happen(pipeline: Pipeline, *causes: str, kind: EventKind = EventKind.THRESHOLD_CROSSED) -> None:
     """Record events of the first tracker."""
     ((tenant_no, fleet_no, device_no),) = pipeline.query(
         "SELECT tenant_no, fleet_no, device_no FROM device WHERE device_id = %s", TRACKERS[0]
@@ -234,7 +238,7 @@ def test_only_the_kinds_that_an_endpoint_wants_are_told(
 ) -> None:
     subscribe(pipeline, receiver.url, "balance.topped_up")
     happen(pipeline, "alert:1")
-    happen(pipeline, "top-up:1", kind="balance.topped_up")
+    happen(pipeline, "top-up:1", kind=EventKind.BALANCE_TOPPED_UP)
     pipeline.start_control()
     wait_until(delivered(pipeline), "the delivery")
     assert [body["type"] for body in receiver.bodies()] == ["balance.topped_up"]
@@ -319,6 +323,53 @@ def test_private_addresses_are_refused_unless_allowed(
         assert status is None
         assert error is not None
         assert "which is not public" in error, error
+
+
+@pytest.mark.parametrize(
+    ("answers", "allowed", "reached"),
+    [
+        # A name that is another address a moment later: the connection goes to the one that was checked.
+        ([["127.0.0.1"], ["127.0.0.2"]], True, True),
+        ([["127.0.0.1"]], False, False),
+        # One private address among public ones refuses them all: which is tried first is no matter.
+        ([["198.41.0.4", "127.0.0.1"]], False, False),
+        ([["198.41.0.4", "::ffff:169.254.169.254"]], False, False),
+    ],
+)
+def test_a_name_is_resolved_once_and_only_what_was_checked_is_called(
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[list[str]],
+    allowed: bool,  # noqa: FBT001 - a parameter of the test
+    reached: bool,  # noqa: FBT001
+) -> None:
+    real = socket.getaddrinfo
+    asked: list[str] = []
+
+    def resolve(host: str, port: int, *rest: Any, **named: Any) -> list[Any]:  # noqa: ANN401
+        if host != "hooks.example":
+            return real(host, port, *rest, **named)
+        asked.append(host)
+        family = {True: socket.AF_INET6, False: socket.AF_INET}
+        return [
+            (family[":" in address], socket.SOCK_STREAM, 6, "", (address, port))
+            for address in answers[len(asked) - 1]
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    port = receiver.url.split(":")[2].partition("/")[0]
+    status, error = asyncio.run(
+        call_webhook(
+            f"http://hooks.example:{port}/hook", b"{}", {}, tls=ssl.create_default_context(),
+            timeout_seconds=30, private_addresses=allowed,
+        )
+    )  # fmt: skip
+    assert asked == ["hooks.example"]
+    assert (status == 204) is reached
+    assert [told["host"] for told, _ in receiver.requests] == (
+        [f"hooks.example:{port}"] if reached else []
+    )
+    assert reached or "which is not public" in str(error)
 
 
 def test_a_url_that_cannot_be_called_stops_nothing(pipeline: Pipeline, receiver: Receiver) -> None:

@@ -16,6 +16,7 @@ import pytest
 from api import manners
 from api.app import create_app
 from api.compatibility import breaks
+from api.events_page import events_page
 from api.examples import Examples
 from api.openapi_document import finished, operations_of, written
 from api.problems import KINDS, problems_page
@@ -48,10 +49,11 @@ def _answer(operation: dict[str, Any]) -> dict[str, Any]:
     return _resolved(content.get("schema", {}))
 
 
-def test_the_committed_document_and_page_are_those_of_the_code() -> None:
+def test_the_committed_document_and_pages_are_those_of_the_code() -> None:
     """`make openapi` brings them up to date."""
     assert (_ROOT / "docs/openapi.json").read_text("utf-8") == written(_DOCUMENT)
     assert (_ROOT / "docs/problems.md").read_text("utf-8") == problems_page()
+    assert (_ROOT / "docs/events.md").read_text("utf-8") == events_page()
 
 
 def test_nothing_breaks_clients_of_the_released_document() -> None:
