@@ -126,7 +126,8 @@ MADE: dict[str, frozenset[str]] = {
 
 ELSEWHERE = frozenset(
     "plan_id request_id endpoint_id event_id correction_no charge_id reading_id message_id rejected_no"
-    " record_id command_id alert_id adjustment_no parked_reading_id carrier_record_id operation_no line_no".split()
+    " record_id command_id alert_id adjustment_no parked_reading_id carrier_record_id operation_no"
+    " line_no".split()
 )
 """What a path or a body may name that belongs to the tenant, or to something that the path names too."""
 
