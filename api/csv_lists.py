@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import params
@@ -95,6 +95,8 @@ def _item_of(model: object) -> type[BaseModel] | None:
     if "items" not in fields or "next_cursor" not in fields:
         return None
     (item,) = get_args(fields["items"].annotation)
+    if get_origin(item) is Annotated:  # one of several models, which have the same fields
+        item = get_args(get_args(item)[0])[0]
     return item if isinstance(item, type) and issubclass(item, BaseModel) else None
 
 

@@ -1,13 +1,13 @@
 """What the API takes and answers of jobs: work that takes longer than a request."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.errors import ProblemDocument
 from api.parameters import Instant
-from api.rerating_schemas import ReratingOrder
+from api.rerating_schemas import Rerating, ReratingOrder
 from api.schemas import Page, Time
 from metering.ids import ID_PATTERN
 
@@ -40,6 +40,33 @@ _IMPORT: JsonDict = {
 }
 
 
+class ChargesExported(BaseModel):
+    """The file that an export made."""
+
+    media_type: Literal["text/csv", "application/jsonl"]
+    file_name: str = Field(examples=["charges-7.csv"])
+    octets: int
+    charges: int
+
+
+class RefusedDevice(BaseModel):
+    """A device that was not imported, and why."""
+
+    index: int = Field(description="its place among those that were given, from 0")
+    device_id: str
+    problem: str
+    fix: str
+
+
+class DevicesImported(BaseModel):
+    """What became of the devices that were given."""
+
+    created: int
+    already_there: int
+    refused: int
+    refusals: list[RefusedDevice] = Field(description="of the first thousand that were refused")
+
+
 class Job(BaseModel):
     """A job: what it is for, how far it is, and what came of it."""
 
@@ -51,7 +78,9 @@ class Job(BaseModel):
     done: int = Field(description="charges written, or devices seen to")
     total: int | None = Field(description="of how many; null until it is counted")
     cancel_asked: bool
-    result: dict[str, Any] | None = Field(description="what it made, once it is done")
+    result: ChargesExported | DevicesImported | Rerating | None = Field(
+        description="what it made, once it is done; `kind` says which"
+    )
     result_path: str | None = Field(description="where the file that it made is, if it made one")
     problem: ProblemDocument | None = Field(description="why it failed")
     created_at: Time

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api import billing_schemas as schemas
 from api import presenting, rerating_schemas
 from api.auth import AsCaller, AsWriter, Caller
+from api.bill_document_schemas import BillDocument
 from api.errors import ProblemError, bad_input, given_as
 from api.parameters import (
     ALREADY_DONE,
@@ -94,7 +95,7 @@ async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDet
         held=format(held, "f"),
         notes=[_bill(each) for each in await store.notes_of(caller.connection, bill_no)],
         disputes=[_dispute(each) for each in await store.disputes_of(caller.connection, bill_no)],
-        document=None if bill.document is None else dict(bill.document),
+        document=None if bill.document is None else BillDocument.model_validate(bill.document),
     )
 
 
@@ -174,7 +175,7 @@ async def get_bill_preview(
         )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
-    return schemas.BillPreview(document=json_of(drawn))
+    return schemas.BillPreview(document=BillDocument.model_validate(json_of(drawn)))
 
 
 @router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)

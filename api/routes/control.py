@@ -14,6 +14,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api import control_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import ProblemError, bad_input
+from api.event_schemas import Events
 from api.parameters import (
     ALREADY_DONE,
     Cursor,
@@ -153,7 +154,7 @@ async def get_events(
     kind: Annotated[str | None, Query(pattern=_KIND, description="only of this kind")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> schemas.Events:
+) -> Events:
     """List what happened, as webhooks were told it, the last first."""
     fleet_no = None
     if fleet_id is not None:
@@ -169,9 +170,11 @@ async def get_events(
         limit=limit + 1,
     )
     last = rows[limit - 1] if len(rows) > limit else None
-    return schemas.Events(
-        items=[schemas.Event.model_validate(asdict(row)) for row in rows[:limit]],
-        next_cursor=cursor_of([last.event_no]) if last else None,
+    return Events.model_validate(
+        {
+            "items": [asdict(row) for row in rows[:limit]],
+            "next_cursor": cursor_of([last.event_no]) if last else None,
+        }
     )
 
 

@@ -12,6 +12,7 @@ from api.auth import AsCaller, AsWriter, Caller, seeing_again
 from api.errors import FieldProblem, ProblemDocument, ProblemError, bad_input, given_as
 from api.parameters import Cursor, IdempotencyKey, Limit, cursor_of, number_after
 from api.problems import kind_of
+from api.rerating_schemas import Rerating
 from api.rights import RIGHTS
 from api.state import ApiState, state_of
 from metering.access import SCOPES
@@ -30,6 +31,13 @@ _ORDERED_BY: Mapping[store.JobKind, str] = {
     "charge_export": "post_charge_export",
     "device_import": "post_device_import",
     "rerating": "post_rerating_job",
+}
+_RESULTS: Mapping[
+    store.JobKind, type[schemas.ChargesExported | schemas.DevicesImported | Rerating]
+] = {
+    "charge_export": schemas.ChargesExported,
+    "device_import": schemas.DevicesImported,
+    "rerating": Rerating,
 }
 _ACCEPTED: dict[int | str, dict[str, Any]] = {
     HTTPStatus.ACCEPTED: {
@@ -259,7 +267,7 @@ def _job(of: store.Job) -> schemas.Job:
         done=of.done,
         total=of.total,
         cancel_asked=of.cancel_asked_at is not None,
-        result=of.result,
+        result=_RESULTS[of.kind].model_validate(of.result) if of.result is not None else None,
         result_path=f"/v1/jobs/{of.job_no}/result" if makes_file else None,
         problem=problem,
         created_at=of.created_at,
