@@ -24,6 +24,7 @@ from api.parameters import (
     number_after,
     tell_repeated,
 )
+from api.spans import Within
 from api.state import state_of
 from metering.billing.dispute import open_dispute, payable, resolve_dispute
 from metering.billing.document import json_of
@@ -53,8 +54,17 @@ DisputeNo = Annotated[
 @router.get("/bills")
 async def get_bills(
     caller: AsCaller,
+    within: Within,
     *,
     fleet: OfFleet = None,
+    number: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[^\x00-\x1f\x7f]{1,100}$",
+            description="only the one with this number",
+            examples=["B2026-00007"],
+        ),
+    ] = None,
     kind: Annotated[
         Literal["bill", "credit_note", "debit_note"] | None,
         Query(description="only of this kind", examples=["bill"]),
@@ -74,8 +84,10 @@ async def get_bills(
         fleet_no=of.fleet_no if of else None,
         state=state,
         kind=kind,
+        number=number,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.CustomerBills(
@@ -101,7 +113,11 @@ async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDet
 
 @router.get("/bill-adjustments")
 async def get_bill_adjustments(
-    caller: AsCaller, fleet: OfFleet = None, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller,
+    within: Within,
+    fleet: OfFleet = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.BillAdjustments:
     """List the credits and debits that were entered, in their order."""
     of = await fleet_of_id(caller.connection, caller.tenant_no, fleet) if fleet else None
@@ -111,6 +127,7 @@ async def get_bill_adjustments(
         fleet_no=of.fleet_no if of else None,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.BillAdjustments(
@@ -124,7 +141,9 @@ async def get_bill_adjustments(
 
 @router.get("/disputes")
 async def get_disputes(
+    *,
     caller: AsCaller,
+    within: Within,
     fleet: OfFleet = None,
     state: Annotated[
         Literal["open", "granted", "refused"] | None,
@@ -142,6 +161,7 @@ async def get_disputes(
         state=state,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Disputes(

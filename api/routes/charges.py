@@ -29,6 +29,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.spans import Within
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
@@ -243,6 +244,7 @@ async def get_charge(caller: AsCaller, charge_id: _ChargeId) -> schemas.Explaine
 @router.get("/devices/{device_id}/readings")
 async def get_readings(
     caller: AsCaller,
+    within: Within,
     device_id: DeviceId,
     *,
     boot: Annotated[
@@ -270,6 +272,7 @@ async def get_readings(
         seq=seq,
         before=cast("tuple[int, int] | None", key),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     is_one = boot is not None and seq is not None

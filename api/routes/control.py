@@ -26,6 +26,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.spans import Within
 from api.state import state_of
 from metering.errors import InvalidValue, NotFound
 from metering.sealing import sealer_of
@@ -67,6 +68,7 @@ EndpointId = Annotated[
 async def get_commands(
     *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     kind: Annotated[CommandKind | None, Query(description="only of this kind")] = None,
@@ -88,6 +90,7 @@ async def get_commands(
         state=state,
         before=number_of(cursor),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.Commands(
@@ -149,6 +152,7 @@ async def post_command(
 async def get_events(
     *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     kind: Annotated[str | None, Query(pattern=_KIND, description="only of this kind")] = None,
@@ -168,6 +172,7 @@ async def get_events(
         kind=kind,
         before=number_of(cursor),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return Events.model_validate(
@@ -180,11 +185,15 @@ async def get_events(
 
 @router.get("/webhook-endpoints")
 async def get_webhook_endpoints(
-    caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.WebhookEndpoints:
     """List where events are told, in the order of their making."""
     rows = await list_endpoints(
-        caller.connection, caller.tenant_no, after=number_of(cursor) or 0, limit=limit + 1
+        caller.connection,
+        caller.tenant_no,
+        after=number_of(cursor) or 0,
+        limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookEndpoints(
@@ -240,7 +249,9 @@ async def delete_webhook_endpoint(caller: AsWriter, endpoint_id: EndpointId) -> 
 
 @router.get("/webhook-endpoints/{endpoint_id}/deliveries")
 async def get_webhook_deliveries(
+    *,
     caller: AsCaller,
+    within: Within,
     endpoint_id: EndpointId,
     state: Annotated[schemas.DeliveryState | None, Query(description="only in this state")] = None,
     limit: Limit = 100,
@@ -254,6 +265,7 @@ async def get_webhook_deliveries(
         state=state,
         before=number_of(cursor),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookDeliveries(

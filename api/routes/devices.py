@@ -22,6 +22,7 @@ from api.parameters import (
     label_of,
     read_cursor,
 )
+from api.spans import Within
 from metering.ids import ID_PATTERN
 from metering.plan_document import stored_terms
 from metering.rating.bucket import Bucket, BucketKind, burn_order
@@ -93,6 +94,7 @@ EDITABLE = frozenset({"name", "imei", "eid", "msisdn", "tags", "labels"})
 async def get_devices(
     *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     state: OfState = None,
     plan_id: _OfPlan = None,
@@ -130,6 +132,7 @@ async def get_devices(
         ),
         after=str(read_cursor(cursor, "s")[0]) if cursor else "",
         limit=limit + 1,
+        during=within,
         now=caller.now,
     )
     more = len(rows) > limit

@@ -14,6 +14,7 @@ from api.parameters import Cursor, IdempotencyKey, Limit, cursor_of, number_afte
 from api.problems import kind_of
 from api.rerating_schemas import Rerating
 from api.rights import RIGHTS
+from api.spans import Within
 from api.state import ApiState, state_of
 from metering.access import SCOPES
 from metering.errors import InvalidValue, NotFound
@@ -119,6 +120,7 @@ async def post_rerating_job(
 @router.get("/jobs")
 async def get_jobs(
     caller: AsCaller,
+    within: Within,
     state: Annotated[
         Literal["queued", "running", "done", "failed", "cancelled"] | None,
         Query(description="only those in this state"),
@@ -133,6 +135,7 @@ async def get_jobs(
         state=state,
         before=number_after(cursor) or None,
         limit=limit + 1,
+        during=within,
     )
     return schemas.Jobs(
         items=[_job(row) for row in rows[:limit]],

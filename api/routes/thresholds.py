@@ -25,6 +25,7 @@ from api.parameters import (
     read_cursor,
     tell_repeated,
 )
+from api.spans import Within
 from metering.charging.change_thresholds import (
     change_threshold,
     create_threshold,
@@ -102,7 +103,9 @@ async def create_device_threshold(
 
 @router.get("/thresholds")
 async def get_thresholds(
+    *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     limit: Limit = 100,
@@ -116,6 +119,7 @@ async def get_thresholds(
         device_no=await _device_no(caller, device_id),
         after=int(str(read_cursor(cursor, "i")[0])) if cursor else 0,
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Thresholds(
@@ -217,6 +221,7 @@ async def get_standing(
 @router.get("/alerts")
 async def get_alerts(  # noqa: PLR0917 - its parameters
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     threshold_id: OfThreshold = None,
@@ -236,6 +241,7 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
         at=at,
         before=int(str(read_cursor(cursor, "i")[0])) if cursor else None,
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Alerts(

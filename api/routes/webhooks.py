@@ -15,6 +15,7 @@ from api.auth import AsCaller, AsWriter
 from api.errors import ProblemError, bad_input
 from api.parameters import Cursor, Limit, cursor_of
 from api.routes.control import EndpointId, endpoint_of, number_of, shown_delivery, shown_endpoint
+from api.spans import Within
 from api.state import state_of
 from metering.errors import NotFound
 from metering.sealing import sealer_of
@@ -95,7 +96,9 @@ async def post_webhook_replays(
 
 @router.get("/webhook-endpoints/{endpoint_id}/deliveries/{event_id}/attempts")
 async def get_webhook_attempts(
+    *,
     caller: AsCaller,
+    within: Within,
     endpoint_id: EndpointId,
     event_id: Annotated[UUID, Path(description="which event")],
     limit: Limit = 100,
@@ -107,7 +110,11 @@ async def get_webhook_attempts(
     if delivery is None:
         raise NotFound("delivery of event", str(event_id))
     rows = await list_attempts(
-        caller.connection, delivery.delivery_no, before=number_of(cursor), limit=limit + 1
+        caller.connection,
+        delivery.delivery_no,
+        before=number_of(cursor),
+        limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookAttempts(

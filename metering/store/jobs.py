@@ -11,7 +11,7 @@ from metering.access import Identity, Role
 from metering.errors import Conflict
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 JobKind = Literal["charge_export", "device_import", "rerating"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -136,6 +136,7 @@ async def list_jobs(
     state: JobState | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[Job]:
     """Return a tenant's jobs, the last first, before one."""
     return await fetch_all(
@@ -143,8 +144,15 @@ async def list_jobs(
         Job,
         _OF_TENANT + " AND (%(state)s::text IS NULL OR state = %(state)s)"
         " AND (%(before)s::bigint IS NULL OR job_no < %(before)s)"
-        " ORDER BY job_no DESC LIMIT %(limit)s",
-        {"tenant": tenant, "state": state, "before": before, "limit": checked_limit(limit)},
+        + during.condition("created_at")
+        + " ORDER BY job_no DESC LIMIT %(limit)s",
+        {
+            "tenant": tenant,
+            "state": state,
+            "before": before,
+            **during.parameters,
+            "limit": checked_limit(limit),
+        },
     )
 
 

@@ -9,7 +9,7 @@ from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.store.api_keys import check_reach
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +78,22 @@ async def user_of(connection: Connection, *, issuer: str, subject: str) -> Ident
 
 
 async def list_users(
-    connection: Connection, tenant: TenantNo, *, after: int, limit: int
+    connection: Connection,
+    tenant: TenantNo,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[User]:
     """Return a tenant's users, in order, after one; the disabled ones too."""
     return await fetch_all(
         connection,
         User,
-        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"
-        " WHERE tenant_no = %(tenant)s AND user_no > %(after)s ORDER BY user_no LIMIT %(limit)s",
-        {"tenant": tenant, "after": after, "limit": limit},
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at, disabled_at FROM api_user"  # noqa: S608 - columns
+        " WHERE tenant_no = %(tenant)s AND user_no > %(after)s"
+        + during.condition("created_at")
+        + " ORDER BY user_no LIMIT %(limit)s",
+        {"tenant": tenant, "after": after, **during.parameters, "limit": limit},
     )
 
 

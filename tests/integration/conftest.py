@@ -437,8 +437,8 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
             tenant_no=fleet.tenant_no,
             fleet_no=fleet.fleet_no,
             device_no=device_no,
-            kind="threshold.crossed",
-            payload={"told": name},
+            kind="threshold.cleared",
+            payload={"alert_id": str(number), "threshold_id": name},
             cause=f"alert:{number}",
         )
         await enqueue_commands(connection, [command], now=NOW)
