@@ -29,6 +29,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.plan_filters import plan_must_exist
 from api.spans import Within
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
@@ -116,6 +117,7 @@ async def _of_bill(
         raise bad_input("plan_version", "is given without 'plan'", "give both, or the plan alone")
     if variant is not None and meter is None:
         raise bad_input("variant", "is given without 'meter'", "give both, or the meter alone")
+    await plan_must_exist(caller, plan, plan_version)
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     device_no = None
     if device_id is not None:

@@ -22,6 +22,7 @@ from api.parameters import (
     label_of,
     read_cursor,
 )
+from api.plan_filters import plan_must_exist
 from api.spans import Within
 from metering.ids import ID_PATTERN
 from metering.plan_document import stored_terms
@@ -114,6 +115,7 @@ async def get_devices(
     if fleet_id is not None:
         fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
         fleet_no = fleet.fleet_no
+    await plan_must_exist(caller, plan_id)
     rows = await list_devices(
         caller.connection,
         caller.tenant_no,

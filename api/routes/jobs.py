@@ -40,12 +40,13 @@ _RESULTS: Mapping[
     "device_import": schemas.DevicesImported,
     "rerating": Rerating,
 }
+_WHERE = {"Location": {"schema": {"type": "string", "examples": ["/v1/jobs/7"]}}}
 _ACCEPTED: dict[int | str, dict[str, Any]] = {
     HTTPStatus.ACCEPTED: {
         "description": "Queued; `Location` says where to see how far it is",
-        "headers": {"Location": {"schema": {"type": "string", "examples": ["/v1/jobs/7"]}}},
+        "headers": _WHERE,
     },
-    HTTPStatus.OK: {"description": "Asked for before, under the same key"},
+    HTTPStatus.OK: {"description": "Asked for before, under the same key", "headers": _WHERE},
 }
 
 

@@ -32,12 +32,13 @@ from metering.charging.change_thresholds import (
     delete_threshold,
 )
 from metering.charging.thresholds import amount_text, calendars_of, standings_at, unit_of
+from metering.errors import NotFound
 from metering.money import decimal_text
 from metering.rating.threshold import WHOLE_FLEET, Measure, Per, Recurrence, is_crossed
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
 from metering.store.holding import hold
-from metering.store.threshold_views import AlertView, fleet_by_no, list_alerts
+from metering.store.threshold_views import AlertView, fleet_by_no, list_alerts, threshold_exists
 from metering.store.thresholds import (
     NewThreshold,
     Terms,
@@ -231,6 +232,10 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
     cursor: Cursor = None,
 ) -> schemas.Alerts:
     """List alerts, the last raised first."""
+    if threshold_id is not None and not await threshold_exists(
+        caller.connection, caller.tenant_no, threshold_id
+    ):
+        raise NotFound("threshold", str(threshold_id))
     rows = await list_alerts(
         caller.connection,
         caller.tenant_no,

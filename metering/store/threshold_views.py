@@ -38,6 +38,15 @@ class AlertView:
     released_at: datetime | None
 
 
+async def threshold_exists(connection: Connection, tenant_no: TenantNo, threshold_no: int) -> bool:
+    """Whether a tenant has, or had, a threshold: one that was deleted keeps its alerts."""
+    found = await connection.execute(
+        "SELECT FROM threshold WHERE tenant_no = %s AND threshold_no = %s",
+        [tenant_no, threshold_no],
+    )
+    return await found.fetchone() is not None
+
+
 async def list_alerts(
     connection: Connection,
     tenant_no: TenantNo,
