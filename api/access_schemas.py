@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+from pydantic.json_schema import SkipJsonSchema
 
 from api.parameters import Instant
+from api.patches import NOT_NULL
 from api.schemas import Page, Time
 from metering.ids import ID_PATTERN
 
@@ -189,8 +191,8 @@ class UserPatch(BaseModel):
         json_schema_extra={"examples": [{"role": "fleet_manager", "fleet_ids": ["north"]}]},
     )
 
-    name: _Name | None = None
-    role: UserRole | None = None
+    name: Annotated[_Name | SkipJsonSchema[None], NOT_NULL] = None
+    role: Annotated[UserRole | SkipJsonSchema[None], NOT_NULL] = None
     fleet_ids: _FleetIds = None
 
 
@@ -231,8 +233,8 @@ class TenantPatch(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"name": "Demo Ltd", "state": "active"}]}
     )
 
-    name: _Name | None = None
-    state: TenantState | None = None
+    name: Annotated[_Name | SkipJsonSchema[None], NOT_NULL] = None
+    state: Annotated[TenantState | SkipJsonSchema[None], NOT_NULL] = None
 
 
 class AuditEntry(BaseModel):

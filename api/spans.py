@@ -48,6 +48,7 @@ WITHOUT: Mapping[str, str] = {
     "get_pool_members": "they are those of one cycle",
     "get_subscriptions": "`at` says of when",
     "get_planned_changes": "all of them are still to come",
+    "get_usage": "its `from` and `to` are those of the whole series",
     "get_plans": "a plan has no instant of its own, but its versions",
     "get_differences": "they are those of one change of terms",
     "get_bill_charges": "they are those of one bill",

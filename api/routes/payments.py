@@ -84,6 +84,8 @@ async def post_payment(
 ) -> schemas.Payment:
     """Record money that came; it pays the bills that it is told to, or those that are due first first."""
     fleet = await _fleet(caller, fleet_id)
+    if order.received_at > caller.now:
+        raise bad_input("received_at", "is still to come", "record a payment once it came")
     payment = store.NewPayment(
         purpose=order.purpose,
         amount=Decimal(order.amount),

@@ -211,11 +211,16 @@ async def _store(
 async def _reckoned(connection: Connection, fleet: Fleet, cycle: BillCycle) -> _Reckoned:
     bill = await as_charged(connection, TenantNo(fleet.tenant_no), fleet=fleet, cycle=cycle)
     lines: dict[LineKey, Fraction] = {}
+    names = await device_ids(
+        connection,
+        TenantNo(fleet.tenant_no),
+        device_nos=[each.device_no for each in bill.statement.lines if each.device_no is not None],
+    )
     for line in bill.statement.lines:
         plan = bill.plans[line.plan_no]
         which = "" if line.label is None else f"price {line.label}"
         if line.device_no is not None:
-            which = f"{which} device {line.device_no}".strip()
+            which = f"{which} device {names[line.device_no]}".strip()
         _add(
             lines, (line.kind.value, f"{plan.plan_id} {plan.version}", line.name, which), line.exact
         )

@@ -20,6 +20,7 @@ from api.compatibility import breaks
 from api.examples import Examples
 from api.locations import LOCATIONS
 from api.openapi_document import finished, operations_of, written
+from api.pattern_words import PATTERN_FIXES
 from api.problems import KINDS, problems_page
 from api.rights import OPEN, RIGHTS
 from api.spans import INSTANTS, WITHOUT
@@ -106,6 +107,20 @@ def test_every_text_in_an_example_says_something() -> None:
         if "$ref" in content["schema"]:
             examples.of(content["schema"])
     assert examples.unknown == set()
+
+
+def _patterns(part: object) -> set[str]:
+    if isinstance(part, list):
+        return set().union(*map(_patterns, part)) if part else set()
+    if not isinstance(part, dict):
+        return set()
+    own = {part["pattern"]} if isinstance(part.get("pattern"), str) else set()
+    return own.union(*map(_patterns, part.values()))
+
+
+def test_every_pattern_is_told_in_words() -> None:
+    """Who adds a pattern says in `PATTERN_FIXES` (api/pattern_words.py) what fits it."""
+    assert _patterns(_DOCUMENT) <= set(PATTERN_FIXES)
 
 
 def test_lists_have_pages() -> None:
