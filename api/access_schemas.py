@@ -4,10 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
-from pydantic.json_schema import SkipJsonSchema
 
 from api.parameters import Instant
-from api.patches import NOT_NULL
+from api.patches import Given
 from api.schemas import Page, Time
 from metering.ids import ID_PATTERN
 
@@ -191,8 +190,8 @@ class UserPatch(BaseModel):
         json_schema_extra={"examples": [{"role": "fleet_manager", "fleet_ids": ["north"]}]},
     )
 
-    name: Annotated[_Name | SkipJsonSchema[None], NOT_NULL] = None
-    role: Annotated[UserRole | SkipJsonSchema[None], NOT_NULL] = None
+    name: Given[_Name] = None
+    role: Given[UserRole] = None
     fleet_ids: _FleetIds = None
 
 
@@ -233,8 +232,8 @@ class TenantPatch(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"name": "Demo Ltd", "state": "active"}]}
     )
 
-    name: Annotated[_Name | SkipJsonSchema[None], NOT_NULL] = None
-    state: Annotated[TenantState | SkipJsonSchema[None], NOT_NULL] = None
+    name: Given[_Name] = None
+    state: Given[TenantState] = None
 
 
 class AuditEntry(BaseModel):

@@ -1,18 +1,16 @@
 """Fields of patches that are never without a value: left out they stay, and null is refused."""
 
-from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+Value = TypeVar("Value")
 
-def _refuse_null(value: object) -> object:
-    if value is None:
-        raise PydanticCustomError(
-            "null",
-            "Input is null, but this is never without a value",
-            {"fix": "give a value, or leave it out"},
-        )
-    return value
+if TYPE_CHECKING:
+    Given: TypeAlias = Value | None
+else:
 
+    class Given:
+        """`Given[str] = None`: None where it was left out, but text is all that a request may give."""
 
-NOT_NULL = BeforeValidator(_refuse_null)
-"""Refuses null where None is but the mark of what was left out; hide that by `SkipJsonSchema[None]`."""
+        def __class_getitem__(cls, of: object) -> object:
+            """Return the type that is validated; a default is not."""
+            return of

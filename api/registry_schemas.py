@@ -4,11 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from api.parameters import Instant
-from api.patches import NOT_NULL
+from api.patches import Given
 from api.schemas import Page, Time
 from metering.iccid import luhn_digit
 from metering.ids import ID_PATTERN
@@ -118,10 +117,8 @@ class FleetPatch(BaseModel):
 
     model_config = _example({"name": "North and East", "labels": {"customer": "c-17"}})
 
-    name: Annotated[Name | SkipJsonSchema[None], NOT_NULL] = None
-    labels: Annotated[_Labels | SkipJsonSchema[None], NOT_NULL] = Field(
-        None, description="all of them; those left out are gone"
-    )
+    name: Given[Name] = None
+    labels: Given[_Labels] = Field(None, description="all of them; those left out are gone")
     currency: str | None = Field(None, max_length=100, description="fixed; another one is 409")
     time_zone: str | None = Field(None, max_length=100, description="fixed; another one is 409")
     cycle: str | None = Field(None, max_length=100, description="fixed; another one is 409")

@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
-from pydantic.json_schema import SkipJsonSchema
 
-from api.patches import NOT_NULL
+from api.patches import Given
 from api.schemas import Page, Time
 from metering.rating.threshold import Measure, Recurrence
 from metering.wire.command import OCTETS_PER_SECOND_MAX
@@ -156,8 +155,8 @@ class ThresholdPatch(BaseModel):
 
     limit: Amount | None = None
     percent: Amount | None = None
-    actions: Annotated[Actions | SkipJsonSchema[None], NOT_NULL] = None
-    enabled: Annotated[bool | SkipJsonSchema[None], NOT_NULL] = None
+    actions: Given[Actions] = None
+    enabled: Given[bool] = None
 
 
 class Threshold(BaseModel):

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Response
 from api import etags
 from api import payment_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
+from api.errors import bad_input
 from api.parameters import (
     ALREADY_DONE,
     Cursor,

@@ -324,7 +324,8 @@ async def _running(
     for each in own:
         if each.covers(at):
             return each
-    _, device_id = (await names_of_devices(connection, [device_no]))[device_no]
+    names = await names_of_devices(connection, [device_no])
+    _, device_id = names.get(device_no, (None, str(device_no)))
     raise InvalidValue(
         "at",
         f"device {device_id!r} has no subscription then",

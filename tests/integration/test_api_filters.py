@@ -118,4 +118,4 @@ def test_a_filter_that_names_what_is_not_there(admin: "httpx.Client") -> None:
                 wrong.append((name, of, answer.status_code, answer.text[:300]))
     shown = "\n".join(map(str, wrong))
     assert not wrong, shown
-    assert seen >= _RESOURCES | {"tag", "label", "number", "zone", "reason", "search"}
+    assert seen >= _RESOURCES | {"tag", "label", "number", "zone", "search"}

@@ -78,7 +78,24 @@ def test_every_list_is_the_same_as_csv(api: "ApiUnderTest") -> None:
     assert len(filled) > 20, filled
 
 
+async def _use(connection: Connection) -> None:
+    """Let each device have used an octet in each of three hours."""
+    await connection.execute(
+        "INSERT INTO usage_hour (hour, fleet_no, device_no, meter_no, plan_no, records, quantity,"
+        " uplink, overage, amount)"
+        " SELECT hour, device.fleet_no, device.device_no, 1, plan.plan_no, 1, 1, 1, 0, 0"
+        " FROM device JOIN plan USING (tenant_no), generate_series(%s::timestamptz, %s,"
+        " interval '1 hour') AS hour",
+        [NOW - timedelta(days=5), NOW - timedelta(days=5) + timedelta(hours=2)],
+    )
+    await connection.execute(
+        "INSERT INTO fleet_usage_hour SELECT fleet_no, hour, meter_no, zone, sum(records),"
+        " sum(quantity), sum(uplink), sum(overage) FROM usage_hour GROUP BY 1, 2, 3, 4"
+    )
+
+
 def test_series_rules_and_a_bill_come_as_csv_too(api: "ApiUnderTest") -> None:
+    api.execute(_use)
     span = "from=2026-03-01T00:00:00Z&to=2026-05-01T00:00:00Z&bucket=month"
     for at in (f"/v1/fleets/acme-north/usage?{span}", f"/v1/devices/acme-1/usage?{span}"):
         points = api.acme.get(at).json()["points"]
@@ -103,6 +120,7 @@ def test_series_rules_and_a_bill_come_as_csv_too(api: "ApiUnderTest") -> None:
 
 
 def test_usage_of_the_tenant_is_told_by_group(api: "ApiUnderTest") -> None:
+    api.execute(_use)
     day = {"from": "2026-03-01T00:00:00Z", "to": "2026-05-01T00:00:00Z", "bucket": "month"}
     fleet = api.acme.get("/v1/fleets/acme-north/usage", params=day).json()["points"]
     used = sum(use["quantity"] for point in fleet for use in point["meters"])
