@@ -1,7 +1,7 @@
 """What the API answers of a bill's or note's document: parties, lines, tax and totals, as it is sent.
 
-The fields are those of `metering.billing.document`; amounts and quantities are decimal strings, and an exact
-amount or a share may be a fraction such as `1/3`.
+The fields are those of `metering.billing.document`, ids by the names that they have in this API. Amounts and
+quantities are decimal strings, and an exact amount or a share may be a fraction such as `1/3`.
 """
 
 from datetime import date
@@ -43,7 +43,7 @@ DOCUMENT: JsonDict = {
     "period": _PERIOD,
     "time_zone": "Europe/Berlin",
     "currency": "EUR",
-    "fleet": "north",
+    "fleet_id": "north",
     "seller": _PARTY,
     "buyer": _PARTY | {"name": "Vans GmbH", "tax_id": "DE123456789", "bank_account": None},
     "prices_include_tax": False,
@@ -52,9 +52,9 @@ DOCUMENT: JsonDict = {
             "number": 1,
             "kind": "usage",
             "name": "data",
-            "plan": "basic",
+            "plan_id": "basic",
             "plan_version": 1,
-            "device": None,
+            "device_id": None,
             "devices": 2,
             "meter": "data",
             "variant": None,
@@ -148,9 +148,11 @@ class BillDocumentLine(BaseModel):
     number: int
     kind: DocumentLineKind
     name: str = Field(description="the meter, the fee, the adjustment, or what was written of it")
-    plan: str | None = None
+    plan_id: str | None = Field(None, validation_alias="plan")
     plan_version: int | None = None
-    device: str | None = Field(None, description="null on a line for all of `devices` devices")
+    device_id: str | None = Field(
+        None, validation_alias="device", description="null on a line for all of `devices` devices"
+    )
     devices: int = 0
     meter: str | None = None
     variant: int | None = Field(None, description="which of the meter's variants")
@@ -219,7 +221,7 @@ class BillDocument(BaseModel):
     period: DocumentPeriod
     time_zone: str
     currency: str
-    fleet: str = Field(description="the fleet's id", examples=["north"])
+    fleet_id: str = Field(validation_alias="fleet")
     seller: DocumentParty
     buyer: DocumentParty
     prices_include_tax: bool = False

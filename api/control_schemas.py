@@ -194,13 +194,13 @@ class Replay(BaseModel):
     """What an endpoint is to be told again."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"since": "2026-04-15T00:00:00Z"}]}
+        extra="forbid",
+        populate_by_name=True,
+        json_schema_extra={"examples": [{"from": "2026-04-15T00:00:00Z"}]},
     )
 
-    since: Instant = Field(description="events from this instant on")
-    until: Instant | None = Field(
-        default=None, description="events before this one; null: all since"
-    )
+    start: Instant = Field(alias="from", description="events from this instant on")
+    to: Instant | None = Field(default=None, description="events before this one; null: all since")
     only_failed: bool = Field(default=True, description="whether what was delivered is left out")
 
 

@@ -119,7 +119,7 @@ class DeviceImportOrder(BaseModel):
     plan_id: str | None = Field(
         None, pattern=ID_PATTERN, description="the plan, from then on; unset: none yet"
     )
-    version: int | None = Field(
+    plan_version: int | None = Field(
         None, ge=1, le=2**31 - 1, description="of the plan; unset: the newest"
     )
 
@@ -127,7 +127,7 @@ class DeviceImportOrder(BaseModel):
 _RERATING_EXAMPLE: JsonDict = {
     "device_ids": ["meter-7"],
     "plan_id": "basic",
-    "version": 2,
+    "plan_version": 2,
     "at": "2026-03-31T22:00:00Z",
     "settling": "note",
     "reason": "an SMS cost ten times what was agreed",

@@ -405,7 +405,7 @@ async def _rerate(
         numbers = await device_nos_of_ids(connection, tenant_no, order.device_ids)
     with given_as("plan_id"):
         plan_no = await plan_no_of(
-            connection, tenant_no, plan_id=order.plan_id, version=order.version
+            connection, tenant_no, plan_id=order.plan_id, version=order.plan_version
         )
     fleets, homes = await fleets_of_devices(connection, numbers)
     if len(set(homes.values())) != 1:

@@ -251,7 +251,7 @@ def _bill(
     cycle = bill.statement.cycle
     return schemas.Bill(
         fleet_id=fleet.fleet_id,
-        status="draft" if bill.closed_at is None else "closed",
+        state="draft" if bill.closed_at is None else "closed",
         currency=bill.statement.currency,
         cycle=presenting.cycle(cycle),
         as_of=as_of,

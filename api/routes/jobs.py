@@ -81,7 +81,10 @@ async def post_device_import(
     if order.plan_id is not None:
         with given_as("plan_id"):
             plan_no = await plan_no_of(
-                caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.version
+                caller.connection,
+                caller.tenant_no,
+                plan_id=order.plan_id,
+                version=order.plan_version,
             )
     asked = {
         "fleet_no": fleet.fleet_no,
@@ -101,7 +104,7 @@ async def post_rerating_job(
         numbers = await device_nos_of_ids(caller.connection, caller.tenant_no, order.device_ids)
     with given_as("plan_id"):
         plan_no = await plan_no_of(
-            caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.version
+            caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.plan_version
         )
     _, homes = await fleets_of_devices(caller.connection, numbers)
     if len(set(homes.values())) != 1:

@@ -325,7 +325,7 @@ async def _plan_no(
             caller.connection,
             caller.tenant_no,
             plan_id=order.plan_id,
-            version=order.version,
+            version=order.plan_version,
             at=at,
         )
     ends_at = await plan_ends_at(caller.connection, caller.tenant_no, plan_id=order.plan_id)

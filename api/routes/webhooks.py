@@ -74,16 +74,16 @@ async def post_webhook_replays(
     """Tell an endpoint again what happened since an instant; what failed, or all of it.
 
     At most 1000 events a request, the first ones first: while `more` is true, send it again with
-    `since` as it was. What was delivered is known by its `webhook-id`.
+    `from` as it was. What was delivered is known by its `webhook-id`.
     """
     endpoint = _enabled(await endpoint_of(caller, endpoint_id))
-    until = given.until or caller.now
-    if until <= given.since:
-        raise bad_input("since", "is not before `until`", "use an earlier time")
+    until = given.to or caller.now
+    if until <= given.start:
+        raise bad_input("from", "is not before 'to'", "use an earlier time")
     queued = await replay_deliveries(
         caller.connection,
         endpoint.endpoint_no,
-        since=given.since,
+        since=given.start,
         until=until,
         only_failed=given.only_failed,
         now=caller.now,

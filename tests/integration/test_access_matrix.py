@@ -58,6 +58,7 @@ NAMES: dict[str, Any] = {
     "entry_no": 1,
     "subscription_no": 1,
     "version": 1,
+    "plan_version": 1,
     "tenant_id": "acme",
     "job_no": 1,
 }
