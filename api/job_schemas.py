@@ -76,7 +76,7 @@ class Job(BaseModel):
     kind: Literal["charge_export", "device_import", "rerating"]
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     done: int = Field(description="charges written, or devices seen to")
-    total: int | None = Field(description="of how many; null until it is counted")
+    total: int | None = Field(description="of how many; of an export null until they are counted")
     cancel_asked: bool
     result: ChargesExported | DevicesImported | Rerating | None = Field(
         description="what it made, once it is done; `kind` says which"

@@ -66,7 +66,7 @@ async def post_charge_export(
         "to": instant_text(order.to),
         "form": order.form,
     }
-    return await _queued(caller, "charge_export", asked, key, response)
+    return await _queued(caller, "charge_export", asked, key, response, total=None)
 
 
 @router.post("/device-imports", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
@@ -92,7 +92,7 @@ async def post_device_import(
         "active_from": instant_text(order.active_from or caller.now),
         "plan_no": plan_no,
     }
-    return await _queued(caller, "device_import", asked, key, response)
+    return await _queued(caller, "device_import", asked, key, response, total=len(order.device_ids))
 
 
 @router.post("/rerating-jobs", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
@@ -118,7 +118,7 @@ async def post_rerating_job(
         "reason": order.reason,
         "dry_run": order.dry_run,
     }
-    return await _queued(caller, "rerating", asked, key, response)
+    return await _queued(caller, "rerating", asked, key, response, total=len(numbers))
 
 
 @router.get("/jobs")
@@ -205,6 +205,8 @@ async def _queued(
     asked: Mapping[str, object],
     key: str,
     response: Response,
+    *,
+    total: int | None,
 ) -> schemas.Job:
     job, new = await store.insert_job(
         caller.connection,
@@ -213,6 +215,7 @@ async def _queued(
         kind=kind,
         request=asked,
         key=key,
+        total=total,
         now=caller.now,
     )
     response.headers["Location"] = f"/v1/jobs/{job.job_no}"

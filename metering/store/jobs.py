@@ -81,16 +81,17 @@ async def insert_job(
     kind: JobKind,
     request: Mapping[str, object],
     key: str,
+    total: int | None,
     now: datetime,
 ) -> tuple[Job, bool]:
-    """Queue a job under its key; return it, and whether it is new.
+    """Queue a job under its key; return it, and whether it is new. `total`: what it is to see to, if known.
 
     Raises `Conflict` when the key is that of another job, of somebody else perhaps.
     """
     inserted = await connection.execute(
         "INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, api_key_no, user_no,"
-        " audit_entry_no, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s,"
-        " nullif(current_setting('fleetmeter.audit_entry', true), '')::bigint, %s)"
+        " audit_entry_no, created_at, total) VALUES (%s, %s, %s, %s, %s, %s, %s, %s,"
+        " nullif(current_setting('fleetmeter.audit_entry', true), '')::bigint, %s, %s)"
         " ON CONFLICT (tenant_no, idempotency_key) DO NOTHING",
         [
             tenant,
@@ -102,6 +103,7 @@ async def insert_job(
             identity.api_key_no,
             identity.user_no,
             now,
+            total,
         ],
     )
     job = await fetch_one(
