@@ -1,4 +1,4 @@
-"""Whether events are as the API's document says: each payload is its kind's, and nothing of it is left out."""
+"""Whether events are as the API tells them: each payload is its kind's, and nothing of it is left out."""
 
 from typing import Any
 from uuid import UUID
