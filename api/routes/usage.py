@@ -38,6 +38,7 @@ from metering.store.usage_views import (
     UsagePoint,
     UsageRow,
     count_devices,
+    count_fleets,
     top_consumers,
     top_consumers_of_cycle,
     usage_of_device,
@@ -187,7 +188,8 @@ async def get_usage(
     edges = _edges(from_, to or caller.now, bucket, time_zone)
     after = _place_after(cursor, edges) if cursor else FIRST
     if device_no is None:
-        await _check_extent(caller, among, edges[0], edges[-1])
+        whole = tag is None and group_by in {None, "fleet"}
+        await _check_extent(caller, among, edges[0], edges[-1], fleets=whole)
     rows = await usage_of_tenant(
         caller.connection,
         caller.tenant_no,
@@ -317,14 +319,18 @@ async def get_top_consumers(
     )
 
 
-async def _check_extent(caller: AsCaller, among: Among, start: datetime, end: datetime) -> None:
-    """Refuse what would read too many rows: one for each hour in which a device used something."""
-    devices = await count_devices(caller.connection, caller.tenant_no, among)
-    if devices * ((end - start) / _HOUR) > _ROWS_MAX:
+async def _check_extent(
+    caller: AsCaller, among: Among, start: datetime, end: datetime, *, fleets: bool = False
+) -> None:
+    """Refuse what would read too many rows: one for each hour in which a device, or fleet, used something."""
+    count = count_fleets if fleets else count_devices
+    many = await count(caller.connection, caller.tenant_no, among)
+    if many * ((end - start) / _HOUR) > _ROWS_MAX:
+        of = "fleets" if fleets else "devices"
         raise bad_input(
             "from",
-            f"is too far from 'to' for {devices} devices",
-            f"ask for at most {_ROWS_MAX // devices} hours, for fewer devices, or for a bill cycle",
+            f"is too far from 'to' for {many} {of}",
+            f"ask for at most {_ROWS_MAX // many} hours, for fewer {of}, or for a bill cycle",
         )
 
 

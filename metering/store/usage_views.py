@@ -142,6 +142,15 @@ async def count_devices(connection: Connection, tenant_no: TenantNo, among: Amon
     return found.devices if found else 0
 
 
+async def count_fleets(connection: Connection, tenant_no: TenantNo, among: Among) -> int:
+    """Return how many fleets there are, likewise."""
+    if among.fleet_no is not None:
+        return 1
+    found = await connection.execute("SELECT count(*) FROM fleet WHERE tenant_no = %s", [tenant_no])
+    row = await found.fetchone()
+    return int(row[0]) if row else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumer:
     """What one device used of a meter in a period, in base units."""
