@@ -176,7 +176,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # Schemathesis gives the tests of all operations one name, of which xdist would run the first alone.
         named[item.nodeid] += 1
         if named[item.nodeid] > 1:
-            item._nodeid = f"{item.nodeid}[{named[item.nodeid]}]"
+            item._nodeid = f"{item.nodeid}[{named[item.nodeid]}]"  # type: ignore[attr-defined]  # has no setter
 
 
 class _ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
