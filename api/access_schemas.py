@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.parameters import Instant
+from api.patches import Given
 from api.schemas import Page, Time
 from metering.access import Scope
 from metering.ids import ID_PATTERN
@@ -202,8 +203,8 @@ class UserPatch(BaseModel):
         json_schema_extra={"examples": [{"role": "fleet_manager", "fleet_ids": ["north"]}]},
     )
 
-    name: _Name | None = None
-    role: UserRole | None = None
+    name: Given[_Name] = None
+    role: Given[UserRole] = None
     fleet_ids: _FleetIds = None
 
 
@@ -286,8 +287,8 @@ class TenantPatch(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"name": "Demo Ltd", "state": "active"}]}
     )
 
-    name: _Name | None = None
-    state: TenantState | None = None
+    name: Given[_Name] = None
+    state: Given[TenantState] = None
 
 
 class AuditEntry(BaseModel):

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from api.csv_lists import CsvList, CsvLists, csv_lists
 from api.errors import ProblemDocument, handle_errors
+from api.locations import tell_locations
 from api.manners import (
     BoundBody,
     CarryHeaders,
@@ -220,6 +221,7 @@ def served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
         lists += csv_lists(module.router.routes)
         router.include_router(module.router, dependencies=checked, responses=_FAULT)
+    tell_locations(router.routes)
     return router.routes, lists
 
 

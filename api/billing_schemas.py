@@ -2,12 +2,13 @@
 
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.config import JsonDict
 
 from api.balances_schemas import Reason
+from api.bill_document_schemas import DOCUMENT, BillDocument
 from api.schemas import Cycle, Decimals, Page, Time
 from metering.ids import ID_PATTERN
 from metering.store.billing_settings import Finalising
@@ -306,7 +307,7 @@ class CustomerBillDetail(CustomerBill):
     held: Decimals
     notes: list[CustomerBill]
     disputes: list[Dispute]
-    document: dict[str, Any] | None = Field(
+    document: BillDocument | None = Field(
         description="what is sent: parties, lines, tax and totals; of a draft null, see the preview"
     )
 
@@ -314,9 +315,9 @@ class CustomerBillDetail(CustomerBill):
 class BillPreview(BaseModel):
     """What a bill would be if it were finalised now; nothing is stored."""
 
-    model_config = _example({"document": {"form": 1, "kind": "bill", "currency": "EUR"}})
+    model_config = _example({"document": DOCUMENT})
 
-    document: dict[str, Any]
+    document: BillDocument
 
 
 class BillAdjustmentOrder(BaseModel):

@@ -1,11 +1,12 @@
-"""What the API takes and answers about control: commands, events, webhooks."""
+"""What the API takes and answers about control: commands and webhooks."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from api.command_payloads import OrderedPayload, ToldPayload
 from api.parameters import Instant
 from api.schemas import Page, Time, _example
 from metering.event_kinds import EventKind
@@ -34,15 +35,6 @@ _COMMAND: JsonDict = {
     "sent_at": "2026-04-15T12:00:00Z",
     "acknowledged_at": "2026-04-15T12:00:01Z",
     "detail": None,
-}
-_EVENT: JsonDict = {
-    "event_id": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
-    "kind": "threshold.crossed",
-    "fleet_id": "north",
-    "device_id": "meter-7",
-    "payload": {"share": "0.8"},
-    "cause": "alert:17",
-    "created_at": "2026-04-15T12:00:00Z",
 }
 _ENDPOINT: JsonDict = {
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
@@ -78,8 +70,8 @@ class NewCommand(BaseModel):
     )
 
     kind: Literal["balance", "throttle", "suspend", "resume"]
-    payload: dict[str, Any] = Field(
-        default_factory=dict,
+    payload: OrderedPayload = Field(
+        default_factory=OrderedPayload,
         description="told beside id and kind; a throttle's is `octets_per_second`",
     )
     expires_at: Instant | None = Field(
@@ -97,7 +89,7 @@ class Command(BaseModel):
     device_id: str
     fleet_id: str
     kind: CommandKind
-    payload: dict[str, Any]
+    payload: ToldPayload
     cause: str = Field(description="what asked for it")
     state: CommandState = Field(
         description="`queued`: not at the broker yet; `sent`: not answered yet; `done` or `refused`:"
@@ -115,28 +107,6 @@ class Commands(Page[Command]):
     """A page of commands, the last first."""
 
     model_config = _example({"items": [_COMMAND], "next_cursor": None})
-
-
-class Event(BaseModel):
-    """Something that happened."""
-
-    model_config = _example(_EVENT)
-
-    event_id: UUID = Field(description="what a webhook sees as `webhook-id`")
-    kind: EventKind
-    fleet_id: str | None = Field(
-        description="null where it concerns no fleet, but a webhook endpoint"
-    )
-    device_id: str | None
-    payload: dict[str, Any]
-    cause: str
-    created_at: Time
-
-
-class Events(Page[Event]):
-    """A page of events, the last first."""
-
-    model_config = _example({"items": [_EVENT], "next_cursor": None})
 
 
 class NewWebhookEndpoint(BaseModel):
@@ -240,13 +210,13 @@ class Replay(BaseModel):
     """What an endpoint is to be told again."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"since": "2026-04-15T00:00:00Z"}]}
+        extra="forbid",
+        populate_by_name=True,
+        json_schema_extra={"examples": [{"from": "2026-04-15T00:00:00Z"}]},
     )
 
-    since: Instant = Field(description="events from this instant on")
-    until: Instant | None = Field(
-        default=None, description="events before this one; null: all since"
-    )
+    start: Instant = Field(alias="from", description="events from this instant on")
+    to: Instant | None = Field(default=None, description="events before this one; null: all since")
     only_failed: bool = Field(default=True, description="whether what was delivered is left out")
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import params
@@ -36,10 +36,12 @@ Path = tuple[str, ...]
 class CsvList:
     """A route whose answer is a page of a list: the columns of its items, and which parameters it takes.
 
+    `within` is where the items are in the answer: in a list of it, or in a list of each item of that list.
     `shared` are columns that a page tells once for all of its items: without them these lack their units.
     """
 
     route: APIRoute
+    within: Path
     columns: Sequence[Path]
     shared: Sequence[str]
     takes: frozenset[str]
@@ -56,18 +58,23 @@ def csv_lists(routes: Sequence[BaseRoute]) -> list[CsvList]:
     for route in routes:
         if not isinstance(route, APIRoute) or "GET" not in (route.methods or ()):
             continue
-        item = _item_of(route.response_model)
-        if item is None:
+        within = _TABLES.get(route.name, ("items",) if _has_pages(route.response_model) else ())
+        if not within:
             continue
-        columns = list(_columns(item))
+        shared = [
+            name
+            for name in ("currency", "meter", "unit")
+            if name in route.response_model.model_fields
+        ]
         one = CsvList(
             route=route,
-            shared=[
-                name
-                for name in ("currency", "meter", "unit")
-                if name in route.response_model.model_fields and (name,) not in columns
+            within=within,
+            shared=shared,
+            columns=[
+                path
+                for path in _columns_within(route.response_model, within)
+                if path not in {(name,) for name in shared}
             ],
-            columns=columns,
             takes=frozenset(
                 field.alias
                 for field in get_flat_params(route.dependant)
@@ -77,7 +84,9 @@ def csv_lists(routes: Sequence[BaseRoute]) -> list[CsvList]:
         route.responses = {
             **route.responses,
             HTTPStatus.OK.value: {
-                "description": "A page; as `text/csv` the whole list, unless `limit` is given",
+                "description": "A page; as `text/csv` the whole list, unless `limit` is given"
+                if within == ("items",)
+                else "All of it; as `text/csv` its rows",
                 "content": {
                     CSV_TYPE: {
                         "schema": {"type": "string"},
@@ -90,12 +99,37 @@ def csv_lists(routes: Sequence[BaseRoute]) -> list[CsvList]:
     return found
 
 
-def _item_of(model: object) -> type[BaseModel] | None:
+_TABLES: Mapping[str, Path] = {
+    "get_fleet_usage": ("points", "meters"),
+    "get_device_usage": ("points", "meters"),
+    "get_fleet_bill": ("lines",),
+    "get_tax_rules": ("rules",),
+}
+"""Answers that are no lists, but have one: where it is."""
+
+
+def _has_pages(model: object) -> bool:
     fields: Mapping[str, Any] = getattr(model, "model_fields", {})
-    if "items" not in fields or "next_cursor" not in fields:
-        return None
-    (item,) = get_args(fields["items"].annotation)
-    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
+    return "items" in fields and "next_cursor" in fields
+
+
+def _columns_within(model: type[BaseModel], within: Path) -> list[Path]:
+    """Return the columns of what a field's list holds; those of several models each once."""
+    name, *inner = within
+    (item,) = get_args(_plain(model.model_fields[name].annotation))
+    item = _plain(item)
+    models = [item] if isinstance(item, type) else list(get_args(item))
+    found: list[Path] = []
+    for each in models:
+        found += [column for column in _columns(each) if column not in found]
+    if not inner:
+        return found
+    own = [column for column in found if column != (inner[0],)]
+    return own + _columns_within(item, tuple(inner))
+
+
+def _plain(annotation: object) -> Any:  # noqa: ANN401 - a type, or several
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _columns(model: type[BaseModel], path: Path = ()) -> Iterator[Path]:
@@ -144,11 +178,11 @@ class CsvLists:
             await page.send(send)
             return
         answer = page.document
-        await send(_start(of, answer["next_cursor"] if is_one_page else None))
+        await send(_start(of, answer.get("next_cursor") if is_one_page else None))
         await _send_rows(send, [of.header], more=True)
         while True:
             cursor = None if is_one_page else answer["next_cursor"]
-            rows = [_row(of, answer, item) for item in answer["items"]]
+            rows = [_row(of, answer, item) for item in _items(answer, of.within)]
             await _send_rows(send, rows, more=cursor is not None)
             if cursor is None:
                 return
@@ -237,6 +271,12 @@ async def _send_rows(send: Send, rows: Sequence[Sequence[str]], *, more: bool) -
     await send(
         {"type": "http.response.body", "body": written.getvalue().encode(), "more_body": more}
     )
+
+
+def _items(answer: Mapping[str, Any], within: Path) -> list[Mapping[str, Any]]:
+    name, *inner = within
+    items: list[Mapping[str, Any]] = answer[name]
+    return [{**item, **part} for item in items for part in item[inner[0]]] if inner else items
 
 
 def _row(of: CsvList, page: Mapping[str, Any], item: Mapping[str, Any]) -> list[str]:

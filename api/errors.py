@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.pattern_words import PATTERN_FIXES
 from api.problems import is_known, kind_of
 from metering.errors import (
     Conflict,
@@ -24,14 +25,12 @@ from metering.errors import (
     TaxServiceFailed,
     TaxServiceRefused,
 )
-from metering.ids import ID_PATTERN
 from metering.store.connection import UNREACHABLE
 
 _LOG = logging.getLogger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
-_ID_FIX = "use 1 to 64 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit"
 
 INSTANT_FIX = "use a time such as 2026-03-29T00:00:00Z; in an address write '+' as %2B"
 
@@ -76,7 +75,6 @@ _FIXES_WITH_BOUND = {
     "string_too_short": "use at least {min_length} characters",
     "too_long": "use at most {max_length}",
     "too_short": "use at least {min_length}",
-    "string_pattern_mismatch": "use text that matches {pattern}",
     "union_tag_invalid": "use one of {expected_tags} as {discriminator}",
     "union_tag_not_found": "give {discriminator}",
 }
@@ -337,8 +335,8 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
 
 def _fix(error: Mapping[str, Any]) -> str:
     context: Mapping[str, Any] = error.get("ctx") or {}
-    if context.get("pattern") == ID_PATTERN:
-        return _ID_FIX
+    if context.get("pattern") in PATTERN_FIXES:
+        return PATTERN_FIXES[context["pattern"]]
     match error["type"]:
         case kind if kind in _FIXES_WITH_BOUND:
             fix = _FIXES_WITH_BOUND[kind].format(**context)

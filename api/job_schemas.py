@@ -1,6 +1,6 @@
 """What the API takes and answers of jobs: work that takes longer than a request."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -8,7 +8,7 @@ from pydantic.config import JsonDict
 from api.errors import ProblemDocument
 from api.parameters import Instant
 from api.registry_schemas import ImportedDevice
-from api.rerating_schemas import ReratingOrder
+from api.rerating_schemas import Rerating, ReratingOrder
 from api.schemas import Page, Time
 from metering.ids import ID_PATTERN
 
@@ -45,6 +45,33 @@ _IMPORT: JsonDict = {
 }
 
 
+class ChargesExported(BaseModel):
+    """The file that an export made."""
+
+    media_type: Literal["text/csv", "application/jsonl"]
+    file_name: str = Field(examples=["charges-7.csv"])
+    octets: int
+    charges: int
+
+
+class RefusedDevice(BaseModel):
+    """A device that was not imported, and why."""
+
+    index: int = Field(description="its place among those that were given, from 0")
+    device_id: str
+    problem: str
+    fix: str
+
+
+class DevicesImported(BaseModel):
+    """What became of the devices that were given."""
+
+    created: int
+    already_there: int
+    refused: int
+    refusals: list[RefusedDevice] = Field(description="of the first thousand that were refused")
+
+
 class Job(BaseModel):
     """A job: what it is for, how far it is, and what came of it."""
 
@@ -54,9 +81,11 @@ class Job(BaseModel):
     kind: Literal["charge_export", "device_import", "rerating"]
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     done: int = Field(description="charges written, or devices seen to")
-    total: int | None = Field(description="of how many; null until it is counted")
+    total: int | None = Field(description="of how many; of an export null until they are counted")
     cancel_asked: bool
-    result: dict[str, Any] | None = Field(description="what it made, once it is done")
+    result: ChargesExported | DevicesImported | Rerating | None = Field(
+        description="what it made, once it is done; `kind` says which"
+    )
     result_path: str | None = Field(description="where the file that it made is, if it made one")
     problem: ProblemDocument | None = Field(description="why it failed")
     created_at: Time
@@ -104,7 +133,7 @@ class DeviceImportOrder(BaseModel):
     plan_id: str | None = Field(
         None, pattern=ID_PATTERN, description="the plan, from then on; unset: none yet"
     )
-    version: int | None = Field(
+    plan_version: int | None = Field(
         None, ge=1, le=2**31 - 1, description="of the plan; unset: the newest"
     )
 
@@ -112,7 +141,7 @@ class DeviceImportOrder(BaseModel):
 _RERATING_EXAMPLE: JsonDict = {
     "device_ids": ["meter-7"],
     "plan_id": "basic",
-    "version": 2,
+    "plan_version": 2,
     "at": "2026-03-31T22:00:00Z",
     "settling": "note",
     "reason": "an SMS cost ten times what was agreed",

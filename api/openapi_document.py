@@ -18,8 +18,10 @@ from fastapi.responses import JSONResponse
 from api.errors import PROBLEM_TYPE, ProblemDocument
 from api.events_page import events_page
 from api.examples import Examples
+from api.locations import describe_location
 from api.manners import DEPRECATIONS
 from api.problems import kind_of, problems_page
+from api.spans import tell_instants
 
 _METHODS = frozenset({"get", "post", "put", "patch", "delete"})
 _FAILURES = (400, 404, 406, 409, 422, 500, 503)
@@ -84,6 +86,8 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
         used.update(operation.get("tags", ()))
         _describe(operation)
         _answer_again(operation)
+        tell_instants(operation)
+        describe_location(operation)
         _exemplify(operation, examples)
     document["tags"] = [
         {"name": tag, "description": _TAGS.get(tag, tag)} for tag in sorted(used, key=_place)

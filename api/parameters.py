@@ -191,6 +191,8 @@ async def refuse_unknown_parameters(request: Request) -> None:
             _refuse_odd_value(field, value)
     known = [field.alias for field in fields if isinstance(field.field_info, params.Query)]
     for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise bad_input(name[:100], "is given more than once", "give it once")
         if name not in known:
             fix = f"use one of {', '.join(known)}" if known else "this route takes none"
             raise bad_input(name[:100], "is no parameter of this route", fix)

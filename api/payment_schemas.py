@@ -32,7 +32,7 @@ _PAYMENT_ORDER: JsonDict = {
     "currency": "EUR",
     "method": "transfer",
     "reference": "statement 2026-05-18/3",
-    "received_at": "2026-05-18T10:00:00Z",
+    "received_at": "2026-04-14T10:00:00Z",
     "allocations": None,
 }
 _PAYMENT: JsonDict = {
@@ -44,7 +44,7 @@ _PAYMENT: JsonDict = {
     "method": "transfer",
     "reference": "statement 2026-05-18/3",
     "intent_id": None,
-    "received_at": "2026-05-18T10:00:00Z",
+    "received_at": "2026-04-14T10:00:00Z",
     "recorded_at": "2026-05-18T10:01:00Z",
     "free": "0.00",
     "returned": "0",

@@ -7,6 +7,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from api.parameters import Instant
+from api.patches import Given
 from api.schemas import Page, Time
 from metering.iccid import luhn_digit
 from metering.ids import ID_PATTERN
@@ -116,8 +117,8 @@ class FleetPatch(BaseModel):
 
     model_config = _example({"name": "North and East", "labels": {"customer": "c-17"}})
 
-    name: Name | None = None
-    labels: _Labels | None = Field(None, description="all of them; those left out are gone")
+    name: Given[Name] = None
+    labels: Given[_Labels] = Field(None, description="all of them; those left out are gone")
     currency: str | None = Field(None, max_length=100, description="fixed; another one is 409")
     time_zone: str | None = Field(
         None,

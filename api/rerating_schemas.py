@@ -14,7 +14,7 @@ from metering.ids import ID_PATTERN
 _ORDER: JsonDict = {
     "device_ids": ["meter-7"],
     "plan_id": "basic",
-    "version": 2,
+    "plan_version": 2,
     "at": "2026-03-31T22:00:00Z",
     "settling": "note",
     "reason": "an SMS cost ten times what was agreed",
@@ -30,7 +30,7 @@ class ReratingOrder(BaseModel):
         min_length=1, max_length=1000
     )
     plan_id: str = Field(pattern=ID_PATTERN)
-    version: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = Field(
+    plan_version: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = Field(
         None, description="unset: the newest"
     )
     at: Instant = Field(description="past; where their plan puts changes off, a cycle's beginning")

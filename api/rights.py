@@ -25,8 +25,8 @@ RIGHTS: dict[str, Scope] = {
             get_command get_events get_event get_charge get_readings get_assurance get_carrier_comparison
             get_metrics get_state_changes get_plan_version get_subscriptions get_subscription
             get_credential get_pools get_pool get_pool_members get_usage_records get_usage_record
-            get_charges get_top_consumers get_carrier_records get_carrier_record get_message_of_reading
-            get_message get_message_of_rejected get_fleet_stream""",
+            get_usage get_charges get_top_consumers get_carrier_records get_carrier_record
+            get_message_of_reading get_message get_message_of_rejected get_fleet_stream""",
         Scope.DEVICE_READ: """
             get_device get_device_balance get_device_usage get_reservations get_reservation""",
         Scope.FLEETS_WRITE: """

@@ -313,7 +313,7 @@ class Bill(BaseModel):
     model_config = _example(
         {
             "fleet_id": "north",
-            "status": "draft",
+            "state": "draft",
             "currency": "EUR",
             "cycle": _CYCLE,
             "as_of": "2026-04-15T12:00:00Z",
@@ -377,7 +377,7 @@ class Bill(BaseModel):
     )
 
     fleet_id: str
-    status: Literal["draft", "closed"]
+    state: Literal["draft", "closed"]
     currency: str
     cycle: Cycle
     as_of: Time = Field(

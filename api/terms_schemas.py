@@ -91,7 +91,7 @@ class SubscriptionOrder(_OfDevices):
     """Devices of one fleet that are to be subscribed to a plan."""
 
     plan_id: _Id = Field(examples=["basic"])
-    version: _Version = Field(None, description="unset: the highest that is in effect then")
+    plan_version: _Version = Field(None, description="unset: the highest that is in effect then")
     to: Instant | None = Field(None, description="up to when; unset: it has no end")
 
 
@@ -99,7 +99,7 @@ class PlanChangeOrder(_OfDevices):
     """Devices that are to go over to another plan, or another version of theirs."""
 
     plan_id: _Id = Field(examples=["large"])
-    version: _Version = Field(None, description="unset: the highest that is in effect then")
+    plan_version: _Version = Field(None, description="unset: the highest that is in effect then")
 
 
 class SubscriptionEndOrder(_OfDevices):
@@ -117,7 +117,7 @@ class MoveOrder(_OfDevices):
 
     fleet_id: _Id = Field(examples=["south"])
     plan_id: _Id = Field(examples=["basic"])
-    version: _Version = Field(None, description="unset: the highest that is in effect then")
+    plan_version: _Version = Field(None, description="unset: the highest that is in effect then")
 
 
 class SimSwapOrder(Dated):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from api.patches import Given
 from api.schemas import Page, Time
 from metering.rating.threshold import Measure, Recurrence
 from metering.wire.command import OCTETS_PER_SECOND_MAX
@@ -154,8 +155,8 @@ class ThresholdPatch(BaseModel):
 
     limit: Amount | None = None
     percent: Amount | None = None
-    actions: Actions | None = None
-    enabled: bool | None = None
+    actions: Given[Actions] = None
+    enabled: Given[bool] = None
 
 
 class Threshold(BaseModel):

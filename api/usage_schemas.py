@@ -1,5 +1,7 @@
 """What the API answers about usage: over time, by device, and record by record."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
@@ -53,6 +55,63 @@ class TopConsumers(BaseModel):
     end: Time
     items: list[Consumer]
     next_cursor: None = Field(description="always null: more than `limit` are not told")
+
+
+_GROUPED: JsonDict = {
+    "start": "2026-04-13T22:00:00Z",
+    "end": "2026-04-14T22:00:00Z",
+    "fleet_id": None,
+    "device_id": None,
+    "tag": "water",
+    "meter": "data",
+    "unit": "octet",
+    "zone": None,
+    "records": 24,
+    "quantity": 24000,
+    "uplink_quantity": 2300,
+    "overage_quantity": 0,
+}
+
+
+class GroupedUse(BaseModel):
+    """What one fleet, one device or the devices with one tag, or all of them, used of a meter in a span."""
+
+    start: Time
+    end: Time
+    fleet_id: str | None = Field(
+        description="with `group_by=fleet`: in which it was used; else the `fleet` that was given"
+    )
+    device_id: str | None = Field(
+        description="with `group_by=device`; else the `device` that was given"
+    )
+    tag: str | None = Field(description="with `group_by=tag`; else the `tag` that was given")
+    meter: str
+    unit: Unit
+    zone: str | None = Field(description="with `split=zone`: where; else the `zone` that was given")
+    records: int = Field(description="usage records")
+    quantity: int
+    uplink_quantity: int = Field(description="the part of quantity that went up")
+    overage_quantity: int
+
+
+class GroupedUsage(Page[GroupedUse]):
+    """A page of usage over time, by span, group, meter and zone; without any use, a row is absent."""
+
+    model_config = _example(
+        {
+            "time_zone": "Europe/Berlin",
+            "bucket": "day",
+            "start": "2026-04-13T22:00:00Z",
+            "end": "2026-04-14T22:00:00Z",
+            "items": [_GROUPED],
+            "next_cursor": None,
+        }
+    )
+
+    bucket: Literal["hour", "day", "month"]
+    time_zone: str = Field(description="the zone whose days and months these are")
+    start: Time = Field(description="`from`, moved to the start of its hour, day or month")
+    end: Time = Field(description="`to`, moved to the end of its hour, day or month")
 
 
 _RECORD: JsonDict = {

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,12 @@ def _place(path: str) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let long tests begin first: processes share what comes then, and end together."""
     items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
+    named: Counter[str] = Counter()
+    for item in items:
+        # Schemathesis gives the tests of all operations one name, of which xdist would run the first alone.
+        named[item.nodeid] += 1
+        if named[item.nodeid] > 1:
+            item._nodeid = f"{item.nodeid}[{named[item.nodeid]}]"  # type: ignore[attr-defined]  # has no setter
 
 
 class _ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types

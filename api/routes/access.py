@@ -20,6 +20,7 @@ from api.auth import (
 from api.errors import bad_input, conflict, given_as
 from api.making import made_once
 from api.parameters import ALREADY_DONE, Cursor, IdempotencyKey, Limit, cursor_of, read_cursor
+from api.spans import Within
 from metering.access import SCOPES, Role, Scope
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import ID_PATTERN
@@ -48,11 +49,11 @@ _EntryNo = Annotated[int, Path(ge=1, le=2**63 - 2, description="the entry's numb
 
 @router.get("/api-keys")
 async def get_api_keys(
-    caller: AsAsker, limit: Limit = 100, cursor: Cursor = None
+    caller: AsAsker, within: Within, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.ApiKeys:
     """List the keys, the revoked ones too; none of them itself."""
     rows = await api_keys.list_api_keys(
-        caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1
+        caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1, during=within
     )
     return schemas.ApiKeys(
         items=[await _key(caller, row) for row in rows[:limit]],
@@ -122,10 +123,12 @@ async def revoke_api_key(caller: AsWriter, api_key_no: _Number) -> None:
 
 
 @router.get("/users")
-async def get_users(caller: AsAsker, limit: Limit = 100, cursor: Cursor = None) -> schemas.Users:
+async def get_users(
+    caller: AsAsker, within: Within, limit: Limit = 100, cursor: Cursor = None
+) -> schemas.Users:
     """List the users, the disabled ones too."""
     rows = await users.list_users(
-        caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1
+        caller.connection, caller.tenant_no, after=_after(cursor), limit=limit + 1, during=within
     )
     return schemas.Users(
         items=[await _user(caller, row) for row in rows[:limit]],
@@ -218,12 +221,12 @@ async def enable_user(
 
 @router.get("/audit-log")
 async def get_audit_log(
-    caller: AsAsker, limit: Limit = 100, cursor: Cursor = None
+    caller: AsAsker, within: Within, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.AuditLog:
     """List who changed what by the API, the last first."""
     before = _after(cursor) if cursor else None
     rows = await audit_log.list_audit_entries(
-        caller.connection, caller.tenant_no, before=before, limit=limit + 1
+        caller.connection, caller.tenant_no, before=before, limit=limit + 1, during=within
     )
     return schemas.AuditLog(
         items=[
@@ -262,11 +265,11 @@ async def get_audit_changes(
 
 @router.get("/tenants")
 async def get_tenants(
-    operator: AsOperator, limit: Limit = 100, cursor: Cursor = None
+    operator: AsOperator, within: Within, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.Tenants:
     """List the tenants of the deployment, ascending by id; for platform operators."""
     after = str(read_cursor(cursor, "s")[0]) if cursor else ""
-    rows = await list_tenants(operator.connection, after=after, limit=limit + 1)
+    rows = await list_tenants(operator.connection, after=after, limit=limit + 1, during=within)
     return schemas.Tenants(
         items=[schemas.Tenant.model_validate(row, from_attributes=True) for row in rows[:limit]],
         next_cursor=cursor_of([rows[limit - 1].tenant_id]) if len(rows) > limit else None,

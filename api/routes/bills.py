@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api import billing_schemas as schemas
 from api import presenting, rerating_schemas
 from api.auth import AsCaller, AsWriter, Caller
+from api.bill_document_schemas import BillDocument
 from api.errors import ProblemError, bad_input, given_as
 from api.parameters import (
     ALREADY_DONE,
@@ -23,6 +24,7 @@ from api.parameters import (
     number_after,
     tell_repeated,
 )
+from api.spans import Within
 from api.state import state_of
 from metering.billing.dispute import open_dispute, payable, resolve_dispute
 from metering.billing.document import json_of
@@ -52,8 +54,17 @@ DisputeNo = Annotated[
 @router.get("/bills")
 async def get_bills(
     caller: AsCaller,
+    within: Within,
     *,
     fleet: OfFleet = None,
+    number: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[^\x00-\x1f\x7f]{1,100}$",
+            description="only the one with this number",
+            examples=["B2026-00007"],
+        ),
+    ] = None,
     kind: Annotated[
         Literal["bill", "credit_note", "debit_note"] | None,
         Query(description="only of this kind", examples=["bill"]),
@@ -61,15 +72,6 @@ async def get_bills(
     state: Annotated[
         Literal["draft", "finalised", "paid", "void"] | None,
         Query(description="only in this state", examples=["draft"]),
-    ] = None,
-    number: Annotated[
-        str | None,
-        Query(
-            min_length=1,
-            max_length=100,
-            description="only the one with this number, as it is written",
-            examples=["B2026-0001"],
-        ),
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -82,9 +84,10 @@ async def get_bills(
         fleet_no=of.fleet_no if of else None,
         state=state,
         kind=kind,
-        name=number,
+        number=number,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.CustomerBills(
@@ -104,13 +107,17 @@ async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDet
         held=format(held, "f"),
         notes=[_bill(each) for each in await store.notes_of(caller.connection, bill_no)],
         disputes=[_dispute(each) for each in await store.disputes_of(caller.connection, bill_no)],
-        document=None if bill.document is None else dict(bill.document),
+        document=None if bill.document is None else BillDocument.model_validate(bill.document),
     )
 
 
 @router.get("/bill-adjustments")
 async def get_bill_adjustments(
-    caller: AsCaller, fleet: OfFleet = None, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller,
+    within: Within,
+    fleet: OfFleet = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.BillAdjustments:
     """List the credits and debits that were entered, in their order."""
     of = await fleet_of_id(caller.connection, caller.tenant_no, fleet) if fleet else None
@@ -120,6 +127,7 @@ async def get_bill_adjustments(
         fleet_no=of.fleet_no if of else None,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.BillAdjustments(
@@ -147,7 +155,9 @@ async def get_bill_adjustment(
 
 @router.get("/disputes")
 async def get_disputes(
+    *,
     caller: AsCaller,
+    within: Within,
     fleet: OfFleet = None,
     state: Annotated[
         Literal["open", "granted", "refused"] | None,
@@ -165,6 +175,7 @@ async def get_disputes(
         state=state,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Disputes(
@@ -198,7 +209,7 @@ async def get_bill_preview(
         )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
-    return schemas.BillPreview(document=json_of(drawn))
+    return schemas.BillPreview(document=BillDocument.model_validate(json_of(drawn)))
 
 
 @router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)
@@ -408,7 +419,7 @@ async def _rerate(
         numbers = await device_nos_of_ids(connection, tenant_no, order.device_ids)
     with given_as("plan_id"):
         plan_no = await plan_no_of(
-            connection, tenant_no, plan_id=order.plan_id, version=order.version
+            connection, tenant_no, plan_id=order.plan_id, version=order.plan_version
         )
     fleets, homes = await fleets_of_devices(connection, numbers)
     if len(set(homes.values())) != 1:

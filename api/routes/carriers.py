@@ -53,6 +53,11 @@ _RECORD = {
     "start_timestamp": "2026-03-29T00:45:00Z",
     "end_timestamp": "2026-03-29T01:00:00Z",
 }
+_CSV_AND_JSON = ("application/json", "text/csv")
+_TAKEN = frozenset(
+    {*_CSV_AND_JSON, "", "application/x-ndjson", "application/octet-stream", "text/plain"}
+)
+"""Types of a body; what is none of CSV's is read as JSON."""
 _BODY = {
     "required": True,
     "description": "as the carrier sends it: JSON, or CSV with a line of names (docs/formats.md)",
@@ -77,6 +82,12 @@ async def post_carrier_records(
     reason. If none was taken, the answer is 422.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in _TAKEN:
+        raise ProblemError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"{content_type[:100]!r} is not taken; send application/json or text/csv",
+            headers={"Accept": ", ".join(_CSV_AND_JSON)},
+        )
     outcome = await take_records(
         caller.connection,
         await tenant_id(caller.connection, caller.tenant_no),

@@ -30,6 +30,8 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.plan_filters import plan_must_exist
+from api.spans import Within
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
@@ -108,6 +110,7 @@ async def _of_bill(
         raise bad_input("plan_version", "is given without 'plan'", "give both, or the plan alone")
     if variant is not None and meter is None:
         raise bad_input("variant", "is given without 'meter'", "give both, or the meter alone")
+    await plan_must_exist(caller, plan, plan_version)
     fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
     device_no = None
     if device_id is not None:
@@ -237,6 +240,7 @@ async def get_charge(caller: AsCaller, charge_id: ChargeId) -> schemas.Explained
 @router.get("/devices/{device_id}/readings")
 async def get_readings(
     caller: AsCaller,
+    within: Within,
     device_id: DeviceId,
     *,
     boot: Annotated[
@@ -264,6 +268,7 @@ async def get_readings(
         seq=seq,
         before=cast("tuple[int, int] | None", key),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     is_one = boot is not None and seq is not None

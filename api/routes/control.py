@@ -14,6 +14,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api import control_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import ProblemError, bad_input
+from api.event_schemas import Event, Events, event_of
 from api.parameters import (
     ALREADY_DONE,
     Cursor,
@@ -25,6 +26,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.spans import Within
 from api.state import state_of
 from metering.errors import InvalidValue, NotFound
 from metering.event_kinds import EventKind
@@ -68,6 +70,7 @@ EndpointId = Annotated[
 async def get_commands(
     *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     kind: Annotated[CommandKind | None, Query(description="only of this kind")] = None,
@@ -89,6 +92,7 @@ async def get_commands(
         state=state,
         before=number_of(cursor),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.Commands(
@@ -161,12 +165,13 @@ async def post_command(
 async def get_events(
     *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     kind: Annotated[EventKind | None, Query(description="only of this kind")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
-) -> schemas.Events:
+) -> Events:
     """List what happened, as webhooks were told it, the last first."""
     fleet_no = None
     if fleet_id is not None:
@@ -180,32 +185,39 @@ async def get_events(
         kind=kind,
         before=number_of(cursor),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
-    return schemas.Events(
-        items=[schemas.Event.model_validate(asdict(row)) for row in rows[:limit]],
-        next_cursor=cursor_of([last.event_no]) if last else None,
+    return Events.model_validate(
+        {
+            "items": [asdict(row) for row in rows[:limit]],
+            "next_cursor": cursor_of([last.event_no]) if last else None,
+        }
     )
 
 
 @router.get("/events/{event_id}")
 async def get_event(
     caller: AsCaller, event_id: Annotated[UUID, Path(description="the event's id")]
-) -> schemas.Event:
+) -> Event:
     """Show one event, as webhooks were told it."""
     row = await event_view(caller.connection, caller.tenant_no, event_id)
     if row is None:
         raise NotFound("event", str(event_id))
-    return schemas.Event.model_validate(asdict(row))
+    return event_of(asdict(row))
 
 
 @router.get("/webhook-endpoints")
 async def get_webhook_endpoints(
-    caller: AsCaller, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.WebhookEndpoints:
     """List where events are told, in the order of their making."""
     rows = await list_endpoints(
-        caller.connection, caller.tenant_no, after=number_of(cursor) or 0, limit=limit + 1
+        caller.connection,
+        caller.tenant_no,
+        after=number_of(cursor) or 0,
+        limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookEndpoints(
@@ -261,7 +273,9 @@ async def delete_webhook_endpoint(caller: AsWriter, endpoint_id: EndpointId) -> 
 
 @router.get("/webhook-endpoints/{endpoint_id}/deliveries")
 async def get_webhook_deliveries(
+    *,
     caller: AsCaller,
+    within: Within,
     endpoint_id: EndpointId,
     state: Annotated[schemas.DeliveryState | None, Query(description="only in this state")] = None,
     limit: Limit = 100,
@@ -275,6 +289,7 @@ async def get_webhook_deliveries(
         state=state,
         before=number_of(cursor),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookDeliveries(

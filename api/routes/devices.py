@@ -22,6 +22,8 @@ from api.parameters import (
     label_of,
     read_cursor,
 )
+from api.plan_filters import plan_must_exist
+from api.spans import Within
 from metering.ids import ID_PATTERN
 from metering.plan_document import stored_terms
 from metering.rating.bucket import Bucket, BucketKind, burn_order
@@ -93,6 +95,7 @@ EDITABLE = frozenset({"name", "imei", "eid", "msisdn", "tags", "labels"})
 async def get_devices(
     *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     state: OfState = None,
     plan_id: _OfPlan = None,
@@ -112,6 +115,7 @@ async def get_devices(
     if fleet_id is not None:
         fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
         fleet_no = fleet.fleet_no
+    await plan_must_exist(caller, plan_id)
     rows = await list_devices(
         caller.connection,
         caller.tenant_no,
@@ -130,6 +134,7 @@ async def get_devices(
         ),
         after=str(read_cursor(cursor, "s")[0]) if cursor else "",
         limit=limit + 1,
+        during=within,
         now=caller.now,
     )
     more = len(rows) > limit

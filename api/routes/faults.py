@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query
 from api import schemas
 from api.auth import AsCaller, Caller
 from api.parameters import Cursor, Limit, OfDevice, OfFleet, ReadingId, cursor_of, read_cursor
+from api.spans import Within
 from metering.rating.guide import ParkReason
 from metering.store.device_views import device_view
 from metering.store.fault_views import (
@@ -31,6 +32,7 @@ router = APIRouter(prefix="/v1", tags=["faults"])
 @router.get("/rejected")
 async def get_rejected(
     caller: AsCaller,
+    within: Within,
     *,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
@@ -51,6 +53,7 @@ async def get_rejected(
         reason=reason,
         before=before,
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.RejectedPage(
@@ -73,6 +76,7 @@ async def get_rejection(
 @router.get("/parked")
 async def get_parked(
     caller: AsCaller,
+    within: Within,
     *,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
@@ -90,6 +94,7 @@ async def get_parked(
         reason=reason,
         before=cast("tuple[datetime, int, int] | None", key),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.ParkedPage(
@@ -108,7 +113,11 @@ async def get_parked_reading(caller: AsCaller, parked_reading_id: ReadingId) -> 
 
 @router.get("/anomalies")
 async def get_anomalies(
-    caller: AsCaller, device_id: OfDevice = None, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller,
+    within: Within,
+    device_id: OfDevice = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.AnomalyPage:
     """List what readings revealed, such as a counter that fell, the last measured first."""
     key = tuple(read_cursor(cursor, "tiis")) if cursor else None
@@ -118,6 +127,7 @@ async def get_anomalies(
         device_no=await _device_no(caller, device_id),
         before=cast("tuple[datetime, int, int, str] | None", key),
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.AnomalyPage(

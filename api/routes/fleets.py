@@ -26,6 +26,7 @@ from api.parameters import (
     label_of,
     read_cursor,
 )
+from api.spans import Within
 from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
@@ -60,6 +61,7 @@ _CYCLE_OF_MONTHS = {months: name for name, months in CYCLE_MONTHS.items()}
 async def get_fleets(
     *,
     caller: AsCaller,
+    within: Within,
     currency: Annotated[
         str | None, Query(pattern="^[A-Z]{3}$", description="only those that are billed in it")
     ] = None,
@@ -75,6 +77,7 @@ async def get_fleets(
         which=FleetFilter(currency=currency, label=label_of(label), text=search),
         after=str(read_cursor(cursor, "s")[0]) if cursor else "",
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Fleets(
@@ -255,7 +258,7 @@ def _bill(
     cycle = bill.statement.cycle
     return schemas.Bill(
         fleet_id=fleet.fleet_id,
-        status="draft" if bill.closed_at is None else "closed",
+        state="draft" if bill.closed_at is None else "closed",
         currency=bill.statement.currency,
         cycle=presenting.cycle(cycle),
         as_of=as_of,

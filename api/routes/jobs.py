@@ -13,8 +13,10 @@ from api.auth import AsCaller, AsWriter, Caller, check_held, seeing_again
 from api.errors import FieldProblem, ProblemDocument, ProblemError, bad_input, given_as
 from api.parameters import Cursor, IdempotencyKey, Limit, cursor_of, number_after
 from api.problems import kind_of
+from api.rerating_schemas import Rerating
 from api.rights import RIGHTS
 from api.routes.registry import cannot_be_done, sim_problems
+from api.spans import Within
 from api.state import ApiState, state_of
 from metering.charging.register_devices import named_twice
 from metering.errors import InvalidValue, NotFound
@@ -34,12 +36,20 @@ _ORDERED_BY: Mapping[store.JobKind, str] = {
     "device_import": "post_device_import",
     "rerating": "post_rerating_job",
 }
+_RESULTS: Mapping[
+    store.JobKind, type[schemas.ChargesExported | schemas.DevicesImported | Rerating]
+] = {
+    "charge_export": schemas.ChargesExported,
+    "device_import": schemas.DevicesImported,
+    "rerating": Rerating,
+}
+_WHERE = {"Location": {"schema": {"type": "string", "examples": ["/v1/jobs/7"]}}}
 _ACCEPTED: dict[int | str, dict[str, Any]] = {
     HTTPStatus.ACCEPTED: {
         "description": "Queued; `Location` says where to see how far it is",
-        "headers": {"Location": {"schema": {"type": "string", "examples": ["/v1/jobs/7"]}}},
+        "headers": _WHERE,
     },
-    HTTPStatus.OK: {"description": "Asked for before, under the same key"},
+    HTTPStatus.OK: {"description": "Asked for before, under the same key", "headers": _WHERE},
 }
 
 
@@ -59,7 +69,7 @@ async def post_charge_export(
         "to": instant_text(order.to),
         "form": order.form,
     }
-    return await _queued(caller, "charge_export", asked, key, response)
+    return await _queued(caller, "charge_export", asked, key, response, total=None)
 
 
 @router.post("/device-imports", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
@@ -74,7 +84,10 @@ async def post_device_import(
     if order.plan_id is not None:
         with given_as("plan_id"):
             plan_no = await plan_no_of(
-                caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.version
+                caller.connection,
+                caller.tenant_no,
+                plan_id=order.plan_id,
+                version=order.plan_version,
             )
     asked = {
         "fleet_no": fleet.fleet_no,
@@ -82,7 +95,7 @@ async def post_device_import(
         "active_from": instant_text(order.active_from or caller.now),
         "plan_no": plan_no,
     }
-    return await _queued(caller, "device_import", asked, key, response)
+    return await _queued(caller, "device_import", asked, key, response, total=len(devices))
 
 
 @router.post("/rerating-jobs", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
@@ -94,7 +107,7 @@ async def post_rerating_job(
         numbers = await device_nos_of_ids(caller.connection, caller.tenant_no, order.device_ids)
     with given_as("plan_id"):
         plan_no = await plan_no_of(
-            caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.version
+            caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.plan_version
         )
     _, homes = await fleets_of_devices(caller.connection, numbers)
     if len(set(homes.values())) != 1:
@@ -108,12 +121,13 @@ async def post_rerating_job(
         "reason": order.reason,
         "dry_run": order.dry_run,
     }
-    return await _queued(caller, "rerating", asked, key, response)
+    return await _queued(caller, "rerating", asked, key, response, total=len(numbers))
 
 
 @router.get("/jobs")
 async def get_jobs(
     caller: AsCaller,
+    within: Within,
     state: Annotated[
         Literal["queued", "running", "done", "failed", "cancelled"] | None,
         Query(description="only those in this state"),
@@ -128,6 +142,7 @@ async def get_jobs(
         state=state,
         before=number_after(cursor) or None,
         limit=limit + 1,
+        during=within,
     )
     return schemas.Jobs(
         items=[_job(row) for row in rows[:limit]],
@@ -192,6 +207,8 @@ async def _queued(
     asked: Mapping[str, object],
     key: str,
     response: Response,
+    *,
+    total: int | None,
 ) -> schemas.Job:
     job, new = await store.insert_job(
         caller.connection,
@@ -200,6 +217,7 @@ async def _queued(
         kind=kind,
         request=asked,
         key=key,
+        total=total,
         now=caller.now,
     )
     response.headers["Location"] = f"/v1/jobs/{job.job_no}"
@@ -278,7 +296,7 @@ def _job(of: store.Job) -> schemas.Job:
         done=of.done,
         total=of.total,
         cancel_asked=of.cancel_asked_at is not None,
-        result=of.result,
+        result=_RESULTS[of.kind].model_validate(of.result) if of.result is not None else None,
         result_path=f"/v1/jobs/{of.job_no}/result" if makes_file else None,
         problem=problem,
         created_at=of.created_at,

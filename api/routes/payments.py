@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Response
 from api import etags
 from api import payment_schemas as schemas
 from api.auth import AsCaller, AsWriter, Caller
+from api.errors import bad_input
 from api.parameters import (
     ALREADY_DONE,
     Cursor,
@@ -21,6 +22,7 @@ from api.parameters import (
     number_after,
     tell_repeated,
 )
+from api.spans import Within
 from metering.billing.pay import Share, allocate_credit, record_payment, refund, reverse
 from metering.billing.wallet import set_wallet
 from metering.payments.request_payment import Wanted, request_payment
@@ -44,7 +46,11 @@ PaymentNo = Annotated[
 
 @router.get("/payments")
 async def get_payments(
-    caller: AsCaller, fleet: OfFleet = None, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller,
+    within: Within,
+    fleet: OfFleet = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.Payments:
     """List payments, in the order in which they were recorded."""
     of = await fleet_of_id(caller.connection, caller.tenant_no, fleet) if fleet else None
@@ -54,6 +60,7 @@ async def get_payments(
         fleet_no=of.fleet_no if of else None,
         after=number_after(cursor),
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Payments(
@@ -78,6 +85,8 @@ async def post_payment(
 ) -> schemas.Payment:
     """Record money that came; it pays the bills that it is told to, or those that are due first first."""
     fleet = await _fleet(caller, fleet_id)
+    if order.received_at > caller.now:
+        raise bad_input("received_at", "is still to come", "record a payment once it came")
     payment = store.NewPayment(
         purpose=order.purpose,
         amount=Decimal(order.amount),
@@ -169,12 +178,16 @@ async def post_refund(
 
 @router.get("/fleets/{fleet_id}/refunds")
 async def get_refunds(
-    caller: AsCaller, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.Refunds:
     """List the refunds that were asked of the payment provider, and what became of them."""
     fleet = await _fleet(caller, fleet_id)
     rows = await list_refunds(
-        caller.connection, fleet.fleet_no, after=number_after(cursor), limit=limit + 1
+        caller.connection,
+        fleet.fleet_no,
+        after=number_after(cursor),
+        limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Refunds(
@@ -194,12 +207,16 @@ async def get_account(caller: AsCaller, fleet_id: FleetId) -> schemas.Account:
 
 @router.get("/fleets/{fleet_id}/account/entries")
 async def get_account_entries(
-    caller: AsCaller, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.AccountEntries:
     """List the entries of which the account's balances are the fold."""
     fleet = await _fleet(caller, fleet_id)
     rows = await store.list_entries(
-        caller.connection, fleet.fleet_no, after=number_after(cursor), limit=limit + 1
+        caller.connection,
+        fleet.fleet_no,
+        after=number_after(cursor),
+        limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.AccountEntries(
@@ -244,12 +261,16 @@ async def put_wallet(
 
 @router.get("/fleets/{fleet_id}/payment-requests")
 async def get_payment_requests(
-    caller: AsCaller, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.PaymentRequests:
     """List what was asked of the payment provider, and what became of it."""
     fleet = await _fleet(caller, fleet_id)
     rows = await requests.list_requests(
-        caller.connection, fleet.fleet_no, after=number_after(cursor), limit=limit + 1
+        caller.connection,
+        fleet.fleet_no,
+        after=number_after(cursor),
+        limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.PaymentRequests(

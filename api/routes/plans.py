@@ -22,6 +22,7 @@ from api.parameters import (
     read_cursor,
     tell_repeated,
 )
+from api.plan_filters import plan_must_exist
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import ID_PATTERN
 from metering.plan_document import PlanDocument, check_plan
@@ -191,6 +192,7 @@ async def get_subscriptions(
             caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
         )
         device_no = device.device_no
+    await plan_must_exist(caller, plan_id)
     after = cast("tuple[str, int]", tuple(read_cursor(cursor, "si"))) if cursor else ("", 0)
     rows = await list_subscriptions(
         caller.connection,

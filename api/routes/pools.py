@@ -9,13 +9,13 @@ from fastapi import APIRouter, Query
 
 from api import pool_schemas as schemas
 from api.auth import AsCaller, Caller
-from api.errors import bad_input
 from api.parameters import (
     BucketNo,
     Cursor,
     Instant,
     Limit,
     OfFleet,
+    OfMeter,
     checked_at,
     cursor_of,
     number_after,
@@ -35,7 +35,7 @@ async def get_pools(
     *,
     caller: AsCaller,
     fleet_id: OfFleet = None,
-    meter: Annotated[str | None, Query(max_length=64, description="only of this meter")] = None,
+    meter: OfMeter = None,
     at: Annotated[
         Instant | None,
         Query(description="a past moment: those that held then, as they were then; unset: now"),
@@ -51,8 +51,6 @@ async def get_pools(
     fleet_no = None
     if fleet_id is not None:
         fleet_no = (await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)).fleet_no
-    if meter is not None and meter not in METERS:
-        raise bad_input("meter", "is no meter", f"use one of {', '.join(METERS)}")
     rows = await list_pools(
         caller.connection,
         caller.tenant_no,

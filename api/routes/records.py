@@ -25,6 +25,7 @@ from api.parameters import (
     cursor_of,
     read_cursor,
 )
+from api.plan_filters import plan_must_exist
 from api.routes.charges import charge_id_of, charge_of, prices_of
 from metering.plan_document import stored_terms
 from metering.rating.plan import PlanTerms
@@ -93,6 +94,7 @@ async def _wanted(
             "is more than 31 days ago, without 'measured_to'",
             "ask for at most 31 days at a time",
         )
+    await plan_must_exist(caller, plan, plan_version)
     fleet_no = device_no = None
     if fleet_id is not None:
         fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)

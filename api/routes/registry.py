@@ -27,6 +27,7 @@ from api.routes import devices as device_routes
 from api.routes import fleets as fleet_routes
 from api.routes.devices import shown_device
 from api.routes.fleets import shown_fleet
+from api.spans import Within
 from metering.charging.change_zone import change_zone
 from metering.charging.register_devices import register_devices
 from metering.errors import Conflict, InvalidValue
@@ -195,7 +196,7 @@ async def patch_devices(
 
 @router.get("/devices/{device_id}/state-changes")
 async def get_state_changes(
-    caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
 ) -> orders.DatedStates:
     """List the states of a device with their dates, past and planned, the last first."""
     device = await device_view(
@@ -207,6 +208,7 @@ async def get_state_changes(
         device_no=device.device_no,
         before=cast("datetime", read_cursor(cursor, "t")[0]) if cursor else None,
         limit=limit + 1,
+        during=within,
     )
     return orders.DatedStates(
         items=[orders.DatedState.model_validate(asdict(row)) for row in rows[:limit]],

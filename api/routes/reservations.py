@@ -19,6 +19,7 @@ from api.parameters import (
     read_cursor,
     tell_repeated,
 )
+from api.spans import Within
 from api.state import state_of
 from metering.charging.reserve import QuotaRequest, Refused, release, reserve, rule_of, settle
 from metering.errors import InvalidValue, NotFound
@@ -125,6 +126,7 @@ async def post_release(
 async def get_reservations(
     *,
     caller: AsCaller,
+    within: Within,
     device_id: DeviceId,
     state: Annotated[
         schemas.ReservationState | None, Query(description="only in this state")
@@ -143,6 +145,7 @@ async def get_reservations(
         state=state,
         before=before if isinstance(before, int) else None,
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.Reservations(

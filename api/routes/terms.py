@@ -23,6 +23,7 @@ from api.parameters import (
     read_cursor,
     tell_repeated,
 )
+from api.spans import Within
 from metering.charging.change_once import ChangeMade
 from metering.charging.change_terms import (
     change_plan,
@@ -214,7 +215,7 @@ async def post_parked_charge(
 
 @router.get("/devices/{device_id}/sims")
 async def get_sims(
-    caller: AsCaller, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller, within: Within, device_id: DeviceId, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.Sims:
     """List the SIMs that are, were, or are to be in a device, the last first."""
     device = await device_view(
@@ -226,6 +227,7 @@ async def get_sims(
         device_no=device.device_no,
         before=cast("datetime", read_cursor(cursor, "t")[0]) if cursor else None,
         limit=limit + 1,
+        during=within,
     )
     return schemas.Sims(
         items=[schemas.Sim.model_validate(asdict(row)) for row in rows[:limit]],
@@ -258,7 +260,11 @@ async def get_planned_changes(
 
 @router.get("/corrections")
 async def get_corrections(
-    caller: AsCaller, device_id: OfDevice = None, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller,
+    within: Within,
+    device_id: OfDevice = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.CorrectionPage:
     """List changes of terms, the last made first."""
     device_no = None
@@ -274,6 +280,7 @@ async def get_corrections(
         device_no=device_no,
         before=before,
         limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.CorrectionPage(
@@ -325,7 +332,7 @@ async def _plan_no(
             caller.connection,
             caller.tenant_no,
             plan_id=order.plan_id,
-            version=order.version,
+            version=order.plan_version,
             at=at,
         )
     ends_at = await plan_ends_at(caller.connection, caller.tenant_no, plan_id=order.plan_id)

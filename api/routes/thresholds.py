@@ -25,18 +25,26 @@ from api.parameters import (
     read_cursor,
     tell_repeated,
 )
+from api.spans import Within
 from metering.charging.change_thresholds import (
     change_threshold,
     create_threshold,
     delete_threshold,
 )
 from metering.charging.thresholds import amount_text, calendars_of, standings_at, unit_of
+from metering.errors import NotFound
 from metering.money import decimal_text
 from metering.rating.threshold import WHOLE_FLEET, Measure, Per, Recurrence, is_crossed
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
 from metering.store.holding import hold
-from metering.store.threshold_views import AlertView, alert_view, fleet_by_no, list_alerts
+from metering.store.threshold_views import (
+    AlertView,
+    alert_view,
+    fleet_by_no,
+    list_alerts,
+    threshold_exists,
+)
 from metering.store.thresholds import (
     NewThreshold,
     Terms,
@@ -102,7 +110,9 @@ async def create_device_threshold(
 
 @router.get("/thresholds")
 async def get_thresholds(
+    *,
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     limit: Limit = 100,
@@ -116,6 +126,7 @@ async def get_thresholds(
         device_no=await _device_no(caller, device_id),
         after=int(str(read_cursor(cursor, "i")[0])) if cursor else 0,
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Thresholds(
@@ -217,6 +228,7 @@ async def get_standing(
 @router.get("/alerts")
 async def get_alerts(  # noqa: PLR0917 - its parameters
     caller: AsCaller,
+    within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
     threshold_id: OfThreshold = None,
@@ -226,6 +238,10 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
     cursor: Cursor = None,
 ) -> schemas.Alerts:
     """List alerts, the last raised first."""
+    if threshold_id is not None and not await threshold_exists(
+        caller.connection, caller.tenant_no, threshold_id
+    ):
+        raise NotFound("threshold", str(threshold_id))
     rows = await list_alerts(
         caller.connection,
         caller.tenant_no,
@@ -236,6 +252,7 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
         at=at,
         before=int(str(read_cursor(cursor, "i")[0])) if cursor else None,
         limit=limit + 1,
+        during=within,
     )
     more = len(rows) > limit
     return schemas.Alerts(

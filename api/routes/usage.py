@@ -1,35 +1,58 @@
 """Usage over time and by device: hours in UTC, or local days and months of a fleet's zone."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Query
 
 from api import schemas, usage_schemas
 from api.auth import AsCaller
 from api.errors import bad_input
-from api.parameters import DeviceId, FleetId, Instant, Limit, OfFleet, OfMeter, OfTag, OfZone
+from api.parameters import (
+    Cursor,
+    DeviceId,
+    FleetId,
+    Instant,
+    Limit,
+    OfDevice,
+    OfFleet,
+    OfMeter,
+    OfTag,
+    OfZone,
+    cursor_of,
+    read_cursor,
+)
 from metering.period import local_day, midnight
+from metering.period import zone as clock_of
 from metering.store.device_views import device_view
 from metering.store.fleet_views import fleet_view
 from metering.store.registry import calendar_of
 from metering.store.usage_views import (
+    FIRST,
     Among,
+    Group,
     Series,
+    UsageKey,
     UsagePoint,
+    UsageRow,
     count_devices,
+    count_fleets,
     top_consumers,
     top_consumers_of_cycle,
     usage_of_device,
     usage_of_fleet,
     usage_of_tag,
+    usage_of_tenant,
 )
 from metering.usage import METERS, METERS_BY_NO, Meter
 
 _POINTS_MAX = 1000
 _ROWS_MAX = 5_000_000
 """Most device hours that one request looks at."""
+_METERS_MAX = 2**15
+_NAMES: Mapping[Group, str] = {"fleet": "fleet_id", "device": "device_id", "tag": "tag"}
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 _SIZES = {"hour": _HOUR, "day": _DAY, "month": 28 * _DAY}
@@ -122,6 +145,101 @@ async def get_device_usage(  # noqa: PLR0917 - its parameters
     )
 
 
+@router.get("/usage")
+async def get_usage(
+    *,
+    caller: AsCaller,
+    group_by: Annotated[
+        Group | None,
+        Query(
+            description="tell each fleet, device or tag apart; a device counts for each of its tags"
+        ),
+    ] = None,
+    fleet_id: OfFleet = None,
+    device_id: OfDevice = None,
+    tag: OfTag = None,
+    meter: OfMeter = None,
+    zone: OfZone = None,
+    split: Split = None,
+    from_: From = None,
+    to: To = None,
+    bucket: Annotated[
+        BucketSize, Query(description="hours, or days or months of `time_zone`")
+    ] = "day",
+    time_zone: Annotated[
+        str,
+        Query(max_length=64, description="an IANA name", examples=["Europe/Berlin"]),
+    ] = "UTC",
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> usage_schemas.GroupedUsage:
+    """List the use of each meter over time, in all fleets or in some: of all devices, or by group."""
+    clock_of(time_zone)
+    fleet_no = device_no = None
+    if fleet_id is not None:
+        fleet = await fleet_view(caller.connection, caller.tenant_no, fleet_id=fleet_id)
+        fleet_no = fleet.fleet_no
+    if device_id is not None:
+        device = await device_view(
+            caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
+        )
+        device_no = device.device_no
+    among = Among(fleet_no=fleet_no, tag=tag)
+    edges = _edges(from_, to or caller.now, bucket, time_zone)
+    after = _place_after(cursor, edges) if cursor else FIRST
+    if device_no is None:
+        whole = tag is None and group_by in {None, "fleet"}
+        await _check_extent(caller, among, edges[0], edges[-1], fleets=whole)
+    rows = await usage_of_tenant(
+        caller.connection,
+        caller.tenant_no,
+        _series(edges, meter, zone, split),
+        among,
+        by=group_by,
+        device_no=device_no,
+        after=after,
+        limit=limit + 1,
+    )
+    given = {"fleet_id": fleet_id, "device_id": device_id, "tag": tag}
+    return usage_schemas.GroupedUsage(
+        bucket=bucket,
+        time_zone=time_zone,
+        start=edges[0],
+        end=edges[-1],
+        items=[
+            usage_schemas.GroupedUse(
+                start=edges[row.place],
+                end=edges[row.place + 1],
+                **(given | ({} if group_by is None else {_NAMES[group_by]: row.of})),
+                meter=METERS_BY_NO[row.meter_no].meter,
+                unit=METERS_BY_NO[row.meter_no].unit,
+                zone=(row.zone or None) if split else zone,
+                records=row.records,
+                quantity=row.quantity,
+                uplink_quantity=row.uplink,
+                overage_quantity=row.overage,
+            )
+            for row in rows[:limit]
+        ],
+        next_cursor=_cursor_at(rows[limit - 1], edges) if len(rows) > limit else None,
+    )
+
+
+def _cursor_at(row: UsageRow, edges: Sequence[datetime]) -> str:
+    """Name a row by its instant: which place that is changes with time where `to` is unset."""
+    return cursor_of([edges[row.place], row.of, row.meter_no, row.zone])
+
+
+def _place_after(cursor: str, edges: Sequence[datetime]) -> UsageKey:
+    instant, of, meter_no, zone = cast(
+        "tuple[datetime, str, int, str]", tuple(read_cursor(cursor, "tsis"))
+    )
+    place = bisect_left(edges, instant)
+    if place >= len(edges) - 1 or abs(meter_no) >= _METERS_MAX:
+        raise bad_input("cursor", "is of another list", "use it with the filters of its page")
+    return (place, of, meter_no, zone) if edges[place] == instant else (place, "", 0, "")
+
+
 @router.get("/top-consumers")
 async def get_top_consumers(
     *,
@@ -201,14 +319,18 @@ async def get_top_consumers(
     )
 
 
-async def _check_extent(caller: AsCaller, among: Among, start: datetime, end: datetime) -> None:
-    """Refuse what would read too many rows: one for each hour in which a device used something."""
-    devices = await count_devices(caller.connection, caller.tenant_no, among)
-    if devices * ((end - start) / _HOUR) > _ROWS_MAX:
+async def _check_extent(
+    caller: AsCaller, among: Among, start: datetime, end: datetime, *, fleets: bool = False
+) -> None:
+    """Refuse what would read too many rows: one for each hour in which a device, or fleet, used something."""
+    count = count_fleets if fleets else count_devices
+    many = await count(caller.connection, caller.tenant_no, among)
+    if many * ((end - start) / _HOUR) > _ROWS_MAX:
+        of = "fleets" if fleets else "devices"
         raise bad_input(
             "from",
-            f"is too far from 'to' for {devices} devices",
-            f"ask for at most {_ROWS_MAX // devices} hours, for fewer devices, or for a bill cycle",
+            f"is too far from 'to' for {many} {of}",
+            f"ask for at most {_ROWS_MAX // many} hours, for fewer {of}, or for a bill cycle",
         )
 
 

@@ -23,6 +23,7 @@ from api.routes.control import (
     shown_delivery,
     shown_endpoint,
 )
+from api.spans import Within
 from api.state import state_of
 from metering.errors import NotFound
 from metering.sealing import sealer_of
@@ -131,16 +132,16 @@ async def post_webhook_replays(
     """Tell an endpoint again what happened since an instant; what failed, or all of it.
 
     At most 1000 events a request, the first ones first: while `more` is true, send it again with
-    `since` as it was. What was delivered is known by its `webhook-id`.
+    `from` as it was. What was delivered is known by its `webhook-id`.
     """
     endpoint = _enabled(await endpoint_of(caller, endpoint_id))
-    until = given.until or caller.now
-    if until <= given.since:
-        raise bad_input("since", "is not before `until`", "use an earlier time")
+    until = given.to or caller.now
+    if until <= given.start:
+        raise bad_input("from", "is not before 'to'", "use an earlier time")
     queued = await replay_deliveries(
         caller.connection,
         endpoint.endpoint_no,
-        since=given.since,
+        since=given.start,
         until=until,
         only_failed=given.only_failed,
         now=caller.now,
@@ -153,7 +154,9 @@ async def post_webhook_replays(
 
 @router.get("/webhook-endpoints/{endpoint_id}/deliveries/{event_id}/attempts")
 async def get_webhook_attempts(
+    *,
     caller: AsCaller,
+    within: Within,
     endpoint_id: EndpointId,
     event_id: Annotated[UUID, Path(description="which event")],
     limit: Limit = 100,
@@ -165,7 +168,11 @@ async def get_webhook_attempts(
     if delivery is None:
         raise NotFound("delivery of event", str(event_id))
     rows = await list_attempts(
-        caller.connection, delivery.delivery_no, before=number_of(cursor), limit=limit + 1
+        caller.connection,
+        delivery.delivery_no,
+        before=number_of(cursor),
+        limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.WebhookAttempts(

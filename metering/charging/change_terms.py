@@ -26,6 +26,7 @@ from metering.store.registry import (
     plan_terms,
     subscriptions_of_devices,
 )
+from metering.store.reservations import names_of_devices
 from metering.store.terms import (
     StatesAround,
     due_moves,
@@ -68,7 +69,7 @@ async def change_plan(
     async def write(connection: Connection) -> int:
         effective.clear()  # it may be written again, with more fleets owned
         for device_no, own in (await subscriptions_of_devices(connection, device_nos)).items():
-            running = _running(own, since, device_no)
+            running = await _running(connection, own, since, device_no)
             if running.plan_no == plan_no:
                 continue
             fleet = (await fleets_by_no(connection, [running.fleet_no]))[running.fleet_no]
@@ -317,12 +318,16 @@ async def charge_parked(
     )  # fmt: skip
 
 
-def _running(own: Sequence[Subscription], at: datetime, device_no: int) -> Subscription:
+async def _running(
+    connection: Connection, own: Sequence[Subscription], at: datetime, device_no: int
+) -> Subscription:
     for each in own:
         if each.covers(at):
             return each
+    names = await names_of_devices(connection, [device_no])
+    _, device_id = names.get(device_no, (None, str(device_no)))
     raise InvalidValue(
         "at",
-        f"device number {device_no} has no subscription then",
+        f"device {device_id!r} has no subscription then",
         "choose an instant at which it has one, or subscribe it",
     )

@@ -4,7 +4,7 @@ What it makes of closed cycles becomes a line of the next bill (a period adjustm
 of terms, or, where it is wanted and their bills are final, a note on each of those bills.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -214,27 +214,35 @@ async def _store(
 async def _reckoned(connection: Connection, fleet: Fleet, cycle: BillCycle) -> _Reckoned:
     bill = await as_charged(connection, TenantNo(fleet.tenant_no), fleet=fleet, cycle=cycle)
     lines: dict[LineKey, Fraction] = {}
-    for key, line in _named(bill):
+    for key, line in await _named(connection, fleet, bill):
         _add(lines, key, line.exact)
     return _Reckoned(
         total=bill.statement.total, lines=lines, devices=await _of_devices(connection, bill, fleet)
     )
 
 
-def _named(bill: Bill) -> Iterator[tuple[LineKey, Line]]:
-    """Yield the lines of a cycle's own statement, by what they are called."""
+async def _named(connection: Connection, fleet: Fleet, bill: Bill) -> list[tuple[LineKey, Line]]:
+    """Return the lines of a cycle's own statement, by what they are called."""
+    names = await device_ids(
+        connection,
+        TenantNo(fleet.tenant_no),
+        device_nos=[each.device_no for each in bill.statement.lines if each.device_no is not None],
+    )
+    found: list[tuple[LineKey, Line]] = []
     for line in bill.statement.lines:
         plan = bill.plans[line.plan_no]
         which = "" if line.label is None else f"price {line.label}"
         if line.device_no is not None:
-            which = f"{which} device {line.device_no}".strip()
-        yield (line.kind.value, f"{plan.plan_id} {plan.version}", line.name, which), line
+            which = f"{which} device {names[line.device_no]}".strip()
+        key = (line.kind.value, f"{plan.plan_id} {plan.version}", line.name, which)
+        found.append((key, line))
+    return found
 
 
 async def _frozen(connection: Connection, fleet: Fleet, cycle: BillCycle) -> list[LineKey]:
     """Return what the lines of a closed cycle's bill are called, in their order."""
     bill = await bill_of_cycle(connection, TenantNo(fleet.tenant_no), fleet=fleet, cycle=cycle)
-    return [key for key, _ in _named(bill)]
+    return [key for key, _ in await _named(connection, fleet, bill)]
 
 
 async def _of_devices(connection: Connection, bill: Bill, fleet: Fleet) -> dict[int, Fraction]:

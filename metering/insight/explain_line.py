@@ -30,7 +30,7 @@ async def explained_line(
     `bill` is its number as it is written. Raises `NotFound`.
     """
     found = await list_bills(
-        connection, tenant_no, fleet_no=None, state=None, after=0, limit=1, name=bill
+        connection, tenant_no, fleet_no=None, state=None, after=0, limit=1, number=bill
     )
     if not found:
         raise NotFound("bill", bill)

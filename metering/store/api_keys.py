@@ -10,7 +10,7 @@ from metering.access import SCOPES, Identity, Role, Scope
 from metering.errors import Conflict, InvalidValue
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all
+from metering.store.rows import ALWAYS, During, fetch_all
 
 KEY_PREFIX = "fmk_"
 """What every key begins with, and no token does."""
@@ -167,16 +167,23 @@ async def tenant_of_api_key(connection: Connection, key: str) -> TenantNo | None
 
 
 async def list_api_keys(
-    connection: Connection, tenant: TenantNo | None, *, after: int, limit: int
+    connection: Connection,
+    tenant: TenantNo | None,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[ApiKey]:
     """Return the keys of a tenant, or of the platform, in order, after one; the revoked ones too."""
     return await fetch_all(
         connection,
         ApiKey,
-        "SELECT api_key_no, label, role, fleets, device_no, scopes, created_at, expires_at, revoked_at,"
+        "SELECT api_key_no, label, role, fleets, device_no, scopes, created_at, expires_at, revoked_at,"  # noqa: S608 - columns
         " last_used_at FROM api_key WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s"
-        " AND api_key_no > %(after)s ORDER BY api_key_no LIMIT %(limit)s",
-        {"tenant": tenant, "after": after, "limit": limit},
+        " AND api_key_no > %(after)s"
+        + during.condition("created_at")
+        + " ORDER BY api_key_no LIMIT %(limit)s",
+        {"tenant": tenant, "after": after, **during.parameters, "limit": limit},
     )
 
 

@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 from metering.access import Identity
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all
+from metering.store.rows import ALWAYS, During, fetch_all
 
 _SECRETS = frozenset({"secret"})
 
@@ -88,7 +88,12 @@ def _storable(value: object) -> object:
 
 
 async def list_audit_entries(
-    connection: Connection, tenant: TenantNo | None, *, before: int | None, limit: int
+    connection: Connection,
+    tenant: TenantNo | None,
+    *,
+    before: int | None,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[AuditEntry]:
     """Return the entries of a tenant, or of the platform, the last first, before one."""
     return await fetch_all(
@@ -96,8 +101,9 @@ async def list_audit_entries(
         AuditEntry,
         "SELECT entry_no, at, role, api_key_no, user_no, operation, target, request"  # noqa: S608
         f" FROM audit_entry WHERE {_of(tenant)} AND (%(before)s::bigint IS NULL OR entry_no < %(before)s)"
-        " ORDER BY entry_no DESC LIMIT %(limit)s",
-        {"tenant": tenant, "before": before, "limit": limit},
+        + during.condition("at")
+        + " ORDER BY entry_no DESC LIMIT %(limit)s",
+        {"tenant": tenant, "before": before, **during.parameters, "limit": limit},
     )
 
 

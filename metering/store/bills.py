@@ -14,6 +14,7 @@ from metering.errors import Conflict, NotFound
 from metering.period import BillCycle
 from metering.store.closing import CycleKey
 from metering.store.connection import Connection
+from metering.store.rows import ALWAYS, During
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +176,8 @@ async def list_bills(
     after: int,
     limit: int,
     kind: str | None = None,
-    name: str | None = None,
+    number: str | None = None,
+    during: During = ALWAYS,
 ) -> list[StoredBill]:
     """Return a tenant's bills and notes without their documents, ascending by number, after one.
 
@@ -186,15 +188,17 @@ async def list_bills(
         b" AND (%(fleet_no)s::int IS NULL OR bill.fleet_no = %(fleet_no)s)"
         b" AND (%(state)s::text IS NULL OR bill.state = %(state)s)"
         b" AND (%(kind)s::text IS NULL OR bill.kind = %(kind)s)"
-        b" AND (%(name)s::text IS NULL OR bill.name = %(name)s)"
-        b" ORDER BY bill.bill_no LIMIT %(limit)s",
+        b" AND (%(number)s::text IS NULL OR bill.name = %(number)s)"
+        + during.condition("bill.drafted_at").encode()
+        + b" ORDER BY bill.bill_no LIMIT %(limit)s",
         {
             "kind": kind,
-            "name": name,
+            "number": number,
             "tenant_no": tenant_no,
             "after": after,
             "fleet_no": fleet_no,
             "state": state,
+            **during.parameters,
             "limit": limit,
         },
     )
@@ -375,16 +379,27 @@ async def list_adjustments(
     fleet_no: int | None,
     after: int,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[tuple[str, BillAdjustment]]:
     """Return at most `limit` of a tenant's adjustments after a number, each with its fleet's id."""
     found = await connection.execute(
-        "SELECT fleet.fleet_id, adjustment_no, bill_adjustment.fleet_no, bill_adjustment.name, reason,"
-        " amount, bill_adjustment.currency, billed_in, made_at"
-        " FROM bill_adjustment JOIN fleet ON fleet.fleet_no = bill_adjustment.fleet_no"
-        " WHERE bill_adjustment.tenant_no = %s AND fleet.tenant_no = %s AND adjustment_no > %s"
-        " AND (%s::int IS NULL OR bill_adjustment.fleet_no = %s)"
-        " ORDER BY adjustment_no LIMIT %s",
-        [tenant_no, tenant_no, after, fleet_no, fleet_no, limit],
+        (
+            "SELECT fleet.fleet_id, adjustment_no, bill_adjustment.fleet_no, bill_adjustment.name, reason,"  # noqa: S608 - columns
+            " amount, bill_adjustment.currency, billed_in, made_at"
+            " FROM bill_adjustment JOIN fleet ON fleet.fleet_no = bill_adjustment.fleet_no"
+            " WHERE bill_adjustment.tenant_no = %(tenant)s AND fleet.tenant_no = %(tenant)s"
+            " AND adjustment_no > %(after)s"
+            " AND (%(fleet)s::int IS NULL OR bill_adjustment.fleet_no = %(fleet)s)"
+            + during.condition("made_at")
+            + " ORDER BY adjustment_no LIMIT %(limit)s"
+        ).encode(),
+        {
+            "tenant": tenant_no,
+            "after": after,
+            "fleet": fleet_no,
+            **during.parameters,
+            "limit": limit,
+        },
     )
     return [(row[0], _adjustment(row[1:])) for row in await found.fetchall()]
 
@@ -471,16 +486,28 @@ async def list_disputes(
     state: str | None,
     after: int,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[tuple[str, Dispute]]:
     """Return at most `limit` of a tenant's disputes after a number, each with its fleet's id."""
     columns = ", ".join(f"dispute.{name}" for name in _DISPUTE.split(", "))
     found = await connection.execute(
-        f"SELECT fleet.fleet_id, {columns} FROM dispute"  # noqa: S608 - columns of this module
-        " JOIN bill ON bill.bill_no = dispute.bill_no JOIN fleet ON fleet.fleet_no = bill.fleet_no"
-        " WHERE dispute.tenant_no = %s AND dispute.dispute_no > %s"
-        " AND (%s::int IS NULL OR bill.fleet_no = %s)"
-        " AND (%s::text IS NULL OR dispute.state = %s) ORDER BY dispute.dispute_no LIMIT %s",
-        [tenant_no, after, fleet_no, fleet_no, state, state, limit],
+        (
+            f"SELECT fleet.fleet_id, {columns} FROM dispute"  # noqa: S608 - columns of this module
+            " JOIN bill ON bill.bill_no = dispute.bill_no JOIN fleet ON fleet.fleet_no = bill.fleet_no"
+            " WHERE dispute.tenant_no = %(tenant)s AND dispute.dispute_no > %(after)s"
+            " AND (%(fleet)s::int IS NULL OR bill.fleet_no = %(fleet)s)"
+            " AND (%(state)s::text IS NULL OR dispute.state = %(state)s)"
+            + during.condition("dispute.opened_at")
+            + " ORDER BY dispute.dispute_no LIMIT %(limit)s"
+        ).encode(),
+        {
+            "tenant": tenant_no,
+            "after": after,
+            "fleet": fleet_no,
+            "state": state,
+            **during.parameters,
+            "limit": limit,
+        },
     )
     return [(row[0], _dispute(row[1:])) for row in await found.fetchall()]
 

@@ -11,7 +11,7 @@ from metering.ids import TenantNo
 from metering.period import BillCycle
 from metering.store.connection import Connection
 from metering.store.known_views import KNOWN_CHARGES, KNOWN_CHARGES_OF_DEVICE, Known
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 ChargeKey = tuple[int, int, int]
 """(boot_no, seq, part)"""
@@ -531,6 +531,7 @@ async def list_readings(
     seq: int | None,
     before: tuple[int, int] | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[ReadingView]:
     """Return at most `limit` readings of a device: the last boot first, and its last number.
 
@@ -539,7 +540,7 @@ async def list_readings(
     return await fetch_all(
         connection,
         ReadingView,
-        "SELECT reading.boot_no, boot.boot_id, reading.seq, reading.measured_at,"
+        "SELECT reading.boot_no, boot.boot_id, reading.seq, reading.measured_at,"  # noqa: S608 - columns
         " reading.received_at, reading.published_at, reading.batch_no, reading.meter_no,"
         " reading.kind, reading.uplink, reading.downlink, reading.quantity, reading.since,"
         " reading.epoch, reading.zone, reading.rat, reading.apn, reading.session,"
@@ -555,7 +556,8 @@ async def list_readings(
         " AND (%(seq)s::bigint IS NULL OR reading.seq = %(seq)s)"
         " AND (%(before_boot)s::bigint IS NULL"
         "   OR (reading.boot_no, reading.seq) < (%(before_boot)s, %(before_seq)s))"
-        " ORDER BY reading.boot_no DESC, reading.seq DESC LIMIT %(limit)s",
+        + during.condition("reading.measured_at")
+        + " ORDER BY reading.boot_no DESC, reading.seq DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
@@ -563,6 +565,7 @@ async def list_readings(
             "seq": seq,
             "before_boot": before[0] if before else None,
             "before_seq": before[1] if before else None,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +120,7 @@ async def list_commands(
     before: int | None,
     limit: int,
     fleet_no: int | None = None,
+    during: During = ALWAYS,
 ) -> list[CommandView]:
     """Return at most `limit` commands, the last first, that came before `before`."""
     narrowed = "" if device_no is None else " AND command.device_no = %(device_no)s"
@@ -131,7 +132,8 @@ async def list_commands(
         _COMMAND + narrowed + " AND (%(kind)s::text IS NULL OR kind = %(kind)s)"
         " AND (%(state)s::text IS NULL OR state = %(state)s)"
         " AND (%(before)s::bigint IS NULL OR command_no < %(before)s)"
-        " ORDER BY command_no DESC LIMIT %(limit)s",
+        + during.condition("command.created_at")
+        + " ORDER BY command_no DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
@@ -139,6 +141,7 @@ async def list_commands(
             "kind": kind,
             "state": state,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )
@@ -195,6 +198,7 @@ async def list_events(
     kind: str | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[EventView]:
     """Return at most `limit` events, the last first, that came before `before`."""
     of_fleet = "" if fleet_no is None else " AND event.fleet_no = %(fleet_no)s"
@@ -204,13 +208,15 @@ async def list_events(
         EventView,
         _EVENT + of_fleet + of_device + " AND (%(kind)s::text IS NULL OR kind = %(kind)s)"
         " AND (%(before)s::bigint IS NULL OR event_no < %(before)s)"
-        " ORDER BY event_no DESC LIMIT %(limit)s",
+        + during.condition("event.created_at")
+        + " ORDER BY event_no DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "fleet_no": fleet_no,
             "device_no": device_no,
             "kind": kind,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )
@@ -243,14 +249,27 @@ async def create_endpoint(
 
 
 async def list_endpoints(
-    connection: Connection, tenant_no: TenantNo, *, after: int, limit: int
+    connection: Connection,
+    tenant_no: TenantNo,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[EndpointView]:
     """Return at most `limit` endpoints in the order of their making, after `after`."""
     return await fetch_all(
         connection,
         EndpointView,
-        _ENDPOINT + " AND endpoint_no > %(after)s ORDER BY endpoint_no LIMIT %(limit)s",
-        {"tenant_no": tenant_no, "after": after, "limit": checked_limit(limit)},
+        _ENDPOINT
+        + " AND endpoint_no > %(after)s"
+        + during.condition("created_at")
+        + " ORDER BY endpoint_no LIMIT %(limit)s",
+        {
+            "tenant_no": tenant_no,
+            "after": after,
+            **during.parameters,
+            "limit": checked_limit(limit),
+        },
     )
 
 
@@ -300,6 +319,7 @@ async def list_deliveries(
     state: str | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[DeliveryView]:
     """Return at most `limit` deliveries to an endpoint, the last first, that came before `before`."""
     return await fetch_all(
@@ -307,11 +327,13 @@ async def list_deliveries(
         DeliveryView,
         _DELIVERY + " AND (%(state)s::text IS NULL OR state = %(state)s)"
         " AND (%(before)s::bigint IS NULL OR delivery_no < %(before)s)"
-        " ORDER BY delivery_no DESC LIMIT %(limit)s",
+        + during.condition("attempted_at")
+        + " ORDER BY delivery_no DESC LIMIT %(limit)s",
         {
             "endpoint_no": endpoint_no,
             "state": state,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )
@@ -412,14 +434,25 @@ async def delivery_view(
 
 
 async def list_attempts(
-    connection: Connection, delivery_no: int, *, before: int | None, limit: int
+    connection: Connection,
+    delivery_no: int,
+    *,
+    before: int | None,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[AttemptView]:
     """Return at most `limit` attempts of a delivery, the last first, that came before `before`."""
     return await fetch_all(
         connection,
         AttemptView,
-        "SELECT attempt_no, attempted_at, status, milliseconds, error FROM webhook_attempt"
+        "SELECT attempt_no, attempted_at, status, milliseconds, error FROM webhook_attempt"  # noqa: S608 - columns
         " WHERE delivery_no = %(delivery_no)s AND (%(before)s::bigint IS NULL OR attempt_no < %(before)s)"
-        " ORDER BY attempt_no DESC LIMIT %(limit)s",
-        {"delivery_no": delivery_no, "before": before, "limit": checked_limit(limit)},
+        + during.condition("attempted_at")
+        + " ORDER BY attempt_no DESC LIMIT %(limit)s",
+        {
+            "delivery_no": delivery_no,
+            "before": before,
+            **during.parameters,
+            "limit": checked_limit(limit),
+        },
     )

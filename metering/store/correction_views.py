@@ -7,7 +7,7 @@ from datetime import datetime
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +52,13 @@ async def list_corrections(
     device_no: int | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[CorrectionView]:
     """Return at most `limit` changes of terms, the last made first."""
     return await fetch_all(
         connection,
         CorrectionView,
-        "SELECT correction.correction_no, correction.cause, correction.detail,"
+        "SELECT correction.correction_no, correction.cause, correction.detail,"  # noqa: S608 - columns
         " coalesce(correction.takes_effect_at, correction.effective_from) AS effective_from,"
         " correction.recorded_at,"
         " (SELECT coalesce(array_agg(shown.device_id), '{}') FROM (SELECT device.device_id"
@@ -72,11 +73,13 @@ async def list_corrections(
         " AND (%(before)s::bigint IS NULL OR correction.correction_no < %(before)s)"
         " AND (%(device_no)s::bigint IS NULL OR EXISTS (SELECT FROM correction_device AS own"
         "   WHERE own.correction_no = correction.correction_no AND own.device_no = %(device_no)s))"
-        " ORDER BY correction.correction_no DESC LIMIT %(limit)s",
+        + during.condition("correction.recorded_at")
+        + " ORDER BY correction.correction_no DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
             "shown": _IDS_SHOWN,
         },

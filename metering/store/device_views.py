@@ -7,7 +7,7 @@ from datetime import datetime
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +160,7 @@ async def list_devices(
     after: str,
     limit: int,
     now: datetime,
+    during: During = ALWAYS,
 ) -> list[DeviceView]:
     """Return at most `limit` devices, of some or of all, ascending by id, after `after`."""
     wanted = {name: getattr(which, name) for name in _NARROWED}
@@ -171,7 +172,9 @@ async def list_devices(
         DeviceView,
         _DEVICE
         + narrowed
-        + " AND device.device_id > %(after)s ORDER BY device.device_id LIMIT %(limit)s",
+        + " AND device.device_id > %(after)s"
+        + during.condition("device.created_at")
+        + " ORDER BY device.device_id LIMIT %(limit)s",
         {
             **wanted,
             "label_name": label_name,
@@ -179,6 +182,7 @@ async def list_devices(
             "fleet_no": fleet_no,
             "tenant_no": tenant_no,
             "after": after,
+            **during.parameters,
             "limit": checked_limit(limit),
             "now": now,
         },
@@ -324,20 +328,23 @@ async def list_states(
     device_no: int,
     before: datetime | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[StateView]:
     """Return at most `limit` states of a device, past and planned, the last first, before an instant."""
     return await fetch_all(
         connection,
         StateView,
-        "SELECT change.state, change.effective_from, change.recorded_at"
+        "SELECT change.state, change.effective_from, change.recorded_at"  # noqa: S608 - columns
         " FROM device JOIN device_state_change AS change ON change.device_no = device.device_no"
         " WHERE device.tenant_no = %(tenant_no)s AND device.device_no = %(device_no)s"
         " AND (%(before)s::timestamptz IS NULL OR change.effective_from < %(before)s)"
-        " ORDER BY change.effective_from DESC LIMIT %(limit)s",
+        + during.condition("change.effective_from")
+        + " ORDER BY change.effective_from DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

@@ -6,7 +6,7 @@ from datetime import datetime
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +121,7 @@ async def list_rejected(
     before: tuple[datetime, int] | None,
     limit: int,
     fleet_no: int | None = None,
+    during: During = ALWAYS,
 ) -> list[RejectedView]:
     """Return at most `limit` rejections, the last received first.
 
@@ -134,7 +135,8 @@ async def list_rejected(
         " AND (%(reason)s::text IS NULL OR rejected.reason = %(reason)s)"
         " AND (%(time)s::timestamptz IS NULL"
         "   OR (rejected.last_received_at, rejected.rejected_no) < (%(time)s, %(no)s))"
-        " ORDER BY rejected.last_received_at DESC, rejected.rejected_no DESC LIMIT %(limit)s",
+        + during.condition("rejected.last_received_at")
+        + " ORDER BY rejected.last_received_at DESC, rejected.rejected_no DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
@@ -142,6 +144,7 @@ async def list_rejected(
             "reason": reason,
             "time": before[0] if before else None,
             "no": before[1] if before else None,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )
@@ -156,6 +159,7 @@ async def list_parked(
     before: tuple[datetime, int, int] | None,
     limit: int,
     reason: str | None = None,
+    during: During = ALWAYS,
 ) -> list[ParkedView]:
     """Return at most `limit` parked usages, the last parked first.
 
@@ -170,7 +174,8 @@ async def list_parked(
         " AND (%(reason)s::text IS NULL OR parked.reason = %(reason)s)"
         " AND (%(time)s::timestamptz IS NULL"
         "   OR (parked.parked_at, parked.boot_no, parked.seq) < (%(time)s, %(boot_no)s, %(seq)s))"
-        " ORDER BY parked.parked_at DESC, parked.boot_no DESC, parked.seq DESC LIMIT %(limit)s",
+        + during.condition("parked.parked_at")
+        + " ORDER BY parked.parked_at DESC, parked.boot_no DESC, parked.seq DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "fleet_no": fleet_no,
@@ -179,6 +184,7 @@ async def list_parked(
             "time": before[0] if before else None,
             "boot_no": before[1] if before else None,
             "seq": before[2] if before else None,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )
@@ -191,6 +197,7 @@ async def list_anomalies(
     device_no: int | None,
     before: tuple[datetime, int, int, str] | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[AnomalyView]:
     """Return at most `limit` anomalies, the last measured first.
 
@@ -199,7 +206,7 @@ async def list_anomalies(
     return await fetch_all(
         connection,
         AnomalyView,
-        "SELECT anomaly.boot_no, anomaly.seq, anomaly.kind, boot.boot_id, device.device_id,"
+        "SELECT anomaly.boot_no, anomaly.seq, anomaly.kind, boot.boot_id, device.device_id,"  # noqa: S608 - columns
         " fleet.fleet_id, anomaly.meter_no, anomaly.measured_at, anomaly.recorded_at"
         " FROM anomaly JOIN device ON device.device_no = anomaly.device_no"
         " JOIN fleet ON fleet.fleet_no = device.fleet_no"
@@ -209,7 +216,8 @@ async def list_anomalies(
         " AND (%(time)s::timestamptz IS NULL"
         "   OR (anomaly.measured_at, anomaly.boot_no, anomaly.seq, anomaly.kind)"
         "   < (%(time)s, %(boot_no)s, %(seq)s, %(kind)s))"
-        " ORDER BY anomaly.measured_at DESC, anomaly.boot_no DESC, anomaly.seq DESC,"
+        + during.condition("anomaly.measured_at")
+        + " ORDER BY anomaly.measured_at DESC, anomaly.boot_no DESC, anomaly.seq DESC,"
         " anomaly.kind DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
@@ -218,6 +226,7 @@ async def list_anomalies(
             "boot_no": before[1] if before else None,
             "seq": before[2] if before else None,
             "kind": before[3] if before else None,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

@@ -7,7 +7,7 @@ from datetime import datetime
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,7 @@ async def list_fleets(
     which: FleetFilter = ALL_FLEETS,
     after: str,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[FleetView]:
     """Return at most `limit` of the tenant's fleets, some or all, ascending by id, after `after`."""
     label_name, label_value = which.label or (None, None)
@@ -78,7 +79,9 @@ async def list_fleets(
         FleetView,
         _FLEET
         + narrowed
-        + " AND fleet.fleet_id > %(after)s ORDER BY fleet.fleet_id LIMIT %(limit)s",
+        + " AND fleet.fleet_id > %(after)s"
+        + during.condition("fleet.created_at")
+        + " ORDER BY fleet.fleet_id LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "currency": which.currency,
@@ -86,6 +89,7 @@ async def list_fleets(
             "label_value": label_value,
             "text": which.text,
             "after": after,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

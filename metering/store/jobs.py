@@ -11,7 +11,7 @@ from metering.access import Identity, Role
 from metering.errors import Conflict
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 JobKind = Literal["charge_export", "device_import", "rerating"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -81,16 +81,17 @@ async def insert_job(
     kind: JobKind,
     request: Mapping[str, object],
     key: str,
+    total: int | None,
     now: datetime,
 ) -> tuple[Job, bool]:
-    """Queue a job under its key; return it, and whether it is new.
+    """Queue a job under its key; return it, and whether it is new. `total`: what it is to see to, if known.
 
     Raises `Conflict` when the key is that of another job, of somebody else perhaps.
     """
     inserted = await connection.execute(
         "INSERT INTO job (tenant_no, idempotency_key, kind, request, role, fleets, api_key_no, user_no,"
-        " audit_entry_no, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s,"
-        " nullif(current_setting('fleetmeter.audit_entry', true), '')::bigint, %s)"
+        " audit_entry_no, created_at, total) VALUES (%s, %s, %s, %s, %s, %s, %s, %s,"
+        " nullif(current_setting('fleetmeter.audit_entry', true), '')::bigint, %s, %s)"
         " ON CONFLICT (tenant_no, idempotency_key) DO NOTHING",
         [
             tenant,
@@ -102,6 +103,7 @@ async def insert_job(
             identity.api_key_no,
             identity.user_no,
             now,
+            total,
         ],
     )
     job = await fetch_one(
@@ -136,6 +138,7 @@ async def list_jobs(
     state: JobState | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[Job]:
     """Return a tenant's jobs, the last first, before one."""
     return await fetch_all(
@@ -143,8 +146,15 @@ async def list_jobs(
         Job,
         _OF_TENANT + " AND (%(state)s::text IS NULL OR state = %(state)s)"
         " AND (%(before)s::bigint IS NULL OR job_no < %(before)s)"
-        " ORDER BY job_no DESC LIMIT %(limit)s",
-        {"tenant": tenant, "state": state, "before": before, "limit": checked_limit(limit)},
+        + during.condition("created_at")
+        + " ORDER BY job_no DESC LIMIT %(limit)s",
+        {
+            "tenant": tenant,
+            "state": state,
+            "before": before,
+            **during.parameters,
+            "limit": checked_limit(limit),
+        },
     )
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.payments import Purpose
+from metering.store.rows import ALWAYS, During
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +132,21 @@ async def tenant_of_payment(
 
 
 async def list_requests(
-    connection: Connection, fleet_no: int, *, after: int, limit: int
+    connection: Connection,
+    fleet_no: int,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[PaymentRequest]:
     """Return what was asked of the provider for a fleet, in order, after one."""
     found = await connection.execute(
-        f"SELECT {_REQUEST} FROM payment_request WHERE fleet_no = %s AND request_no > %s"  # noqa: S608 - columns
-        " ORDER BY request_no LIMIT %s",
-        [fleet_no, after, limit],
+        (
+            f"SELECT {_REQUEST} FROM payment_request WHERE fleet_no = %(fleet)s AND request_no > %(after)s"  # noqa: S608 - columns
+            + during.condition("created_at")
+            + " ORDER BY request_no LIMIT %(limit)s"
+        ).encode(),
+        {"fleet": fleet_no, "after": after, **during.parameters, "limit": limit},
     )
     return [_request(row) for row in await found.fetchall()]
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from metering.errors import NotFound
 from metering.store.connection import Connection
+from metering.store.rows import ALWAYS, During
 
 Purpose = Literal["account", "wallet"]
 Pocket = Literal["credit", "wallet"]
@@ -158,13 +159,27 @@ async def is_referred_to(
 
 
 async def list_payments(
-    connection: Connection, tenant_no: int, *, fleet_no: int | None, after: int, limit: int
+    connection: Connection,
+    tenant_no: int,
+    *,
+    fleet_no: int | None,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[Payment]:
     """Return a tenant's payments, ascending by number, after one."""
     found = await connection.execute(
-        _PAYMENT.encode() + b" WHERE payment.tenant_no = %s AND payment_no > %s"
-        b" AND (%s::int IS NULL OR payment.fleet_no = %s) ORDER BY payment_no LIMIT %s",
-        [tenant_no, after, fleet_no, fleet_no, limit],
+        _PAYMENT.encode() + b" WHERE payment.tenant_no = %(tenant)s AND payment_no > %(after)s"
+        b" AND (%(fleet)s::int IS NULL OR payment.fleet_no = %(fleet)s)"
+        + during.condition("payment.received_at").encode()
+        + b" ORDER BY payment_no LIMIT %(limit)s",
+        {
+            "tenant": tenant_no,
+            "after": after,
+            "fleet": fleet_no,
+            **during.parameters,
+            "limit": limit,
+        },
     )
     return [_payment(row) for row in await found.fetchall()]
 
@@ -192,14 +207,23 @@ async def insert_entry(
 
 
 async def list_entries(
-    connection: Connection, fleet_no: int, *, after: int, limit: int
+    connection: Connection,
+    fleet_no: int,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[StoredEntry]:
     """Return the entries of a fleet's account in their order, after one."""
     found = await connection.execute(
-        "SELECT kind, from_account, to_account, amount, bill_no, document_no, payment_no, reason,"
-        " entry_no, currency, made_at FROM account_entry WHERE fleet_no = %s AND entry_no > %s"
-        " ORDER BY entry_no LIMIT %s",
-        [fleet_no, after, limit],
+        (
+            "SELECT kind, from_account, to_account, amount, bill_no, document_no, payment_no, reason,"  # noqa: S608 - columns
+            " entry_no, currency, made_at FROM account_entry"
+            " WHERE fleet_no = %(fleet)s AND entry_no > %(after)s"
+            + during.condition("made_at")
+            + " ORDER BY entry_no LIMIT %(limit)s"
+        ).encode(),
+        {"fleet": fleet_no, "after": after, **during.parameters, "limit": limit},
     )
     names = (*Entry.__slots__, *StoredEntry.__slots__)
     return [StoredEntry(**dict(zip(names, row, strict=True))) for row in await found.fetchall()]

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,20 +104,23 @@ async def list_sims(
     device_no: int,
     before: datetime | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[SimView]:
     """Return at most `limit` SIMs of a device, the last first; each begins before `before`."""
     return await fetch_all(
         connection,
         SimView,
-        "SELECT sim.iccid, sim.imsi, lower(sim.valid) AS valid_from, upper(sim.valid) AS valid_to,"
+        "SELECT sim.iccid, sim.imsi, lower(sim.valid) AS valid_from, upper(sim.valid) AS valid_to,"  # noqa: S608 - columns
         " sim.recorded_at FROM device_sim AS sim"
         " WHERE sim.tenant_no = %(tenant_no)s AND sim.device_no = %(device_no)s"
         " AND (%(before)s::timestamptz IS NULL OR lower(sim.valid) < %(before)s)"
-        " ORDER BY lower(sim.valid) DESC LIMIT %(limit)s",
+        + during.condition("lower(sim.valid)")
+        + " ORDER BY lower(sim.valid) DESC LIMIT %(limit)s",
         {
             "tenant_no": tenant_no,
             "device_no": device_no,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

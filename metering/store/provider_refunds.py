@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from metering.store.connection import Connection
+from metering.store.rows import ALWAYS, During
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +134,20 @@ async def refunds_made(connection: Connection, payment_no: int) -> Decimal:
 
 
 async def list_refunds(
-    connection: Connection, fleet_no: int, *, after: int, limit: int
+    connection: Connection,
+    fleet_no: int,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[ProviderRefund]:
     """Return the refunds that were asked of the provider for a fleet, in order, after one."""
     found = await connection.execute(
-        f"SELECT {_REFUND} FROM provider_refund WHERE fleet_no = %s AND refund_no > %s"  # noqa: S608 - columns
-        " ORDER BY refund_no LIMIT %s",
-        [fleet_no, after, limit],
+        (
+            f"SELECT {_REFUND} FROM provider_refund WHERE fleet_no = %(fleet)s AND refund_no > %(after)s"  # noqa: S608 - columns
+            + during.condition("created_at")
+            + " ORDER BY refund_no LIMIT %(limit)s"
+        ).encode(),
+        {"fleet": fleet_no, "after": after, **during.parameters, "limit": limit},
     )
     return [_refund(row) for row in await found.fetchall()]

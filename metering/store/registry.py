@@ -23,7 +23,7 @@ from metering.store.binary import int8_array
 from metering.store.connection import Connection
 from metering.store.devices import NewDevice, insert_devices
 from metering.store.holding import hold
-from metering.store.rows import fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, fetch_all, fetch_one
 from metering.usage import METERS
 
 SHARDS = 64
@@ -95,14 +95,21 @@ class Tenant:
     created_at: datetime
 
 
-async def list_tenants(connection: Connection, *, after: str, limit: int) -> list[Tenant]:
+async def list_tenants(
+    connection: Connection,
+    *,
+    after: str,
+    limit: int,
+    during: During = ALWAYS,
+) -> list[Tenant]:
     """Return the deployment's tenants, ascending by id, after one."""
     return await fetch_all(
         connection,
         Tenant,
-        "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id > %(after)s"
-        " ORDER BY tenant_id LIMIT %(limit)s",
-        {"after": after, "limit": limit},
+        "SELECT tenant_id, name, state, created_at FROM tenant WHERE tenant_id > %(after)s"  # noqa: S608 - columns
+        + during.condition("created_at")
+        + " ORDER BY tenant_id LIMIT %(limit)s",
+        {"after": after, **during.parameters, "limit": limit},
     )
 
 

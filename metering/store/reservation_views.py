@@ -6,7 +6,7 @@ from datetime import datetime
 from metering.rating.reservation import Ended
 from metering.store.connection import Connection
 from metering.store.reservations import Reservation
-from metering.store.rows import checked_limit, fetch_all
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all
 
 _COLUMNS = ", ".join(Reservation.__slots__)
 
@@ -18,6 +18,7 @@ async def list_reservations(
     state: str | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[Reservation]:
     """Return at most `limit` of a device's reservations before a number, the last first."""
     return await fetch_all(
@@ -26,11 +27,13 @@ async def list_reservations(
         f"SELECT {_COLUMNS} FROM reservation WHERE device_no = %(device_no)s"  # noqa: S608 - columns
         " AND (%(state)s::text IS NULL OR state = %(state)s)"
         " AND (%(before)s::bigint IS NULL OR reservation_no < %(before)s)"
-        " ORDER BY reservation_no DESC LIMIT %(limit)s",
+        + during.condition("granted_at")
+        + " ORDER BY reservation_no DESC LIMIT %(limit)s",
         {
             "device_no": device_no,
             "state": state,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

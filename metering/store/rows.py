@@ -1,5 +1,7 @@
 """Rows as frozen values: how the read side of the store takes what a query returns."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import TypeVar
 
@@ -45,6 +47,28 @@ async def fetch_one(
     async with connection.cursor(row_factory=row_of(record)) as cursor:
         await cursor.execute(query.encode(), parameters)
         return await cursor.fetchone()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class During:
+    """Which rows of a list are meant by their instant: those in `[start, end)`; None: without that bound."""
+
+    start: datetime | None = None
+    end: datetime | None = None
+
+    def condition(self, column: str) -> str:
+        """Return what holds of a column, to be added to a WHERE; `parameters` belong to it."""
+        return ("" if self.start is None else f" AND {column} >= %(span_start)s") + (
+            "" if self.end is None else f" AND {column} < %(span_end)s"
+        )
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The parameters of `condition`."""
+        return {"span_start": self.start, "span_end": self.end}
+
+
+ALWAYS = During()
 
 
 def checked_limit(limit: int) -> int:

@@ -7,7 +7,7 @@ from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleet_of_row
-from metering.store.rows import checked_limit, fetch_all
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,15 @@ class AlertView:
     released_at: datetime | None
 
 
+async def threshold_exists(connection: Connection, tenant_no: TenantNo, threshold_no: int) -> bool:
+    """Whether a tenant has, or had, a threshold: one that was deleted keeps its alerts."""
+    found = await connection.execute(
+        "SELECT FROM threshold WHERE tenant_no = %s AND threshold_no = %s",
+        [tenant_no, threshold_no],
+    )
+    return await found.fetchone() is not None
+
+
 async def list_alerts(
     connection: Connection,
     tenant_no: TenantNo,
@@ -49,12 +58,13 @@ async def list_alerts(
     at: datetime | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[AlertView]:
     """Return at most `limit` of the tenant's alerts, the last raised first, before one."""
     return await fetch_all(
         connection,
         AlertView,
-        "SELECT alert_no, threshold_no, threshold.name, fleet_id, currency, device_id, measure,"
+        "SELECT alert_no, threshold_no, threshold.name, fleet_id, currency, device_id, measure,"  # noqa: S608 - columns
         " threshold.meter_no, threshold.period, period_start, period_end, per_unit, alert.value,"
         " alert.limit_value, overshoot, boot_id, seq, measured_at, published_at, raised_at, cleared_at,"
         " released_at FROM alert JOIN threshold USING (threshold_no)"
@@ -68,7 +78,8 @@ async def list_alerts(
         " AND (%(period)s::text IS NULL OR threshold.period = %(period)s)"
         " AND (%(at)s::timestamptz IS NULL OR (period_start <= %(at)s AND period_end > %(at)s))"
         " AND (%(before)s::bigint IS NULL OR alert_no < %(before)s)"
-        " ORDER BY alert_no DESC LIMIT %(limit)s",
+        + during.condition("raised_at")
+        + " ORDER BY alert_no DESC LIMIT %(limit)s",
         {
             "tenant": tenant_no,
             "fleet": fleet_no,
@@ -77,6 +88,7 @@ async def list_alerts(
             "period": period,
             "at": at,
             "before": before,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )

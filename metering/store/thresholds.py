@@ -25,6 +25,7 @@ from metering.rating.threshold import (
 )
 from metering.store.binary import int8_array
 from metering.store.connection import Connection
+from metering.store.rows import ALWAYS, During
 
 Action = Mapping[str, Any]
 """`kind` (`throttle`, `suspend` or `balance`) and its parameters."""
@@ -450,6 +451,7 @@ async def list_thresholds(
     device_no: int | None,
     after: int,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[Threshold]:
     """Return at most `limit` thresholds, ascending by number, after one.
 
@@ -461,12 +463,14 @@ async def list_thresholds(
         " AND (%(device)s::bigint IS NULL OR device_no = %(device)s OR (device_no IS NULL"
         "   AND per = 'device' AND fleet_no = (SELECT fleet_no FROM device"
         "     WHERE device_no = %(device)s)))"
-        " ORDER BY threshold_no LIMIT %(limit)s",
+        + during.condition("created_at")
+        + " ORDER BY threshold_no LIMIT %(limit)s",
         {
             "tenant": tenant_no,
             "fleet": fleet_no,
             "device": device_no,
             "after": after,
+            **during.parameters,
             "limit": limit,
         },
     )

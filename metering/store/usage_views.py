@@ -5,9 +5,10 @@ however many devices it has. What is asked of devices is read from `usage_hour`,
 cycle from `meter_use`. No charge and no reading is looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from metering.ids import TenantNo
 from metering.store.connection import Connection
@@ -141,6 +142,15 @@ async def count_devices(connection: Connection, tenant_no: TenantNo, among: Amon
     return found.devices if found else 0
 
 
+async def count_fleets(connection: Connection, tenant_no: TenantNo, among: Among) -> int:
+    """Return how many fleets there are, likewise."""
+    if among.fleet_no is not None:
+        return 1
+    found = await connection.execute("SELECT count(*) FROM fleet WHERE tenant_no = %s", [tenant_no])
+    row = await found.fetchone()
+    return int(row[0]) if row else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumer:
     """What one device used of a meter in a period, in base units."""
@@ -220,6 +230,93 @@ async def top_consumers_of_cycle(
             **among.parameters(tenant_no),
             "meter_no": meter_no,
             "cycle_start": cycle_start,
+            "limit": checked_limit(limit),
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """The use of a meter, in a zone or in all (empty), of one group, between two neighbouring edges."""
+
+    place: int
+    of: str
+    meter_no: int
+    zone: str
+    records: int
+    quantity: int
+    uplink: int
+    overage: int
+
+
+UsageKey = tuple[int, str, int, str]
+"""Place, group, number of the meter, zone: by which `UsageRow`s are in order."""
+FIRST: UsageKey = (0, "", 0, "")
+"""The key before all rows."""
+Group = Literal["fleet", "device", "tag"]
+_GROUPED: Mapping[Group | None, str] = {
+    None: "''",
+    "fleet": "fleet.fleet_id",
+    "device": "device.device_id",
+    "tag": "device_tag.tag",
+}
+_OF_DEVICES = (
+    " FROM usage_hour AS used JOIN fleet ON fleet.fleet_no = used.fleet_no"
+    " JOIN device ON device.device_no = used.device_no"
+)
+_TAGS = " JOIN device_tag ON device_tag.device_no = used.device_no"
+
+
+async def usage_of_tenant(
+    connection: Connection,
+    tenant_no: TenantNo,
+    series: Series,
+    among: Among,
+    *,
+    by: Group | None,
+    device_no: int | None,
+    after: UsageKey,
+    limit: int,
+) -> list[UsageRow]:
+    """Return the use of all fleets, or of some devices, by time, then group, meter and zone.
+
+    Fleets are those in which something was used; tags are those that a device bears now, each of which it
+    counts for. Only whole fleets are read from their own sums.
+    """
+    whole = by in {None, "fleet"} and among.tag is None and device_no is None
+    source = " FROM fleet_usage_hour AS used JOIN fleet ON fleet.fleet_no = used.fleet_no"
+    query = (
+        "SELECT * FROM (SELECT width_bucket(used.hour, %(edges)s::timestamptz[]) - 1 AS place,"  # noqa: S608 - own text
+        f" {_GROUPED[by]} AS of, used.meter_no,"
+        " CASE WHEN %(by_zone)s THEN used.zone ELSE '' END AS zone, sum(used.records) AS records,"
+        " sum(used.quantity) AS quantity, sum(used.uplink) AS uplink, sum(used.overage) AS overage"
+        + (source if whole else _OF_DEVICES + (_TAGS if by == "tag" else ""))
+        + " WHERE fleet.tenant_no = %(tenant_no)s"
+        + ("" if whole else " AND device.tenant_no = %(tenant_no)s")
+        + ("" if among.fleet_no is None else " AND used.fleet_no = %(fleet_no)s")
+        + ("" if device_no is None else " AND used.device_no = %(device_no)s")
+        + ("" if among.tag is None else _TAGGED)
+        + " AND used.hour >= %(since)s AND used.hour < %(end)s"
+        " AND (%(meter_no)s::smallint IS NULL OR used.meter_no = %(meter_no)s)"
+        " AND (%(zone)s::text IS NULL OR used.zone = %(zone)s) GROUP BY 1, 2, 3, 4) AS summed"
+        " WHERE (place, of, meter_no, zone)"
+        "   > (%(at_place)s::int, %(at_of)s::text, %(at_meter)s::smallint, %(at_zone)s::text)"
+        " ORDER BY place, of, meter_no, zone LIMIT %(limit)s"
+    )
+    place, of, meter_no, zone = after
+    return await fetch_all(
+        connection,
+        UsageRow,
+        query,
+        {
+            **series.parameters(tenant_no),
+            **among.parameters(tenant_no),
+            "device_no": device_no,
+            "since": series.edges[place],
+            "at_place": place,
+            "at_of": of,
+            "at_meter": meter_no,
+            "at_zone": zone,
             "limit": checked_limit(limit),
         },
     )

@@ -9,7 +9,7 @@ from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.store.api_keys import check_reach
 from metering.store.connection import Connection
-from metering.store.rows import fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +97,23 @@ async def note_user_came(connection: Connection, user_no: int, *, now: datetime)
 
 
 async def list_users(
-    connection: Connection, tenant: TenantNo | None, *, after: int, limit: int
+    connection: Connection,
+    tenant: TenantNo | None,
+    *,
+    after: int,
+    limit: int,
+    during: During = ALWAYS,
 ) -> list[User]:
     """Return the users of a tenant, or of the platform, in order, after one; the disabled ones too."""
     return await fetch_all(
         connection,
         User,
-        "SELECT user_no, issuer, subject, name, role, fleets, created_at,"
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at,"  # noqa: S608 - columns
         " came_at, disabled_at FROM api_user"
         " WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s AND user_no > %(after)s"
-        " ORDER BY user_no LIMIT %(limit)s",
-        {"tenant": tenant, "after": after, "limit": limit},
+        + during.condition("created_at")
+        + " ORDER BY user_no LIMIT %(limit)s",
+        {"tenant": tenant, "after": after, **during.parameters, "limit": limit},
     )
 
 

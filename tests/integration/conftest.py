@@ -443,8 +443,8 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
             tenant_no=fleet.tenant_no,
             fleet_no=fleet.fleet_no,
             device_no=device_no,
-            kind=EventKind.THRESHOLD_CROSSED,
-            payload={"told": name},
+            kind=EventKind.THRESHOLD_CLEARED,
+            payload={"alert_id": str(number), "threshold_id": name},
             cause=f"alert:{number}",
         )
         await enqueue_commands(connection, [command], now=NOW)

@@ -19,6 +19,7 @@ from metering.store.payments import (
     standing_of,
 )
 from tests.integration.closing_scene import Scene
+from tests.told_events import problem_of
 
 NOW = datetime(2026, 5, 20, 12, tzinfo=UTC)
 
@@ -97,8 +98,8 @@ async def wallet(scene: Scene, **terms: str) -> Wallet:
 
 
 async def events(scene: Scene, kind: str) -> int:
-    """Return how many events of a kind there are."""
-    found = await scene.connection.execute("SELECT count(*) FROM event WHERE kind = %s", [kind])
-    row = await found.fetchone()
-    assert row is not None
-    return int(row[0])
+    """Return how many events of a kind there are, each as the API tells it."""
+    found = await scene.connection.execute("SELECT payload FROM event WHERE kind = %s", [kind])
+    payloads = [row[0] for row in await found.fetchall()]
+    assert [problem for each in payloads if (problem := problem_of(kind, each))] == []
+    return len(payloads)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "access.txt"
+_OUTCOMES = Path(__file__).parents[1] / "golden" / "outcomes.txt"
 _APP = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
 DOCUMENT = _APP.openapi()
 OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -65,11 +66,10 @@ NAMES: dict[str, Any] = {
     "entry_no": 1,
     "subscription_no": 1,
     "version": 1,
+    "plan_version": 1,
     "tenant_id": "acme",
     "job_no": 1,
 }
-_OF_THE_BROKER = {"post_credential", "rotate_credential"}
-"""Where there is no broker, as here, these are 503."""
 CARRIER_RECORDS = "post_carrier_records"
 _MAY = "admin billing manager reader device operator".split()
 
@@ -227,18 +227,112 @@ def test_the_matrix(callers: _Callers) -> None:
     for name, roles in MAY.items():
         for role in sorted(roles - {"operator"}):
             _foreign(callers, name, role)
-    reading = [name for name in MAY if OPERATIONS[name][0] == "get"]
-    changing = [name for name in MAY if name not in reading]
-    for name in [*reading, *changing]:
-        for role in sorted(MAY[name]):
+    for name in sorted(MAY):
+        for role in sorted(MAY[name]) if OPERATIONS[name][0] == "get" else ():
             response = _ask(callers[role], name)
-            shown = (name, role, response.status_code, response.text)
-            assert response.status_code not in {401, 403}, shown
-            assert response.status_code < 500 or (
-                name in _OF_THE_BROKER and response.status_code == 503
-            ), shown
-            if name in reading:
-                assert response.status_code == 200, shown
+            assert response.status_code == 200, (name, role, response.text)
+    told = {}
+    outcomes = _outcomes()
+    for name in sorted(MAY):
+        if OPERATIONS[name][0] != "get":
+            answers = [_ask(callers[role], name) for role in sorted(MAY[name])]
+            told[name] = (" ".join(map(_outcome, answers)), [each.text for each in answers])
+    wrong = [
+        f"{name}: {outcome} {texts}"
+        for name, (outcome, texts) in told.items()
+        if outcomes.get(name) != outcome
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert set(outcomes) == set(told)
+
+
+def _outcome(answer: httpx.Response) -> str:
+    """Return a status and, of a failure, its type and the fields that it names."""
+    if answer.is_success:
+        return str(answer.status_code)
+    problem = answer.json()
+    assert problem["type"].startswith("urn:fleetmeter:")
+    fields = ",".join(sorted(each["field"] for each in problem.get("errors", ())))
+    return f"{answer.status_code}({fields})" if fields else str(answer.status_code)
+
+
+def _outcomes() -> dict[str, str]:
+    """Return what comes of each changing operation, by its callers in order of their names."""
+    lines = _OUTCOMES.read_text("utf-8").splitlines()
+    told = [line.partition(": ") for line in lines if line and not line.startswith("#")]
+    return {name: outcome for name, _, outcome in told}
+
+
+_FILTERS = {
+    "fleet": "fleet_id",
+    "device": "device_id",
+    "plan": "plan_id",
+    "threshold": "threshold_id",
+}
+_OF_THE_TENANT = {"plan"}
+"""What callers of some fleets reach too."""
+
+
+def test_a_filter_reaches_no_further(callers: _Callers) -> None:
+    """What is another tenant's, or a fleet's elsewhere, is as absent in a filter as in a path."""
+    asked = set()
+    for name, roles in MAY.items():
+        method, path, operation = OPERATIONS[name]
+        own = {parameter["name"] for parameter in operation.get("parameters", ())}
+        for of in sorted(own & set(_FILTERS)) if method == "get" else ():
+            for role in sorted(roles - {"operator"}):
+                asked.add(of)
+                wanted = {"rival": 404}
+                if role != "admin" and of not in _OF_THE_TENANT:
+                    wanted["elsewhere"] = 404
+                for caller, status in wanted.items():
+                    answer = callers[f"{caller}-{role}"].get(
+                        path.format(**NAMES | _own_of(caller)), params={of: NAMES[_FILTERS[of]]}
+                    )
+                    assert answer.status_code == status, (name, of, role, caller, answer.text)
+    assert asked == set(_FILTERS)
+
+
+def _own_of(caller: str) -> dict[str, str]:
+    """Return what a path may name that is the caller's own, so that the filter alone is foreign."""
+    fleets = {"rival": ("rival-north", "rival-1"), "elsewhere": ("acme-empty", "acme-2")}
+    fleet_id, device_id = fleets[caller]
+    return {"fleet_id": fleet_id, "device_id": device_id}
+
+
+def test_a_body_reaches_no_further(callers: _Callers) -> None:
+    """One foreign id among a tenant's own is refused, and nothing is done."""
+    own: dict[str, Any] = {
+        "fleet_id": "rival-north",
+        "fleet_ids": ["rival-north"],
+        "device_id": "rival-1",
+        "device_ids": ["rival-1"],
+        "plan_id": "rival-basic",
+    }
+    asked = set()
+    for name, roles in MAY.items():
+        method, path, operation = OPERATIONS[name]
+        body = body_of(operation)
+        in_path = set(re.findall(r"{(\w+)}", path))
+        if not isinstance(body, dict) or not in_path <= set(own) or method == "get":
+            continue
+        for of in sorted(set(body) & set(own) - MADE.get(name, frozenset())):
+            if OPERATIONS[name][1] == "/v1/plans":
+                continue
+            asked.add((name, of))
+            for role in sorted(roles - {"operator", "device"}):
+                answer = callers[f"rival-{role}"].request(
+                    method,
+                    path.format(**own),
+                    json={
+                        **body,
+                        **{each: own[each] for each in set(body) & set(own)},
+                        of: NAMES[of],
+                    },
+                    headers={"Idempotency-Key": f"foreign-{name}-{of}"},
+                )
+                assert answer.status_code == 404, (name, of, role, answer.text)
+    assert len(asked) > 15, asked
 
 
 def _foreign(callers: _Callers, name: str, role: str) -> None:

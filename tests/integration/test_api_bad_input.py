@@ -434,6 +434,15 @@ def test_every_parameter_of_every_operation_is_checked(asker: _Asker) -> None:
                     headers=headers,
                 )
                 asker.note(answer, f"{name} {each['name']}={bad!r:.40}", 422, field=each["name"])
+            if each["in"] == "query":
+                answer = asker.caller_of(name).request(
+                    method,
+                    path.format(**NAMES),
+                    json=body_of(operation),
+                    params={each["name"]: ["1", "1"]},
+                    headers={"Idempotency-Key": "x"},
+                )
+                asker.note(answer, f"{name} {each['name']} twice", 422, field=each["name"])
         if method == "get":
             answer = asker.caller_of(name).get(path.format(**NAMES), params={"no_such": "1"})
             asker.note(answer, f"{name} unknown", 422, field="no_such")
@@ -492,6 +501,11 @@ def test_what_cannot_be_is_refused_by_its_field(asker: _Asker) -> None:
             "/v1/fleets/acme-empty/payments",
             payment | {"currency": "JPY", "amount": "0.5"},
             "amount",
+        ),
+        (
+            "/v1/fleets/acme-north/payments",
+            payment | {"received_at": "2126-04-01T00:00:00Z"},
+            "received_at",
         ),
         ("/v1/subscriptions", before, "device_ids"),
         ("/v1/subscriptions", before | {"to": "2026-02-01T00:00:00Z"}, "device_ids"),

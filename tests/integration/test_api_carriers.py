@@ -101,3 +101,12 @@ def test_what_is_no_record_is_kept_and_told(api: ApiUnderTest) -> None:
     assert [each["field"] for each in answer.json()["errors"]] == ["payload"]
     (kept,) = api.acme.get("/v1/rejected", params={"reason": "undecodable"}).json()["items"]
     assert kept["topic"].startswith("carrier-records/http/acme/")
+
+
+def test_what_no_carrier_sends_is_refused_by_its_type(api: "ApiUnderTest") -> None:
+    answer = api.acme.post(
+        "/v1/carrier-records", content=b"\x89PNG", headers={"content-type": "image/png"}
+    )
+    assert answer.status_code == 415, answer.text
+    assert answer.headers["accept"] == "application/json, text/csv"
+    assert "send application/json or text/csv" in answer.json()["detail"]

@@ -79,7 +79,7 @@ def test_an_operator_tells_a_device_something_once(api: "ApiUnderTest") -> None:
         ({"kind": "grant"}, "kind", "use 'balance', 'throttle', 'suspend' or 'resume'"),
         ({"kind": "throttle"}, "payload.octets_per_second", "give a whole number"),
         ({"kind": "throttle", "payload": {"octets_per_second": 0}},
-         "payload.octets_per_second", "give a whole number"),
+         "payload.octets_per_second", "use at least 1"),
         ({"kind": "balance", "payload": {"id": 1}}, "payload.id", "choose another name"),
         ({"kind": "balance", "payload": {"a": "\0"}}, "payload.a", "leave out"),
         ({"kind": "balance", "payload": {"a": "x" * 5000}}, "payload", "use at most 4096"),
@@ -158,14 +158,14 @@ def test_commands_are_found_by_device_kind_and_state(api: "ApiUnderTest") -> Non
 
 
 def test_events_are_found_by_fleet_device_and_kind(api: "ApiUnderTest") -> None:
-    (last, first) = items(api.acme, "/v1/events", kind="threshold.crossed")
+    (last, first) = items(api.acme, "/v1/events", kind="threshold.cleared")
     assert (first["cause"], last["cause"]) == ("alert:1", "alert:2")
-    assert first["payload"] == {"told": "acme"}
+    assert first["payload"] == {"alert_id": "1", "threshold_id": "acme"}
     assert items(api.acme, "/v1/events", fleet="acme-north", device="acme-1") == [last, first]
     assert items(api.acme, "/v1/events", fleet="acme-empty") == []
     assert items(api.acme, "/v1/events", kind="balance.topped_up") == []
-    page = body(api.acme.get("/v1/events", params={"limit": 1, "kind": "threshold.crossed"}))
-    assert items(api.acme, "/v1/events", kind="threshold.crossed", cursor=page["next_cursor"]) == [
+    page = body(api.acme.get("/v1/events", params={"limit": 1, "kind": "threshold.cleared"}))
+    assert items(api.acme, "/v1/events", kind="threshold.cleared", cursor=page["next_cursor"]) == [
         first
     ]
 

@@ -465,7 +465,7 @@ def test_the_sims_of_a_device_are_listed(terms: Terms) -> None:
             {"device_ids": ["d2"], "plan_id": "small", "to": "2026-04-01T00:00:00Z"},
             "to",
         ),
-        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "version": 0}, "version"),
+        ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "plan_version": 0}, "plan_version"),
         ("/state-changes", {"device_ids": ["d1"], "state": "asleep"}, "state"),
         ("/parked/charge", {"device_ids": ["d2"], "fleet_id": "north"}, "fleet_id"),
     ],
@@ -488,7 +488,7 @@ def test_what_cannot_be_taken_is_named(
         ),
         (
             "/plan-changes",
-            {"device_ids": ["d1"], "plan_id": "small", "version": 9},
+            {"device_ids": ["d1"], "plan_id": "small", "plan_version": 9},
             ("plan_id", "no plan 'small version 9'", "use one of /v1/plans"),
         ),
         (

@@ -454,11 +454,11 @@ def test_the_api_shows_closed_bills_adjustments_and_the_watermark(
         march = client.get("/v1/fleets/vans/bill", params={"at": "2026-03-31T12:00:00Z"}).json()
         april = client.get("/v1/fleets/vans/bill").json()
         fleet = client.get("/v1/fleets/vans").json()
-    assert (march["status"], march["closed_at"]) == ("closed", "2026-04-03T22:00:00Z")
+    assert (march["state"], march["closed_at"]) == ("closed", "2026-04-03T22:00:00Z")
     assert march["total"] == "4.55"
     (used,) = [line for line in march["lines"] if line["kind"] == "usage"]
     assert (used["quantity"], used["overage_quantity"], used["unit_price"]) == (5, 3, "0.10")
-    assert (april["status"], april["closed_at"]) == ("draft", None)
+    assert (april["state"], april["closed_at"]) == ("draft", None)
     assert april["lines"][-1] == {
         "kind": "period_adjustment",
         "cycle": march["cycle"],

@@ -23,7 +23,7 @@ from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
 from api.auth import Caller
 from api.routes.devices import get_device_balance, get_devices
 from api.routes.fleets import get_fleet_balance
-from api.routes.usage import get_device_usage, get_fleet_usage
+from api.routes.usage import get_device_usage, get_fleet_usage, get_usage
 from metering.access import Identity, Role
 from metering.billing.bill import bill_so_far
 from metering.errors import NotFound
@@ -87,6 +87,7 @@ from metering.store import (
 from metering.store.connection import Connection, api_url_of
 from metering.store.device_views import DeviceFilter
 from metering.store.reach import speak_for_tenant
+from metering.store.rows import ALWAYS
 from metering.store.watermark import fleet_watermark
 from metering.usage import Rejection, RejectReason
 from metering.wire.command import CommandAck, CommandKind
@@ -1051,8 +1052,10 @@ MAINTAINED: dict[str, Use] = {
     "a device's balance": lambda c: get_device_balance(_caller(c), "device-800"),
     "a bill so far": lambda c: bill_so_far(c, TENANT, fleet=FLEET_ROW, at=NOW),
     "a fleet's usage": lambda c: get_fleet_usage(_caller(c), "fleet-1", bucket="day"),
+    "usage by fleet": lambda c: get_usage(caller=_caller(c), group_by="fleet"),
+    "usage by tag": lambda c: get_usage(caller=_caller(c), group_by="tag"),
     "a device's usage": lambda c: get_device_usage(_caller(c), "device-800", bucket="day"),
-    "devices": lambda c: get_devices(caller=_caller(c), fleet_id="fleet-1"),
+    "devices": lambda c: get_devices(caller=_caller(c), within=ALWAYS, fleet_id="fleet-1"),
 }
 """What answers from what charging maintains, however much was ever used."""
 HISTORY = ("reading", "charge", "superseded_charge", "bucket_entry", "charge_correction")

@@ -310,6 +310,7 @@ def test_devices_are_imported(api: "ApiUnderTest", monkeypatch: pytest.MonkeyPat
         "active_from": "2026-04-01T00:00:00Z",
     }
     job = _order(api.acme, "device-imports", order, "import")
+    assert job["total"] == 5
     assert _do_all(api.database_url) == 1
     told = _shown(api.acme, job)
     assert (told["state"], told["done"], told["total"]) == ("done", 5, 5)

@@ -16,11 +16,18 @@ import pytest
 from api.auth import Caller
 from api.routes.devices import get_device_balance
 from api.routes.fleets import get_fleet_balance
-from api.routes.usage import BucketSize, get_device_usage, get_fleet_usage, get_top_consumers
+from api.routes.usage import (
+    BucketSize,
+    get_device_usage,
+    get_fleet_usage,
+    get_top_consumers,
+    get_usage,
+)
 from metering.charging.balances import TopUp, top_up
 from metering.charging.change_terms import change_plan, change_state, end_subscriptions
 from metering.charging.subscribe import subscribe
 from metering.rating.plan import DeviceState
+from metering.store.usage_views import Group
 from metering.usage import DATA, METERS_BY_NO, SMS
 from tests.integration.closing_scene import (
     APRIL,
@@ -205,6 +212,48 @@ async def series(
     return used
 
 
+async def grouped(caller: Caller, by: Group | None, **given: Any) -> Used:  # noqa: ANN401 - filters
+    """Sum the list of usage, page by page: by group, meter and zone."""
+    used: Used = Counter()
+    cursor: str | None = None
+    rows = []
+    while True:
+        page = await get_usage(
+            caller=caller, group_by=by, from_=BEGAN, to=MAY.start, bucket="month",
+            split="zone", cursor=cursor, limit=3, **given,
+        )  # fmt: skip
+        for each in page.items:
+            of = {"fleet": each.fleet_id, "device": each.device_id, "tag": each.tag}
+            used[str(of[by]) if by else "all", each.meter, each.zone] += each.quantity
+            rows.append((each.start, str(of[by]) if by else "", each.meter, each.zone or ""))
+        cursor = page.next_cursor
+        if cursor is None:
+            assert rows == sorted(set(rows)), "a row comes twice, or in no order"
+            return used
+
+
+async def _grouped(caller: Caller, by_device: Used, by_fleet: Used) -> None:
+    """Usage of the tenant by group is what charges sum to; a device counts for each of its tags."""
+    assert await grouped(caller, "device") == by_device
+    assert await grouped(caller, "device", fleet_id="vans") == by_device
+    assert await grouped(caller, "fleet") == by_fleet
+    everything = await grouped(caller, None)
+    assert everything == Counter({("all", *key[1:]): many for key, many in by_fleet.items()})
+    tagged: Used = Counter()
+    for (device, meter, zone), many in by_device.items():
+        if device != "van-3":
+            tagged["outdoor", meter, zone] += many
+    assert await grouped(caller, "tag") == tagged
+    assert await grouped(caller, "tag", tag="outdoor") == tagged
+    assert (await grouped(caller, None, tag="outdoor")).total() == tagged.total()
+    one = await grouped(caller, None, device_id="van-3")
+    assert one.total() == sum(
+        many for (device, _, _), many in by_device.items() if device == "van-3"
+    )
+    sms = await grouped(caller, "fleet", meter="sms", zone="abroad")
+    assert sms == Counter({("vans", "sms", "abroad"): by_fleet["vans", "sms", "abroad"]})
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_series_sum_to_the_charges(database_url: str, seed: int) -> None:
     """By hour, day and month, by fleet, device and tag, with every late usage and every correction."""
@@ -232,6 +281,7 @@ def test_series_sum_to_the_charges(database_url: str, seed: int) -> None:
                 quantity for (device, _, _), quantity in by_device.items() if device != "van-3"
             )
         await _narrowed(caller, by_fleet)
+        await _grouped(caller, by_device, by_fleet)
         await _most(caller, by_device)
 
     played(database_url, story, **PLACED)

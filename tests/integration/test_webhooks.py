@@ -469,16 +469,16 @@ def test_what_happened_since_is_told_again(pipeline: Pipeline, receiver: Receive
         happen(pipeline, "alert:2")
         wait_until(lambda: len(receiver.requests) == 4, "the other event")
         wait_until(lambda: deliveries(pipeline)[1][0] == "delivered", "its end")
-        since = {"since": "2026-01-01T00:00:00Z"}
+        since = {"from": "2026-01-01T00:00:00Z"}
         assert client.post(f"{hook}/replays", json=since).json() == {"queued": 1, "more": False}
         wait_until(delivered(pipeline), "the failed one")
         assert len(receiver.requests) == 5
         both = client.post(f"{hook}/replays", json=since | {"only_failed": False})
         assert (both.status_code, both.json()["queued"]) == (202, 2)
         wait_until(lambda: len(receiver.requests) == 7, "both again")
-        none = since | {"until": "2026-01-02T00:00:00Z", "only_failed": False}
+        none = since | {"to": "2026-01-02T00:00:00Z", "only_failed": False}
         assert client.post(f"{hook}/replays", json=none).json()["queued"] == 0
-        wrong = client.post(f"{hook}/replays", json=since | {"until": "2025-01-02T00:00:00Z"})
+        wrong = client.post(f"{hook}/replays", json=since | {"to": "2025-01-02T00:00:00Z"})
         assert wrong.status_code == 422
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from metering.wire.command import CommandKind
 from tests.simulation.device import SimulatedDevice
+from tests.told_events import problem_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -61,11 +62,13 @@ async def _rows(world: "World", query: str) -> list[tuple[Any, ...]]:
 
 
 async def _events(world: "World") -> Iterator[str]:
-    """Everything that happened is an event, once, and nothing else is."""
+    """Everything that happened is an event, once, nothing else is, and each is as the API tells it."""
     stored = Counter(await _rows(world, "SELECT tenant_no, kind, cause FROM event"))
     caused = Counter(await _rows(world, _CAUSES))
+    told = await _rows(world, "SELECT kind, payload FROM event")
+    odd = [problem for problem in (problem_of(*row) for row in told) if problem]
     return iter(
-        [f"events are {key} {stored[key]} times, caused {caused[key]} times"
+        odd + [f"events are {key} {stored[key]} times, caused {caused[key]} times"
          for key in stored.keys() | caused.keys() if stored[key] != caused[key]]
     )  # fmt: skip
 

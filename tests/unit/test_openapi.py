@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import re
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -18,9 +19,12 @@ from api.app import create_app
 from api.compatibility import breaks
 from api.events_page import events_page
 from api.examples import Examples
+from api.locations import LOCATIONS
 from api.openapi_document import finished, operations_of, written
+from api.pattern_words import PATTERN_FIXES
 from api.problems import KINDS, problems_page
 from api.rights import OPEN, RIGHTS
+from api.spans import INSTANTS, WITHOUT
 from metering.settings import Settings
 
 _ROOT = Path(__file__).parents[2]
@@ -34,6 +38,8 @@ _NO_PAGES = {
     "get_tax_rules": "put as a whole, and as bounded as that",
 }
 """Operations whose answer is a list without pages, and why."""
+_NOTHING_NEW = {"post_webhook_replay", "post_webhook_test", "post_webhook_replays"}
+"""Operations that let an endpoint be told, which answer what becomes of it."""
 _RANKINGS = {"get_top_consumers"}
 """Lists of which only the first places are asked for."""
 
@@ -105,6 +111,20 @@ def test_every_text_in_an_example_says_something() -> None:
     assert examples.unknown == set()
 
 
+def _patterns(part: object) -> set[str]:
+    if isinstance(part, list):
+        return set().union(*map(_patterns, part)) if part else set()
+    if not isinstance(part, dict):
+        return set()
+    own = {part["pattern"]} if isinstance(part.get("pattern"), str) else set()
+    return own.union(*map(_patterns, part.values()))
+
+
+def test_every_pattern_is_told_in_words() -> None:
+    """Who adds a pattern says in `PATTERN_FIXES` (api/pattern_words.py) what fits it."""
+    assert _patterns(_DOCUMENT) <= set(PATTERN_FIXES)
+
+
 def test_lists_have_pages() -> None:
     for name, (method, operation) in _OPERATIONS.items():
         answer = _answer(operation).get("properties", {})
@@ -126,6 +146,55 @@ def test_lists_have_pages() -> None:
         elif method == "get" and len(answer) == 1:
             (only,) = answer.values()
             assert only.get("type") != "array" or name in _NO_PAGES, name
+
+
+def _instants_of(answer: dict[str, Any]) -> set[str]:
+    """Return which fields of a list's items are times."""
+    item = answer["items"]["items"]
+    of = _resolved(item.get("oneOf", [item])[0]).get("properties", {})
+    return {
+        name
+        for name, field in of.items()
+        if any(each.get("format") == "date-time" for each in (field, *field.get("anyOf", ())))
+    }
+
+
+def test_lists_of_what_has_an_instant_are_narrowed_by_it() -> None:
+    """Who adds such a list gives it `Within`, or says in `WITHOUT` (api/spans.py) why it has none."""
+    lists = {}
+    for name, (method, operation) in _OPERATIONS.items():
+        answer = _answer(operation).get("properties", {})
+        if method != "get" or "items" not in answer or "next_cursor" not in answer:
+            continue
+        lists[name] = _instants_of(answer)
+        names = {each["name"] for each in operation.get("parameters", ())}
+        if name in INSTANTS:
+            assert INSTANTS[name] in lists[name], name
+            assert names >= {"from", "to"}, name
+        else:
+            assert not lists[name] or name in WITHOUT, name
+    assert set(lists) >= set(INSTANTS) | set(WITHOUT)
+    assert not set(INSTANTS) & set(WITHOUT)
+
+
+def _shape(path: str) -> str:
+    return re.sub(r"{\w+}", "{}", path)
+
+
+def test_what_makes_something_says_where_it_is() -> None:
+    """Who adds an operation that answers 201 says in `LOCATIONS` where what it makes is shown."""
+    shown = {_shape(path) for method, path, _ in operations_of(_DOCUMENT) if method == "get"}
+    for name, (_, operation) in _OPERATIONS.items():
+        if "201" in operation["responses"]:
+            assert _shape(LOCATIONS[name]) in shown, name
+        for status in ("201", "202"):
+            answer = operation["responses"].get(status, {})
+            if "Location" in answer.get("headers", {}):
+                again = operation["responses"].get("200", {"headers": {"Location": {}}})
+                assert "Location" in again["headers"], name
+            else:
+                assert status not in operation["responses"] or name in _NOTHING_NEW, name
+    assert set(LOCATIONS) <= set(_OPERATIONS)
 
 
 def test_commands_are_done_once() -> None:
