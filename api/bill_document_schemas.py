@@ -5,9 +5,9 @@ quantities are decimal strings, and an exact amount or a share may be a fraction
 """
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from pydantic.config import JsonDict
 
 from api.schemas import Decimals, _example
@@ -148,10 +148,12 @@ class BillDocumentLine(BaseModel):
     number: int
     kind: DocumentLineKind
     name: str = Field(description="the meter, the fee, the adjustment, or what was written of it")
-    plan_id: str | None = Field(None, validation_alias="plan")
+    plan_id: str | None = Field(None, validation_alias=AliasChoices("plan_id", "plan"))
     plan_version: int | None = None
     device_id: str | None = Field(
-        None, validation_alias="device", description="null on a line for all of `devices` devices"
+        None,
+        validation_alias=AliasChoices("device_id", "device"),
+        description="null on a line for all of `devices` devices",
     )
     devices: int = 0
     meter: str | None = None
@@ -209,8 +211,8 @@ class BillDocument(BaseModel):
 
     model_config = _example(DOCUMENT)
 
-    form: Literal[1] = Field(
-        1, description="of these fields; what means something else has another"
+    form: int = Field(
+        1, ge=1, le=1, description="of these fields; what means something else has another"
     )
     kind: DocumentKind
     state: DocumentState = DocumentState.DRAFT
@@ -221,7 +223,7 @@ class BillDocument(BaseModel):
     period: DocumentPeriod
     time_zone: str
     currency: str
-    fleet_id: str = Field(validation_alias="fleet")
+    fleet_id: str = Field(validation_alias=AliasChoices("fleet_id", "fleet"))
     seller: DocumentParty
     buyer: DocumentParty
     prices_include_tax: bool = False

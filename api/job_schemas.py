@@ -37,8 +37,12 @@ _EXPORT: JsonDict = {
 _IMPORT: JsonDict = {
     "fleet_id": "north",
     "devices": [
-        {"device_id": "meter-101", "iccid": "8949000000000000018", "tags": ["water"]},
-        {"device_id": "meter-102", "labels": {"site": "Hamburg"}},
+        {
+            "device_id": "meter-101",
+            "iccid": "8949000000000000018",
+            "tags": ["water"],
+            "labels": {"site": "Hamburg"},
+        },
     ],
     "active_from": "2026-05-01T00:00:00Z",
     "plan_id": "basic",

@@ -27,8 +27,8 @@ LOCATIONS: Mapping[str, str] = {
     "post_rebilling": "/v1/bills/{bill_no}",
     "post_bill_settlement": "/v1/bills/{bill_no}",
     "post_note": "/v1/bills/{bill_no}",
-    "post_bill_adjustment": "/v1/bill-adjustments",
-    "post_fleet_adjustment": "/v1/bill-adjustments",
+    "post_bill_adjustment": "/v1/bill-adjustments/{adjustment_no}",
+    "post_fleet_adjustment": "/v1/bill-adjustments/{adjustment_no}",
     "post_dispute": "/v1/disputes/{dispute_no}",
     "post_resolution": "/v1/disputes/{dispute_no}",
     "post_rerating": "/v1/corrections",
@@ -51,9 +51,9 @@ LOCATIONS: Mapping[str, str] = {
     "post_plan_version": "/v1/plans/{plan_id}",
     "create_fleet_threshold": "/v1/thresholds/{threshold_id}",
     "create_device_threshold": "/v1/thresholds/{threshold_id}",
-    "post_command": "/v1/commands",
-    "post_webhook_endpoint": "/v1/webhook-endpoints",
-    "post_webhook_secret": "/v1/webhook-endpoints",
+    "post_command": "/v1/commands/{command_id}",
+    "post_webhook_endpoint": "/v1/webhook-endpoints/{endpoint_id}",
+    "post_webhook_secret": "/v1/webhook-endpoints/{endpoint_id}",
 }
 """Where what an operation made is shown, by the fields of its answer and of its path."""
 

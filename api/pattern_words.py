@@ -34,6 +34,7 @@ PATTERN_FIXES: Mapping[str, str] = {
     r"^\d{1,18}\.\d{1,18}$": "use the id of an event of this stream, unchanged",
     r"^(own|[0-9]{1,4})$": "use the variant's number in the plan, from 0, or own",
     r"^[0-9]{1,18}-[0-9]{1,18}-[0-9]{1,5}$": "use a charge's id as this API gave it",
+    r"^[0-9]{1,18}-[0-9]{1,18}-[0-9]{1,16}$": "use a record's id as this API gave it",
     r"^[0-9]{1,18}-[0-9]{1,18}$": "use a reading's id as this API gave it",
     r"^[0-9]{1,17}-[0-9]{1,18}-[0-9]{1,6}$": "use a message's id as this API gave it",
     r"^[0-9]{1,12}(\.[0-9]{1,6})?$": f"{_DECIMAL}, not below 0, of at most 6 places",

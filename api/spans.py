@@ -25,6 +25,8 @@ INSTANTS: Mapping[str, str] = {
     "get_payment_requests": "created_at",
     "get_state_changes": "effective_from",
     "get_reservations": "granted_at",
+    "get_all_reservations": "granted_at",
+    "get_balance_operations": "made_at",
     "get_sims": "valid_from",
     "get_corrections": "recorded_at",
     "get_rejected": "last_received_at",
@@ -45,6 +47,7 @@ INSTANTS: Mapping[str, str] = {
 WITHOUT: Mapping[str, str] = {
     "get_bucket_entries": "they sum to what is left only together",
     "get_pools": "`at` says of when",
+    "get_buckets": "`holds_at` says of when",
     "get_pool_members": "they are those of one cycle",
     "get_subscriptions": "`at` says of when",
     "get_planned_changes": "all of them are still to come",

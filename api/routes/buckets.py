@@ -19,6 +19,7 @@ from api.parameters import (
 from api.reservations_schemas import ReservationState
 from api.routes.balances import shown_bucket
 from api.routes.reservations import shown_reservation
+from api.spans import Within
 from metering.store.balance_lists import (
     BalanceWanted,
     OperationView,
@@ -97,6 +98,7 @@ async def get_balance_operations(
     *,
     caller: AsCaller,
     wanted: _Wanted,
+    within: Within,
     kind: Annotated[
         Literal["top_up", "transfer", "adjustment"] | None, Query(description="only of this kind")
     ] = None,
@@ -111,6 +113,7 @@ async def get_balance_operations(
         kind=kind,
         before=_before(cursor),
         limit=limit + 1,
+        during=within,
     )
     return schemas.ListedOperations(
         items=[_operation(row) for row in rows[:limit]],
@@ -134,6 +137,7 @@ async def get_all_reservations(
     *,
     caller: AsCaller,
     wanted: _Wanted,
+    within: Within,
     state: Annotated[ReservationState | None, Query(description="only in this state")] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -146,6 +150,7 @@ async def get_all_reservations(
         state=state,
         before=_before(cursor),
         limit=limit + 1,
+        during=within,
     )
     return schemas.ListedReservations(
         items=[

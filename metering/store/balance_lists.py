@@ -12,7 +12,7 @@ from metering.ids import TenantNo
 from metering.store.bucket_views import BucketView
 from metering.store.connection import Connection
 from metering.store.reservations import Reservation
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +126,7 @@ async def list_operations(
     kind: str | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[OperationView]:
     """Return at most `limit` of what was done to balances before a number, the last first."""
     return await fetch_all(
@@ -137,8 +138,10 @@ async def list_operations(
         " AND (%(meter_no)s::int IS NULL OR bucket.meter_no = %(meter_no)s)"
         " AND (%(kind)s::text IS NULL OR operation.kind = %(kind)s)"
         " AND (%(before)s::bigint IS NULL OR operation.operation_no < %(before)s)"
-        " ORDER BY operation.operation_no DESC LIMIT %(limit)s",
+        + during.condition("operation.made_at")
+        + " ORDER BY operation.operation_no DESC LIMIT %(limit)s",
         {
+            **during.parameters,
             "tenant_no": tenant_no,
             "kind": kind,
             "before": before,
@@ -180,10 +183,6 @@ _RESERVATIONS_OF_FLEET = (
     " AND (%(device_no)s::bigint IS NULL OR reservation.device_no = %(device_no)s)"
     " AND (%(meter_no)s::int IS NULL OR reservation.meter_no = %(meter_no)s)"
     " AND (%(state)s::text IS NULL OR reservation.state = %(state)s)"
-    " ORDER BY reservation.reservation_no DESC LIMIT %(limit)s"
-)
-_RESERVATIONS = "SELECT one.*, fleet.fleet_id" + _FLEETS.format(
-    key="reservation_no", each=_RESERVATIONS_OF_FLEET
 )
 
 
@@ -195,13 +194,20 @@ async def list_reservations_of_fleets(
     state: str | None,
     before: int | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[ReservationView]:
     """Return at most `limit` reservations before a number, the last first."""
+    each = (
+        _RESERVATIONS_OF_FLEET
+        + during.condition("reservation.granted_at")
+        + " ORDER BY reservation.reservation_no DESC LIMIT %(limit)s"
+    )
     return await fetch_all(
         connection,
         ReservationView,
-        _RESERVATIONS,
+        "SELECT one.*, fleet.fleet_id" + _FLEETS.format(key="reservation_no", each=each),
         {
+            **during.parameters,
             "tenant_no": tenant_no,
             "state": state,
             "before": before,

@@ -282,7 +282,7 @@ def test_a_disabled_endpoint_is_enabled_again(api: "ApiUnderTest") -> None:
     (tested, *missed) = items(api.acme, f"{path}/deliveries")
     assert tested["kind"] == "webhook.test"
     assert {each["state"] for each in missed} == {"failed"}
-    span = {"since": "2026-01-01T00:00:00Z", "until": "2026-04-15T12:00:01Z"}
+    span = {"from": "2026-01-01T00:00:00Z", "to": "2026-04-15T12:00:01Z"}
     again = api.acme.post(f"{path}/replays", json=span)
     assert (again.status_code, again.json()) == (202, {"queued": len(missed), "more": False})
     problem(api.rival.post(f"{path}/enabling"), 404)
