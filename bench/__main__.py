@@ -21,6 +21,10 @@ def main() -> int:
     extent = QUICK if arguments.quick else FULL if arguments.full else USUAL
     if arguments.only:
         extent = replace(extent, parts=[part for part in PARTS if part in arguments.only])
+    if arguments.devices_known:
+        extent = replace(extent, devices_known=arguments.devices_known)
+    if arguments.usage_rows:
+        extent = replace(extent, usage_rows=arguments.usage_rows)
     processing = Processing(
         ingesters=arguments.ingesters,
         workers=arguments.workers,
@@ -47,6 +51,12 @@ def _arguments() -> argparse.Namespace:
     extents.add_argument("--full", action="store_true", help="with the largest amounts: hours")
     parser.add_argument(
         "--only", action="append", choices=PARTS, help="this part alone; repeatable"
+    )
+    parser.add_argument(
+        "--devices-known", type=int, nargs="+", metavar="N", help="growth: with so many devices"
+    )
+    parser.add_argument(
+        "--usage-rows", type=int, nargs="+", metavar="N", help="growth: with so many rows of usage"
     )
     parser.add_argument("--ingesters", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
