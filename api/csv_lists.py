@@ -117,15 +117,21 @@ def _columns_within(model: type[BaseModel], within: Path) -> list[Path]:
     """Return the columns of what a field's list holds; those of several models each once."""
     name, *inner = within
     (item,) = get_args(_plain(model.model_fields[name].annotation))
-    item = _plain(item)
-    models = [item] if isinstance(item, type) else list(get_args(item))
     found: list[Path] = []
-    for each in models:
+    for each in _models(item):
         found += [column for column in _columns(each) if column not in found]
     if not inner:
         return found
     own = [column for column in found if column != (inner[0],)]
-    return own + _columns_within(item, tuple(inner))
+    return own + _columns_within(_plain(item), tuple(inner))
+
+
+def _models(annotation: object) -> list[type[BaseModel]]:
+    """Return the model of a list's items, or all that it may be."""
+    plain = _plain(annotation)
+    if isinstance(plain, type):
+        return [plain]
+    return [model for each in get_args(plain) for model in _models(each)]
 
 
 def _plain(annotation: object) -> Any:  # noqa: ANN401 - a type, or several

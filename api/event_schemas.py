@@ -3,7 +3,7 @@
 A webhook is told the same payload, as `data`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -11,6 +11,7 @@ from pydantic.config import JsonDict
 from typing_extensions import TypedDict
 
 from api.schemas import Decimals, Page, Time, _example
+from metering.event_kinds import EventKind
 from metering.store.payments import Purpose
 
 BillNo = Annotated[int, Field(description="the bill's number; see /v1/bills/{bill_no}")]
@@ -371,7 +372,14 @@ class WebhookTest(_Event):
     payload: EndpointPayload
 
 
-Event = Annotated[
+class EarlierEvent(_Event):
+    """An event of an earlier release, whose payload is as it was then."""
+
+    kind: EventKind
+    payload: dict[str, Any]
+
+
+KnownEvent = Annotated[
     BillFinalised
     | CreditNoteIssued
     | DebitNoteIssued
@@ -398,6 +406,8 @@ Event = Annotated[
     Field(discriminator="kind"),
 ]
 """Something that happened; its kind says what its payload is."""
+Event = Annotated[KnownEvent | EarlierEvent, Field(union_mode="left_to_right")]
+"""What is stored of something that happened: whatever release recorded it."""
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from api.event_schemas import Event
+from api.event_schemas import KnownEvent
 from metering.clock import now
 
-_EVENT: TypeAdapter[Any] = TypeAdapter(Event)
+_EVENT: TypeAdapter[Any] = TypeAdapter(KnownEvent)
 
 
 def problem_of(kind: str, payload: dict[str, Any]) -> str | None:

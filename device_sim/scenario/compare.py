@@ -85,7 +85,7 @@ def compare(
             bill = bills.bill(fleet.fleet_id, cycle.start)
             where = f"{fleet.fleet_id} {cycle.start.astimezone(UTC):%Y-%m-%d}"
             found = list(_differing_lines(where, cycle, bill))
-            if found and bill["status"] == "closed":
+            if found and bill["state"] == "closed":
                 totals += 1
                 found = list(_differing_total(where, cycle, bill, owed.of(cycle)))
             else:

@@ -36,7 +36,18 @@ _PARENTS = {
     "boot": {"seq": "1"},
 }
 """What a filter needs beside it."""
-_NO_FILTERS = {"limit", "cursor", "from", "to", "at", "known_at", "cycle_at", "unit", "time_zone"}
+_NO_FILTERS = {
+    "limit",
+    "cursor",
+    "from",
+    "to",
+    "at",
+    "known_at",
+    "cycle_at",
+    "unit",
+    "time_zone",
+    "holds_at",
+}
 _NO_FILTERS |= {"measured_from", "measured_to", "received_from", "received_to"}
 _LISTS = {
     name: path
