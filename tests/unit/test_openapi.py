@@ -151,7 +151,9 @@ def test_lists_have_pages() -> None:
 def _instants_of(answer: dict[str, Any]) -> set[str]:
     """Return which fields of a list's items are times."""
     item = answer["items"]["items"]
-    of = _resolved(item.get("oneOf", [item])[0]).get("properties", {})
+    while several := item.get("anyOf") or item.get("oneOf"):
+        item = several[0]
+    of = _resolved(item).get("properties", {})
     return {
         name
         for name, field in of.items()
