@@ -1,5 +1,6 @@
 """End to end: from the first publish until the last reading of an amount is charged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.flow import flow
@@ -23,9 +24,20 @@ class Charged:
     wal_octets_per_record: float
 
 
-def charge(made: Product, generator: Generator, manner: Manner, messages: int) -> Charged:
-    """Publish so many messages, in step with charging, until every reading is charged."""
-    ready = generator.prepare(Order(roots=made.roots, manner=manner, messages=messages))
+def charge(
+    made: Product,
+    generator: Generator,
+    manner: Manner,
+    messages: int,
+    *,
+    roots: Sequence[str] | None = None,
+) -> Charged:
+    """Publish so many messages, in step with charging, until every reading is charged.
+
+    They go to the ingesters of some topic roots; None: to all.
+    """
+    order = Order(roots=roots or made.roots, manner=manner, messages=messages)
+    ready = generator.prepare(order)
     records = messages * manner.readings_a_message
     charged_before = made.charged()
     postmaster = made.servers.pids.get("database")
