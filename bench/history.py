@@ -1,5 +1,7 @@
 """A long history: what was charged once, copied until the tables hold as many rows as are wanted."""
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -13,14 +15,15 @@ HISTORY = Population(name="history", fleets=1, devices_a_fleet=1000)
 _BOOTS = 1_000_000
 """A copy's boots are numbered this much further on than the one's before; they are no rows of `boot`."""
 _DAYS = 24
-"""Copies are measured up to so many days before."""
-_COPIES_AT_ONCE = 10
+"""Copies are measured up to so many days before: each of them fills partitions of its own."""
+_CONNECTIONS = 4
 
 
 def copy_history(made: Product, rows: int) -> int:
     """Copy the readings and charges of the history until there are so many of each; return how many are.
 
-    They lie in the days before. Nothing may run meanwhile.
+    They lie in the days before, in the order of their indices, as if they had come one after the other.
+    Nothing may run meanwhile.
     """
     with psycopg.connect(made.database_url, autocommit=True) as connection:
         device_nos = [
@@ -30,30 +33,40 @@ def copy_history(made: Product, rows: int) -> int:
                 [list(HISTORY.device_ids())],
             ).fetchall()
         ]
-        seeds = _count(connection, device_nos)
+        seeds, since = _count(connection, device_nos)
         copies = -(-(rows - seeds) // seeds)
-        for first in range(1, copies + 1, _COPIES_AT_ONCE):
-            last = min(copies, first + _COPIES_AT_ONCE - 1)
-            for table in ("reading", "charge"):
-                connection.execute(
-                    _copying(connection, table), {"devices": device_nos, "from": first, "to": last}
-                )
+        statements = [_copying(connection, table) for table in ("reading", "charge")]
+
+        def copy_day(first: int) -> None:
+            with psycopg.connect(made.database_url, autocommit=True) as own:
+                for statement in statements:
+                    for copy in range(first, copies + 1, _DAYS):
+                        own.execute(
+                            statement, {"devices": device_nos, "since": since, "copy": copy}
+                        )
+
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            for _ in pool.map(copy_day, range(1, min(copies, _DAYS) + 1)):
+                pass
         connection.execute("VACUUM ANALYZE reading, charge")
-        return _count(connection, device_nos)
+        return _count(connection, device_nos)[0]
 
 
-def _count(connection: psycopg.Connection[Any], device_nos: list[int]) -> int:
-    row = connection.execute(
-        "SELECT count(*) FROM reading WHERE device_no = ANY(%s)", [device_nos]
-    ).fetchone()
-    return int(row[0]) if row else 0
+def _count(connection: psycopg.Connection[Any], device_nos: list[int]) -> tuple[int, datetime]:
+    """Return how many readings devices have, and when the first one was measured."""
+    rows = connection.execute(
+        "SELECT count(*), min(measured_at) FROM reading WHERE device_no = ANY(%s)", [device_nos]
+    ).fetchall()
+    return int(rows[0][0]), rows[0][1]
 
 
 def _copying(connection: psycopg.Connection[Any], table: str) -> sql.Composed:
-    """Return what copies rows: other boots, earlier days, and all else as it is."""
+    """Return what makes one copy: other boots, an earlier day, and all else as it is."""
     changed = {
-        "boot_no": sql.SQL("boot_no + copy * {}").format(_BOOTS),
-        "measured_at": sql.SQL("measured_at - (1 + copy %% {}) * interval '1 day'").format(_DAYS),
+        "boot_no": sql.SQL("boot_no + %(copy)s::bigint * {}").format(_BOOTS),
+        "measured_at": sql.SQL("measured_at - (1 + %(copy)s::int %% {}) * interval '1 day'").format(
+            _DAYS
+        ),
     }
     found = connection.execute(
         "SELECT column_name FROM information_schema.columns WHERE table_schema = 'public'"
@@ -62,12 +75,10 @@ def _copying(connection: psycopg.Connection[Any], table: str) -> sql.Composed:
     ).fetchall()
     columns = [str(row[0]) for row in found]
     return sql.SQL(
-        "INSERT INTO {table} ({columns}) SELECT {values}"
-        " FROM {table}, generate_series(%(from)s::int, %(to)s::int) AS copy"
-        " WHERE device_no = ANY(%(devices)s) AND boot_no < {boots}"
+        "INSERT INTO {table} ({columns}) SELECT {values} FROM {table}"
+        " WHERE device_no = ANY(%(devices)s) AND measured_at >= %(since)s ORDER BY boot_no, seq"
     ).format(
         table=sql.Identifier(table),
         columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
         values=sql.SQL(", ").join(changed.get(each, sql.Identifier(each)) for each in columns),
-        boots=_BOOTS,
     )
