@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 
 import psycopg
@@ -201,17 +202,21 @@ class Reader:
 
     def check_again(self) -> None:
         """Ask at once whether whoever reads still may."""
-        self.checked_at = 0.0
+        self.checked_at = -inf
         self.wake.set()
 
     async def _refusal(self) -> tuple[str, str] | None:
         if self.streams.is_ending:
             return "shutdown", "the server ends; connect again"
         if monotonic() - self.checked_at >= self.heartbeat_seconds:
-            refusal = await self.refusal()
+            self.checked_at = monotonic()  # before asking: who says meanwhile to ask again is heard
+            try:
+                refusal = await self.refusal()
+            except UNREACHABLE:
+                self.checked_at = -inf
+                raise
             if refusal is not None:
                 return "access", refusal
-            self.checked_at = monotonic()
         return None
 
     def _ended(self, end: str, detail: str) -> bytes:
@@ -337,6 +342,7 @@ class Streams:
             try:
                 await connection.execute(f"LISTEN {STREAM_CHANNEL}".encode())
                 self._heard("")
+                self._heard("access")  # what was said before is heard by nobody
                 while True:
                     async for told in connection.notifies(timeout=self._answer_seconds_max / 2):
                         self._heard(told.payload)

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 NORTH = "/v1/fleets/acme-north/stream"
 _SECONDS = 60.0
+_LISTENERS = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE '%api streams'
+"""
 Session = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -298,6 +302,23 @@ def test_a_revoked_key_ends_its_streams_at_once(api: "ApiUnderTest") -> None:
         with pytest.raises(EOFError):
             stream.next()
         assert refusal(client).status_code == 401
+
+
+def test_a_key_revoked_while_nobody_listened_ends_its_streams(api: "ApiUnderTest") -> None:
+    key = key_of(api.database_url)
+    with (
+        served(api.database_url, stream_heartbeat_seconds=3600.0) as address,
+        client_of(address, key) as client,
+        listening(client) as stream,
+        psycopg.connect(api.database_url, autocommit=True) as connection,
+    ):
+        assert stream.next().topic == "balance"
+        wait_until(lambda: connection.execute(_LISTENERS).rowcount == 1, "a session that listens")
+        connection.execute(
+            f"WITH ended AS (SELECT pg_terminate_backend(pid) FROM ({_LISTENERS}) AS one)"  # noqa: S608
+            " UPDATE api_key SET revoked_at = now() FROM ended WHERE label = 'stream'"
+        )
+        assert stream.until("end").data["reason"] == "access"
 
 
 def test_an_expired_key_ends_its_streams(api: "ApiUnderTest") -> None:
