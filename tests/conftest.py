@@ -158,7 +158,7 @@ _LONG = (
 
 Then come the other integration tests, and those that need no server.
 """
-_IN_PARTS = ("tests/simulation/",)
+_IN_PARTS = ("tests/simulation/", "tests/integration/test_api_fuzz.py")
 """Where each test may run in another process; elsewhere those of a file share what it sets up."""
 
 
@@ -172,7 +172,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Let an item's id tell its whole name: of Schemathesis's, pytest leaves the operation out."""
     if not item.nodeid.endswith(f"::{item.name}"):
         assert item.parent is not None
-        item._id = item.parent.id.child(item.name)  # noqa: SLF001 - nothing else sets it
+        item._id = item.parent.id.child(item.name)  # there is no public way
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
