@@ -178,12 +178,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let long tests begin first: processes share what comes then, and end together.
 
-    Raise `pytest.UsageError` if tests share an id: xdist would run one of them and say that all passed.
+    Raise `RuntimeError` if tests share an id: xdist would run one of them and say that all passed.
     """
     items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
     shared = [each for each, times in Counter(item.nodeid for item in items).items() if times > 1]
     if shared:
-        raise pytest.UsageError(f"several tests have one id: {', '.join(shared)}")
+        raise RuntimeError(f"several tests have one id: {', '.join(shared)}")
 
 
 class _ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
