@@ -27,6 +27,7 @@ INSTANTS: Mapping[str, str] = {
     "get_reservations": "granted_at",
     "get_all_reservations": "granted_at",
     "get_balance_operations": "made_at",
+    "get_bucket_entries": "entered_at",
     "get_sims": "valid_from",
     "get_corrections": "recorded_at",
     "get_rejected": "last_received_at",
@@ -45,7 +46,6 @@ INSTANTS: Mapping[str, str] = {
 """Which field of a list's items `from` and `to` are about; null is in no span."""
 
 WITHOUT: Mapping[str, str] = {
-    "get_bucket_entries": "they sum to what is left only together",
     "get_pools": "`at` says of when",
     "get_buckets": "`holds_at` says of when",
     "get_pool_members": "they are those of one cycle",

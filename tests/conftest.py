@@ -158,7 +158,7 @@ _LONG = (
 
 Then come the other integration tests, and those that need no server.
 """
-_IN_PARTS = ("tests/simulation/",)
+_IN_PARTS = ("tests/simulation/", "tests/integration/test_api_fuzz.py")
 """Where each test may run in another process; elsewhere those of a file share what it sets up."""
 
 
@@ -168,15 +168,22 @@ def _place(path: str) -> int:
     return len(_LONG) + (not path.startswith("tests/integration/"))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let an item's id tell its whole name: of Schemathesis's, pytest leaves the operation out."""
+    if not item.nodeid.endswith(f"::{item.name}"):
+        assert item.parent is not None
+        item._id = item.parent.id.child(item.name)  # there is no public way
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let long tests begin first: processes share what comes then, and end together."""
+    """Let long tests begin first: processes share what comes then, and end together.
+
+    Raise `RuntimeError` if tests share an id: xdist would run one of them and say that all passed.
+    """
     items.sort(key=lambda item: _place(item.nodeid.partition("::")[0]))
-    named: Counter[str] = Counter()
-    for item in items:
-        # Schemathesis gives the tests of all operations one name, of which xdist would run the first alone.
-        named[item.nodeid] += 1
-        if named[item.nodeid] > 1:
-            item._nodeid = f"{item.nodeid}[{named[item.nodeid]}]"  # type: ignore[attr-defined]  # has no setter
+    shared = [each for each, times in Counter(item.nodeid for item in items).items() if times > 1]
+    if shared:
+        raise RuntimeError(f"several tests have one id: {', '.join(shared)}")
 
 
 class _ByFile(LoadFileScheduling):  # type: ignore[misc] # xdist has no types

@@ -20,6 +20,7 @@ from api.parameters import (
     read_cursor,
     tell_repeated,
 )
+from api.spans import Within
 from metering.charging.balances import Outcome, TopUp, adjust, top_up, transfer
 from metering.store.balances import bucket_states, device_of_id, fleet_of_id
 from metering.store.bucket_views import (
@@ -118,13 +119,22 @@ async def get_bucket(caller: AsCaller, bucket_no: BucketNo) -> schemas.BalanceBu
 
 @router.get("/buckets/{bucket_no}/entries")
 async def get_bucket_entries(
-    caller: AsCaller, bucket_no: BucketNo, limit: Limit = 100, cursor: Cursor = None
+    caller: AsCaller,
+    bucket_no: BucketNo,
+    within: Within,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.BalanceEntries:
     """List what happened to a bucket, the last first: grants, top-ups, consumption by charge, ...."""
     bucket = await bucket_view(caller.connection, caller.tenant_no, bucket_no=bucket_no)
     before = cast("PostingKey", tuple(read_cursor(cursor, "iiii"))) if cursor else None
     rows = await list_postings(
-        caller.connection, caller.tenant_no, bucket=bucket, before=before, limit=limit + 1
+        caller.connection,
+        caller.tenant_no,
+        bucket=bucket,
+        before=before,
+        limit=limit + 1,
+        during=within,
     )
     last = rows[limit - 1] if len(rows) > limit else None
     return schemas.BalanceEntries(

@@ -8,7 +8,7 @@ from typing import Literal
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.connection import Connection
-from metering.store.rows import checked_limit, fetch_all, fetch_one
+from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,16 +189,17 @@ async def list_postings(
     bucket: BucketView,
     before: PostingKey | None,
     limit: int,
+    during: During = ALWAYS,
 ) -> list[PostingView]:
-    """Return at most `limit` postings of a bucket, the last first: their sum is what is left of it.
+    """Return at most `limit` postings of a bucket, the last first: the sum of all is what is left of it.
 
-    `before` is the key that the page before ended at.
+    `before` is the key that the page before ended at. `during` is of `entered_at`.
     """
     run_no, position, number, part = before or (2**63 - 1, 0, 0, 0)
     return await fetch_all(
         connection,
         PostingView,
-        _POSTINGS,
+        _postings(during),
         {
             "tenant_no": tenant_no,
             "bucket_no": bucket.bucket_no,
@@ -208,6 +209,7 @@ async def list_postings(
             "position": position,
             "number": number,
             "part": part,
+            **during.parameters,
             "limit": checked_limit(limit),
         },
     )
@@ -226,30 +228,40 @@ _ENTRY_SIDE = (
     " LEFT JOIN balance_operation AS operation ON operation.operation_no = entry.operation_no"
     " WHERE {own} = %(bucket_no)s AND fleet.tenant_no = %(tenant_no)s"
     " AND entry.kind NOT IN ('hold', 'release')"
-    " AND entry.run_no <= %(run_no)s AND (entry.run_no, -1, entry.bucket_entry_no, {part})"
+    "{entered} AND entry.run_no <= %(run_no)s AND (entry.run_no, -1, entry.bucket_entry_no, {part})"
     "   < (%(run_no)s, %(position)s, %(number)s, %(part)s)"
     " ORDER BY entry.run_no DESC, entry.bucket_entry_no DESC LIMIT %(limit)s)"
 )
-# What charges drew is read backwards through the fleet's charges: a bucket has no list of its own.
-_POSTINGS = (
-    _ENTRY_SIDE.format(  # noqa: S608 - both sides are of this module
-        part=1, sign="", own="entry.bucket_no", other="entry.other_bucket_no"
+
+
+def _postings(during: During) -> str:
+    """Return the query of `list_postings`: of entries on either side, and of what charges drew.
+
+    What charges drew is read backwards through the fleet's charges: a bucket has no list of its own.
+    """
+    entered = during.condition("entry.entered_at")
+    return (
+        _ENTRY_SIDE.format(  # noqa: S608 - columns of this module
+            part=1, sign="", own="entry.bucket_no", other="entry.other_bucket_no", entered=entered
+        )
+        + " UNION ALL "
+        + _ENTRY_SIDE.format(
+            part=0, sign="-", own="entry.other_bucket_no", other="entry.bucket_no", entered=entered
+        )
+        + " UNION ALL (SELECT charge.run_no, charge.run_position, 0, charge.part, 'consumption',"
+        " -draw.quantity::numeric, 'consumption', NULL, charge.cycle_start, device.device_id,"
+        " boot.boot_id, charge.seq, NULL, NULL, charge.charged_at"
+        " FROM charge CROSS JOIN LATERAL unnest(charge.draw_buckets, charge.draw_quantities)"
+        "   AS draw (bucket_no, quantity)"
+        " JOIN fleet ON fleet.fleet_no = charge.fleet_no"
+        " JOIN device ON device.device_no = charge.device_no"
+        " JOIN boot ON boot.boot_no = charge.boot_no"
+        " WHERE charge.fleet_no = %(fleet_no)s AND fleet.tenant_no = %(tenant_no)s"
+        " AND charge.measured_at >= %(begins_at)s"
+        " AND charge.draw_buckets @> ARRAY[%(bucket_no)s::bigint] AND draw.bucket_no = %(bucket_no)s"
+        + during.condition("charge.charged_at")
+        + " AND charge.run_no <= %(run_no)s AND (charge.run_no, charge.run_position, 0, charge.part)"
+        "   < (%(run_no)s, %(position)s, %(number)s, %(part)s)"
+        " ORDER BY charge.run_no DESC, charge.run_position DESC, charge.part DESC LIMIT %(limit)s)"
+        " ORDER BY run_no DESC, position DESC, number DESC, part DESC LIMIT %(limit)s"
     )
-    + " UNION ALL "
-    + _ENTRY_SIDE.format(part=0, sign="-", own="entry.other_bucket_no", other="entry.bucket_no")
-    + " UNION ALL (SELECT charge.run_no, charge.run_position, 0, charge.part, 'consumption',"
-    " -draw.quantity::numeric, 'consumption', NULL, charge.cycle_start, device.device_id,"
-    " boot.boot_id, charge.seq, NULL, NULL, charge.charged_at"
-    " FROM charge CROSS JOIN LATERAL unnest(charge.draw_buckets, charge.draw_quantities)"
-    "   AS draw (bucket_no, quantity)"
-    " JOIN fleet ON fleet.fleet_no = charge.fleet_no"
-    " JOIN device ON device.device_no = charge.device_no"
-    " JOIN boot ON boot.boot_no = charge.boot_no"
-    " WHERE charge.fleet_no = %(fleet_no)s AND fleet.tenant_no = %(tenant_no)s"
-    " AND charge.measured_at >= %(begins_at)s"
-    " AND charge.draw_buckets @> ARRAY[%(bucket_no)s::bigint] AND draw.bucket_no = %(bucket_no)s"
-    " AND charge.run_no <= %(run_no)s AND (charge.run_no, charge.run_position, 0, charge.part)"
-    "   < (%(run_no)s, %(position)s, %(number)s, %(part)s)"
-    " ORDER BY charge.run_no DESC, charge.run_position DESC, charge.part DESC LIMIT %(limit)s)"
-    " ORDER BY run_no DESC, position DESC, number DESC, part DESC LIMIT %(limit)s"
-)

@@ -515,10 +515,10 @@ def test_rejected_parked_and_anomalies(api: "ApiUnderTest") -> None:
     ]
 
 
-def pages(client: httpx.Client, address: str, limit: int) -> Iterator[list[Any]]:
+def pages(client: httpx.Client, address: str, limit: int, **params: str) -> Iterator[list[Any]]:
     cursor = None
     while True:
-        given = {"limit": limit} | ({"cursor": cursor} if cursor else {})
+        given = {"limit": limit, **params} | ({"cursor": cursor} if cursor else {})
         page = body(client.get(address, params=given))
         yield page["items"]
         cursor = page["next_cursor"]

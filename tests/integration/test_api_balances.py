@@ -1,7 +1,7 @@
 """Balances over HTTP: topped up, moved and adjusted once each, shown, and followed entry by entry."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -300,7 +300,9 @@ def test_the_entries_of_a_balance_sum_to_what_is_left(database_url: str) -> None
                 await use(connection, seq, 4, days)
             return await create_api_key(connection, tenant=operator.tenant, label="x", now=NOW)
 
-    async def use(connection: Connection, seq: int, quantity: int, days: int) -> None:
+    async def use(
+        connection: Connection, seq: int, quantity: int, days: int, *, now: datetime = NOW
+    ) -> None:
         reading = Reading(
             seq=seq, at=NOW - timedelta(days=days), meter=SMS, kind=ReadingKind.DELTA,
             quantity=quantity,
@@ -309,18 +311,18 @@ def test_the_entries_of_a_balance_sum_to_what_is_left(database_url: str) -> None
             topic="fm/v1/demo/d/usage", octets=10, received_at=NOW, published_at=None,
             sender=(TenantId("demo"), DeviceId("d")), boot="b1", readings=[reading], rejections=(),
         )  # fmt: skip
-        await write_batch(connection, DeviceCache(10), [message], now=NOW)
-        while await charge_usage(connection, readings_max=2, now=NOW):
+        await write_batch(connection, DeviceCache(10), [message], now=now)
+        while await charge_usage(connection, readings_max=2, now=now):
             pass
 
     async def finish() -> list[str]:
         async with await connect(database_url, application="test", autocommit=True) as connection:
-            await use(connection, 6, 30, 0)
+            await use(connection, 6, 30, 0, now=NOW + timedelta(hours=2))
         async with await connect(database_url, application="test") as connection:
             return (await audit_database(connection)).differences
 
     key = asyncio.run(begin())
-    app = create_app(Settings(database_url=database_url), now=lambda: NOW)
+    app = create_app(Settings(database_url=database_url), now=lambda: NOW + timedelta(hours=1))
     with (
         serving(app) as url,
         httpx.Client(
@@ -332,6 +334,7 @@ def test_the_entries_of_a_balance_sum_to_what_is_left(database_url: str) -> None
         made(post(client, f"/v1/buckets/{new}/transfers", {"to_bucket_no": old, "quantity": 5}))
         assert asyncio.run(finish()) == []
         kinds: set[str] = set()
+        instants: set[str] = set()
         for number in (old, new):
             bucket = body(client.get(f"/v1/buckets/{number}"))
             entries = body(client.get(f"/v1/buckets/{number}/entries"))["items"]
@@ -340,7 +343,17 @@ def test_the_entries_of_a_balance_sum_to_what_is_left(database_url: str) -> None
             for limit in (1, 2, 3, 5, 500):
                 shown = list(pages(client, f"/v1/buckets/{number}/entries", limit))
                 assert [item for page in shown for item in page] == entries
+            instants |= (here := {each["entered_at"] for each in entries})
+            for instant in here:
+                path = f"/v1/buckets/{number}/entries"
+                before = body(client.get(path, params={"to": instant, "limit": 500}))["items"]
+                since = list(pages(client, path, 2, **{"from": instant}))
+                assert before == [each for each in entries if each["entered_at"] < instant]
+                assert [item for page in since for item in page] == [
+                    each for each in entries if each["entered_at"] >= instant
+                ]
             drawn = [each for each in entries if each["kind"] == "consumption"]
             assert all(each["device_id"] == "d" and each["boot_id"] == "b1" for each in drawn)
             assert sum(each["quantity"] for each in drawn) == -bucket["used"]
         assert kinds == {"grant", "consumption", "expiry", "rollover", "transfer"}
+        assert len(instants) == 3

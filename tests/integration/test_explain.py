@@ -87,7 +87,7 @@ from metering.store import (
 from metering.store.connection import Connection, api_url_of
 from metering.store.device_views import DeviceFilter
 from metering.store.reach import speak_for_tenant
-from metering.store.rows import ALWAYS
+from metering.store.rows import ALWAYS, During
 from metering.store.watermark import fleet_watermark
 from metering.usage import Rejection, RejectReason
 from metering.wire.command import CommandAck, CommandKind
@@ -477,13 +477,17 @@ async def _claim_leased(connection: Connection) -> None:
     await cycles.fleets_without_open_cycle(connection, NOW, shards=held.fences)
 
 
-async def _postings(connection: Connection, before: bucket_views.PostingKey | None) -> None:
+async def _postings(
+    connection: Connection, before: bucket_views.PostingKey | None, during: During = ALWAYS
+) -> None:
     bucket = bucket_views.BucketView(
         bucket_no=10, fleet_no=FLEET, fleet_id="fleet-1", device_id=None, meter_no=1,
         kind="allowance", source="plan", name="own", priority=None, zones=None, begins_at=CYCLE,
         expires_at=None, granted=1, used=0, reserved=0,
     )  # fmt: skip
-    await bucket_views.list_postings(connection, TENANT, bucket=bucket, before=before, limit=50)
+    await bucket_views.list_postings(
+        connection, TENANT, bucket=bucket, before=before, limit=50, during=during
+    )
 
 
 async def _subscriptions(connection: Connection, device_no: int | None) -> None:
@@ -628,6 +632,7 @@ HOT: dict[str, Use] = {
     "a bucket": lambda c: bucket_views.bucket_view(c, TENANT, bucket_no=30001),
     "postings of a bucket": lambda c: _postings(c, None),
     "postings, next page": lambda c: _postings(c, (40, 3, 0, 0)),
+    "postings of a day": lambda c: _postings(c, None, During(start=NOW - DAY, end=NOW)),
     "an operation's key": lambda c: balances.operation_of_key(c, TENANT, "key"),
     "balance: subscriptions": lambda c: device_views.subscriptions_in_cycle(
         c, TENANT, device_no=200, cycle_start=CYCLE, cycle_end=CYCLE + 30 * DAY
