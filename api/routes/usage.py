@@ -251,7 +251,10 @@ async def get_top_consumers(
     tag: OfTag = None,
     from_: Annotated[
         Instant | None,
-        Query(alias="from", description="the hour that holds it is the first; unset: a day before `to`"),
+        Query(
+            alias="from",
+            description="the hour that holds it is the first; unset: a day before `to`",
+        ),
     ] = None,
     to: Annotated[
         Instant | None,

@@ -1,15 +1,13 @@
 """The audit log has every change: asked of each operation and each table, so that a new one falls into it."""
 
-import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psycopg
-import pytest
 
 from metering.store.connection import API_ROLE
-from tests.integration.api_scene import keys_of_all
+from tests.integration.api_scene import operating
 from tests.integration.test_access_matrix import NAMES, OPERATIONS, body_of
 from tests.integration.test_api_carriers import ICCID, RECORD
 
@@ -71,14 +69,6 @@ def test_every_table_that_the_api_may_write_is_noted(database_url: str) -> None:
     assert {"device", "job", "plan", "threshold", "tenant"} <= noted
 
 
-@pytest.fixture
-def operator(api: "ApiUnderTest") -> Iterator[httpx.Client]:
-    keys = asyncio.run(keys_of_all(api.database_url))
-    headers = {"Authorization": f"Bearer {keys['operator']}"}
-    with httpx.Client(base_url=api.url, headers=headers, timeout=60) as client:
-        yield client
-
-
 class _Log:
     """Asks for changes, and holds what the log says of each against what was asked."""
 
@@ -103,6 +93,8 @@ class _Log:
         )
         assert answer.is_success, f"{name}: give it an order that fits: {answer.text}"
         self.asked.add(name)
+        declared = operation["responses"][str(answer.status_code)].get("headers", {})
+        assert ("ETag" in answer.headers) == ("ETag" in declared), name
         self._check(client, name, body, {each: str(value) for each, value in named.items()})
         return answer.json() if answer.content else None
 
@@ -123,18 +115,17 @@ class _Log:
             assert each["before"] != each["after"], (name, each)
 
 
-def test_every_operation_that_changes_something_is_logged(
-    api: "ApiUnderTest", operator: httpx.Client
-) -> None:
+def test_every_operation_that_changes_something_is_logged(api: "ApiUnderTest") -> None:
     """Who adds one that its example does not fit gives it an order here."""
-    log = _Log(api.acme, operator)
-    _make_and_take_away(log)
-    _bill_and_pay(log)
-    _move_balances(log)
-    _do_jobs(log)
-    rest = _CHANGING - log.asked - set(_NOT_ASKED)
-    for name in sorted(rest):  # so what is disabled is enabled after
-        log.ask(name)
+    with operating(api.url, api.database_url) as operator:
+        log = _Log(api.acme, operator)
+        _make_and_take_away(log)
+        _bill_and_pay(log)
+        _move_balances(log)
+        _do_jobs(log)
+        rest = _CHANGING - log.asked - set(_NOT_ASKED)
+        for name in sorted(rest):  # so what is disabled is enabled after
+            log.ask(name)
     assert log.asked == _CHANGING - set(_NOT_ASKED)
     assert set(_NO_ROWS) | _WRITES_NOTHING <= log.asked
 

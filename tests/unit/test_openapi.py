@@ -3,7 +3,6 @@
 import ast
 import copy
 import json
-import re
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -20,7 +19,7 @@ from api.compatibility import breaks
 from api.events_page import events_page
 from api.examples import Examples
 from api.locations import LOCATIONS
-from api.openapi_document import finished, operations_of, written
+from api.openapi_document import finished, operations_of, shape_of, written
 from api.pattern_words import PATTERN_FIXES
 from api.problems import KINDS, problems_page
 from api.rights import OPEN, RIGHTS
@@ -179,16 +178,12 @@ def test_lists_of_what_has_an_instant_are_narrowed_by_it() -> None:
     assert not set(INSTANTS) & set(WITHOUT)
 
 
-def _shape(path: str) -> str:
-    return re.sub(r"{\w+}", "{}", path)
-
-
 def test_what_makes_something_says_where_it_is() -> None:
     """Who adds an operation that answers 201 says in `LOCATIONS` where what it makes is shown."""
-    shown = {_shape(path) for method, path, _ in operations_of(_DOCUMENT) if method == "get"}
+    shown = {shape_of(path) for method, path, _ in operations_of(_DOCUMENT) if method == "get"}
     for name, (_, operation) in _OPERATIONS.items():
         if "201" in operation["responses"]:
-            assert _shape(LOCATIONS[name]) in shown, name
+            assert shape_of(LOCATIONS[name]) in shown, name
         for status in ("201", "202"):
             answer = operation["responses"].get(status, {})
             if "Location" in answer.get("headers", {}):
@@ -266,7 +261,6 @@ def test_types_of_problems_stay() -> None:
         "unsupported-media-type": 415,
         "unprocessable-entity": 422,
         "idempotency-key-reused": 422,
-        "precondition-required": 428,
         "too-many-requests": 429,
         "internal-server-error": 500,
         "service-unavailable": 503,
