@@ -9,7 +9,8 @@ Of kept tools for this, none is a Python package; oasdiff, in Go, does more.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ Schema = Mapping[str, Any]
 _METHODS = ("get", "post", "put", "patch", "delete")
 _LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 _MOST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
+_CONDITIONS = ("not", "allOf", "if", "then", "else", "dependentRequired", "minProperties")
+_CONDITIONS += ("maxProperties", "uniqueItems", "multipleOf")
 _DEPTH_MAX = 40
 
 
@@ -52,6 +55,8 @@ class _Comparison:
     def operations(self, name: str, was: Schema, now: Schema) -> Iterator[str]:
         if was.get("operationId") != now.get("operationId"):
             yield f"{name}: its operationId is another"
+        if now.get("security") and not was.get("security"):
+            yield f"{name}: wants a key"
         yield from self._parameters(name, was, now)
         yield from self._bodies(name, was.get("requestBody"), now.get("requestBody"))
         for status, answer in was.get("responses", {}).items():
@@ -60,6 +65,9 @@ class _Comparison:
             if status not in now.get("responses", {}):
                 yield f"{name}: does not answer {status} any more"
                 continue
+            headers = now["responses"][status].get("headers", {})
+            for header in answer.get("headers", {}).keys() - headers.keys():
+                yield f"{name}: answer {status} has no header {header} any more"
             contents = now["responses"][status].get("content", {})
             for kind, content in answer.get("content", {}).items():
                 place = f"{name}: answer {status}"
@@ -86,6 +94,8 @@ class _Comparison:
 
     def _bodies(self, name: str, was: Schema | None, now: Schema | None) -> Iterator[str]:
         if now is None:
+            if was is not None:
+                yield f"{name}: takes no body any more"
             return
         if now.get("required") and not (was or {}).get("required"):
             yield f"{name}: wants a body"
@@ -100,16 +110,10 @@ class _Comparison:
         self, place: str, was: Schema, now: Schema, way: Way, depth: int = 0
     ) -> Iterator[str]:
         """Compare what each branch was with the branch that has its place now."""
-        names = was.get("$ref"), now.get("$ref")
-        if all(names):
-            if (str(names[0]), str(names[1]), way) in self._seen:
-                return
-            self._seen.add((str(names[0]), str(names[1]), way))
-            place = f"{place}, {str(names[1]).rpartition('/')[2]}"
         if depth > _DEPTH_MAX:
             return
-        before = {_kind(each): each for each in _branches(was, self._old)}
-        after = {_kind(each): each for each in _branches(now, self._new)}
+        branches = [*_branches(was, self._old)], [*_branches(now, self._new)]
+        before, after = _by_kind(*branches)
         if "any" in after and way == "request":
             return
         kept, wider = (before, after) if way == "request" else (after, before)
@@ -117,11 +121,19 @@ class _Comparison:
             if kind not in wider and "any" not in wider and not _is_integer_of(kind, wider):
                 yield f"{place}: {'takes no' if way == 'request' else 'may be'} {kind}"
         for kind in before.keys() & after.keys():
-            yield from self._values(place, before[kind], after[kind], way, depth + 1)
+            one, other = before[kind], after[kind]
+            if one.name and other.name:
+                if (one.name, other.name, way) in self._seen:
+                    continue
+                self._seen.add((one.name, other.name, way))
+            within = f"{place}, {other.name}" if other.name else place
+            yield from self._values(within, one.schema, other.schema, way, depth + 1)
 
     def _values(self, place: str, was: Schema, now: Schema, way: Way, depth: int) -> Iterator[str]:
         if way == "request":
             yield from _narrower(place, was, now)
+        if now.get("format") != was.get("format") and (way == "answer" or "format" in now):
+            yield f"{place}: its format is another"
         named, wanted = now.get("properties", {}), set(now.get("required", ()))
         had = set(was.get("required", ()))
         for each in sorted(wanted - had if way == "request" else had - wanted):
@@ -129,26 +141,56 @@ class _Comparison:
         for each, schema in was.get("properties", {}).items():
             if each in named:
                 yield from self._schemas(f"{place}.{each}", schema, named[each], way, depth)
-            elif way == "answer" or now.get("additionalProperties") is False:
+            else:
                 yield f"{place}.{each}: is gone"
+        patterns = was.get("patternProperties", {}), now.get("patternProperties", {})
+        for each, schema in patterns[0].items():
+            if each in patterns[1]:
+                yield from self._schemas(f"{place}[]", schema, patterns[1][each], way, depth)
+            else:
+                yield f"{place}: what {each} fits is gone"
         for part in ("items", "additionalProperties"):
             if isinstance(was.get(part), Mapping) and isinstance(now.get(part), Mapping):
                 yield from self._schemas(f"{place}[]", was[part], now[part], way, depth)
 
 
-def _branches(schema: Schema, known: Mapping[str, Any]) -> Iterator[Schema]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Branch:
+    """One of a schema's alternatives; `name` is that of a component, if it is one."""
+
+    name: str
+    schema: Schema
+
+
+def _branches(schema: Schema, known: Mapping[str, Any], name: str = "") -> Iterator[_Branch]:
     """Return a schema's alternatives, with what it refers to in place."""
     while "$ref" in schema:
-        schema = known[schema["$ref"].rpartition("/")[2]]
+        name = schema["$ref"].rpartition("/")[2]
+        schema = known[name]
     several = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
-    if several:
+    if several and "type" not in schema:  # else they are conditions on what it is
         for each in several:
             yield from _branches(each, known)
     elif isinstance(schema.get("type"), list):
         for kind in schema["type"]:
-            yield {**schema, "type": kind}
+            yield _Branch(name=name, schema={**schema, "type": kind})
     else:
-        yield schema
+        yield _Branch(name=name, schema=schema)
+
+
+def _by_kind(
+    before: Sequence[_Branch], after: Sequence[_Branch]
+) -> tuple[Mapping[str, _Branch], Mapping[str, _Branch]]:
+    """Return alternatives by what tells them apart: their types, and of several objects more."""
+    several = any(
+        sum(_kind(each.schema) == "object" for each in branches) > 1 for branches in (before, after)
+    )
+
+    def kind(branch: _Branch) -> str:
+        of = _kind(branch.schema)
+        return f"object {branch.name}" if several and of == "object" else of
+
+    return {kind(each): each for each in before}, {kind(each): each for each in after}
 
 
 def _kind(schema: Schema) -> str:
@@ -179,6 +221,14 @@ def _narrower(place: str, was: Schema, now: Schema) -> Iterator[str]:
             yield f"{place}: its {bound} is {now[bound]}, and was {was[bound]}"
     if now.get("pattern") not in {None, was.get("pattern")}:
         yield f"{place}: its pattern is another"
+    if _conditions(now) not in ({}, _conditions(was)):
+        yield f"{place}: its conditions are others"
+
+
+def _conditions(schema: Schema) -> Schema:
+    """Return what a schema wants of a whole value; beside a type, alternatives are such, too."""
+    own = (*_CONDITIONS, "anyOf", "oneOf") if "type" in schema else _CONDITIONS
+    return {name: schema[name] for name in own if name in schema}
 
 
 def _values_of(schema: Schema) -> set[str] | None:

@@ -305,6 +305,8 @@ def _parameter(path: str, name: str) -> int:
 
 _FLEET = ("components", "schemas", "Fleet")
 _TOP_UP = ("components", "schemas", "TopUpOrder")
+_PLAN = ("components", "schemas", "PlanDocument")
+_OK = ("paths", "/v1/fleets/{fleet_id}", "get", "responses", "200")
 _LIMIT = ("paths", "/v1/fleets", "get", "parameters", _parameter("/v1/fleets", "limit"))
 
 
@@ -325,10 +327,44 @@ _LIMIT = ("paths", "/v1/fleets", "get", "parameters", _parameter("/v1/fleets", "
         ((*_TOP_UP, "properties", "name"), None, "TopUpOrder.name: is gone"),
         ((*_TOP_UP, "properties", "meter", "enum"), ["data"], "sms is not taken any more"),
         ((*_TOP_UP, "properties", "quantity", "minimum"), 10**6, "its minimum is 1000000"),
+        ((*_PLAN, "properties", "monthly_fee"), None, "PlanDocument.monthly_fee: is gone"),
+        ((*_TOP_UP, "anyOf"), [{"required": ["name"]}], "TopUpOrder: its conditions are others"),
+        (
+            (*_FLEET, "properties", "created_at", "format"),
+            "date",
+            "created_at: its format is another",
+        ),
+        (("paths", "/v1/fleets", "post", "requestBody"), None, "takes no body any more"),
+        ((*_OK, "headers", "ETag"), None, "answer 200 has no header ETag any more"),
+        (("paths", "/health", "get", "security"), [{"key": []}], "GET /health: wants a key"),
     ],
 )
 def test_a_break_is_told(path: tuple[str | int, ...], to: object, told: str) -> None:
     assert any(told in each for each in _changed(*path, to=to)), _changed(*path, to=to)
+
+
+def test_whatever_goes_is_told() -> None:
+    """No field of any schema is out of the comparison's sight."""
+    new = copy.deepcopy(_DOCUMENT)
+    gone = set()
+    for name, schema in new["components"]["schemas"].items():
+        leaves = [of for of, part in schema.get("properties", {}).items() if not _leads_on(part)]
+        gone |= {f"{name}.{of}: is gone" for of in leaves}
+        for of in leaves:
+            del schema["properties"][of]
+    told = breaks(_DOCUMENT, new)
+    unseen = {each for each in gone if not any(line.endswith(f", {each}") for line in told)}
+    assert len(gone) > 1000
+    assert not unseen
+
+
+def _leads_on(part: object) -> bool:
+    """Whether a field leads to other schemas, or tells alternatives apart."""
+    if isinstance(part, list):
+        return any(map(_leads_on, part))
+    if not isinstance(part, dict):
+        return False
+    return "$ref" in part or "const" in part or any(map(_leads_on, part.values()))
 
 
 @pytest.mark.parametrize(
