@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Header, Response
 from pydantic import BaseModel
 
-from api.errors import PROBLEM_TYPE, ProblemDocument, ProblemError
+from api.errors import PROBLEM_TYPE, FieldProblem, ProblemDocument, ProblemError
 
 IfMatch = Annotated[
     str | None,
@@ -22,6 +22,9 @@ IfMatch = Annotated[
         examples=['"0f5c2a9b81d4e673"'],
     ),
 ]
+
+NotOfOne = Annotated[str | None, Header(alias="If-Match", max_length=1000, include_in_schema=False)]
+"""`If-Match` where several are changed, of which it cannot be: refused, not passed over."""
 
 
 def _problem(status: HTTPStatus, description: str) -> dict[int | str, dict[str, Any]]:
@@ -64,12 +67,16 @@ def tagged(response: Response, shown: Shown, fields: Collection[str] | None = No
 
 
 def check_match(
-    if_match: str | None, shown: BaseModel | None, fields: Collection[str] | None = None
+    if_match: str | None,
+    shown: BaseModel | None,
+    fields: Collection[str] | None = None,
+    *,
+    given_as: str | None = None,
 ) -> None:
     """Refuse with 412 to change what is not, or no longer, as its changer saw it.
 
     `shown` is the resource as it is now, None where there is none. It is owned meanwhile, so that of two
-    who saw the same state, one is refused.
+    who saw the same state, one is refused. `given_as` is the field of the body that says what was seen.
     """
     if if_match is None:
         return
@@ -78,7 +85,11 @@ def check_match(
         any_state or etag_of(shown, fields)[1:-1] in _STRONG_TAG.findall(if_match)
     ):
         return
+    problem, fix = "was changed since it was read", "read it again, and change what it is now"
+    if given_as is None:
+        raise ProblemError(HTTPStatus.PRECONDITION_FAILED, f"it {problem}; {fix}")
     raise ProblemError(
         HTTPStatus.PRECONDITION_FAILED,
-        "it was changed since it was read; read it again, and change what it is now",
+        f"nothing was done: {given_as}: {problem}",
+        errors=[FieldProblem(field=given_as, problem=problem, fix=fix)],
     )

@@ -6,6 +6,7 @@
 import asyncio
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from fastapi.responses import JSONResponse
 from api.errors import PROBLEM_TYPE, ProblemDocument
 from api.events_page import events_page
 from api.examples import Examples
-from api.locations import describe_location
+from api.locations import LOCATIONS, describe_location
 from api.manners import DEPRECATIONS
 from api.problems import kind_of, problems_page
 from api.spans import tell_instants
@@ -27,7 +28,7 @@ _METHODS = frozenset({"get", "post", "put", "patch", "delete"})
 _FAILURES = (400, 404, 406, 409, 422, 500, 503)
 _OF_KEYS = (401, 403, 429)
 _OF_BODIES = (413, 415)
-_OF_VERSIONS = (412, 428)
+_OF_VERSIONS = (412,)
 """What any operation may answer; what those that ask for a key may, that take a body, or an `If-Match`."""
 _TAGS = {
     "operations": "Whether the API and its database are well",
@@ -89,6 +90,7 @@ def finished(document: dict[str, Any]) -> dict[str, Any]:
         tell_instants(operation)
         describe_location(operation)
         _exemplify(operation, examples)
+    _describe_tags(document)
     document["tags"] = [
         {"name": tag, "description": _TAGS.get(tag, tag)} for tag in sorted(used, key=_place)
     ]
@@ -128,7 +130,7 @@ def _describe(operation: dict[str, Any]) -> None:
             *_FAILURES,
             *(_OF_KEYS if keyed else ()),
             *(_OF_BODIES if "requestBody" in operation else ()),
-            *(_OF_VERSIONS if "If-Match" in headers else ()),
+            *(_OF_VERSIONS if "If-Match" in headers or "412" in operation["responses"] else ()),
             *((401, 413) if "Stripe-Signature" in headers else ()),
         }
     ):
@@ -140,6 +142,38 @@ def _describe(operation: dict[str, Any]) -> None:
         if status.startswith("2"):
             limits = {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMITS}
             answer["headers"] = {**answer.get("headers", {}), **limits}
+
+
+def _describe_tags(document: dict[str, Any]) -> None:
+    """Say where an `ETag` is told: by what shows, changes or makes a thing that is edited by `If-Match`."""
+    shown = {shape_of(path) for path, item in document["paths"].items() if "get" in item}
+    edited = {
+        next(each for each in _upwards(shape_of(path)) if each in shown)
+        for method, path, operation in operations_of(document)
+        if method != "post" and _takes_match(operation)
+    }
+    for method, path, operation in operations_of(document):
+        place = LOCATIONS.get(operation["operationId"], path if method == "get" else "")
+        if shape_of(place) in edited or _takes_match(operation):
+            for status in {"200", "201"} & set(operation["responses"]):
+                answer = operation["responses"][status]
+                tag = {"ETag": {"$ref": "#/components/headers/ETag"}}
+                answer["headers"] = {**answer.get("headers", {}), **tag}
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+def _takes_match(operation: Mapping[str, Any]) -> bool:
+    return any(each["name"] == "If-Match" for each in operation.get("parameters", ()))
+
+
+def shape_of(path: str) -> str:
+    """Return a path without the names of its parameters."""
+    return re.sub(r"{\w+}", "{}", path)
 
 
 def _failure(status: HTTPStatus) -> dict[str, Any]:
@@ -173,6 +207,10 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "RateLimit-Policy": {
         "description": "each limit: its requests, and the seconds of its window",
         "schema": {"type": "string", "examples": ['"key";q=6000;w=60, "tenant";q=60000;w=60']},
+    },
+    "ETag": {
+        "description": "names what people may edit of it as it is now, for `If-Match`",
+        "schema": {"type": "string", "examples": ['"0f5c2a9b81d4e673"']},
     },
     "Retry-After": {
         "description": "seconds after which to try again",

@@ -111,13 +111,6 @@ KINDS: tuple[Kind, ...] = (
         fix="Repeat that request unchanged, or make a new key for this one.",
     ),
     Kind(
-        name="precondition-required",
-        status=HTTPStatus.PRECONDITION_REQUIRED,
-        title="Precondition Required",
-        meaning="Two people may edit this, and the request does not say what it was based on.",
-        fix="Get it, and send its `ETag` as `If-Match`.",
-    ),
-    Kind(
         name="too-many-requests",
         status=HTTPStatus.TOO_MANY_REQUESTS,
         title="Too Many Requests",

@@ -196,6 +196,12 @@ class DevicePatchOfMany(DevicePatch):
     model_config = _example({"device_id": "meter-7", "tags": ["water", "pilot"]})
 
     device_id: _Id
+    if_match: str | None = Field(
+        None,
+        max_length=1000,
+        description="the `ETag` of the device as it was seen: changed meanwhile, nothing is done (412)",
+        examples=['"0f5c2a9b81d4e673"'],
+    )
 
 
 class DevicePatches(BaseModel):

@@ -289,7 +289,7 @@ async def post_tenant(
             problem = f"{order.tenant_id!r} is a tenant already, of another name"
             raise conflict(InvalidValue("tenant_id", problem, "use another id, or patch its name"))
         response.status_code = HTTPStatus.OK
-    return schemas.Tenant.model_validate(row, from_attributes=True)
+    return etags.tagged(response, schemas.Tenant.model_validate(row, from_attributes=True))
 
 
 @router.get("/tenants/{tenant_id}")

@@ -12,6 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from api import control_schemas as schemas
+from api import etags
 from api.auth import AsCaller, AsWriter, Caller
 from api.errors import ProblemError, bad_input
 from api.event_schemas import Event, Events, event_of
@@ -44,6 +45,7 @@ from metering.store.control_views import (
     list_deliveries,
     list_endpoints,
     list_events,
+    lock_endpoint,
     replay_delivery,
 )
 from metering.store.device_views import device_view
@@ -55,6 +57,9 @@ from metering.wire.command import CommandKind
 
 _PAYLOAD_OCTETS_MAX = 4096
 _SECRET_OCTETS = 32
+
+EDITED = ("url", "kinds", "disabled_at")
+"""What of a webhook endpoint people change; the rest changes by itself."""
 
 router = APIRouter(prefix="/v1", tags=["control"])
 
@@ -253,19 +258,26 @@ async def post_webhook_endpoint(
         if (endpoint.url, endpoint.kinds) != (given.url, given.kinds):
             raise _key_of_another("endpoint")
         response.status_code = HTTPStatus.OK
-    return schemas.CreatedWebhookEndpoint(
+    shown = schemas.CreatedWebhookEndpoint(
         **shown_endpoint(endpoint).model_dump(),
         secret=f"whsec_{base64.b64encode(secret).decode()}" if new else None,
     )
+    return etags.tagged(response, shown, EDITED)
 
 
-@router.delete("/webhook-endpoints/{endpoint_id}", status_code=HTTPStatus.NO_CONTENT)
-async def delete_webhook_endpoint(caller: AsWriter, endpoint_id: EndpointId) -> None:
+@router.delete(
+    "/webhook-endpoints/{endpoint_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=etags.MATCHED,
+)
+async def delete_webhook_endpoint(
+    caller: AsWriter, endpoint_id: EndpointId, if_match: etags.IfMatch = None
+) -> None:
     """Tell a URL nothing more; what was still queued has failed. It stays in the list, disabled.
 
     It may be enabled again.
     """
-    endpoint = await endpoint_of(caller, endpoint_id)
+    endpoint = await owned_endpoint(caller, endpoint_id, if_match)
     await disable_endpoint(
         caller.connection, endpoint.endpoint_no, reason="the endpoint was deleted", now=caller.now
     )
@@ -338,6 +350,14 @@ async def endpoint_of(caller: Caller, endpoint_id: UUID) -> EndpointView:
     endpoint = await endpoint_view(caller.connection, caller.tenant_no, endpoint_id)
     if endpoint is None:
         raise NotFound("webhook endpoint", str(endpoint_id))
+    return endpoint
+
+
+async def owned_endpoint(caller: Caller, endpoint_id: UUID, if_match: str | None) -> EndpointView:
+    """Return an endpoint that nobody else changes meanwhile, if it is as its changer saw it."""
+    await lock_endpoint(caller.connection, caller.tenant_no, endpoint_id)
+    endpoint = await endpoint_of(caller, endpoint_id)
+    etags.check_match(if_match, shown_endpoint(endpoint), EDITED)
     return endpoint
 
 

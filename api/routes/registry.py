@@ -166,15 +166,13 @@ async def patch_device(
     return await _device(caller, device_id, response)
 
 
-@router.patch("/devices")
+@router.patch("/devices", responses=etags.MATCHED)
 async def patch_devices(
-    caller: AsWriter, order: orders.DevicePatches, if_match: etags.IfMatch = None
+    caller: AsWriter, order: orders.DevicePatches, if_match: etags.NotOfOne = None
 ) -> orders.DevicesWritten:
-    """Change what people say of devices, of all or of none; without `If-Match`, which is of one."""
+    """Change what people say of devices, of all or of none; `if_match` beside each, and no `If-Match`."""
     if if_match is not None:
-        raise bad_input(
-            "If-Match", "is of one device", "leave it out, or change each device by itself"
-        )
+        raise bad_input("If-Match", "is of one device", "give `if_match` beside each device")
     device_ids = [each.device_id for each in order.devices]
     places = {device_id: place for place, device_id in reversed([*enumerate(device_ids)])}
     twice = [place for place, each in enumerate(device_ids) if places[each] != place]
@@ -190,7 +188,9 @@ async def patch_devices(
     await lock_devices(caller.connection, caller.tenant_no, device_ids)
     for place, each in enumerate(order.devices):
         with given_as(f"devices.{place}.device_id"):
-            await _describe(caller, each.device_id, each, None)
+            await _describe(
+                caller, each.device_id, each, each.if_match, given_as=f"devices.{place}.if_match"
+            )
     return orders.DevicesWritten(device_ids=device_ids)
 
 
@@ -293,14 +293,19 @@ def cannot_be_done(
 
 
 async def _describe(
-    caller: Caller, device_id: str, patch: orders.DevicePatch, if_match: str | None
+    caller: Caller,
+    device_id: str,
+    patch: orders.DevicePatch,
+    if_match: str | None,
+    *,
+    given_as: str | None = None,
 ) -> None:
     await lock_devices(caller.connection, caller.tenant_no, [device_id])
     device = await device_view(
         caller.connection, caller.tenant_no, device_id=device_id, now=caller.now
     )
     shown = shown_device(device)
-    etags.check_match(if_match, shown, device_routes.EDITABLE)
+    etags.check_match(if_match, shown, device_routes.EDITABLE, given_as=given_as)
     told = patch.model_fields_set
     await describe_device(
         caller.connection,

@@ -299,7 +299,7 @@ async def _created(  # noqa: PLR0917 - the rest of two routes
         caller.connection, fleet=fleet, new=new, request_key=key, request=asked, now=caller.now
     )
     tell_repeated(response, repeated=not is_new)
-    return (await _shown(caller, [made]))[0]
+    return etags.tagged(response, (await _shown(caller, [made]))[0])
 
 
 async def _owned(caller: Caller, threshold_no: int, if_match: str | None) -> Threshold:

@@ -251,10 +251,14 @@ async def get_top_consumers(
     tag: OfTag = None,
     from_: Annotated[
         Instant | None,
-        Query(alias="from", description="its hour is the first; unset: a day before `to`"),
+        Query(
+            alias="from",
+            description="the hour that holds it is the first; unset: a day before `to`",
+        ),
     ] = None,
     to: Annotated[
-        Instant | None, Query(alias="to", description="its hour is the last; unset: now")
+        Instant | None,
+        Query(alias="to", description="hours that begin before it; unset: now"),
     ] = None,
     cycle_at: Annotated[
         Instant | None,
@@ -285,9 +289,10 @@ async def get_top_consumers(
         )
     else:
         until = to or caller.now
-        start, end = _floor_hour(from_ or until - _DAY), _floor_hour(until) + _HOUR
-        if start >= end:
-            raise bad_input("from", "is after 'to'", "use an earlier 'from' or a later 'to'")
+        since = from_ or until - _DAY
+        if since >= until:
+            raise bad_input("from", "is not before 'to'", "use an earlier 'from' or a later 'to'")
+        start, end = _floor_hour(since), _ceil_hour(until)
         await _check_extent(caller, among, start, end)
         rows = await top_consumers(
             caller.connection,
@@ -364,6 +369,11 @@ def _edges(
 
 def _floor_hour(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _ceil_hour(instant: datetime) -> datetime:
+    hour = _floor_hour(instant)
+    return hour if hour == instant else hour + _HOUR
 
 
 def _floor(instant: datetime, bucket: BucketSize, time_zone: str) -> datetime:

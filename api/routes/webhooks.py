@@ -12,14 +12,16 @@ from fastapi import APIRouter, Path, Request, Response
 
 from api import control_schemas as schemas
 from api import etags
-from api.auth import AsCaller, AsWriter, Caller
+from api.auth import AsCaller, AsWriter
 from api.errors import ProblemError, bad_input
 from api.parameters import Cursor, Limit, cursor_of
 from api.routes.control import (
+    EDITED,
     EndpointId,
     check_url,
     endpoint_of,
     number_of,
+    owned_endpoint,
     shown_delivery,
     shown_endpoint,
 )
@@ -33,7 +35,6 @@ from metering.store.control_views import (
     delivery_view,
     enable_endpoint,
     list_attempts,
-    lock_endpoint,
     replay_deliveries,
     rotate_secret,
     send_test_event,
@@ -46,16 +47,12 @@ _REPLAYED_MAX = 1000
 router = APIRouter(prefix="/v1", tags=["control"])
 
 
-_EDITED = ("url", "kinds", "disabled_at")
-"""What of an endpoint people change; the rest changes by itself."""
-
-
 @router.get("/webhook-endpoints/{endpoint_id}")
 async def get_webhook_endpoint(
     caller: AsCaller, endpoint_id: EndpointId, response: Response
 ) -> schemas.WebhookEndpoint:
     """Show one endpoint; not its secret."""
-    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), _EDITED)
+    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), EDITED)
 
 
 @router.patch("/webhook-endpoints/{endpoint_id}", responses=etags.MATCHED)
@@ -68,7 +65,7 @@ async def patch_webhook_endpoint(  # noqa: PLR0917 - as a route takes them
     if_match: etags.IfMatch = None,
 ) -> schemas.WebhookEndpoint:
     """Change where an endpoint is told, and of what; what is still queued goes to the new address."""
-    endpoint = await _owned(caller, endpoint_id, if_match)
+    endpoint = await owned_endpoint(caller, endpoint_id, if_match)
     if patch.url is not None:
         check_url(request, patch.url)
     await change_endpoint(
@@ -77,7 +74,7 @@ async def patch_webhook_endpoint(  # noqa: PLR0917 - as a route takes them
         url=endpoint.url if patch.url is None else patch.url,
         kinds=endpoint.kinds if patch.kinds is None else patch.kinds,
     )
-    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), _EDITED)
+    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), EDITED)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/enabling", responses=etags.MATCHED)
@@ -88,14 +85,18 @@ async def enable_webhook_endpoint(
 
     What it missed is queued by a replay. Of one that is enabled nothing changes.
     """
-    endpoint = await _owned(caller, endpoint_id, if_match)
+    endpoint = await owned_endpoint(caller, endpoint_id, if_match)
     await enable_endpoint(caller.connection, endpoint.endpoint_no)
-    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), _EDITED)
+    return etags.tagged(response, shown_endpoint(await endpoint_of(caller, endpoint_id)), EDITED)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/secret", status_code=HTTPStatus.CREATED)
 async def post_webhook_secret(
-    caller: AsWriter, endpoint_id: EndpointId, given: schemas.SecretRotation, request: Request
+    caller: AsWriter,
+    endpoint_id: EndpointId,
+    given: schemas.SecretRotation,
+    request: Request,
+    response: Response,
 ) -> schemas.CreatedWebhookEndpoint:
     """Replace an endpoint's secret; the answer holds the new one, this once.
 
@@ -110,10 +111,11 @@ async def post_webhook_secret(
         until=caller.now + timedelta(hours=given.overlap_hours),
         now=caller.now,
     )
-    return schemas.CreatedWebhookEndpoint(
+    shown = schemas.CreatedWebhookEndpoint(
         **shown_endpoint(await endpoint_of(caller, endpoint_id)).model_dump(),
         secret=f"whsec_{base64.b64encode(secret).decode()}",
     )
+    return etags.tagged(response, shown, EDITED)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/test", status_code=HTTPStatus.ACCEPTED)
@@ -179,14 +181,6 @@ async def get_webhook_attempts(
         items=[schemas.WebhookAttempt.model_validate(asdict(row)) for row in rows[:limit]],
         next_cursor=cursor_of([last.attempt_no]) if last else None,
     )
-
-
-async def _owned(caller: Caller, endpoint_id: UUID, if_match: str | None) -> EndpointView:
-    """Return an endpoint that nobody else changes meanwhile, if it is as its changer saw it."""
-    await lock_endpoint(caller.connection, caller.tenant_no, endpoint_id)
-    endpoint = await endpoint_of(caller, endpoint_id)
-    etags.check_match(if_match, shown_endpoint(endpoint), _EDITED)
-    return endpoint
 
 
 def _enabled(endpoint: EndpointView) -> EndpointView:

@@ -1,5 +1,8 @@
 """Callers of every role, and what tests of the whole API find there besides what `conftest` charged."""
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import httpx
@@ -35,6 +38,15 @@ async def keys_of_all(url: str) -> Keys:
                 )
             },
         }
+
+
+@contextmanager
+def operating(url: str, database_url: str) -> Iterator[httpx.Client]:
+    """Yield a client of the platform's operator."""
+    key = asyncio.run(keys_of_all(database_url))["operator"]
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+        yield client
 
 
 async def _key(

@@ -3,7 +3,6 @@
 import ast
 import copy
 import json
-import re
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -20,7 +19,7 @@ from api.compatibility import breaks
 from api.events_page import events_page
 from api.examples import Examples
 from api.locations import LOCATIONS
-from api.openapi_document import finished, operations_of, written
+from api.openapi_document import finished, operations_of, shape_of, written
 from api.pattern_words import PATTERN_FIXES
 from api.problems import KINDS, problems_page
 from api.rights import OPEN, RIGHTS
@@ -179,16 +178,12 @@ def test_lists_of_what_has_an_instant_are_narrowed_by_it() -> None:
     assert not set(INSTANTS) & set(WITHOUT)
 
 
-def _shape(path: str) -> str:
-    return re.sub(r"{\w+}", "{}", path)
-
-
 def test_what_makes_something_says_where_it_is() -> None:
     """Who adds an operation that answers 201 says in `LOCATIONS` where what it makes is shown."""
-    shown = {_shape(path) for method, path, _ in operations_of(_DOCUMENT) if method == "get"}
+    shown = {shape_of(path) for method, path, _ in operations_of(_DOCUMENT) if method == "get"}
     for name, (_, operation) in _OPERATIONS.items():
         if "201" in operation["responses"]:
-            assert _shape(LOCATIONS[name]) in shown, name
+            assert shape_of(LOCATIONS[name]) in shown, name
         for status in ("201", "202"):
             answer = operation["responses"].get(status, {})
             if "Location" in answer.get("headers", {}):
@@ -266,7 +261,6 @@ def test_types_of_problems_stay() -> None:
         "unsupported-media-type": 415,
         "unprocessable-entity": 422,
         "idempotency-key-reused": 422,
-        "precondition-required": 428,
         "too-many-requests": 429,
         "internal-server-error": 500,
         "service-unavailable": 503,
@@ -311,6 +305,8 @@ def _parameter(path: str, name: str) -> int:
 
 _FLEET = ("components", "schemas", "Fleet")
 _TOP_UP = ("components", "schemas", "TopUpOrder")
+_PLAN = ("components", "schemas", "PlanDocument")
+_OK = ("paths", "/v1/fleets/{fleet_id}", "get", "responses", "200")
 _LIMIT = ("paths", "/v1/fleets", "get", "parameters", _parameter("/v1/fleets", "limit"))
 
 
@@ -331,10 +327,44 @@ _LIMIT = ("paths", "/v1/fleets", "get", "parameters", _parameter("/v1/fleets", "
         ((*_TOP_UP, "properties", "name"), None, "TopUpOrder.name: is gone"),
         ((*_TOP_UP, "properties", "meter", "enum"), ["data"], "sms is not taken any more"),
         ((*_TOP_UP, "properties", "quantity", "minimum"), 10**6, "its minimum is 1000000"),
+        ((*_PLAN, "properties", "monthly_fee"), None, "PlanDocument.monthly_fee: is gone"),
+        ((*_TOP_UP, "anyOf"), [{"required": ["name"]}], "TopUpOrder: its conditions are others"),
+        (
+            (*_FLEET, "properties", "created_at", "format"),
+            "date",
+            "created_at: its format is another",
+        ),
+        (("paths", "/v1/fleets", "post", "requestBody"), None, "takes no body any more"),
+        ((*_OK, "headers", "ETag"), None, "answer 200 has no header ETag any more"),
+        (("paths", "/health", "get", "security"), [{"key": []}], "GET /health: wants a key"),
     ],
 )
 def test_a_break_is_told(path: tuple[str | int, ...], to: object, told: str) -> None:
     assert any(told in each for each in _changed(*path, to=to)), _changed(*path, to=to)
+
+
+def test_whatever_goes_is_told() -> None:
+    """No field of any schema is out of the comparison's sight."""
+    new = copy.deepcopy(_DOCUMENT)
+    gone = set()
+    for name, schema in new["components"]["schemas"].items():
+        leaves = [of for of, part in schema.get("properties", {}).items() if not _leads_on(part)]
+        gone |= {f"{name}.{of}: is gone" for of in leaves}
+        for of in leaves:
+            del schema["properties"][of]
+    told = breaks(_DOCUMENT, new)
+    unseen = {each for each in gone if not any(line.endswith(f", {each}") for line in told)}
+    assert len(gone) > 1000
+    assert not unseen
+
+
+def _leads_on(part: object) -> bool:
+    """Whether a field leads to other schemas, or tells alternatives apart."""
+    if isinstance(part, list):
+        return any(map(_leads_on, part))
+    if not isinstance(part, dict):
+        return False
+    return "$ref" in part or "const" in part or any(map(_leads_on, part.values()))
 
 
 @pytest.mark.parametrize(
