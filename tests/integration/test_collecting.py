@@ -98,8 +98,8 @@ def test_days_count_by_the_zone_in_force(
             for moment, told in ((begins - tick, number), (begins, number + 1)):
                 await collect(scene.connection, now=moment)
                 assert await events(scene, "bill.overdue") == told, moment
-        for moment, suspended in ((-tick, 0), (timedelta(0), 1)):
-            await collect(scene.connection, now=second_day + timedelta(days=1) + moment)
+        for before, suspended in ((tick, 0), (timedelta(0), 1)):
+            await collect(scene.connection, now=second_day + timedelta(days=1) - before)
             assert await events(scene, "fleet.suspended") == suspended
 
     billed(database_url, story)
