@@ -679,7 +679,7 @@ def told_refund(
     return json.dumps(json.loads(told) | {"type": kind}).encode()
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["by the event", "by the answer"])
+@pytest.mark.parametrize("known", [False, True], ids=["by the total", "by its name"])
 def test_what_the_account_gave_is_not_held_back_until_the_answer_comes(
     database_url: str, *, known: bool
 ) -> None:
