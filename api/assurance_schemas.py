@@ -42,6 +42,13 @@ class MeterFates(BaseModel):
     rejected: Fate = Field(description="were not admitted, as far as their content can be read")
 
 
+class UnreadMessages(BaseModel):
+    """Messages of which no meter can be read, so that their readings are not known: received = rejected."""
+
+    received: int
+    rejected: int = Field(description="`rejected` has them by reason, as `unread`")
+
+
 class RejectedFor(BaseModel):
     """What was rejected for one reason; `differences` tell how much, as far as it can be read."""
 
@@ -116,6 +123,7 @@ class Assurance(BaseModel):
                             "rejected": {"records": 0, "quantity": 0},
                         }
                     ],
+                    "messages": {"received": 1, "rejected": 1},
                     "rejected": [
                         {
                             "reason": "not_json",
@@ -148,6 +156,7 @@ class Assurance(BaseModel):
     cycle: Cycle
     is_even: bool = Field(description="whether nothing is at fault")
     meters: list[MeterFates]
+    messages: UnreadMessages
     rejected: list[RejectedFor]
     revenue: Revenue
     active_devices: int = Field(description="active at any time of the cycle")

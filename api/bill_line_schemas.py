@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.charges_schemas import CHARGE_EXAMPLE, SUMS_EXAMPLE, Charge, ChargeSums, DeviceSums
-from api.schemas import Cycle, Decimals, Page
+from api.schemas import Cycle, Decimals, Page, Time
 
 _LINE: JsonDict = {
     "line": 1,
@@ -189,6 +189,63 @@ class LineDevices(Page[DeviceSums]):
     currency: str
     line: int
     sum: ChargeSums
+
+
+class LineFee(BaseModel):
+    """A part of a fee that fell due."""
+
+    device_id: str | None = Field(description="null: the fleet owes it as a whole")
+    subscription_no: int | None
+    devices: int = Field(description="how many it was reckoned for")
+    begins_at: Time = Field(description="the term that it is a share of")
+    ends_at: Time
+    due_at: Time
+    share: Decimals = Field(description="1 is a whole term, of a fee by the day a day")
+    state: str | None = Field(description="which amount of a fee by state it is")
+    is_returned: bool = Field(description="what was owed in advance and is given back")
+    exact_amount: Decimals
+
+
+class LineFees(Page[LineFee]):
+    """The parts of a fee that a line sums, by device, subscription and time."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_OF_BILL,
+                    "line": 3,
+                    "known": True,
+                    "exact_amount": "1.5",
+                    "items": [
+                        {
+                            "device_id": "meter-7",
+                            "subscription_no": 12,
+                            "devices": 1,
+                            "begins_at": _CYCLE["start"],
+                            "ends_at": _CYCLE["end"],
+                            "due_at": _CYCLE["end"],
+                            "share": "0.5",
+                            "state": None,
+                            "is_returned": False,
+                            "exact_amount": "1.5",
+                        }
+                    ],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )
+
+    bill_no: int
+    number: str
+    fleet_id: str
+    currency: str
+    line: int
+    known: bool = Field(
+        description="false: subscriptions and states of then were not kept, as by an earlier release"
+    )
+    exact_amount: Decimals = Field(description="of all that are listed, on whichever page")
 
 
 class LineCharge(Charge):

@@ -344,10 +344,12 @@ class PaymentRequests(Page[PaymentRequest]):
 
 
 class Refund(BaseModel):
-    """A refund that the payment provider was asked for, and what became of it."""
+    """A refund that the payment provider was asked for, or that was made at it, and what became of it."""
 
     refund_no: int
-    refund_id: UUID = Field(description="its idempotency key at the provider")
+    refund_id: UUID = Field(
+        description="its idempotency key at the provider; of one that was made there, from `provider_id`"
+    )
     payment_no: int
     amount: Decimals
     currency: str
@@ -361,7 +363,7 @@ class Refund(BaseModel):
 
 
 class Refunds(Page[Refund]):
-    """The refunds that the payment provider was asked for, of a fleet, in order."""
+    """The refunds by the payment provider of a fleet, in order."""
 
     model_config = _example(
         {

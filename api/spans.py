@@ -56,6 +56,7 @@ WITHOUT: Mapping[str, str] = {
     "get_differences": "they are those of one change of terms",
     "get_bill_charges": "they are those of one bill",
     "get_bill_line_charges": "they are those of one line",
+    "get_bill_line_fees": "they are those of one line",
     "get_usage_records": "it has `measured_from` and `received_from`",
     "get_charges": "it has `measured_from` and `received_from`",
     "get_carrier_records": "it has `measured_from`",

@@ -126,6 +126,9 @@ def _assurance(fleet: FleetView, found: Assurance) -> schemas.Assurance:
         cycle=presenting.cycle(found.cycle),
         is_even=found.is_even,
         meters=[_meter(each) for each in found.meters],
+        messages=schemas.UnreadMessages(
+            received=found.messages.received, rejected=found.messages.rejected
+        ),
         rejected=[
             schemas.RejectedFor(
                 reason=each.reason,

@@ -77,7 +77,8 @@ async def get_bill_line_devices(
 ) -> schemas.LineDevices:
     """List the devices behind a line of a final bill with their sums, which add up to the line's exactly.
 
-    Of an adjustment of an earlier cycle, what their charges differ by. Empty where no charge makes a line.
+    Of a fee what each owes of it, with no records. Of an adjustment of an earlier cycle, what their charges
+    differ by. Empty where neither charges nor fees of devices make a line.
     """
     of = await bill_lines.billed_line(
         caller.connection, caller.tenant_no, bill_no=bill_no, number=line_no
@@ -94,9 +95,59 @@ async def get_bill_line_devices(
         {
             **_bill(of.bill),
             "line": line_no,
-            "sum": sums_of(await _sum(caller, of)),
+            "sum": sums_of(await _sum_of_devices(caller, of)),
             "items": [{"device_id": row.device_id or "", **sums_of(row)} for row in rows[:limit]],
             "next_cursor": cursor_of([rows[limit - 1].device_id or ""]) if more else None,
+        }
+    )
+
+
+@router.get("/bills/{bill_no}/lines/{line_no}/fees")
+async def get_bill_line_fees(
+    caller: AsCaller,
+    bill_no: BillNo,
+    line_no: _LineNo,
+    *,
+    device_id: OfDevice = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.LineFees:
+    """List the parts of a fee that a line of a final bill sums: for whom, for what time, and how much.
+
+    They sum to the line exactly. Empty where no fee makes a line, or where subscriptions and states of then
+    were not kept (`known` is false).
+    """
+    of = await bill_lines.billed_line(
+        caller.connection, caller.tenant_no, bill_no=bill_no, number=line_no
+    )
+    if device_id is not None:
+        await device_nos_of_ids(caller.connection, caller.tenant_no, [device_id])
+    found = await bill_lines.fees_of_line(caller.connection, caller.tenant_no, of)
+    parts = [each for each in found or () if device_id in (None, each[0])]
+    begins = number_after(cursor)
+    rows = parts[begins : begins + limit]
+    return schemas.LineFees.model_validate(
+        {
+            **_bill(of.bill),
+            "line": line_no,
+            "known": found is not None or not of.is_fee,
+            "exact_amount": decimal_text(sum((item.exact for _, item in parts), Fraction(0))),
+            "items": [
+                {
+                    "device_id": owing,
+                    "subscription_no": item.subscription_no,
+                    "devices": item.devices,
+                    "begins_at": item.begins,
+                    "ends_at": item.ends,
+                    "due_at": item.due,
+                    "share": decimal_text(item.share),
+                    "state": item.state,
+                    "is_returned": item.refund,
+                    "exact_amount": decimal_text(item.exact),
+                }
+                for owing, item in rows
+            ],
+            "next_cursor": cursor_of([begins + limit]) if begins + limit < len(parts) else None,
         }
     )
 
@@ -149,6 +200,10 @@ async def get_bill_line_charges(
 
 async def _sum(caller: Caller, of: bill_lines.BilledLine) -> charge_views.ChargeSums:
     return await bill_lines.sum_of_line(caller.connection, caller.tenant_no, of)
+
+
+async def _sum_of_devices(caller: Caller, of: bill_lines.BilledLine) -> charge_views.ChargeSums:
+    return await bill_lines.sum_of_devices(caller.connection, caller.tenant_no, of)
 
 
 async def _changes(caller: Caller, of: bill_lines.BilledLine) -> schemas.LineChanges:

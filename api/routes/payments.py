@@ -180,7 +180,7 @@ async def post_refund(
 async def get_refunds(
     caller: AsCaller, within: Within, fleet_id: FleetId, limit: Limit = 100, cursor: Cursor = None
 ) -> schemas.Refunds:
-    """List the refunds that were asked of the payment provider, and what became of them."""
+    """List the refunds by the payment provider, also those made at it, and what became of them."""
     fleet = await _fleet(caller, fleet_id)
     rows = await list_refunds(
         caller.connection,

@@ -18,7 +18,12 @@ from metering.billing.document import DocumentLineKind, sum_of
 from metering.billing.frozen import DEVICES, statement_of
 from metering.ids import TenantNo
 from metering.insight.expected_price import expected_prices
-from metering.insight.rejected_usage import RejectedFor, RejectedUsage, rejected_usage
+from metering.insight.rejected_usage import (
+    RejectedFor,
+    RejectedUsage,
+    UnreadMessages,
+    rejected_usage,
+)
 from metering.period import BillCycle
 from metering.rating.statement import LineKind, Statement
 from metering.store.assurance_views import (
@@ -108,6 +113,7 @@ class Assurance:
 
     cycle: BillCycle
     meters: Sequence[MeterFates]
+    messages: UnreadMessages
     rejected: Sequence[RejectedFor]
     revenue: Revenue
     active_devices: int
@@ -152,6 +158,7 @@ async def assure(
     return Assurance(
         cycle=cycle,
         meters=_with_rejected(meters, rejected),
+        messages=rejected.messages,
         rejected=rejected.by_reason,
         revenue=revenue,
         # One that was in another fleet all the time that it was active is that fleet's.
@@ -253,6 +260,15 @@ async def _usage(
             is_fault=False,
         )
         for (device_id, meter, reason), told in sorted(rejected.by_device.items())
+    ]
+    found += [
+        Difference(
+            kind="rejected",
+            text=f"{number} messages are rejected: {reason}; what readings they hold is not known",
+            device_id=device_id,
+            is_fault=False,
+        )
+        for (device_id, reason), number in sorted(rejected.unread_by_device.items())
     ]
     return await _priced(connection, tenant_no, found, fleet=fleet, cycle=cycle)
 

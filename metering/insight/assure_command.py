@@ -112,9 +112,15 @@ def _told(fleet: FleetView, found: Assurance) -> Iterator[str]:
         )
         told = ", ".join(f"{name} {records} ({quantity})" for name, records, quantity in parts)
         yield f"  {meter.meter} in readings ({meter.unit}s): {told}"
+    unread = found.messages
+    if unread.received:
+        yield (
+            "  messages of which no meter can be read:"
+            f" received {unread.received}, rejected {unread.rejected}"
+        )
     for each in found.rejected:
-        unread = f", {each.unread} of them unread" if each.unread else ""
-        yield f"  rejected: {each.reason} {each.contents} ({each.times} times){unread}"
+        share = f", {each.unread} of them unread" if each.unread else ""
+        yield f"  rejected: {each.reason} {each.contents} ({each.times} times){share}"
     revenue = found.revenue
     amounts = (
         ("charged", revenue.charged),

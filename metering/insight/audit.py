@@ -59,7 +59,7 @@ from metering.store.kept_sums import (
     stored_hours_of_fleet,
     stored_uses,
 )
-from metering.store.messages import batches_not_kept, missing_in_messages
+from metering.store.messages import batches_not_kept, days_without_messages, missing_in_messages
 from metering.store.registry import Fleet, fleet_rule
 from metering.store.tally import tally, unequal_arrivals
 from metering.usage import METERS_BY_NO
@@ -134,6 +134,7 @@ async def audit_database(
     result.differences += await number_differences(connection)
     result.differences += [each async for each in missing_in_messages(connection)]
     if messages_kept_since is not None:
+        result.differences += await days_without_messages(connection, since=messages_kept_since)
         result.differences += await batches_not_kept(connection, since=messages_kept_since)
     total = sum(replayed.values())
     if total != result.charges:  # else every charge was found in its own fleet

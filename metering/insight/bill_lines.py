@@ -12,6 +12,8 @@ from metering.billing.document import DocumentLine, DocumentLineKind
 from metering.billing.frozen import statement_of
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.ids import TenantNo
+from metering.insight import line_fees
+from metering.insight.line_fees import NamedFee
 from metering.period import BillCycle
 from metering.plan_document import stored_terms
 from metering.rating.plan import PlanTerms
@@ -39,8 +41,8 @@ from metering.usage import METERS
 _LINE = TypeAdapter(DocumentLine)
 _MADE_OF: Mapping[DocumentLineKind, str] = {
     DocumentLineKind.USAGE: "the charges of its cycle at its price, as they were when it closed",
-    DocumentLineKind.RECURRING: "subscriptions and states, or what a price costs at no quantity",
-    DocumentLineKind.ONE_TIME: "subscriptions and states",
+    DocumentLineKind.RECURRING: "what a price costs at no quantity, for each device on the plan",
+    DocumentLineKind.ONE_TIME: "what is owed once",
     DocumentLineKind.TRUE_UP: "what other lines lack to a minimum or commitment",
     DocumentLineKind.DISCOUNT: "a discount, credit or maximum on the sums of other lines",
     DocumentLineKind.EARLIER_PERIOD: "what its cycle owed then, less all that was billed of it before",
@@ -66,8 +68,19 @@ class BilledLine:
     reckonings: Sequence[Reckoning] = ()
 
     @property
+    def is_fee(self) -> bool:
+        """Whether it is what devices, or the fleet, owe of a fee of their plan."""
+        return (
+            self.bill.kind == "bill"
+            and self.line.kind in (DocumentLineKind.RECURRING, DocumentLineKind.ONE_TIME)
+            and self.line.meter is None
+        )
+
+    @property
     def made_of(self) -> str:
         """What it is made of, in words."""
+        if self.is_fee:
+            return "the parts of a fee that subscriptions and states made due"
         if self.line.corrects is not None:
             return "a part of the line of the bill that it corrects"
         if self.changed is not None and self.bill.kind != "bill":
@@ -208,10 +221,24 @@ async def sum_of_line(
     return charge_views.NO_CHARGES
 
 
+async def fees_of_line(
+    connection: Connection, tenant_no: TenantNo, of: BilledLine
+) -> list[NamedFee] | None:
+    """Return the parts of a fee that a line sums, by device; None where they are not known, or it is none."""
+    if not of.is_fee:
+        return None
+    return await line_fees.fees_of_line(connection, tenant_no, bill=of.bill, line=of.line)
+
+
 async def devices_of_line(
     connection: Connection, tenant_no: TenantNo, of: BilledLine, *, after: str, limit: int
 ) -> Sequence[charge_views.ChargeSums]:
-    """Return the same of at most `limit` devices after one, ascending by id."""
+    """Return the same of at most `limit` devices after one, ascending by id; of a fee what each owes."""
+    if of.is_fee:
+        parts = await fees_of_line(connection, tenant_no, of) or []
+        return [each for each in line_fees.sums_by_device(parts) if (each.device_id or "") > after][
+            :limit
+        ]
     if of.charges is not None:
         return await charge_views.sums_of_devices(
             connection, tenant_no, of.charges, after=after, limit=limit
@@ -221,6 +248,15 @@ async def devices_of_line(
             connection, tenant_no, of.changed, after=after, limit=limit
         )
     return []
+
+
+async def sum_of_devices(
+    connection: Connection, tenant_no: TenantNo, of: BilledLine
+) -> charge_views.ChargeSums:
+    """Return what the devices behind a line come to."""
+    if of.is_fee:
+        return line_fees.sum_of_devices(await fees_of_line(connection, tenant_no, of) or [])
+    return await sum_of_line(connection, tenant_no, of)
 
 
 async def charges_of_line(

@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             database_url(settings),
             every_seconds=arguments.every,
             share=(arguments.sample or _ALL) / _ALL,
+            messages_kept_days=settings.messages_kept_days,
         )
         return serve(watch.run, metrics_port=settings.metrics_port)
     result = asyncio.run(

@@ -1,6 +1,7 @@
 """What a line of a final bill is made of, in words: devices, or the charges of one of them."""
 
 from datetime import datetime
+from fractions import Fraction
 
 from metering.errors import NotFound
 from metering.ids import TenantNo
@@ -10,6 +11,7 @@ from metering.insight.bill_lines import (
     billed_line,
     charges_of_line,
     devices_of_line,
+    fees_of_line,
     line_changes,
     sum_of_line,
     terms_of_plans,
@@ -42,8 +44,12 @@ async def explained_line(
         f"It is made of {of.made_of}.",
     ]
     if device is None:
+        if of.is_fee:
+            return [*words, *await _fees(connection, tenant_no, of, device=None)]
         return [*words, *await _lines(connection, tenant_no, of), *await _devices(connection, of)]
     (device_no,) = await device_nos_of_ids(connection, tenant_no, [device])
+    if of.is_fee:
+        return [*words, *await _fees(connection, tenant_no, of, device=device)]
     return [*words, *await _charges(connection, of.of_device(device_no))]
 
 
@@ -54,6 +60,24 @@ async def _lines(connection: Connection, tenant_no: TenantNo, of: BilledLine) ->
         f" {decimal_text(each.after)} then"
         for each in await line_changes(connection, tenant_no, of) or ()
     ]
+
+
+async def _fees(
+    connection: Connection, tenant_no: TenantNo, of: BilledLine, *, device: str | None
+) -> list[str]:
+    parts = await fees_of_line(connection, tenant_no, of)
+    if parts is None:
+        return ["Of whom it is for, subscriptions and states of then were not kept."]
+    words = [
+        f"  {device_id or 'the fleet'}, {instant_text(item.begins)} to {instant_text(item.ends)}:"
+        f" {decimal_text(item.share)} of it, {decimal_text(item.exact)}"
+        for device_id, item in parts
+        if device in (None, device_id)
+    ]
+    total = sum(
+        (item.exact for device_id, item in parts if device in (None, device_id)), Fraction(0)
+    )
+    return [*words, f"fees: {len(words)}, {decimal_text(total)}"]
 
 
 async def _devices(connection: Connection, of: BilledLine) -> list[str]:

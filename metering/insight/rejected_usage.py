@@ -49,6 +49,17 @@ DeviceKey = tuple[str, str, str]
 """Device, meter and reason."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadMessages:
+    """Messages of which no meter can be read, so that nobody knows how many readings they hold.
+
+    Of these, too, what was received is rated, parked or rejected; all of them are `rejected`.
+    """
+
+    received: int
+    rejected: int
+
+
 @dataclass(slots=True)
 class RejectedUsage:
     """What was rejected of a fleet's cycle."""
@@ -59,6 +70,14 @@ class RejectedUsage:
     unread: Counter[str] = field(default_factory=Counter)
     by_meter: dict[str, Told] = field(default_factory=dict)
     by_device: dict[DeviceKey, Told] = field(default_factory=dict)
+    unread_by_device: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By device and reason."""
+
+    @property
+    def messages(self) -> UnreadMessages:
+        """The messages that stand in the equation as such."""
+        number = self.unread.total()
+        return UnreadMessages(received=number, rejected=number)
 
     @property
     def by_reason(self) -> list[RejectedFor]:
@@ -83,7 +102,9 @@ class RejectedUsage:
         self.contents[row.reason] += 1
         self.times[row.reason] += row.times
         self.readings[row.reason] += len(own)
-        self.unread[row.reason] += not told
+        if not told:
+            self.unread[row.reason] += 1
+            self.unread_by_device[row.device_id, row.reason] += 1
         for each in own:
             self.by_meter.setdefault(each.meter, Told()).add(each)
             self.by_device.setdefault((row.device_id, each.meter, row.reason), Told()).add(each)

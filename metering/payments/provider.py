@@ -21,12 +21,17 @@ class PaymentOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundFailed:
-    """A refund did not reach the buyer, maybe long after the provider took it: its money is there again."""
+class RefundTold:
+    """A refund that the provider took, whoever asked for it.
 
-    refund_id: UUID
+    `refund_id` is its key, None where nobody asked for it here; `provider_id` is what the provider calls it.
+    `problem` tells why it did not reach the buyer, maybe long after: its money is there again.
+    """
+
+    refund_id: UUID | None
     provider_id: str
-    problem: str
+    amount: Decimal
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,7 @@ class Facts:
     refunded: Decimal = _NOTHING
     disputed: Decimal = _NOTHING
     failure: str | None = None
-    refund_failed: RefundFailed | None = None
+    refund: RefundTold | None = None
     dispute_won: str | None = None
 
 

@@ -1,12 +1,17 @@
 """What the provider says becomes what the account says: whatever comes, how often, in which order."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from uuid import UUID, uuid5
 
-from metering.billing.pay import enter_payment, take_back
+from metering.billing.account import oldest_first
+from metering.billing.pay import Share, enter_payment, take_back
+from metering.errors import Conflict
 from metering.event_kinds import EventKind
-from metering.payments.provider import Facts, ProviderEvent, RefundFailed
+from metering.payments.provider import Facts, ProviderEvent, RefundTold
 from metering.store.bills import lock_billing
 from metering.store.connection import Connection
 from metering.store.outbox import NewEvent, record_events
@@ -19,11 +24,26 @@ from metering.store.payment_requests import (
     request_by_id,
     request_by_no,
     store_request,
+    tenant_of_payment,
 )
-from metering.store.payments import NewPayment, is_referred_to, payment_by_no
+from metering.store.payments import (
+    Lot,
+    NewPayment,
+    Payment,
+    Purpose,
+    is_referred_to,
+    payment_by_no,
+    released_of,
+    unpaid_bills,
+)
 from metering.store.provider_refunds import (
+    MADE_THERE,
+    NewRefund,
     ProviderRefund,
+    came_back_of,
     fail_made_refund,
+    insert_made_refund,
+    note_made_refund,
     refund_by_id,
     refunds_made,
 )
@@ -33,16 +53,28 @@ log = logging.getLogger(__name__)
 
 METHOD = "provider"
 """The method of a payment that came by the provider."""
+_NOTHING = Decimal(0)
+_REFUNDS_THERE = UUID("6f6f1c0e-6d0b-4f0e-9c43-0c5c5d3a7b52")
+"""Refunds that were made at the provider have their keys in this namespace, by what it calls them."""
 
 
 async def receive_event(connection: Connection, event: ProviderEvent, *, now: datetime) -> bool:
-    """Take an event of the provider; return False, having done nothing, if it had come before."""
+    """Take an event of the provider; return False, having done nothing, if it had come before.
+
+    Nothing is done either for a refund of a payment that is not known here. Raises `Conflict` for one of a
+    payment that is asked for and has not come yet: the provider sends it again.
+    """
+    facts = event.facts
     async with connection.transaction():
+        if facts.refund is not None and not await tenant_of_payment(
+            connection, request_id=None, intent_id=facts.intent_id
+        ):
+            return False
         new = await insert_provider_event(
-            connection, event.event_id, kind=event.kind, intent_id=event.facts.intent_id, now=now
+            connection, event.event_id, kind=event.kind, intent_id=facts.intent_id, now=now
         )
         if new:
-            await take_facts(connection, event.facts, now=now)
+            await take_facts(connection, facts, now=now)
         return new
 
 
@@ -52,9 +84,10 @@ async def take_facts(connection: Connection, facts: Facts, *, now: datetime) -> 
     What the account does depends on all that is known, never on what came last. Until something names the
     request, it waits. The caller's transaction holds both.
     """
-    failed: ProviderRefund | None = None
-    if facts.refund_failed is not None:
-        failed = await _refund_failed(connection, facts.refund_failed, now=now)
+    refund: ProviderRefund | None = None
+    if facts.refund is not None and facts.refund.refund_id is not None:
+        # Owned first, as whoever asks for it does.
+        refund = await refund_by_id(connection, facts.refund.refund_id)
     request = facts.request_id and await request_by_id(connection, facts.request_id)
     if facts.request_id is not None and request is None:
         log.warning("intent %s names a request that is not known here", facts.intent_id)
@@ -86,15 +119,38 @@ async def take_facts(connection: Connection, facts: Facts, *, now: datetime) -> 
     payment_no = known.payment_no
     if payment_no is None:
         payment_no = await _received(connection, fleet, request, known, now=now)
-    if payment_no is not None:
-        await _returned(connection, fleet, known, payment_no, now=now)
-        if facts.dispute_won is not None:
-            await _won(connection, fleet, known, payment_no, facts.dispute_won, now=now)
-        if failed is not None and facts.refund_failed is not None:
-            reference = facts.refund_failed.provider_id
-            await _came_back(
-                connection, fleet, payment_no, failed.amount, reference, pays=False, now=now
+    await _follow(connection, fleet, known, payment_no, facts, refund, now=now)
+
+
+async def _follow(  # noqa: PLR0917 - whose payment, and what is known and said of it
+    connection: Connection,
+    fleet: Fleet,
+    known: ProviderPayment,
+    payment_no: int | None,
+    facts: Facts,
+    refund: ProviderRefund | None,
+    *,
+    now: datetime,
+) -> None:
+    """Let a payment's account follow what is known, and refunds what was said of one."""
+    if payment_no is None:
+        if facts.refund is not None:
+            raise Conflict("payment_intent", "has not come yet", "send this again after it came")
+        return
+    failed = False
+    if facts.refund is not None:
+        if refund is None:
+            refund = await refund_by_id(connection, _key_of(facts.refund)) or await _made_there(
+                connection, fleet, payment_no, facts, now=now
             )
+        failed = await _follow_refund(connection, refund, facts.refund, now=now)
+    await _returned(connection, fleet, known, payment_no, now=now)
+    if facts.dispute_won is not None:
+        await _won(connection, fleet, known, payment_no, facts.dispute_won, now=now)
+    if failed and refund is not None and facts.refund is not None:
+        reference = facts.refund.provider_id
+        shares = await _lost_by(connection, fleet, refund)
+        await _came_back(connection, fleet, payment_no, refund.amount, reference, shares, now=now)
 
 
 async def _received(
@@ -137,33 +193,90 @@ async def _returned(
     connection: Connection, fleet: Fleet, known: ProviderPayment, payment_no: int, *, now: datetime
 ) -> None:
     """Take back what the provider gave back, or the buyer's bank disputes, and was not taken back yet."""
-    payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
-    # What was asked for here and answered is gone, whether its event came or not.
-    refunded = max(known.refunded, await refunds_made(connection, payment_no))
-    gone = min(refunded + known.disputed, payment.amount)
-    missing = gone - payment.returned
-    if missing > Decimal(0):
-        kind = "reversal" if known.disputed else "refund"
-        reason = "disputed at the buyer's bank" if known.disputed else "refunded at the provider"
-        await take_back(connection, fleet, payment, missing, kind, reason, now=now)
+    missing = await _refunded(connection, known, payment_no) + known.disputed
+    payments = await _with_what_came_back(connection, fleet, payment_no)
+    missing -= sum((each.returned for each in payments), _NOTHING)
+    kind = "reversal" if known.disputed else "refund"
+    reason = "disputed at the buyer's bank" if known.disputed else "refunded at the provider"
+    for payment in payments:
+        taken = min(missing, payment.amount - payment.returned)
+        if taken > _NOTHING:
+            await take_back(connection, fleet, payment, taken, kind, reason, now=now)
+            missing -= taken
 
 
-async def _refund_failed(
-    connection: Connection, failed: RefundFailed, *, now: datetime
-) -> ProviderRefund | None:
-    """Note that a refund failed after the provider had taken it; return it, None: that was known.
+async def _refunded(connection: Connection, known: ProviderPayment, payment_no: int) -> Decimal:
+    """Return what was refunded of an intent, with what failed later.
 
-    It counts as made: what it took, once the provider told of that, comes back as a payment.
+    What was asked for here and answered is gone, whether its event came or not.
     """
-    refund = await refund_by_id(connection, failed.refund_id)
-    if refund is None or (refund.state == "failed" and refund.provider_id is not None):
-        return None
+    return max(known.refunded, await refunds_made(connection, payment_no))
+
+
+async def _with_what_came_back(
+    connection: Connection, fleet: Fleet, payment_no: int
+) -> list[Payment]:
+    """Return a payment, and those that refunds of it which failed became: both may be refunded."""
+    numbers = [payment_no, *await came_back_of(connection, fleet.fleet_no, payment_no)]
+    return [await payment_by_no(connection, fleet.tenant_no, each) for each in numbers]
+
+
+def _key_of(told: RefundTold) -> UUID:
+    return told.refund_id or uuid5(_REFUNDS_THERE, told.provider_id)
+
+
+async def _made_there(
+    connection: Connection, fleet: Fleet, payment_no: int, facts: Facts, *, now: datetime
+) -> ProviderRefund:
+    """Keep a refund that nobody asked for here."""
+    assert facts.refund is not None  # noqa: S101 - the caller looked
+    refund = NewRefund(
+        refund_id=_key_of(facts.refund), tenant_no=fleet.tenant_no, fleet_no=fleet.fleet_no,
+        payment_no=payment_no, intent_id=facts.intent_id, amount=facts.refund.amount,
+        currency=fleet.currency, reason=MADE_THERE,
+    )  # fmt: skip
+    return await insert_made_refund(
+        connection, refund, provider_id=facts.refund.provider_id, now=now
+    )
+
+
+async def _follow_refund(
+    connection: Connection, refund: ProviderRefund, told: RefundTold, *, now: datetime
+) -> bool:
+    """Note that a refund was made, or failed after that; return whether the latter is new.
+
+    One that failed counts as made: what it took comes back as a payment.
+    """
+    if told.problem is None:
+        await note_made_refund(connection, refund.refund_no, provider_id=told.provider_id)
+        return False
+    if refund.state == "failed" and refund.provider_id is not None:
+        return False
     await fail_made_refund(
-        connection, refund.refund_no, provider_id=failed.provider_id, problem=failed.problem
+        connection, refund.refund_no, provider_id=told.provider_id, problem=told.problem
     )
     if refund.state != "failed":
-        await tell_refund_failed(connection, refund, failed.problem, now=now)
-    return refund
+        await tell_refund_failed(connection, refund, told.problem, now=now)
+    return True
+
+
+async def _lost_by(connection: Connection, fleet: Fleet, refund: ProviderRefund) -> list[Share]:
+    """Return what of a refund is to pay again what its payment paid before.
+
+    What was asked for here was free: it pays nothing, as before. What was made at the provider may have
+    been taken from bills.
+    """
+    if refund.reason != MADE_THERE:
+        return []
+    released = await released_of(connection, refund.payment_no)
+    bills = [
+        replace(bill, open=min(bill.open, bill.held + released.get(bill.bill_no, _NOTHING)))
+        for bill in await unpaid_bills(connection, fleet.fleet_no)
+    ]
+    lot = Lot(pocket="credit", payment_no=refund.payment_no, amount=refund.amount)
+    return [
+        Share(bill_no=bill_no, amount=part.amount) for bill_no, part in oldest_first([lot], bills)
+    ]
 
 
 async def _won(
@@ -178,34 +291,44 @@ async def _won(
     """Enter what a dispute took that was won, once."""
     if await is_referred_to(connection, fleet.fleet_no, method=METHOD, reference=dispute):
         return
-    payment = await payment_by_no(connection, fleet.tenant_no, payment_no)
-    refunded = max(known.refunded, await refunds_made(connection, payment_no))
-    taken = min(known.disputed, payment.returned - refunded)
-    if taken > Decimal(0):
-        await _came_back(connection, fleet, payment_no, taken, dispute, pays=True, now=now)
+    refunded = await _refunded(connection, known, payment_no)
+    payments = await _with_what_came_back(connection, fleet, payment_no)
+    returned = sum((each.returned for each in payments), _NOTHING)
+    taken = min(known.disputed, returned - refunded)
+    if taken > _NOTHING:
+        await _came_back(connection, fleet, payment_no, taken, dispute, None, now=now)
 
 
-async def _came_back(
+async def _came_back(  # noqa: PLR0917 - how much of what came back, and what for
     connection: Connection,
     fleet: Fleet,
     payment_no: int,
     amount: Decimal,
     reference: str,
+    shares: Sequence[Share] | None,
     *,
-    pays: bool,
     now: datetime,
 ) -> None:
-    """Enter money that had gone from a payment as one of its own; whether it `pays` bills at once."""
+    """Enter money that had gone from a payment as one of its own, which pays `shares`; None: what is open.
+
+    The wallet pays bills as they become final, never later: what is to pay one again does not go through it.
+    """
     before = await payment_by_no(connection, fleet.tenant_no, payment_no)
-    payment = NewPayment(
-        purpose=before.purpose,
-        amount=amount,
-        currency=fleet.currency,
-        method=METHOD,
-        reference=reference,
-        received_at=now,
-    )
-    await enter_payment(connection, fleet, payment, None if pays else [], now=now)
+    paying = sum((share.amount for share in shares or ()), _NOTHING)
+    parts: list[tuple[Purpose, Decimal, Sequence[Share] | None]] = [("account", amount, shares)]
+    if before.purpose == "wallet":
+        parts = [("account", paying, shares), ("wallet", amount - paying, None)]
+    for purpose, part, paid in parts:
+        if part > _NOTHING:
+            payment = NewPayment(
+                purpose=purpose,
+                amount=part,
+                currency=fleet.currency,
+                method=METHOD,
+                reference=reference,
+                received_at=now,
+            )
+            await enter_payment(connection, fleet, payment, paid, now=now)
 
 
 async def tell_refund_failed(

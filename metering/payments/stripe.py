@@ -22,8 +22,8 @@ from metering.payments.provider import (
     ProviderEvent,
     RefundAnswer,
     Refunded,
-    RefundFailed,
     RefundOrder,
+    RefundTold,
     Refused,
     SignatureRefused,
     Unanswered,
@@ -46,7 +46,7 @@ _TRY_AGAIN = {401, 403, 408, 409, 429}
 _OF_DISPUTE = {"charge.dispute.created", "charge.dispute.closed"}
 _WON = {"won", "warning_closed"}
 """How a dispute ends that leaves the seller the money."""
-_OF_REFUND = {"charge.refund.updated", "refund.updated", "refund.failed"}
+_OF_REFUND = {"charge.refund.updated", "refund.created", "refund.updated", "refund.failed"}
 """Of one refund; which of them is sent depends on the version."""
 _REFUND_FAILED = {"failed", "canceled"}
 _KINDS = {
@@ -230,17 +230,17 @@ def _facts_of_event(kind: str, told: Mapping[str, Any]) -> Facts | None:
             )
 
 
-def _facts_of_refund(intent_id: str, told: Mapping[str, Any]) -> Facts | None:
-    refund_id = _id_in_metadata(told, REFUND)
-    if refund_id is None or told.get("status") not in _REFUND_FAILED:
-        return None
-    failed = RefundFailed(
-        refund_id=refund_id,
-        provider_id=_text(told, "id"),
-        problem=_short(f"{told['status']}: {told.get('failure_reason')}"),
-    )
+def _facts_of_refund(intent_id: str, told: Mapping[str, Any]) -> Facts:
     currency = _text(told, "currency").upper()
-    return Facts(intent_id=intent_id, request_id=None, currency=currency, refund_failed=failed)
+    status = _text(told, "status")
+    failed = status in _REFUND_FAILED
+    refund = RefundTold(
+        refund_id=_id_in_metadata(told, REFUND),
+        provider_id=_text(told, "id"),
+        amount=amount_of(_whole(told, "amount"), currency),
+        problem=_short(f"{status}: {told.get('failure_reason')}") if failed else None,
+    )
+    return Facts(intent_id=intent_id, request_id=None, currency=currency, refund=refund)
 
 
 def _facts_of_intent(told: Any, *, failure: str | None = None) -> Facts:  # noqa: ANN401 - JSON

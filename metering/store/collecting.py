@@ -69,8 +69,16 @@ async def set_payment_policy(
 
 _OF_UNPAID = (
     " FROM bill JOIN payment_policy USING (tenant_no) JOIN fleet USING (fleet_no)"
-    " CROSS JOIN LATERAL"
-    "   (SELECT (%(now)s AT TIME ZONE fleet.time_zone)::date - bill.due AS days) AS late"
+    # The day by the zone in force, which begins no earlier than the zones that it follows let it.
+    " CROSS JOIN LATERAL (SELECT min(position) FILTER (WHERE %(now)s < begins) AS present,"
+    "     max(day) FILTER (WHERE %(now)s >= begins) AS first_day"
+    "   FROM jsonb_array_elements(fleet.earlier_zones) WITH ORDINALITY AS earlier (zone, position)"
+    "   CROSS JOIN LATERAL (SELECT (zone ->> 1)::date AS day) AS following"
+    "   CROSS JOIN LATERAL"
+    "     (SELECT day::timestamp AT TIME ZONE (zone ->> 0) AS begins) AS beginning) AS zones"
+    " CROSS JOIN LATERAL (SELECT greatest(first_day, (%(now)s AT TIME ZONE"
+    "   coalesce(fleet.earlier_zones -> (present - 1)::int ->> 0, fleet.time_zone))::date) - bill.due"
+    "   AS days) AS late"
 )
 _UNPAID = _OF_UNPAID + " WHERE bill.kind = 'bill' AND bill.state = 'finalised'"
 

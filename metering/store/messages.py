@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from metering.ids import TenantNo
+from metering.period import instant_text
 from metering.store.columns import Column, column_of
 from metering.store.connection import Connection
 
@@ -196,27 +197,67 @@ _PAGE = 20
 
 async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
     """Yield readings that the kept messages of their batch do not hold, and batches that cannot be read."""
-    after = (0, 0)
-    while True:
-        found = await connection.execute(
-            "SELECT batch_no, tenant_no, content FROM message_batch WHERE (batch_no, tenant_no) > (%s, %s)"
-            " ORDER BY batch_no, tenant_no LIMIT %s",
-            [*after, _PAGE],
-            binary=True,
+    place: BatchPlace | None = BEFORE_ALL
+    while place is not None:
+        faults, place = await missing_after(connection, place)
+        for fault in faults:
+            yield fault
+
+
+BatchPlace = tuple[int, int]
+"""Number of a batch, and of the tenant whose messages of it are kept."""
+BEFORE_ALL: BatchPlace = (0, 0)
+
+
+async def missing_after(
+    connection: Connection, place: BatchPlace
+) -> tuple[list[str], BatchPlace | None]:
+    """Return the same of the next few batches after a place, and the last one's; None: that was the end."""
+    found = await connection.execute(
+        "SELECT batch_no, tenant_no, content FROM message_batch WHERE (batch_no, tenant_no) > (%s, %s)"
+        " ORDER BY batch_no, tenant_no LIMIT %s",
+        [*place, _PAGE],
+        binary=True,
+    )
+    rows = await found.fetchall()
+    faults: list[str] = []
+    held: dict[BatchPlace, tuple[Column, Column]] = {}
+    for batch_no, tenant_no, content in rows:
+        try:
+            held[batch_no, tenant_no] = _numbers(unpacked(content))
+        except MessagesDamaged as error:
+            faults.append(f"the messages of batch {batch_no} cannot be read: {error}")
+    faults += [
+        f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
+        for batch_no, tenant_no, boots, seqs in await _stored(connection, held)
+        for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs))
+    ]
+    return faults, (rows[-1][0], rows[-1][1]) if len(rows) == _PAGE else None
+
+
+async def days_without_messages(connection: Connection, *, since: datetime) -> list[str]:
+    """Return the days since an instant of which messages were kept and none is there any more, in words.
+
+    A day's chunk is made by the first message of it that is kept, and dropped as a whole: one that is there
+    and holds nothing has lost what it held. Days on which nothing was kept have none.
+    """
+    found = await connection.execute(
+        "SELECT range_start::timestamptz, range_end::timestamptz FROM timescaledb_information.chunks"
+        " WHERE hypertable_name = 'message_batch' AND range_end > %s ORDER BY range_start",
+        [since],
+    )
+    lost = []
+    for begins, ends in await found.fetchall():
+        held = await connection.execute(
+            "SELECT FROM message_batch WHERE received_at >= %s AND received_at < %s LIMIT 1",
+            [begins, ends],
         )
-        rows = await found.fetchall()
-        if not rows:
-            return
-        after = (rows[-1][0], rows[-1][1])
-        held: dict[tuple[int, int], tuple[Column, Column]] = {}
-        for batch_no, tenant_no, content in rows:
-            try:
-                held[batch_no, tenant_no] = _numbers(unpacked(content))
-            except MessagesDamaged as error:
-                yield f"the messages of batch {batch_no} cannot be read: {error}"
-        for batch_no, tenant_no, boots, seqs in await _stored(connection, held):
-            for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs)):
-                yield f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
+        if await held.fetchone() is None:
+            lost.append(
+                f"messages were kept from {instant_text(begins)} to {instant_text(ends)}, and none of"
+                " them is there"
+            )
+    return lost
 
 
 async def batches_not_kept(connection: Connection, *, since: datetime) -> list[str]:

@@ -246,14 +246,23 @@ async def account_balances(connection: Connection, fleet_no: int) -> AccountBala
 async def lots_of(connection: Connection, fleet_no: int, pocket: Pocket) -> list[Lot]:
     """Return what is in a fleet's pocket, the earliest payment first, after what bills left.
 
-    What refunds by the provider wait for is not among it: it is promised.
+    What refunds by the provider wait for is not among it: it is promised. Of one that was asked for, the
+    event may have come before the answer: what the account gave by events that no answer explains is not
+    promised any more.
     """
     found = await connection.execute(
         "SELECT payment_no, lot.amount - promised.amount FROM"
         " (SELECT payment_no, sum(amount) AS amount FROM account_posting"
         "   WHERE fleet_no = %s AND account = %s GROUP BY payment_no) AS lot"
-        " CROSS JOIN LATERAL (SELECT coalesce(sum(amount), 0) AS amount FROM provider_refund"
-        "   WHERE provider_refund.payment_no = lot.payment_no AND state = 'queued') AS promised"
+        " CROSS JOIN LATERAL (SELECT coalesce(max(known.refunded), 0) - (SELECT coalesce(sum(amount), 0)"
+        "     FROM provider_refund AS made WHERE made.payment_no = lot.payment_no"
+        "     AND (state = 'succeeded' OR provider_id IS NOT NULL)) AS amount"
+        "   FROM provider_payment AS known WHERE known.payment_no = lot.payment_no) AS unexplained"
+        " CROSS JOIN LATERAL (SELECT coalesce(sum(amount), 0) AS amount FROM"
+        "     (SELECT amount, attempts, sum(amount) FILTER (WHERE attempts > 0) OVER (ORDER BY refund_no)"
+        "       AS asked FROM provider_refund AS waiting"
+        "       WHERE waiting.payment_no = lot.payment_no AND state = 'queued') AS waiting"
+        "   WHERE attempts = 0 OR asked > unexplained.amount) AS promised"
         " WHERE lot.amount > promised.amount ORDER BY payment_no NULLS FIRST",
         [fleet_no, pocket],
     )
@@ -321,6 +330,16 @@ async def paid_with(connection: Connection, payment_no: int) -> list[tuple[int, 
         (row[0], Lot(pocket=row[1], payment_no=payment_no, amount=row[2]))
         for row in await found.fetchall()
     ]
+
+
+async def released_of(connection: Connection, payment_no: int) -> dict[int, Decimal]:
+    """Return which bills a payment paid and pays no longer, and how much of each."""
+    found = await connection.execute(
+        "SELECT bill_no, sum(amount) FROM account_entry WHERE payment_no = %s AND kind = 'release'"
+        " GROUP BY bill_no",
+        [payment_no],
+    )
+    return dict(await found.fetchall())
 
 
 async def paid_with_credit(connection: Connection, fleet_no: int) -> list[tuple[int, Lot]]:

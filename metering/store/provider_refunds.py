@@ -25,6 +25,10 @@ class NewRefund:
     reason: str
 
 
+MADE_THERE = "made at the payment provider"
+"""The reason of a refund that nobody asked for here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderRefund(NewRefund):
     """A refund as it stands; `due_at` is when the provider is asked next, None: it is not any more."""
@@ -63,6 +67,25 @@ async def insert_refund(connection: Connection, refund: NewRefund, *, now: datet
     row = await made.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
     return int(row[0])
+
+
+async def insert_made_refund(
+    connection: Connection, refund: NewRefund, *, provider_id: str, now: datetime
+) -> ProviderRefund:
+    """Keep a refund that was made at the provider itself; return it."""
+    made = await connection.execute(
+        "INSERT INTO provider_refund (refund_id, tenant_no, fleet_no, payment_no, intent_id, amount,"  # noqa: S608 - columns
+        " currency, reason, state, provider_id, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 'succeeded', %s, %s)"
+        f" RETURNING {_REFUND}",
+        [
+            refund.refund_id, refund.tenant_no, refund.fleet_no, refund.payment_no, refund.intent_id,
+            refund.amount, refund.currency, refund.reason, provider_id, now,
+        ],
+    )  # fmt: skip
+    row = await made.fetchone()
+    assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
+    return _refund(row)
 
 
 async def claim_refund(
@@ -110,6 +133,15 @@ async def refund_by_id(connection: Connection, refund_id: UUID) -> ProviderRefun
     return None if row is None else _refund(row)
 
 
+async def note_made_refund(connection: Connection, refund_no: int, *, provider_id: str) -> None:
+    """Note that the provider made a refund of which no answer was known; any other stays as it is."""
+    await connection.execute(
+        "UPDATE provider_refund SET state = 'succeeded', due_at = NULL, provider_id = %s,"
+        " problem = NULL WHERE refund_no = %s AND provider_id IS NULL",
+        [provider_id, refund_no],
+    )
+
+
 async def fail_made_refund(
     connection: Connection, refund_no: int, *, provider_id: str, problem: str
 ) -> None:
@@ -133,6 +165,18 @@ async def refunds_made(connection: Connection, payment_no: int) -> Decimal:
     return Decimal(row[0])
 
 
+async def came_back_of(connection: Connection, fleet_no: int, payment_no: int) -> list[int]:
+    """Return the payments as which refunds of a payment came back that failed, ascending."""
+    found = await connection.execute(
+        "SELECT payment.payment_no FROM provider_refund JOIN payment"
+        " ON payment.reference = provider_refund.provider_id AND payment.method = 'provider'"
+        " WHERE provider_refund.payment_no = %s AND provider_refund.state = 'failed'"
+        " AND payment.fleet_no = %s AND payment.intent_id IS NULL ORDER BY payment.payment_no",
+        [payment_no, fleet_no],
+    )
+    return [row[0] for row in await found.fetchall()]
+
+
 async def list_refunds(
     connection: Connection,
     fleet_no: int,
@@ -141,7 +185,7 @@ async def list_refunds(
     limit: int,
     during: During = ALWAYS,
 ) -> list[ProviderRefund]:
-    """Return the refunds that were asked of the provider for a fleet, in order, after one."""
+    """Return the refunds of a fleet's payments by the provider in order, after one."""
     found = await connection.execute(
         (
             f"SELECT {_REFUND} FROM provider_refund WHERE fleet_no = %(fleet)s AND refund_no > %(after)s"  # noqa: S608 - columns

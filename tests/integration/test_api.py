@@ -127,6 +127,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/bills/{bill_no}/lines/{line_no}",
         "/v1/bills/{bill_no}/lines/{line_no}/charges",
         "/v1/bills/{bill_no}/lines/{line_no}/devices",
+        "/v1/bills/{bill_no}/lines/{line_no}/fees",
         "/v1/buckets",
         "/v1/buckets/{bucket_no}",
         "/v1/buckets/{bucket_no}/entries",
@@ -305,6 +306,7 @@ EMPTY = {
     "/v1/top-consumers",
     "/v1/usage",
     "/v1/bills/{bill_no}/lines/{line_no}/charges",
+    "/v1/bills/{bill_no}/lines/{line_no}/fees",
 }
 """Lists that hold nothing here, of either tenant."""
 

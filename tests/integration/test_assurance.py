@@ -18,6 +18,7 @@ from metering.charging.change_terms import (
     move_devices,
 )
 from metering.insight.assurance import Assurance, Difference, _largest_first, assure
+from metering.insight.rejected_usage import UnreadMessages
 from metering.rating.plan import DeviceState
 from metering.store.bills import StoredBill
 from metering.store.fleet_views import fleet_view
@@ -74,7 +75,7 @@ def test_a_sound_history_is_even(database_url: str) -> None:
             received_at=day(APRIL, 8),
             rejections=[Rejection(reason=RejectReason.UNKNOWN_METER, detail="none", content=b"{}")],
         )
-        for at, waits in ((MARCH.start, ["bill_is_a_draft"]), (APRIL.start, [])):
+        for at, waits in ((MARCH.start, ["bill_is_a_draft"]), (APRIL.start, ["rejected"])):
             found = await assured(scene, at)
             assert [each.kind for each in found.differences] == waits
             assert [each.exact for each in found.differences] == [found.revenue.closed] * len(waits)
@@ -430,6 +431,8 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
                 reading(day(APRIL, 4), '"meter":"data","kind":"total","up":1,"down":10000'),
             ),
             rejection(RejectReason.NOT_JSON, b"{"),
+            # As CBOR that is cut off: a map that holds nothing of the two entries that it says.
+            rejection(RejectReason.UNDECODABLE, b"\xa2\x64boot"),
         ]
         before = {each.meter_no: each for each in (await assured(scene, APRIL.start)).meters}
         for _ in range(2):  # sent again it is the same
@@ -444,6 +447,18 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
             "clock_ahead": (1, 2, 1, 0),
             "invalid_reading": (1, 2, 1, 0),
             "not_json": (1, 2, 0, 1),
+            "undecodable": (1, 2, 0, 1),
+        }
+        assert found.messages == UnreadMessages(received=2, rejected=2)
+        unread = {
+            each.text: (each.device_id, each.records, each.is_fault)
+            for each in found.differences
+            if each.kind == "rejected" and each.meter is None
+        }
+        assert unread == {
+            f"1 messages are rejected: {reason}; what readings they hold is not known;"
+            " what it would cost is not known": ("van-1", None, False)
+            for reason in ("not_json", "undecodable")
         }
         for meter in found.meters:
             was = before[meter.meter_no]
@@ -465,6 +480,7 @@ def test_what_was_rejected_stands_in_the_equation(database_url: str) -> None:
         data_note = notes["data", "1 readings are rejected: sequence_conflict"]
         assert (data_note.quantity, data_note.exact) == (4000, Fraction("0.666"))
         march = await assured(scene, MARCH.start)
+        assert march.messages == UnreadMessages(received=0, rejected=0)
         assert [(each.reason, each.readings) for each in march.rejected] == [("too_many_gaps", 1)]
 
     played(database_url, story)

@@ -6,8 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from metering.charging.change_terms import change_plan
+from metering.charging.change_terms import change_plan, change_state
 from metering.charging.rerate import RerateOrder, rerate
+from metering.rating.plan import DeviceState
 from metering.store.api_keys import create_api_key
 from tests.integration.billing_scene import NOW, finalised, noted, set_up, used_and_closed
 from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, MAY, Scene, day, played
@@ -40,8 +41,10 @@ def check_line(client: httpx.Client, address: str) -> list[dict[str, Any]]:
     total = body(client.get(f"{address}/charges"))["sum"]
     added = sum((Fraction(each["exact_difference"]) for each in charges), Fraction(0))
     assert added == Fraction(total["exact_amount"])
+    fees = check_fees(client, address, made)
     devices = list(every(client, f"{address}/devices"))
-    assert summed(devices) == summed([total])
+    if not fees:
+        assert summed(devices) == summed([total])
     for device in devices:
         own = list(every(client, f"{address}/charges", device=device["device_id"]))
         assert [each["charge_id"] for each in own] == [
@@ -58,6 +61,39 @@ def check_line(client: httpx.Client, address: str) -> list[dict[str, Any]]:
     if made["kind"] == "earlier_period":
         assert whole == Fraction(made["exact_amount"])
     return charges
+
+
+def check_fees(client: httpx.Client, address: str, made: dict[str, Any]) -> list[dict[str, Any]]:
+    """Hold a line to the parts of a fee that it sums, and those to its devices; return them."""
+    fees = list(every(client, f"{address}/fees"))
+    answer = body(client.get(f"{address}/fees"))
+    is_fee = made["kind"] in {"recurring", "one_time"} and made["meter"] is None
+    assert bool(fees) == (is_fee and made["corrects_no"] is None)
+    assert answer["known"]
+    if not fees:
+        assert answer["exact_amount"] == "0"
+        return []
+    assert answer["exact_amount"] == made["exact_amount"]
+    assert nearly(fees) == nearly([made])
+    owing = {each["device_id"] for each in fees}
+    if owing != {None}:
+        assert len(owing) == made["devices"]
+    devices = list(every(client, f"{address}/devices"))
+    assert [each["device_id"] for each in devices] == sorted(owing - {None})
+    assert nearly(devices) == nearly([each for each in fees if each["device_id"]])
+    for device in devices:
+        own = list(every(client, f"{address}/fees", device=device["device_id"]))
+        assert own == [each for each in fees if each["device_id"] == device["device_id"]]
+        assert nearly(own) == nearly([device])
+    total = body(client.get(f"{address}/devices"))["sum"]
+    assert nearly(devices) == nearly([total])
+    return fees
+
+
+def nearly(rows: list[dict[str, Any]]) -> Fraction:
+    """Return what rows sum to; each is told to thirty places, where it does not terminate before."""
+    whole = sum((Fraction(each["exact_amount"]) for each in rows), Fraction(0))
+    return Fraction(round(whole * 10**25), 10**25)
 
 
 def check_bill(client: httpx.Client, number: str) -> dict[int, list[dict[str, Any]]]:
@@ -297,3 +333,127 @@ def test_lines_that_are_not_there_are_refused(database_url: str) -> None:
         usage = f"/v1/bills/{bill}/lines/1/charges"
         problem(client.get(usage, params={"device": "nobody"}), 404)
         assert body(client.get(usage, params={"device": "van-3"}))["items"] == []
+
+
+ALL_FEES: dict[str, Any] = {
+    "plan": "all-fees",
+    "currency": "EUR",
+    "fees": [
+        {"name": "SIM", "amount": "3.10"},
+        {"name": "day", "amount": "0.10", "every": "day"},
+        {"name": "setup", "amount": "7.00", "every": "once"},
+        {"name": "fleet", "amount": "20.00", "per": "fleet"},
+        {
+            "name": "state",
+            "by_state": {"active": "2.00", "active_unused": "1.00", "suspended": "0.50"},
+        },
+        {
+            "name": "tiers",
+            "price": {
+                "model": "graduated",
+                "tiers": [
+                    {"up_to": 2, "amount": "1.00"},
+                    {"amount": "0.70"},
+                ],
+            },
+        },
+    ],
+    "meters": {"sms": {"price": {"amount": "0.10", "per": 1}}},
+}
+
+
+def test_a_fees_line_leads_to_the_devices_that_it_counts(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of February's 28 days, a-2 is there for the last 14; a-3 is suspended for 7."""
+
+    async def story(scene: Scene) -> str:
+        plan_no = await scene.operator.plan(ALL_FEES)
+        scene.fleet = await scene.operator.fleet("all", time_zone="Europe/Berlin")
+        await set_up(scene)
+        for device, from_day in (("a-1", 1), ("a-2", 15), ("a-3", 1)):
+            await scene.operator.devices(
+                scene.fleet, [device], plan=plan_no, valid_from=day(FEBRUARY, from_day)
+            )
+        for at, state in ((8, DeviceState.SUSPENDED), (15, DeviceState.ACTIVE)):
+            await change_state(
+                scene.connection,
+                tenant_no=scene.operator.tenant,
+                device_nos=[await number_of(scene, "a-3")],
+                state=state,
+                at=day(FEBRUARY, at),
+                now=day(FEBRUARY, at),
+            )
+        await scene.use("a-1", day(FEBRUARY, 3), sms=4)
+        await scene.close_fleet(FEBRUARY)
+        await finalised(scene, FEBRUARY)
+        # What is said of February now is no part of the bill that was given.
+        await change_state(
+            scene.connection,
+            tenant_no=scene.operator.tenant,
+            device_nos=[await number_of(scene, "a-1")],
+            state=DeviceState.SUSPENDED,
+            at=day(FEBRUARY, 2),
+            now=LATER,
+        )
+        return await key_of(scene)
+
+    key = played(database_url, story)
+    with asking(database_url, key, LATER) as client:
+        check_bill(client, "B2026-0001")
+        bill = bill_named(client, "B2026-0001")
+        found = {}
+        for line in every(client, f"/v1/bills/{bill['bill_no']}/lines"):
+            address = f"/v1/bills/{bill['bill_no']}/lines/{line['line']}"
+            found[line["kind"], line["name"], line["exact_amount"]] = [
+                (each["device_id"], each["share"], each["state"], each["exact_amount"])
+                for each in every(client, f"{address}/fees")
+            ]
+        assert found == {
+            ("usage", "sms", "0.4"): [],
+            ("recurring", "SIM", "6.975"): [
+                ("a-1", "1", None, "3.1"),
+                ("a-2", "0.5", None, "1.55"),
+                ("a-3", "0.75", None, "2.325"),
+            ],
+            ("recurring", "day", "6.3"): [
+                ("a-1", "28", None, "2.8"),
+                ("a-2", "14", None, "1.4"),
+                ("a-3", "21", None, "2.1"),
+            ],
+            ("one_time", "setup", "21"): [(f"a-{each}", "1", None, "7") for each in (1, 2, 3)],
+            ("recurring", "fleet", "20"): [(None, "1", None, "20")],
+            ("recurring", "state", "3.375"): [
+                ("a-1", "1", "active", "2"),
+                ("a-2", "0.5", "active_unused", "0.5"),
+                ("a-3", "0.75", "active_unused", "0.75"),
+                ("a-3", "0.25", "suspended", "0.125"),
+            ],
+            ("recurring", "tiers", "2.1"): [
+                ("a-1", "1", None, "1"),
+                ("a-2", "0.5", None, "0.35"),
+                ("a-3", "0.75", None, "0.75"),
+            ],
+        }
+    check_fees_told(database_url, monkeypatch, capsys)
+
+
+def check_fees_told(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that the command tells the same of a fee's line."""
+    from metering.cli import main  # noqa: PLC0415 - reads the environment when it is called
+
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", url)
+    asked = ["explain", "--tenant", TENANT, "--bill", "B2026-0001", "--line", "2"]
+    assert main(asked) == 0
+    term = "2026-01-31T23:00:00Z to 2026-02-28T23:00:00Z"
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "It is made of the parts of a fee that subscriptions and states made due.",
+        f"  a-1, {term}: 1 of it, 3.1",
+        f"  a-2, {term}: 0.5 of it, 1.55",
+        f"  a-3, {term}: 0.75 of it, 2.325",
+        "fees: 3, 6.975",
+    ]
+    assert main([*asked, "--device", "a-2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "fees: 1, 1.55"

@@ -9,6 +9,7 @@ import pytest
 
 from metering.billing.dispute import open_dispute, resolve_dispute
 from metering.charging.change_terms import change_state
+from metering.charging.change_zone import change_zone
 from metering.payments import collect as collecting
 from metering.payments.collect import collect
 from metering.rating.plan import DeviceState
@@ -68,6 +69,38 @@ def test_reminders_are_told_once_each_on_the_fleets_day(database_url: str) -> No
         await bounced(scene, payment, key="bounced")
         await collect(scene.connection, now=DUE + timedelta(days=60))
         assert await events(scene, "bill.overdue") == 2
+
+    billed(database_url, story)
+
+
+@pytest.mark.parametrize(
+    ("following", "second_day"),
+    [
+        ("Asia/Tokyo", datetime(2026, 7, 1, 15, tzinfo=UTC)),
+        ("America/Los_Angeles", datetime(2026, 7, 2, 7, tzinfo=UTC)),
+    ],
+)
+def test_days_count_by_the_zone_in_force(
+    database_url: str, following: str, second_day: datetime
+) -> None:
+    """A change of zone waits for its cycle, whose first day, 1 July, begins by the zone before."""
+    first_day = datetime(2026, 6, 30, 22, tzinfo=UTC)
+    tick = timedelta(microseconds=1)
+
+    async def story(scene: Scene) -> None:
+        await overdue(scene, reminders=(27, 28, 29), after=30)
+        async with scene.connection.transaction():
+            await change_zone(scene.connection, scene.fleet, following, now=DUE)
+        found = await scene.connection.execute(b"SELECT earlier_zones FROM fleet")
+        assert await found.fetchall() == [([["Europe/Berlin", "2026-07-01"]],)]
+        beginnings = [first_day - timedelta(days=1), first_day, second_day]
+        for number, begins in enumerate(beginnings):
+            for moment, told in ((begins - tick, number), (begins, number + 1)):
+                await collect(scene.connection, now=moment)
+                assert await events(scene, "bill.overdue") == told, moment
+        for before, suspended in ((tick, 0), (timedelta(0), 1)):
+            await collect(scene.connection, now=second_day + timedelta(days=1) - before)
+            assert await events(scene, "fleet.suspended") == suspended
 
     billed(database_url, story)
 

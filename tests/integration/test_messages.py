@@ -20,8 +20,11 @@ from metering.ingest.device_cache import DeviceCache
 from metering.ingest.keeping import kept_messages
 from metering.ingest.message_retention import drop_old_messages
 from metering.ingest.write_batch import write_batch
+from metering.insight import metrics, watch
 from metering.insight.audit import audit_database
+from metering.insight.watch import Watch
 from metering.settings import Settings
+from metering.store import messages
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.messages import KeptMessage, MessagesDamaged, drop_messages, packed, unpacked
@@ -220,6 +223,60 @@ def test_the_audit_names_batches_of_which_nothing_is_kept(database_url: str) -> 
     (found,) = asyncio.run(_audited(database_url, kept_since=AT))
     assert found.startswith(f"no message of batch {lost} is kept of tenant {TENANT}, in which 2 ")
     assert found.endswith("seq 1")
+
+
+def test_the_audit_tells_messages_that_are_gone_from_keeping_that_was_off(
+    database_url: str,
+) -> None:
+    """Nothing is there either way; what was kept once left the chunk of its day."""
+
+    async def story(scene: Scene) -> list[list[str]]:
+        await store(scene, admitted("van-1", FIRST, messages_kept_days=0))
+        found = [await _audited(database_url, kept_since=AT)]
+        await store(scene, admitted("van-2", FIRST))
+        found.append(await _audited(database_url, kept_since=AT))
+        await scene.connection.execute(b"DELETE FROM message_batch")
+        lost = await _audited(database_url, kept_since=AT)
+        return [*found, lost, await _audited(database_url, kept_since=AT + timedelta(days=1))]
+
+    off, on, lost, too_old = played(database_url, story)
+    assert off == on == too_old == []
+    (told,) = lost
+    begins, ends = f"{AT:%Y-%m-%d}", f"{AT + timedelta(days=1):%Y-%m-%d}"
+    assert told == (
+        f"messages were kept from {begins}T00:00:00Z to {ends}T00:00:00Z, and none of them is there"
+    )
+
+
+def test_the_audit_that_goes_on_looks_at_messages_in_turn(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "_PAGE", 1)
+    monkeypatch.setattr(watch, "_PAGES_OF_MESSAGES", 2)
+
+    async def story(scene: Scene) -> list[int]:
+        for number in range(3):
+            await store(scene, admitted("van-1", payload_of(f"b{number}", sms(1))))
+        watching = Watch(database_url, every_seconds=60, share=1, messages_kept_days=400)
+
+        async def look(times: int, *, drift: int) -> list[int]:
+            found = [await watching.look(scene.connection) for _ in range(times)]
+            ((told,),) = [family.samples for family in metrics.DRIFT.collect()]
+            assert told.value == drift
+            return found
+
+        found = await look(2, drift=0)
+        await scene.connection.execute(
+            b"UPDATE message_batch SET content = '?'"
+            b" WHERE batch_no = (SELECT max(batch_no) FROM message_batch)"
+        )
+        found += await look(4, drift=1)
+        await scene.connection.execute(b"DELETE FROM message_batch WHERE content = '?'")
+        found += await look(4, drift=0)
+        await scene.connection.execute(b"DELETE FROM message_batch")
+        return found + await look(1, drift=1)
+
+    assert played(database_url, story) == [0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1]
 
 
 def test_a_caller_of_some_fleets_sees_no_message_of_others(database_url: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from api.app import create_app
 from metering import clock
 from metering.billing.pay import Share, allocate_credit, refund
-from metering.errors import InvalidValue
+from metering.errors import Conflict, InvalidValue
 from metering.payments.ask_provider import ask_due
 from metering.payments.bill_run_command import BillRunner
 from metering.payments.provider import PaymentOrder, SignatureRefused, Unanswered
@@ -42,7 +42,7 @@ from tests.integration.payment_provider import (
     recorded,
     signature_of,
 )
-from tests.integration.payment_scene import NOW, account, events, money, wallet
+from tests.integration.payment_scene import NOW, account, events, money, standing, wallet
 from tests.integration.test_bills import die_after
 
 READER = Stripe(None, secret=None, webhook_secret=SECRET)
@@ -665,3 +665,174 @@ def test_a_dispute_that_is_won_gives_back_what_it_took(database_url: str, status
 
     with providing(Provider()) as provider:
         billed(database_url, lambda scene: story(scene, provider))
+
+
+def told_refund(
+    payment: Payment, name: str, number: str, minor: int, *, kind: str, status: str
+) -> bytes:
+    """Return an event of a refund that was made at the provider itself."""
+    assert payment.intent_id is not None
+    told = event_of(
+        "charge.refund.updated", name, intent_id=payment.intent_id, id=number, amount=minor,
+        status=status, metadata={},
+    )  # fmt: skip
+    return json.dumps(json.loads(told) | {"type": kind}).encode()
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["by the total", "by its name"])
+def test_what_the_account_gave_is_not_held_back_until_the_answer_comes(
+    database_url: str, *, known: bool
+) -> None:
+    """The event of a refund may come long before its answer: 40.00 of 60.00 went, and 20.00 are free."""
+
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, request = await paid_by_provider(scene, provider)
+        await wanted_back(scene, payment.payment_no, "40.00", "back")
+        assert payment.intent_id is not None
+        provider.ways = ["takes and drops"]
+        assert await sent(scene, provider, now=NOW) == 1
+        with pytest.raises(InvalidValue, match=r"only 20.00 is free"):
+            await wanted_back(scene, payment.payment_no, "20.01", "held")
+        # Another refund was never asked for: nothing that the provider tells can be of it.
+        await wanted_back(scene, payment.payment_no, "5.00", "never asked")
+        if known:
+            (first, _) = await list_refunds(
+                scene.connection, scene.fleet.fleet_no, after=0, limit=10
+            )
+            body = event_of(
+                "charge.refund.updated", "e1", intent_id=payment.intent_id, id="re_1", amount=4000,
+                status="succeeded", metadata={"fleetmeter_refund": str(first.refund_id)},
+            )  # fmt: skip
+        else:
+            body = refunded_event(payment, request, "e1", 4000)
+        assert await told(scene, body)
+        assert (await account(scene)).credit == 20
+        with pytest.raises(InvalidValue, match=r"only 15.00 is free"):
+            await wanted_back(scene, payment.payment_no, "15.01", "more")
+        await entered(scene, "100.00", bill=await draft_of(scene, FEBRUARY))
+        await finalised(scene, FEBRUARY)
+        assert (await account(scene)).credit == 5
+        assert await sent(scene, provider, now=NOW + timedelta(hours=1)) == (1 if known else 2)
+        assert (await account(scene)).credit == 0
+        states = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert [each.state for each in states] == ["succeeded", "succeeded"]
+        assert len(provider.refunds) == 2
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+@pytest.mark.parametrize("purpose", ["account", "wallet"])
+def test_a_refund_made_at_the_provider_that_fails_gives_back_to_where_it_was(
+    database_url: str, purpose: Purpose
+) -> None:
+    """Of 60.00, a bill has most: 30.00 are refunded, some of them from the bill, and come back."""
+
+    async def story(scene: Scene, provider: Provider) -> None:
+        payment, request = await paid_by_provider(scene, provider, purpose=purpose)
+        await entered(scene, "40.00", bill=await draft_of(scene, FEBRUARY))
+        bill = await finalised(scene, FEBRUARY)
+        assert bill.gross is not None
+        free = 60 - bill.gross
+        assert 0 < free < 30
+        before = await account(scene)
+        assert before.credit + before.wallet == free
+        assert before.owed == 0
+        made = told_refund(
+            payment, "m1", "re_there", 3000, kind="refund.created", status="succeeded"
+        )
+        assert await told(scene, made)
+        assert await told(scene, refunded_event(payment, request, "m2", 3000))
+        gone = await account(scene)
+        assert gone.credit + gone.wallet == 0
+        assert gone.owed == 30 - free
+        assert await events(scene, "payment.refunded") == 1
+        for number, kind in enumerate(("refund.failed", "charge.refund.updated", "refund.updated")):
+            body = told_refund(payment, f"f{number}", "re_there", 3000, kind=kind, status="failed")
+            assert await told(scene, body)
+            assert not await told(scene, body)
+            assert await account(scene) == before
+        assert (await standing(scene, bill)).state == "paid"
+        assert await events(scene, "refund.failed") == 1
+        kept = await list_refunds(scene.connection, scene.fleet.fleet_no, after=0, limit=10)
+        assert [(each.state, each.provider_id) for each in kept] == [("failed", "re_there")]
+        # It is refunded again, all of it: also what came back goes.
+        again = told_refund(
+            payment, "a1", "re_again", 6000, kind="refund.created", status="pending"
+        )
+        assert await told(scene, again)
+        nothing = await account(scene)
+        assert nothing.credit + nothing.wallet == 0
+        assert nothing.owed == bill.gross
+
+    with providing(Provider()) as provider:
+        billed(database_url, lambda scene: story(scene, provider))
+
+
+def test_the_order_of_what_is_told_of_refunds_changes_nothing(database_url: str) -> None:
+    """60.00 came; 20.00 and 5.00 were refunded there, and the 20.00 failed: 55.00 are left."""
+
+    async def story(scene: Scene) -> None:
+        random = Random(11)  # noqa: S311 - reproducible
+        for number in range(20):
+            request = await wanted(scene, "60.00", f"r{number}")
+            intent, named = f"pi_{number}", str(request.request_id)
+            assert await told(
+                scene,
+                event_of(
+                    "payment_intent.succeeded", f"s{number}", intent_id=intent, request_id=named
+                ),
+            )
+            (payment,) = await list_payments(
+                scene.connection, scene.operator.tenant, fleet_no=None, after=2 * number, limit=5
+            )
+            bodies = [
+                refunded_event(payment, request, f"t{number}", 2000),
+                told_refund(
+                    payment, f"c{number}", f"re_{number}", 2000, kind="refund.created",
+                    status="pending",
+                ),
+                told_refund(
+                    payment, f"f{number}", f"re_{number}", 2000, kind="refund.failed",
+                    status="failed",
+                ),
+                # By then nothing is refunded there any more but this.
+                refunded_event(payment, request, f"u{number}", 500),
+                told_refund(
+                    payment, f"d{number}", f"re_{number}b", 500, kind="refund.created",
+                    status="succeeded",
+                ),
+            ]  # fmt: skip
+            order = bodies + random.sample(bodies, 3)
+            random.shuffle(order)
+            for body in order:
+                await told(scene, body)
+            assert (await account(scene)).wallet == 55 * (number + 1), number
+            assert await events(scene, "refund.failed") == number + 1
+
+    billed(database_url, story)
+
+
+def test_refunds_of_what_is_not_known_here_are_let_pass_or_sent_again(database_url: str) -> None:
+    async def story(scene: Scene) -> None:
+        request = await wanted(scene, "60.00", "r")
+        intent, named = "pi_late", str(request.request_id)
+        failed = event_of(
+            "charge.refund.updated", "f", intent_id=intent, id="re_late", amount=2000, metadata={}
+        )
+        assert not await told(scene, failed)
+        declined = event_of(
+            "payment_intent.payment_failed", "d", intent_id=intent, request_id=named
+        )
+        assert await told(scene, declined)
+        with pytest.raises(Conflict, match="has not come yet"):
+            await told(scene, failed)
+        succeeded = event_of("payment_intent.succeeded", "s", intent_id=intent, request_id=named)
+        assert await told(scene, succeeded)
+        assert await told(scene, failed)
+        assert (await account(scene)).wallet == 60
+        assert await events(scene, "refund.failed") == 1
+        found = await scene.connection.execute(b"SELECT count(*) FROM provider_event")
+        assert await found.fetchall() == [(3,)]
+
+    billed(database_url, story)
