@@ -90,7 +90,7 @@ _BILL: JsonDict = {
         "start": "2026-03-31T22:00:00Z",
         "end": "2026-04-30T22:00:00Z",
         "first_day": "2026-04-01",
-        "next_first_day": "2026-05-01",
+        "end_day": "2026-05-01",
     },
     "number": "B2026-00007",
     "issued": "2026-05-04",
@@ -344,7 +344,7 @@ class BillAdjustment(BaseModel):
     billed_in: Time | None = Field(
         description="the start of the cycle whose bill it is in; null: the next that is drafted"
     )
-    made_at: Time
+    created_at: Time
 
 
 _LISTED_ADJUSTMENT: JsonDict = {
@@ -354,7 +354,7 @@ _LISTED_ADJUSTMENT: JsonDict = {
     "currency": "EUR",
     "reason": "an outage in May",
     "billed_in": None,
-    "made_at": "2026-06-02T09:00:00Z",
+    "created_at": "2026-06-02T09:00:00Z",
     "fleet_id": "north",
 }
 

@@ -371,7 +371,7 @@ def test_a_fleets_balance(api: "ApiUnderTest") -> None:
         "start": "2026-03-31T22:00:00Z",
         "end": "2026-04-30T22:00:00Z",
         "first_day": "2026-04-01",
-        "next_first_day": "2026-05-01",
+        "end_day": "2026-05-01",
     }
     held = {"granted": 300_000_000, "used": 300_000_000, "left": 0, "reserved": 0}
     span = {"begins_at": "2026-03-31T22:00:00Z", "expires_at": "2026-04-30T22:00:00Z"}
