@@ -233,7 +233,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices/{device_id}/credential/rotation",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}/release",
-        "/v1/devices/{device_id}/reservations/{request_id}/settle",
+        "/v1/devices/{device_id}/reservations/{request_id}/settlement",
         "/v1/devices/{device_id}/sim",
         "/v1/devices/{device_id}/thresholds",
         "/v1/devices/{device_id}/top-ups",
@@ -518,7 +518,9 @@ def test_rejected_parked_and_anomalies(api: "ApiUnderTest") -> None:
 def pages(client: httpx.Client, address: str, limit: int, **params: str) -> Iterator[list[Any]]:
     cursor = None
     while True:
-        given = {"limit": limit, **params} | ({"cursor": cursor} if cursor else {})
+        given: dict[str, str | int] = {"limit": limit, **params}
+        if cursor is not None:
+            given["cursor"] = cursor
         page = body(client.get(address, params=given))
         yield page["items"]
         cursor = page["next_cursor"]

@@ -494,7 +494,7 @@ def test_a_reratings_kept_result_names_days_as_others_do(api: "ApiUnderTest") ->
     }
     job = _order(api.acme, "rerating-jobs", order, "kept")
     assert _do_all(api.database_url) == 1
-    cycle = {
+    cycle: dict[str, object] = {
         "first_day": "2026-02-01",
         "next_first_day": "2026-03-01",
         "before": "1",
