@@ -108,7 +108,7 @@ class Assurance(BaseModel):
                         "start": "2026-03-31T22:00:00Z",
                         "end": "2026-04-30T22:00:00Z",
                         "first_day": "2026-04-01",
-                        "next_first_day": "2026-05-01",
+                        "end_day": "2026-05-01",
                     },
                     "is_even": False,
                     "meters": [

@@ -153,8 +153,7 @@ async def caller(
     state = state_of(request)
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
-        found, noted_at = await _identity(state, connection, given, of_tenant)
-        await _count(request, state, found)
+        found, noted_at = await _counted(request, connection, given, of_tenant)
         tenant = await _admitted(request, connection, found, of_tenant)
         yield _caller(state, connection, found, tenant)
         await _note_use(state, connection, found, noted_at)
@@ -167,12 +166,10 @@ async def asker(
     state = state_of(request)
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
-        found, noted_at = await _identity(state, connection, given, of_tenant)
-        await _count(request, state, found)
+        found, noted_at = await _counted(request, connection, given, of_tenant)
         tenant = None
         if found.tenant_no is None and of_tenant is None:
-            _check_scope(request, found)
-            await speak_for(connection, found, tenant=None)
+            await _admit_to_platform(request, connection, found)
         else:
             tenant = await _admitted(request, connection, found, of_tenant)
         yield Asker(identity=found, tenant_no=tenant, connection=connection, now=state.now())
@@ -193,8 +190,7 @@ async def writer(
     state = state_of(request)
     given = await _given(state, credentials)
     async with open_transaction(state) as connection:
-        found, noted_at = await _identity(state, connection, given, of_tenant)
-        await _count(request, state, found)
+        found, noted_at = await _counted(request, connection, given, of_tenant)
         tenant = await _admitted(request, connection, found, of_tenant)
         body = await _json_body(request)
         if found.fleets is not None:
@@ -211,10 +207,8 @@ async def operator_reader(request: Request, credentials: _Credentials) -> AsyncI
     state = state_of(request)
     given = await _given(state, credentials)
     async with _snapshot(state) as connection:
-        found, _ = await _identity(state, connection, given, None)
-        await _count(request, state, found)
-        _check_scope(request, found)
-        await speak_for(connection, found, tenant=None)
+        found, _ = await _counted(request, connection, given, None)
+        await _admit_to_platform(request, connection, found)
         yield Operator(identity=found, connection=connection, now=state.now())
 
 
@@ -223,10 +217,8 @@ async def operator_writer(request: Request, credentials: _Credentials) -> AsyncI
     state = state_of(request)
     given = await _given(state, credentials)
     async with open_transaction(state) as connection:
-        found, _ = await _identity(state, connection, given, None)
-        await _count(request, state, found)
-        _check_scope(request, found)
-        await speak_for(connection, found, tenant=None)
+        found, _ = await _counted(request, connection, given, None)
+        await _admit_to_platform(request, connection, found)
         body = await _json_body(request)
         await _audit(request, connection, found, tenant=None, body=body, now=state.now())
         yield Operator(identity=found, connection=connection, now=state.now())
@@ -297,10 +289,15 @@ def _chosen(known: Sequence[FoundUser], of_tenant: str | None) -> FoundUser:
     return candidates[0]
 
 
-async def _count(request: Request, state: ApiState, identity: Identity) -> None:
-    """Count the request; tell what is left of its caller's, or refuse with 429."""
+async def _counted(
+    request: Request, connection: Connection, given: str | Subject, of_tenant: str | None
+) -> tuple[Identity, datetime | None]:
+    """Return what `_identity` does, and count the request: tell what is left, or refuse with 429."""
+    state = state_of(request)
+    found = await _identity(state, connection, given, of_tenant)
     if not request.scope.get(COUNTED):
-        add_headers(request.scope, await state.limits.admit(identity, state.now()))
+        add_headers(request.scope, await state.limits.admit(found[0], state.now()))
+    return found
 
 
 def _check_scope(request: Request, identity: Identity) -> Scope:
@@ -339,6 +336,12 @@ async def _admitted(
     ):
         raise _forbidden("only a platform operator names another tenant than its own")
     return tenant
+
+
+async def _admit_to_platform(request: Request, connection: Connection, identity: Identity) -> None:
+    """Let the transaction see what the platform's operator sees without a tenant, or refuse."""
+    _check_scope(request, identity)
+    await speak_for(connection, identity, tenant=None)
 
 
 async def _check_reach(request: Request, connection: Connection, body: object) -> None:

@@ -110,7 +110,7 @@ class Operation(BaseModel):
                     "from_bucket_no": 17,
                     "quantity": 1000000,
                     "reason": None,
-                    "made_at": "2026-04-15T12:00:00Z",
+                    "created_at": "2026-04-15T12:00:00Z",
                 }
             ]
         }
@@ -122,7 +122,7 @@ class Operation(BaseModel):
     from_bucket_no: int | None = Field(description="where a transfer comes from")
     quantity: int
     reason: str | None
-    made_at: Time
+    created_at: Time
 
 
 class BalanceBucket(Lot):
@@ -167,7 +167,7 @@ class BalanceEntry(BaseModel):
     seq: int | None
     operation_no: int | None = Field(description="the top-up, transfer or adjustment that did it")
     reason: str | None
-    entered_at: Time
+    created_at: Time
 
 
 class BalanceEntries(Page[BalanceEntry]):
@@ -189,7 +189,7 @@ class BalanceEntries(Page[BalanceEntry]):
                             "seq": 12,
                             "operation_no": None,
                             "reason": None,
-                            "entered_at": "2026-04-15T12:00:01Z",
+                            "created_at": "2026-04-15T12:00:01Z",
                         },
                         {
                             "kind": "top_up",
@@ -202,7 +202,7 @@ class BalanceEntries(Page[BalanceEntry]):
                             "seq": None,
                             "operation_no": 4,
                             "reason": None,
-                            "entered_at": "2026-04-15T12:00:00Z",
+                            "created_at": "2026-04-15T12:00:00Z",
                         },
                     ],
                     "next_cursor": None,

@@ -17,7 +17,7 @@ Fractions = Annotated[
     str, Field(description="a fraction, or a whole number", examples=["1234567/10000000"])
 ]
 
-_PARTY: JsonDict = {
+PARTY: JsonDict = {
     "name": "Acme Networks SAS",
     "address": {
         "lines": ["1 rue des Ondes"],
@@ -44,8 +44,8 @@ DOCUMENT: JsonDict = {
     "time_zone": "Europe/Berlin",
     "currency": "EUR",
     "fleet_id": "north",
-    "seller": _PARTY,
-    "buyer": _PARTY | {"name": "Vans GmbH", "tax_id": "DE123456789", "bank_account": None},
+    "seller": PARTY,
+    "buyer": PARTY | {"name": "Vans GmbH", "tax_id": "DE123456789", "bank_account": None},
     "prices_include_tax": False,
     "lines": [
         {

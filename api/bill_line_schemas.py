@@ -1,11 +1,11 @@
 """What the API answers of the lines of final bills and notes, and of what they are made of."""
 
-from datetime import date
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from api.bill_document_schemas import DocumentPeriod
 from api.charges_schemas import CHARGE_EXAMPLE, SUMS_EXAMPLE, Charge, ChargeSums, DeviceSums
 from api.schemas import Cycle, Decimals, Page, Time
 
@@ -36,7 +36,7 @@ _CYCLE: JsonDict = {
     "start": "2026-03-31T22:00:00Z",
     "end": "2026-04-30T22:00:00Z",
     "first_day": "2026-04-01",
-    "next_first_day": "2026-05-01",
+    "end_day": "2026-05-01",
 }
 _OF_BILL: JsonDict = {
     "bill_no": 7,
@@ -44,13 +44,6 @@ _OF_BILL: JsonDict = {
     "fleet_id": "north",
     "currency": "EUR",
 }
-
-
-class LinePeriod(BaseModel):
-    """Local days, of which `next_first_day` is the first that is not in it."""
-
-    first_day: date
-    next_first_day: date
 
 
 class BilledLine(BaseModel):
@@ -79,7 +72,7 @@ class BilledLine(BaseModel):
     quantity: Decimals | None
     in_bundle: Decimals | None
     overage: Decimals | None
-    period: LinePeriod | None = Field(
+    period: DocumentPeriod | None = Field(
         description="of a fee its term, of an adjustment the cycle that it is of"
     )
     reason: str | None

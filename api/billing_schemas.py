@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic.config import JsonDict
 
 from api.balances_schemas import Reason
-from api.bill_document_schemas import DOCUMENT, BillDocument
+from api.bill_document_schemas import DOCUMENT, PARTY, BillDocument
 from api.schemas import Cycle, Decimals, Page, Time
 from metering.ids import ID_PATTERN
 from metering.store.billing_settings import Finalising
@@ -24,21 +24,7 @@ Amount = Annotated[
 ]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 
-_SELLER: JsonDict = {
-    "name": "Acme Networks SAS",
-    "address": {
-        "lines": ["1 rue des Ondes"],
-        "postcode": "75001",
-        "city": "Paris",
-        "country": "FR",
-    },
-    "tax_id": "FR12345678901",
-    "registration_id": None,
-    "email": "billing@acme.example",
-    "bank_account": {"iban": "FR7630006000011234567890189", "bic": None, "holder": None},
-    "reference": None,
-}
-_BUYER: JsonDict = _SELLER | {
+_BUYER: JsonDict = PARTY | {
     "name": "Vans GmbH",
     "address": {"lines": ["Hafenstr. 2"], "postcode": "10115", "city": "Berlin", "country": "DE"},
     "tax_id": "DE123456789",
@@ -47,7 +33,7 @@ _BUYER: JsonDict = _SELLER | {
     "reference": "order 4711",
 }
 _SETTINGS: JsonDict = {
-    "seller": _SELLER,
+    "seller": PARTY,
     "prices_include_tax": False,
     "payment_days": 14,
     "finalising": "after_days",
@@ -90,7 +76,7 @@ _BILL: JsonDict = {
         "start": "2026-03-31T22:00:00Z",
         "end": "2026-04-30T22:00:00Z",
         "first_day": "2026-04-01",
-        "next_first_day": "2026-05-01",
+        "end_day": "2026-05-01",
     },
     "number": "B2026-00007",
     "issued": "2026-05-04",
@@ -344,7 +330,7 @@ class BillAdjustment(BaseModel):
     billed_in: Time | None = Field(
         description="the start of the cycle whose bill it is in; null: the next that is drafted"
     )
-    made_at: Time
+    created_at: Time
 
 
 _LISTED_ADJUSTMENT: JsonDict = {
@@ -354,7 +340,7 @@ _LISTED_ADJUSTMENT: JsonDict = {
     "currency": "EUR",
     "reason": "an outage in May",
     "billed_in": None,
-    "made_at": "2026-06-02T09:00:00Z",
+    "created_at": "2026-06-02T09:00:00Z",
     "fleet_id": "north",
 }
 

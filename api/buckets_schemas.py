@@ -18,7 +18,7 @@ _OPERATION: JsonDict = {
     "from_bucket_no": None,
     "quantity": 500000000,
     "reason": None,
-    "made_at": "2026-04-15T12:00:00Z",
+    "created_at": "2026-04-15T12:00:00Z",
 }
 _RESERVATION: JsonDict = {
     "fleet_id": "north",

@@ -20,7 +20,7 @@ _CYCLE: JsonDict = {
     "start": "2026-03-31T22:00:00Z",
     "end": "2026-04-30T22:00:00Z",
     "first_day": "2026-04-01",
-    "next_first_day": "2026-05-01",
+    "end_day": "2026-05-01",
 }
 _LINE: JsonDict = {
     "fleet_id": "north",

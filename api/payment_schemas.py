@@ -86,7 +86,7 @@ _ENTRY: JsonDict = {
     "document_no": None,
     "payment_no": 3,
     "reason": None,
-    "made_at": "2026-05-18T10:01:00Z",
+    "created_at": "2026-05-18T10:01:00Z",
 }
 _TOP_UP: JsonDict = {
     "below": "10.00",
@@ -259,7 +259,7 @@ class AccountEntry(BaseModel):
     document_no: int | None = Field(description="the bill or note by which more, or less, is owed")
     payment_no: int | None = Field(description="the payment whose money it is; null: a bill's")
     reason: str | None
-    made_at: Time
+    created_at: Time
 
 
 class AccountEntries(Page[AccountEntry]):

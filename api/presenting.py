@@ -11,7 +11,7 @@ from metering.period import BillCycle
 def cycle(of: BillCycle) -> schemas.Cycle:
     """Present a bill cycle."""
     return schemas.Cycle(
-        start=of.start, end=of.end, first_day=of.first_day, next_first_day=of.next_first_day
+        start=of.start, end=of.end, first_day=of.first_day, end_day=of.next_first_day
     )
 
 

@@ -2,7 +2,8 @@
 
 A process takes a twentieth of a window at a time from a counter in the database, and gives that out by
 itself: one statement for many requests, and never more than the limit in all. What a process took and does
-not give out is lost to the others until the window ends: at most a twentieth each.
+not give out is lost to the others until the window ends: at most a twentieth each. Processes whose limits
+differ (while one is changed, say) count together too: each refuses once all of them took its own limit.
 
 `limits` (PyPI) counts in one process, or asks Redis or the like at each request; the platform has neither
 need nor server for that.
@@ -129,7 +130,8 @@ class RequestLimits:
     ) -> Mapping[str, str]:
         """Return the fields of draft-ietf-httpapi-ratelimit-headers."""
         left = {
-            each.name: each.most - window.taken_by_all + window.left
+            # Others, whose limit is higher, may have taken more than is given here.
+            each.name: max(0, each.most - window.taken_by_all) + window.left
             for each in policies
             if (window := self._windows.get(each.who)) is not None
         }

@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.balances_schemas import Reason
@@ -67,7 +67,10 @@ class CycleRerated(BaseModel):
     """A closed cycle that owes something else now."""
 
     first_day: date
-    next_first_day: date
+    end_day: date = Field(
+        validation_alias=AliasChoices("end_day", "next_first_day"),  # as kept results name it
+        description="the first day that is not in it",
+    )
     before: Decimals = Field(description="its statement's total, rounded")
     after: Decimals
     note_no: int | None = Field(description="the note that settles it; null: the next bill does")

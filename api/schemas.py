@@ -28,7 +28,7 @@ _CYCLE: JsonDict = {
     "start": "2026-03-31T22:00:00Z",
     "end": "2026-04-30T22:00:00Z",
     "first_day": "2026-04-01",
-    "next_first_day": "2026-05-01",
+    "end_day": "2026-05-01",
 }
 _BUCKET: JsonDict = {
     "granted": 1000000000,
@@ -118,12 +118,12 @@ class Money(BaseModel):
 
 
 class Cycle(BaseModel):
-    """A bill cycle, half-open: instants, and local days of the fleet's zone."""
+    """A bill cycle: instants `[start, end)`, and local days of the fleet's zone `[first_day, end_day)`."""
 
     start: Time
     end: Time
     first_day: date
-    next_first_day: date
+    end_day: date
 
 
 class Bucket(BaseModel):
@@ -363,7 +363,7 @@ class Bill(BaseModel):
                         "start": "2026-02-28T23:00:00Z",
                         "end": "2026-03-31T22:00:00Z",
                         "first_day": "2026-03-01",
-                        "next_first_day": "2026-04-01",
+                        "end_day": "2026-04-01",
                     },
                     "late_records": 2,
                     "currency": "EUR",

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "give devices credentials at the broker, or revoke them",
     ),
     "apikey": ("metering.store.apikey_command", "create or revoke an API key"),
+    "user": ("metering.store.user_command", "let people in, or no more"),
     "carrier": ("metering.ingest.carrier_command", "take a carrier's usage records, and compare"),
     "mapping": ("metering.store.mapping_command", "say which metric of a payload is which meter"),
     "simulate": ("device_sim.command", "publish as a fleet of simulated devices"),

@@ -180,7 +180,7 @@ def _operation(outcome: Outcome, response: Response) -> schemas.Operation:
             "from_bucket_no": operation.from_bucket_no,
             "quantity": operation.quantity,
             "reason": operation.reason,
-            "made_at": operation.made_at,
+            "created_at": operation.made_at,
         }
     )
 
@@ -221,6 +221,6 @@ def _entry(row: PostingView) -> schemas.BalanceEntry:
             "seq": row.seq,
             "operation_no": row.operation_no,
             "reason": row.reason,
-            "entered_at": row.entered_at,
+            "created_at": row.entered_at,
         }
     )

@@ -275,7 +275,7 @@ def _line(line: DocumentLine) -> dict[str, object]:
         "overage": None if line.overage is None else format(line.overage, "f"),
         "period": None
         if period is None
-        else {"first_day": period.first_day, "next_first_day": period.end_day},
+        else {"first_day": period.first_day, "end_day": period.end_day},
         "reason": line.reason,
         "corrects": line.corrects,
         "exact_amount": decimal_text(line.exact),

@@ -473,7 +473,7 @@ def _adjustment(made: store.BillAdjustment) -> schemas.BillAdjustment:
         currency=made.currency,
         reason=made.reason,
         billed_in=made.billed_in,
-        made_at=made.made_at,
+        created_at=made.made_at,
     )
 
 

@@ -180,5 +180,5 @@ def _operation(row: OperationView) -> schemas.ListedOperation:
         from_bucket_no=row.from_bucket_no,
         quantity=row.quantity,
         reason=row.reason,
-        made_at=row.made_at,
+        created_at=row.made_at,
     )

@@ -221,7 +221,9 @@ async def get_account_entries(
     more = len(rows) > limit
     return schemas.AccountEntries(
         items=[
-            schemas.AccountEntry.model_validate(asdict(row) | {"amount": format(row.amount, "f")})
+            schemas.AccountEntry.model_validate(
+                asdict(row) | {"amount": format(row.amount, "f"), "created_at": row.made_at}
+            )
             for row in rows[:limit]
         ],
         next_cursor=cursor_of([rows[limit - 1].entry_no]) if more else None,

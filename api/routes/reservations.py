@@ -93,7 +93,7 @@ async def post_reservation(
     return shown_reservation(device_id, outcome)
 
 
-@router.post("/devices/{device_id}/reservations/{request_id}/settle")
+@router.post("/devices/{device_id}/reservations/{request_id}/settlement")
 async def post_settlement(
     caller: AsWriter, device_id: DeviceId, request_id: RequestId, given: schemas.Settlement
 ) -> schemas.Reservation:

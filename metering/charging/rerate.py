@@ -276,7 +276,7 @@ async def _told(  # noqa: PLR0917 - what is told of one cycle
     )
     return {
         "first_day": cycle.first_day.isoformat(),
-        "next_first_day": cycle.next_first_day.isoformat(),
+        "end_day": cycle.next_first_day.isoformat(),
         "before": str(before.total),
         "after": str(after.total),
         "note_no": note_no,

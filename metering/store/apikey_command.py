@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from metering.access import Role, Scope
 from metering.clock import now
+from metering.errors import InvalidValue
 from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key, revoke_api_keys
@@ -19,9 +20,7 @@ _ROLES = [role for role in Role if role not in {Role.PLATFORM_OPERATOR, Role.DEV
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare what to do, for whom, and under which label."""
     parser.add_argument("action", choices=["create", "revoke"])
-    whose = parser.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--tenant", help="the tenant's id")
-    whose.add_argument("--platform", action="store_true", help="a platform operator's key")
+    add_whose(parser, of_platform="a platform operator's key")
     parser.add_argument("--label", required=True, help="what the key is for")
     parser.add_argument("--role", choices=_ROLES, default=Role.TENANT_ADMIN, help="what it may do")
     parser.add_argument(
@@ -34,6 +33,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a scope of its role: it has only those that are named",
     )
     parser.add_argument("--days", type=int, help="it ends after so many; unset: never")
+
+
+def add_whose(parser: argparse.ArgumentParser, *, of_platform: str) -> None:
+    """Declare whose key or user is meant: a tenant's, or the platform's own."""
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--tenant", help="the tenant's id")
+    whose.add_argument("--platform", action="store_true", help=of_platform)
+
+
+async def fleet_nos(
+    connection: Connection, tenant: TenantNo | None, fleet_ids: list[str] | None
+) -> list[int] | None:
+    """Return the numbers of the fleets that a key or user is limited to; None: to none.
+
+    Raises `NotFound`, and `InvalidValue` where the platform's is to be limited.
+    """
+    if not fleet_ids:
+        return None
+    if tenant is None:
+        raise InvalidValue("fleet", "does not fit the platform", "leave it out")
+    return [(await fleet_of_id(connection, tenant, each)).fleet_no for each in fleet_ids]
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -55,18 +75,13 @@ async def _run(arguments: argparse.Namespace, url: str) -> int:
 async def _create(
     connection: Connection, tenant: TenantNo | None, arguments: argparse.Namespace
 ) -> str:
-    fleets = None
-    if arguments.fleet and tenant is not None:
-        fleets = [
-            (await fleet_of_id(connection, tenant, each)).fleet_no for each in arguments.fleet
-        ]
     return await create_api_key(
         connection,
         tenant=tenant,
         label=arguments.label,
         now=now(),
         role=Role.PLATFORM_OPERATOR if arguments.platform else Role(arguments.role),
-        fleets=fleets,
+        fleets=await fleet_nos(connection, tenant, arguments.fleet),
         scopes=[Scope(each) for each in arguments.scope] if arguments.scope else None,
         expires_at=now() + timedelta(days=arguments.days) if arguments.days else None,
     )

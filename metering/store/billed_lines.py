@@ -7,7 +7,15 @@ from fractions import Fraction
 from typing import Any
 
 from metering.ids import TenantNo
-from metering.store.charge_views import NO_CHARGES, ChargeSums, ChargeView
+from metering.store.charge_views import (
+    CHARGE_VIEW,
+    CHARGES_AFTER,
+    NO_CHARGES,
+    ChargePlace,
+    ChargeSums,
+    ChargeView,
+    after_charge,
+)
 from metering.store.connection import Connection
 from metering.store.known_views import CHARGE_COLUMNS, CHARGES_OF_CYCLE
 from metering.store.rows import checked_limit, fetch_all, fetch_one
@@ -222,14 +230,13 @@ async def list_changes(
     tenant_no: TenantNo,
     changed: ChangedBetween,
     *,
-    after: tuple[datetime, int, int, int] | None,
+    after: ChargePlace | None,
     limit: int,
 ) -> list[ChangedCharge]:
     """Return at most `limit` charges that changed, in the order in which their readings were measured.
 
-    `after` is the `(measured_at, boot_no, seq, part)` that the page before ended at.
+    `after` is where the page before ended.
     """
-    measured_at, boot_no, seq, part = after or (None, None, None, None)
     return await fetch_all(
         connection,
         ChangedCharge,
@@ -239,29 +246,15 @@ async def list_changes(
         "   LEFT JOIN went USING (measured_at, boot_no, seq, part)"
         " UNION ALL SELECT went.*, true, went.amount, went.plan_no FROM went"
         "   WHERE NOT EXISTS (SELECT FROM came WHERE (came.measured_at, came.boot_no, came.seq,"
-        "     came.part) = (went.measured_at, went.boot_no, went.seq, went.part)))"
-        " SELECT charge.boot_no, boot.boot_id, charge.seq, charge.part, device.device_id,"
-        " charge.plan_no, charge.meter_no, charge.variant, charge.zone, charge.band,"
-        " charge.usage_from, charge.usage_to, charge.measured_at, charge.charged_at,"
-        " charge.quantity, charge.billed, charge.from_allowance, charge.from_pool, charge.overage,"
-        " charge.amount, charge.correction_no, charge.gone, charge.was_amount,"
+        "     came.part) = (went.measured_at, went.boot_no, went.seq, went.part))) "
+        + CHARGE_VIEW
+        + ", charge.gone, charge.was_amount,"
         " before.subunits_per_unit AS was_subunits"
         " FROM changed AS charge"
         + _NAMED
-        + " LEFT JOIN plan AS before ON before.plan_no = charge.was_plan_no"
-        " WHERE (%(measured_at)s::timestamptz IS NULL"
-        "   OR (charge.measured_at, charge.boot_no, charge.seq, charge.part)"
-        "   > (%(measured_at)s, %(boot_no)s, %(seq)s, %(part)s))"
-        " ORDER BY charge.measured_at, charge.boot_no, charge.seq, charge.part LIMIT %(limit)s",
-        {
-            "tenant_no": tenant_no,
-            "measured_at": measured_at,
-            "boot_no": boot_no,
-            "seq": seq,
-            "part": part,
-            "limit": checked_limit(limit),
-            **changed.parameters,
-        },
+        + " LEFT JOIN plan AS before ON before.plan_no = charge.was_plan_no WHERE"
+        + CHARGES_AFTER,
+        {"tenant_no": tenant_no, **after_charge(after, limit=limit), **changed.parameters},
     )
 
 

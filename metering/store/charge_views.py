@@ -174,43 +174,54 @@ class ChargeView:
     correction_no: int | None
 
 
+ChargePlace = tuple[datetime, int, int, int]
+"""measured_at, boot_no, seq, part"""
+
+CHARGE_VIEW = (
+    "SELECT charge.boot_no, boot.boot_id, charge.seq, charge.part, device.device_id,"
+    " charge.plan_no, charge.meter_no, charge.variant, charge.zone, charge.band,"
+    " charge.usage_from, charge.usage_to, charge.measured_at, charge.charged_at,"
+    " charge.quantity, charge.billed, charge.from_allowance, charge.from_pool, charge.overage,"
+    " charge.amount, charge.correction_no"
+)
+CHARGES_AFTER = (
+    " (%(measured_at)s::timestamptz IS NULL"
+    "   OR (charge.measured_at, charge.boot_no, charge.seq, charge.part)"
+    "   > (%(measured_at)s, %(boot_no)s, %(seq)s, %(part)s))"
+    " ORDER BY charge.measured_at, charge.boot_no, charge.seq, charge.part LIMIT %(limit)s"
+)
+"""The end of a page's query, with the parameters of `after_charge`."""
+
+
+def after_charge(after: ChargePlace | None, *, limit: int) -> dict[str, object]:
+    """Return the parameters of `CHARGES_AFTER`."""
+    measured_at, boot_no, seq, part = after or (None, None, None, None)
+    return {
+        "measured_at": measured_at,
+        "boot_no": boot_no,
+        "seq": seq,
+        "part": part,
+        "limit": checked_limit(limit),
+    }
+
+
 async def list_charges(
     connection: Connection,
     tenant_no: TenantNo,
     wanted: ChargesWanted,
     *,
-    after: tuple[datetime, int, int, int] | None,
+    after: ChargePlace | None,
     limit: int,
 ) -> list[ChargeView]:
     """Return at most `limit` charges in the order in which their readings were measured.
 
-    `after` is the `(measured_at, boot_no, seq, part)` that the page before ended at.
+    `after` is where the page before ended.
     """
-    measured_at, boot_no, seq, part = after or (None, None, None, None)
     return await fetch_all(
         connection,
         ChargeView,
-        wanted.query(
-            "SELECT charge.boot_no, boot.boot_id, charge.seq, charge.part, device.device_id,"
-            " charge.plan_no, charge.meter_no, charge.variant, charge.zone, charge.band,"
-            " charge.usage_from, charge.usage_to, charge.measured_at, charge.charged_at,"
-            " charge.quantity, charge.billed, charge.from_allowance, charge.from_pool, charge.overage,"
-            " charge.amount, charge.correction_no"
-            + _WANTED
-            + " AND (%(measured_at)s::timestamptz IS NULL"
-            "   OR (charge.measured_at, charge.boot_no, charge.seq, charge.part)"
-            "   > (%(measured_at)s, %(boot_no)s, %(seq)s, %(part)s))"
-            " ORDER BY charge.measured_at, charge.boot_no, charge.seq, charge.part LIMIT %(limit)s"
-        ),
-        {
-            "tenant_no": tenant_no,
-            "measured_at": measured_at,
-            "boot_no": boot_no,
-            "seq": seq,
-            "part": part,
-            "limit": checked_limit(limit),
-            **wanted.parameters,
-        },
+        wanted.query(CHARGE_VIEW + _WANTED + " AND" + CHARGES_AFTER),
+        {"tenant_no": tenant_no, **after_charge(after, limit=limit), **wanted.parameters},
     )
 
 

@@ -141,6 +141,21 @@ async def user_with(connection: Connection, tenant: TenantNo | None, user_no: in
     )
 
 
+async def user_of_subject(
+    connection: Connection, tenant: TenantNo | None, *, issuer: str, subject: str
+) -> User | None:
+    """Return whom a tenant, or the platform, calls its user by an issuer's subject; None: nobody."""
+    return await fetch_one(
+        connection,
+        User,
+        "SELECT user_no, issuer, subject, name, role, fleets, created_at,"
+        " came_at, disabled_at FROM api_user"
+        " WHERE tenant_no IS NOT DISTINCT FROM %(tenant)s"
+        " AND issuer = %(issuer)s AND subject = %(subject)s",
+        {"tenant": tenant, "issuer": issuer, "subject": subject},
+    )
+
+
 async def change_user(
     connection: Connection,
     tenant: TenantNo,
@@ -158,22 +173,23 @@ async def change_user(
     )
 
 
-async def enable_user(connection: Connection, tenant: TenantNo, user_no: int) -> bool:
+async def enable_user(connection: Connection, tenant: TenantNo | None, user_no: int) -> bool:
     """Let a user in again; False when there is no such."""
     enabled = await connection.execute(
-        "UPDATE api_user SET disabled_at = NULL WHERE tenant_no = %s AND user_no = %s",
+        "UPDATE api_user SET disabled_at = NULL"
+        " WHERE tenant_no IS NOT DISTINCT FROM %s AND user_no = %s",
         [tenant, user_no],
     )
     return enabled.rowcount == 1
 
 
 async def disable_user(
-    connection: Connection, tenant: TenantNo, user_no: int, *, now: datetime
+    connection: Connection, tenant: TenantNo | None, user_no: int, *, now: datetime
 ) -> bool:
     """Let a user in no more; False when there is no such. Disabled before, it stays as it is."""
     disabled = await connection.execute(
         "UPDATE api_user SET disabled_at = coalesce(disabled_at, %s)"
-        " WHERE tenant_no = %s AND user_no = %s",
+        " WHERE tenant_no IS NOT DISTINCT FROM %s AND user_no = %s",
         [now, tenant, user_no],
     )
     return disabled.rowcount == 1

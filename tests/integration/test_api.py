@@ -234,7 +234,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/devices/{device_id}/credential/rotation",
         "/v1/devices/{device_id}/reservations",
         "/v1/devices/{device_id}/reservations/{request_id}/release",
-        "/v1/devices/{device_id}/reservations/{request_id}/settle",
+        "/v1/devices/{device_id}/reservations/{request_id}/settlement",
         "/v1/devices/{device_id}/sim",
         "/v1/devices/{device_id}/thresholds",
         "/v1/devices/{device_id}/top-ups",
@@ -373,7 +373,7 @@ def test_a_fleets_balance(api: "ApiUnderTest") -> None:
         "start": "2026-03-31T22:00:00Z",
         "end": "2026-04-30T22:00:00Z",
         "first_day": "2026-04-01",
-        "next_first_day": "2026-05-01",
+        "end_day": "2026-05-01",
     }
     held = {"granted": 300_000_000, "used": 300_000_000, "left": 0, "reserved": 0}
     span = {"begins_at": "2026-03-31T22:00:00Z", "expires_at": "2026-04-30T22:00:00Z"}
@@ -520,7 +520,9 @@ def test_rejected_parked_and_anomalies(api: "ApiUnderTest") -> None:
 def pages(client: httpx.Client, address: str, limit: int, **params: str) -> Iterator[list[Any]]:
     cursor = None
     while True:
-        given = {"limit": limit, **params} | ({"cursor": cursor} if cursor else {})
+        given: dict[str, str | int] = {"limit": limit, **params}
+        if cursor is not None:
+            given["cursor"] = cursor
         page = body(client.get(address, params=given))
         yield page["items"]
         cursor = page["next_cursor"]

@@ -343,14 +343,14 @@ def test_the_entries_of_a_balance_sum_to_what_is_left(database_url: str) -> None
             for limit in (1, 2, 3, 5, 500):
                 shown = list(pages(client, f"/v1/buckets/{number}/entries", limit))
                 assert [item for page in shown for item in page] == entries
-            instants |= (here := {each["entered_at"] for each in entries})
+            instants |= (here := {each["created_at"] for each in entries})
             for instant in here:
                 path = f"/v1/buckets/{number}/entries"
                 before = body(client.get(path, params={"to": instant, "limit": 500}))["items"]
                 since = list(pages(client, path, 2, **{"from": instant}))
-                assert before == [each for each in entries if each["entered_at"] < instant]
+                assert before == [each for each in entries if each["created_at"] < instant]
                 assert [item for page in since for item in page] == [
-                    each for each in entries if each["entered_at"] >= instant
+                    each for each in entries if each["created_at"] >= instant
                 ]
             drawn = [each for each in entries if each["kind"] == "consumption"]
             assert all(each["device_id"] == "d" and each["boot_id"] == "b1" for each in drawn)

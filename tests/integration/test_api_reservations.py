@@ -40,7 +40,7 @@ def test_a_grant_is_made_shown_and_settled(api: "ApiUnderTest") -> None:
     (quota,) = api.acme.get("/v1/fleets/acme-north/quota").json()["meters"]
     assert (quota["active"], quota["granted"], quota["overshoot_bound"]) == (1, 4, 4)
     assert api.acme.get(f"{GRANTS}/r-1").json() == made
-    settled = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 3})
+    settled = api.acme.post(f"{GRANTS}/r-1/settlement", json={"used": 3})
     assert settled.status_code == 200
     assert settled.json() == made | {
         "state": "settled", "used": 3, "drawn": 0, "ended_at": "2026-04-15T12:00:00Z",
@@ -121,11 +121,11 @@ def test_another_request_under_the_same_key_is_a_conflict(api: "ApiUnderTest") -
 
 def test_a_settlement_with_another_quantity_is_a_conflict(api: "ApiUnderTest") -> None:
     asked(api.acme, "r-1", {"meter": "sms"})
-    settled = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 3})
+    settled = api.acme.post(f"{GRANTS}/r-1/settlement", json={"used": 3})
     assert settled.status_code == 200
-    again = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 3})
+    again = api.acme.post(f"{GRANTS}/r-1/settlement", json={"used": 3})
     assert (again.status_code, again.json()) == (200, settled.json())
-    refused = api.acme.post(f"{GRANTS}/r-1/settle", json={"used": 4})
+    refused = api.acme.post(f"{GRANTS}/r-1/settlement", json={"used": 4})
     assert refused.status_code == 409
     assert refused.json()["errors"] == [
         {
@@ -138,7 +138,7 @@ def test_a_settlement_with_another_quantity_is_a_conflict(api: "ApiUnderTest") -
     assert api.acme.get(f"{GRANTS}/r-1").json() == settled.json()
     asked(api.acme, "r-2", {"meter": "sms"})
     released = api.acme.post(f"{GRANTS}/r-2/release")
-    late = api.acme.post(f"{GRANTS}/r-2/settle", json={"used": 4})
+    late = api.acme.post(f"{GRANTS}/r-2/settlement", json={"used": 4})
     assert (late.status_code, late.json()) == (200, released.json())
 
 
@@ -147,7 +147,7 @@ def test_nobody_elses_grants_are_seen_or_ended(api: "ApiUnderTest") -> None:
     for answer in (
         api.rival.get(GRANTS),
         api.rival.get(f"{GRANTS}/r-1"),
-        api.rival.post(f"{GRANTS}/r-1/settle", json={"used": 1}),
+        api.rival.post(f"{GRANTS}/r-1/settlement", json={"used": 1}),
         api.rival.post(f"{GRANTS}/r-1/release"),
         api.rival.post(GRANTS, json={"meter": "sms"}, headers={"Idempotency-Key": "r-2"}),
         api.rival.get("/v1/fleets/acme-north/quota"),

@@ -214,7 +214,7 @@ def check_adjusted(client: httpx.Client, late: dict[int, dict[str, Any]]) -> Non
         for each in every(client, f"/v1/bills/{bill['bill_no']}/lines")
         if each["kind"] == "earlier_period"
     ]
-    assert line["period"] == {"first_day": "2026-03-01", "next_first_day": "2026-04-01"}
+    assert line["period"] == {"first_day": "2026-03-01", "end_day": "2026-04-01"}
     address = f"/v1/bills/{bill['bill_no']}/lines/{line['line']}"
     came, again = every(client, f"{address}/charges")
     assert (came["device_id"], came["exact_difference"]) == ("van-1", "0.2")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from psycopg.types.json import Jsonb
 
 from metering.access import Role
 from metering.jobs import export_charges, import_devices
@@ -20,7 +21,7 @@ from metering.payments.bill_run_command import BillRunner
 from metering.settings import Settings
 from metering.store import jobs as store
 from metering.store.api_keys import create_api_key
-from metering.store.connection import api_database_url, connect, connection_pool
+from metering.store.connection import Connection, api_database_url, connect, connection_pool
 from metering.store.registry import tenant_no
 from tests.integration.api_scene import keys_of_all
 from tests.integration.conftest import NOW
@@ -479,6 +480,39 @@ def test_a_rerating_is_previewed_and_done(api: "ApiUnderTest") -> None:
     for job in (preview, real):
         told = _shown(api.acme, job)
         assert (told["state"], told["result"]) == ("done", expected), told
+
+
+def test_a_reratings_kept_result_names_days_as_others_do(api: "ApiUnderTest") -> None:
+    """Results that were kept before name the end of a cycle's days otherwise."""
+    order = {
+        "device_ids": ["acme-1"],
+        "plan_id": "acme-basic",
+        "at": "2026-01-31T23:00:00Z",
+        "settling": "note",
+        "reason": "it is the right plan already",
+        "dry_run": True,
+    }
+    job = _order(api.acme, "rerating-jobs", order, "kept")
+    assert _do_all(api.database_url) == 1
+    cycle: dict[str, object] = {
+        "first_day": "2026-02-01",
+        "next_first_day": "2026-03-01",
+        "before": "1",
+        "after": "2",
+        "note_no": None,
+        "lines": [],
+        "devices": [],
+    }
+
+    async def keep(connection: Connection) -> None:
+        await connection.execute(
+            "UPDATE job SET result = result || %s", [Jsonb({"cycles": [cycle]})]
+        )
+
+    api.execute(keep)
+    (told,) = _shown(api.acme, job)["result"]["cycles"]
+    assert (told["first_day"], told["end_day"]) == ("2026-02-01", "2026-03-01")
+    assert "next_first_day" not in told
 
 
 def test_jobs_are_seen_by_whom_they_concern(api: "ApiUnderTest") -> None:

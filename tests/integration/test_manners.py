@@ -203,6 +203,42 @@ def test_requests_are_limited_over_all_processes(api: "ApiUnderTest", serve: Ser
         assert again.headers["ratelimit"] == '"key";r=29;t=60, "tenant";r=49;t=60'
 
 
+def test_processes_of_different_limits_count_together(api: "ApiUnderTest", serve: Serve) -> None:
+    """As they do while a limit is changed: each holds to its own, and tells nothing below nought."""
+    clock = _Clock()
+    low = _limited(api.database_url, clock, of_key=20, of_tenant=0)
+    high = _limited(api.database_url, clock, of_key=60, of_tenant=0)
+    key = {"Authorization": f"Bearer {api.acme_key}"}
+    with serve(low) as one, serve(high) as two, httpx.Client(timeout=60) as client:
+
+        def ask(url: str, times: int) -> list[tuple[int, str]]:
+            asked = [client.get(f"{url}/v1/fleets", headers=key) for _ in range(times)]
+            return [(each.status_code, each.headers["ratelimit"]) for each in asked]
+
+        # A share of 3 each time: 12, of which the lower limit leaves 8.
+        assert ask(two, 12)[-1] == (200, '"key";r=48;t=40')
+        told = [f'"key";r={left};t=40' for left in range(7, -1, -1)]
+        assert ask(one, 9) == [*((200, each) for each in told), (429, '"key";r=0;t=40')]
+        assert ask(two, 39)[-1] == (200, '"key";r=1;t=40')
+        assert ask(one, 1) == [(429, '"key";r=0;t=40')]
+        assert [status for status, _ in ask(two, 2)] == [200, 429]
+
+
+def test_processes_begin_where_others_went_beyond_their_limit(
+    api: "ApiUnderTest", serve: Serve
+) -> None:
+    clock = _Clock()
+    low = _limited(api.database_url, clock, of_key=20, of_tenant=0)
+    high = _limited(api.database_url, clock, of_key=60, of_tenant=0)
+    key = {"Authorization": f"Bearer {api.acme_key}"}
+    with serve(low) as one, serve(high) as two, httpx.Client(timeout=60) as client:
+        for _ in range(30):
+            assert client.get(f"{two}/v1/fleets", headers=key).status_code == 200
+        refused = client.get(f"{one}/v1/fleets", headers=key)
+        assert refused.headers["ratelimit"] == '"key";r=0;t=40'
+        _problem(refused, 429, "too-many-requests")
+
+
 def test_without_limits_nothing_is_counted(api: "ApiUnderTest", serve: Serve) -> None:
     app = _limited(api.database_url, _Clock(), of_key=0, of_tenant=0)
     with serve(app) as url, httpx.Client(timeout=60) as client:

@@ -16,6 +16,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from api.app import create_app
 from metering.access import Role
+from metering.cli import main
 from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.stack.probe import free_port
@@ -356,15 +357,14 @@ def test_nobody_keeps_a_person_from_another_tenant(
 
 
 def test_an_operator_of_the_platform_is_no_tenants_user(
-    api: "ApiUnderTest", client: httpx.Client, issuer: LocalIssuer
+    api: "ApiUnderTest",
+    client: httpx.Client,
+    issuer: LocalIssuer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def let_in(connection: Connection) -> None:
-        await insert_user(
-            connection, tenant=None, issuer=issuer.url, subject="otto", name="otto",
-            role=Role.PLATFORM_OPERATOR, fleets=None, now=NOW,
-        )  # fmt: skip
-
-    api.execute(let_in)
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", api.database_url)
+    monkeypatch.setenv("FLEETMETER_OIDC_ISSUER", issuer.url)
+    assert main(["user", "create", "--platform", "--subject", "otto", "--name", "Otto"]) == 0
     assert _invite(api, "rival", issuer, "otto").status_code == 201
     me = _get(client, issuer.token(sub="otto"), "/v1/me").json()
     assert (me["role"], me["tenant_id"]) == ("platform_operator", None)
@@ -373,3 +373,57 @@ def test_an_operator_of_the_platform_is_no_tenants_user(
         "Fleetmeter-Tenant": "rival",
     }
     assert client.get("/v1/me", headers=in_rival).json()["role"] == "platform_operator"
+
+
+def test_users_are_let_in_by_command(
+    api: "ApiUnderTest",
+    client: httpx.Client,
+    issuer: LocalIssuer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", api.database_url)
+
+    def user(*arguments: str) -> tuple[int, str]:
+        code = main(["user", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    def me(subject: str) -> httpx.Response:
+        return _get(client, issuer.token(sub=subject), "/v1/me")
+
+    otto = ["--platform", "--subject", "otto"]
+    code, said = user("create", *otto, "--name", "Otto")
+    assert (code, said) == (
+        1,
+        "fleetmeter user: issuer: is not given; give --issuer or FLEETMETER_OIDC_ISSUER\n",
+    )
+    otto += ["--issuer", issuer.url]
+    assert me("otto").status_code == 401
+    assert user("create", *otto, "--name", "Otto")[0] == 0
+    assert me("otto").json()["role"] == "platform_operator"
+    assert user("create", *otto, "--name", "Otto")[0] == 1  # is one already
+    assert user("disable", *otto)[0] == 0
+    assert me("otto").status_code == 401
+    (line,) = user("list", "--platform")[1].splitlines()
+    assert line.split("\t")[1:] == ["platform_operator", "disabled", issuer.url, "otto", "Otto"]
+    assert user("enable", *otto)[0] == 0
+    assert me("otto").status_code == 200
+    # Of a tenant: its administrator unless said otherwise, and nobody of another.
+    of_rival = ["--tenant", "rival", "--issuer", issuer.url]
+    assert user("create", *of_rival, "--subject", "rita", "--name", "Rita")[0] == 0
+    assert (me("rita").json()["tenant_id"], me("rita").json()["role"]) == ("rival", "tenant_admin")
+    ned = [*of_rival, "--subject", "ned", "--name", "Ned", "--role", "fleet_manager"]
+    assert user("create", *ned, "--fleet", "acme-north")[0] == 1
+    assert user("create", *ned, "--fleet", "rival-north")[0] == 0
+    assert me("ned").json()["fleet_ids"] == ["rival-north"]
+    assert user("disable", "--tenant", "acme", "--issuer", issuer.url, "--subject", "ned")[0] == 1
+    assert me("ned").status_code == 200
+    assert len(user("list", "--tenant", "rival")[1].splitlines()) == 2
+    # The platform's reach has no limit: a command that gives one is refused, and makes nothing.
+    assert user("create", "--platform", "--issuer", issuer.url, "--subject", "olga", "--name", "Olga",
+                "--fleet", "acme-north")[0] == 1  # fmt: skip
+    assert me("olga").status_code == 401
+    limited = ["apikey", "create", "--platform", "--label", "limited", "--fleet", "acme-north"]
+    assert main(limited) == 1
+    assert "fmk_" not in capsys.readouterr().out
