@@ -20,6 +20,10 @@ from api.app import create_app
 from metering.settings import Settings
 from tests.integration.api_scene import Keys, keys_of_all, seed_by_requests
 
+# The API runs beside, in this process: its pool draws when a connection expires, which Hypothesis
+# takes for a strategy that draws behind its back.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
