@@ -5,9 +5,10 @@ message stands beside it, by device, boot and number, so no format has to be dec
 """
 
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -52,8 +53,20 @@ class MessagesDamaged(Exception):
     """A kept batch cannot be read; the text says why."""
 
 
+class _KeptReadings(msgspec.Struct, array_like=True, gc=False):
+    """A kept message of which only the readings are unpacked."""
+
+    received_at: msgspec.Raw
+    topic: msgspec.Raw
+    properties: msgspec.Raw
+    payload: msgspec.Raw
+    readings: list[list[int]]
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[KeptMessage])
+_readings_decoder = msgspec.msgpack.Decoder(list[_KeptReadings])
+_Kept = TypeVar("_Kept")
 
 
 def packed(messages: Sequence[KeptMessage]) -> bytes:
@@ -63,8 +76,12 @@ def packed(messages: Sequence[KeptMessage]) -> bytes:
 
 def unpacked(content: bytes) -> list[KeptMessage]:
     """Return what `packed` was given; raise `MessagesDamaged`."""
+    return _unpacked(content, _decoder)
+
+
+def _unpacked(content: bytes, decoder: msgspec.msgpack.Decoder[list[_Kept]]) -> list[_Kept]:
     try:
-        return _decoder.decode(zlib.decompress(content))
+        return decoder.decode(zlib.decompress(content))
     except (zlib.error, msgspec.DecodeError) as error:
         raise MessagesDamaged(str(error)) from error
 
@@ -194,9 +211,24 @@ async def drop_messages(connection: Connection, *, before: datetime) -> int:
 _PAGE = 20
 
 
-async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
-    """Yield readings that the kept messages of their batch do not hold, and batches that cannot be read."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedMessages:
+    """What a comparison of all kept messages with the readings of their batches found.
+
+    `readings` is how many readings were looked for, each of a batch of which the messages of its tenant are
+    kept and can be read.
+    """
+
+    readings: int
+    differences: Sequence[str]
+    """Readings that the messages do not hold, and batches that cannot be read, in words."""
+
+
+async def compare_messages(connection: Connection) -> ComparedMessages:
+    """Compare kept messages with the readings of their batches."""
     after = (0, 0)
+    readings = 0
+    differences: list[str] = []
     while True:
         found = await connection.execute(
             "SELECT batch_no, tenant_no, content FROM message_batch WHERE (batch_no, tenant_no) > (%s, %s)"
@@ -206,25 +238,35 @@ async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
         )
         rows = await found.fetchall()
         if not rows:
-            return
+            return ComparedMessages(readings=readings, differences=differences)
         after = (rows[-1][0], rows[-1][1])
         held: dict[tuple[int, int], tuple[Column, Column]] = {}
         for batch_no, tenant_no, content in rows:
             try:
-                held[batch_no, tenant_no] = _numbers(unpacked(content))
+                held[batch_no, tenant_no] = _numbers(content)
             except MessagesDamaged as error:
-                yield f"the messages of batch {batch_no} cannot be read: {error}"
+                differences.append(f"the messages of batch {batch_no} cannot be read: {error}")
         for batch_no, tenant_no, boots, seqs in await _stored(connection, held):
-            for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs)):
-                yield f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
+            readings += len(boots)
+            differences += [
+                f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
+                for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs))
+            ]
 
 
-async def batches_not_kept(connection: Connection, *, since: datetime) -> list[str]:
+async def batches_not_kept(
+    connection: Connection, *, since: datetime, compared: ComparedMessages
+) -> list[str]:
     """Return the batches received since an instant of whose readings no message is kept, in words.
 
     Only what came after the first batch that is kept: before it, keeping was off, or what was kept is
-    dropped.
+    dropped. Where as many readings came from there on as were compared, there are no others to look for.
     """
+    counted = await connection.execute(
+        "SELECT count(*) FROM reading WHERE batch_no >= (SELECT min(batch_no) FROM message_batch)"
+    )
+    if await counted.fetchone() == (compared.readings,):
+        return []
     found = await connection.execute(
         "WITH first AS (SELECT min(batch_no) AS batch_no, min(received_at) AS received_at"
         "   FROM message_batch)"
@@ -247,8 +289,12 @@ async def batches_not_kept(connection: Connection, *, since: datetime) -> list[s
     ]
 
 
-def _numbers(messages: Iterable[KeptMessage]) -> tuple[Column, Column]:
-    """Return the boots and the sequence numbers of all readings that came in some messages."""
+def _numbers(content: bytes) -> tuple[Column, Column]:
+    """Return the boots and the sequence numbers of all readings that came in some packed messages.
+
+    Raises `MessagesDamaged`.
+    """
+    messages = _unpacked(content, _readings_decoder)
     of_boots = [each for one in messages for each in one.readings]
     boots = np.array([each[1] for each in of_boots], np.int64)
     seqs = np.array([seq for each in of_boots for seq in each[2:]], np.int64)
