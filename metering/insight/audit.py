@@ -14,22 +14,25 @@ from metering.insight.closing_audit import closed_cycle_differences
 from metering.insight.operations import operation_differences
 from metering.insight.thresholds import audit_thresholds
 from metering.period import BillCycle
+from metering.rating.account import CountKey
 from metering.rating.bucket import Bucket, BucketKind
 from metering.rating.grants import cycle_grants
 from metering.rating.guide import ParkReason
 from metering.rating.membership import Member
+from metering.rating.record import EpochKey
 from metering.rating.reservation import ended_as
 from metering.replay.load import load_replay
 from metering.replay.plain import NotSums, PlainReplay
 from metering.replay.replay import Outcome, Replay
 from metering.store.accounts import CounterEnds
 from metering.store.audit import (
+    Rare,
     StoredReservation,
     all_fleets,
     charge_count,
     entered_sums,
     missing_states,
-    stored_cycles,
+    rare_of_fleets,
     stored_operations,
     stored_reservations,
     unbalanced_entries,
@@ -46,7 +49,7 @@ from metering.store.charges import (
     ChargeColumns,
     charge_columns,
 )
-from metering.store.closing_audit import unequal_watermarks
+from metering.store.closing_audit import audited_cycles
 from metering.store.connection import Connection
 from metering.store.corrections import last_corrected, unequal_corrections
 from metering.store.cycles import fleet_members
@@ -59,9 +62,10 @@ from metering.store.kept_sums import (
     stored_hours_of_fleet,
     stored_uses,
 )
-from metering.store.messages import batches_not_kept, days_without_messages, missing_in_messages
+from metering.store.messages import batches_not_kept, compare_messages, days_without_messages
 from metering.store.registry import Fleet, fleet_rule
-from metering.store.tally import tally, unequal_arrivals
+from metering.store.tally import tally
+from metering.store.usage_sums import place_counts, share_places
 from metering.usage import METERS_BY_NO
 
 _UNBALANCED_MAX = 20
@@ -106,7 +110,8 @@ async def audit_fleet(connection: Connection, fleet: Fleet) -> AuditResult:
 
     `connection`'s transaction must read from one snapshot, so that a live system can be audited.
     """
-    audited = await _audit_fleet(connection, fleet)
+    known = await _known(connection, fleet.fleet_no)
+    audited = await _audit_fleet(connection, fleet, known)
     result = await _fates(connection, fleet.fleet_no, audited.summed)
     differences = [*audited.differences, *await _strangers(connection, fleet, audited.charges)]
     result.differences += [f"fleet {fleet.fleet_id}: {each}" for each in differences]
@@ -124,18 +129,22 @@ async def audit_database(
     replayed, summed = dict[int, int](), Counter[int]()
     differences: list[str] = []
     fleets = await all_fleets(connection)
+    known = await _known(connection, None)
     for fleet in fleets:
-        audited = await _audit_fleet(connection, fleet)
+        audited = await _audit_fleet(connection, fleet, known)
         replayed[fleet.fleet_no] = audited.charges
         summed.update(audited.summed)
         differences += [f"fleet {fleet.fleet_id}: {each}" for each in audited.differences]
     result = await _fates(connection, None, summed)
     result.differences += differences
     result.differences += await number_differences(connection)
-    result.differences += [each async for each in missing_in_messages(connection)]
+    compared = await compare_messages(connection)
+    result.differences += compared.differences
     if messages_kept_since is not None:
         result.differences += await days_without_messages(connection, since=messages_kept_since)
-        result.differences += await batches_not_kept(connection, since=messages_kept_since)
+        result.differences += await batches_not_kept(
+            connection, since=messages_kept_since, compared=compared
+        )
     total = sum(replayed.values())
     if total != result.charges:  # else every charge was found in its own fleet
         for fleet in fleets:
@@ -181,11 +190,11 @@ async def _fates(
     ]
     result.differences += [
         f"boot {boot_no}: {arrived} sequence numbers arrived, {kept} are stored or rejected"
-        for boot_no, arrived, kept in await unequal_arrivals(connection, fleet_no)
+        for boot_no, arrived, kept in counted.unequal_arrivals
     ]
     result.differences += [
         f"boot {boot_no}: kept as measured and complete up to {kept}, its readings say {stored}"
-        for boot_no, kept, stored in await unequal_watermarks(connection, fleet_no)
+        for boot_no, kept, stored in counted.unequal_watermarks
     ]
     result.differences += [
         f"reading boot {boot_no} seq {seq}: its corrections in fleet {fleet_no} are not what it is"
@@ -209,33 +218,67 @@ async def _fates(
     return result
 
 
-async def _audit_fleet(connection: Connection, fleet: Fleet) -> _AuditedFleet:
-    """Compare what is kept of a fleet with its replay: by sums first, and in order if they differ."""
-    await allow_for_size(connection, fleet.fleet_no)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What is asked of all fleets at once: how many places charges have, and what few fleets have."""
+
+    places: Mapping[int, int]
+    rare: Mapping[int, AbstractSet[Rare]]
+    unbalanced: Mapping[int, Sequence[tuple[int, int]]]
+    """Entries that do not sum to zero, and what they sum to."""
+
+
+async def _known(connection: Connection, fleet_no: int | None) -> _Known:
+    return _Known(
+        places=await place_counts(connection, fleet_no),
+        rare=await rare_of_fleets(connection, fleet_no),
+        unbalanced=await unbalanced_entries(connection, fleet_no),
+    )
+
+
+async def _audit_fleet(connection: Connection, fleet: Fleet, known: _Known) -> _AuditedFleet:
+    """Compare what is kept of a fleet with its replay: by sums first, and in order if they differ.
+
+    Sums do not tell whether each reading has a place of its own.
+    """
+    rare = known.rare.get(fleet.fleet_no, frozenset())
+    if Rare.LARGE in rare:
+        await allow_for_size(connection, fleet.fleet_no)
     try:
-        audited = await _replayed_fleet(connection, fleet, sums=True)
+        audited = await _replayed_fleet(connection, fleet, known, sums=True)
     except NotSums:
-        return await _replayed_fleet(connection, fleet, sums=False)
-    if not audited.differences or not audited.summed:
+        return await _replayed_fleet(connection, fleet, known, sums=False)
+    if not audited.summed or not (
+        audited.differences
+        or (
+            known.places.get(fleet.fleet_no, 0) != audited.charges
+            and await share_places(connection, fleet.fleet_no)
+        )
+    ):
         return audited
-    return await _replayed_fleet(connection, fleet, sums=False)
+    return await _replayed_fleet(connection, fleet, known, sums=False)
 
 
-async def _replayed_fleet(connection: Connection, fleet: Fleet, *, sums: bool) -> _AuditedFleet:
-    replay = await load_replay(connection, fleet)
+async def _replayed_fleet(
+    connection: Connection, fleet: Fleet, known: _Known, *, sums: bool
+) -> _AuditedFleet:
+    rare = known.rare.get(fleet.fleet_no, frozenset())
+    replay = await load_replay(connection, fleet, top_ups=Rare.TOP_UPS in rare)
     differences = replay.differences
     charges = 0
-    corrected = await last_corrected(connection, fleet.fleet_no)
+    corrected: Mapping[int, int] | None = None
     drawn: Counter[int] = Counter()
     unbalanced: list[str] = []
     plain = PlainReplay(replay)
-    async for step in plain.steps_beside(connection, sums=sums):
+    async for step in plain.steps_beside(connection, sums=sums, uneven=Rare.UNEVEN in rare):
         here = [each for each in step.charges if each[1] == fleet.fleet_no]
         charges += len(here)
         unbalanced += _fold(step, here, drawn)
         outcome = replay.step(step)
         difference = _step_difference(step, here, outcome)
         if difference is None and outcome is not None and step.parked is not None:
+            if corrected is None:
+                corrected = await last_corrected(connection, fleet.fleet_no)
             at_home = replay.homes.get(outcome.device_no) == fleet.fleet_no
             if at_home and corrected.get(outcome.device_no, 0) <= step.run_no:
                 difference = _parking_difference(step.parked[0], outcome)
@@ -257,29 +300,48 @@ async def _replayed_fleet(connection: Connection, fleet: Fleet, *, sums: bool) -
         for transaction in (
             *(
                 f"entry {number} sums to {quantity}"
-                for number, quantity in await unbalanced_entries(connection, fleet.fleet_no)
+                for number, quantity in known.unbalanced.get(fleet.fleet_no, ())
             ),
             *unbalanced[:_UNBALANCED_MAX],
         )
     ]
-    differences += operation_differences(
-        await stored_operations(connection, fleet.fleet_no), replay.entries, replay.top_ups
-    )
+    operations = []
+    if Rare.OPERATIONS in rare:
+        operations = await stored_operations(connection, fleet.fleet_no)
+    differences += operation_differences(operations, replay.entries, replay.top_ups)
     differences += [
         f"reservation {number} released {kept} of bucket {bucket_no}, replay says {due}"
         for number, bucket_no, kept, due in replay.released_otherwise
     ]
-    await _compare_kept_sums(connection, fleet, replay)
+    await _compare_kept_sums(connection, fleet, replay, rare)
     members = await fleet_members(connection, fleet.fleet_no, begins=None, ends=None)
-    for cycle in await stored_cycles(connection, fleet.fleet_no):
-        _compare_grants(fleet, cycle, members, replay)
-    differences += await closed_cycle_differences(connection, fleet, members)
-    differences += await bill_differences(connection, fleet)
-    differences += await account_differences(connection, fleet)
-    differences += await audit_thresholds(connection, fleet)
-    reservations = await stored_reservations(connection, fleet.fleet_no)
-    differences += _compare_reservations(reservations, replay)
+    cycles = await audited_cycles(connection, fleet.fleet_no)
+    for each in cycles:
+        _compare_grants(fleet, each.cycle, members, replay)
+    used_in = {cycle_start for _, _, cycle_start, _ in replay.accounts.uses}
+    differences += await closed_cycle_differences(
+        connection, fleet, members, cycles, used_in=used_in
+    )
+    differences += await _documents_and_promises(connection, fleet, replay, rare)
     return _AuditedFleet(charges=charges, differences=differences, summed=plain.summed)
+
+
+async def _documents_and_promises(
+    connection: Connection, fleet: Fleet, replay: Replay, rare: AbstractSet[Rare]
+) -> list[str]:
+    """Hold what was billed, paid, alerted and promised to what it must be."""
+    differences: list[str] = []
+    if Rare.BILLS in rare:
+        differences += await bill_differences(connection, fleet)
+    if Rare.ACCOUNTS in rare:
+        differences += await account_differences(connection, fleet)
+    if Rare.THRESHOLDS in rare:
+        differences += await audit_thresholds(connection, fleet)
+    reservations: list[StoredReservation] = []
+    if Rare.RESERVATIONS in rare:
+        reservations = await stored_reservations(connection, fleet.fleet_no)
+    differences += _compare_reservations(reservations, replay)
+    return differences
 
 
 def _fold(step: RunStep, here: Sequence[ChargeColumns], drawn: Counter[int]) -> list[str]:
@@ -343,14 +405,17 @@ def _parking_difference(reason: str, outcome: Outcome) -> str | None:
     return None
 
 
-async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Replay) -> None:
+async def _compare_kept_sums(
+    connection: Connection, fleet: Fleet, replay: Replay, rare: AbstractSet[Rare]
+) -> None:
     """Compare cumulative use, counts, balances, rollups and counters with the replayed ones."""
     differences = replay.differences
     accounts = replay.accounts
     differences += _unequal("use", await stored_uses(connection, fleet.fleet_no), accounts.uses)
-    differences += _unequal(
-        "count", await stored_counts(connection, fleet.fleet_no), accounts.counts
-    )
+    counted: Mapping[CountKey, int] = {}
+    if Rare.COUNTS in rare:
+        counted = await stored_counts(connection, fleet.fleet_no)
+    differences += _unequal("count", counted, accounts.counts)
     for kind in BucketKind:
         stored = {
             number: _kept_balance(bucket)
@@ -374,7 +439,10 @@ async def _compare_kept_sums(connection: Connection, fleet: Fleet, replay: Repla
         key: CounterEnds(first=epoch.points[0], last=epoch.points[-1])
         for key, epoch in replay.epochs.items()
     }
-    differences += _unequal("counter", await stored_counters(connection, fleet.fleet_no), ends)
+    counters: Mapping[EpochKey, CounterEnds] = {}
+    if Rare.UNEVEN in rare:
+        counters = await stored_counters(connection, fleet.fleet_no)
+    differences += _unequal("counter", counters, ends)
 
 
 _Balance = tuple[int, int, int, int, Mapping[int, int], AbstractSet[int], Mapping[int, int]]

@@ -9,7 +9,7 @@ from metering.billing.live_document import DrawnFrom, basis_of_json, draw_live
 from metering.billing.notes import left_of
 from metering.errors import InvalidValue
 from metering.store.bill_audit import (
-    bill_nos_of_fleet,
+    final_bill_nos,
     last_adjustment,
     uncounted_numbers,
     undrafted_cycles,
@@ -32,10 +32,8 @@ async def bill_differences(connection: Connection, fleet: Fleet) -> list[str]:
             connection, fleet.fleet_no
         )
     ]
-    for bill_no in await bill_nos_of_fleet(connection, fleet.fleet_no):
+    for bill_no in await final_bill_nos(connection, fleet.fleet_no):
         bill = await bill_by_no(connection, fleet.tenant_no, bill_no)
-        if bill.state == "draft":
-            continue
         found: list[str] = []
         try:
             async for each in _of_bill(connection, fleet, bill):

@@ -3,7 +3,9 @@
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -18,7 +20,6 @@ from metering.store.closing_audit import (
     AuditedAdjustment,
     AuditedCycle,
     UsesByPlace,
-    audited_cycles,
     uses_between,
 )
 from metering.store.connection import Connection
@@ -26,29 +27,35 @@ from metering.store.registry import Fleet, fleet_rule
 
 
 async def closed_cycle_differences(
-    connection: Connection, fleet: Fleet, members: Sequence[Member]
+    connection: Connection,
+    fleet: Fleet,
+    members: Sequence[Member],
+    cycles: Sequence[AuditedCycle],
+    *,
+    used_in: AbstractSet[datetime],
 ) -> list[str]:
     """Return where a fleet's closed cycles and their adjustments differ from what charges say.
 
-    A cycle's frozen statement is drawn up again from the charges of the runs before it closed, each
-    adjustment from those before the bill that carries it closed, and what was charged since must be
-    marked. What was frozen before terms of a cycle were corrected cannot be drawn up again: there only
-    the sums are compared.
+    `cycles` are all that were opened. A cycle's frozen statement is drawn up again from the charges of
+    the runs before it closed, each adjustment from those before the bill that carries it closed, and what
+    was charged since must be marked. What was frozen before terms of a cycle were corrected cannot be
+    drawn up again: there only the sums are compared. Charges are only read of cycles in which the replay
+    came to any use, `used_in`.
     """
-    cycles = await audited_cycles(connection, fleet.fleet_no)
     if all(each.marked_run_no is None and each.document is None for each in cycles):
         return []
     plan_nos = {each.plan_no for member in members for each in member.subscriptions}
     closings = {each.run_no for each in cycles if each.run_no is not None}
     noted = {own.run_no for each in cycles for own in each.adjustments if own.billed_in is None}
     runs = sorted(closings | noted)
-    frozen = [each.cycle.start for each in cycles if each.document is not None]
+    frozen = {each.cycle.start for each in cycles if each.document is not None}
+    charged = sorted(frozen & used_in)
     audit = _ClosingAudit(
         fleet=fleet,
         members=members,
         plans=await billed_plans(connection, fleet.tenant_no, plan_nos=sorted(plan_nos)),
         runs=runs,
-        uses=await uses_between(connection, fleet.fleet_no, runs, frozen),
+        uses=await uses_between(connection, fleet.fleet_no, runs, charged) if charged else {},
     )
     return [difference for each in cycles for difference in audit.differences(each)]
 
@@ -62,6 +69,8 @@ class _ClosingAudit:
     plans: Sequence[BilledPlan]
     runs: Sequence[int]
     uses: UsesByPlace
+    drawn: dict[datetime, tuple[list[UseRow], Statement]] = field(default_factory=dict)
+    """By cycle, the statement that was drawn up last, and of which use."""
 
     def differences(self, cycle: AuditedCycle) -> Iterator[str]:
         """Compare all that is kept of one cycle."""
@@ -136,6 +145,13 @@ class _ClosingAudit:
 
     def _statement(self, cycle: AuditedCycle, *, before: int | None) -> Statement:
         """Return a cycle's statement from the charges of the runs before one, or (None) of all."""
+        uses = _joined(self._between(cycle, before=before))
+        drawn = self.drawn.get(cycle.cycle.start)
+        if drawn is None or drawn[0] != uses:
+            drawn = self.drawn[cycle.cycle.start] = (uses, self._drawn_up(cycle, uses))
+        return drawn[1]
+
+    def _drawn_up(self, cycle: AuditedCycle, uses: Sequence[UseRow]) -> Statement:
         members = [
             member
             for member in self.members
@@ -146,7 +162,7 @@ class _ClosingAudit:
             cycle=cycle.cycle,
             plans=self.plans,
             members=members,
-            uses=_joined(self._between(cycle, before=before)),
+            uses=uses,
         ).statement
 
     def _records(self, cycle: AuditedCycle, *, after: int, before: int | None = None) -> int:

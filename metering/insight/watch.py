@@ -12,7 +12,7 @@ from metering.insight import metrics
 from metering.insight.audit import audit_fleet
 from metering.store.audit import all_fleets, read_from_one_snapshot
 from metering.store.connection import UNREACHABLE, Connection, connect_patiently
-from metering.store.messages import BEFORE_ALL, days_without_messages, missing_after
+from metering.store.messages import BEFORE_ALL, compare_after, days_without_messages
 from metering.store.registry import Fleet
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class Watch:
                 since = clock.now() - timedelta(days=self._messages_kept_days)
                 faults += await days_without_messages(connection, since=since)
             for _ in range(_PAGES_OF_MESSAGES):
-                missing, place = await missing_after(connection, self._place)
-                faults += missing
+                compared, place = await compare_after(connection, self._place)
+                faults += compared.differences
                 self._place = place or BEFORE_ALL
                 if place is None:
                     break

@@ -12,7 +12,6 @@ from metering.store.history import (
     Place,
     device_homes,
     fleet_subscriptions,
-    plans_of_subscriptions,
     stored_buckets,
     stored_entries,
     stored_openings,
@@ -37,17 +36,18 @@ async def load_terms(
 ) -> ReplayTerms:
     """Return the terms of a fleet's devices, or of some of them."""
     subscriptions = await fleet_subscriptions(connection, fleet.fleet_no, devices)
-    plan_of = await plans_of_subscriptions(connection, fleet.fleet_no, devices)
-    of_devices = [each for of_device in subscriptions.values() for each in of_device]
-    plan_nos = {each.plan_no for each in of_devices} | set(plan_of.values())
+    of_devices = [each for of_device in subscriptions.by_device.values() for each in of_device]
+    plan_nos = {each.plan_no for each in of_devices} | set(subscriptions.plans.values())
     homes = await device_homes(connection, fleet.fleet_no, devices)
-    fleet_nos = {each.fleet_no for each in of_devices} | {fleet.fleet_no} | set(homes.values())
-    fleets = await fleets_by_no(connection, sorted(fleet_nos))
+    others = ({each.fleet_no for each in of_devices} | set(homes.values())) - {fleet.fleet_no}
+    fleets: dict[int, Fleet] = {fleet.fleet_no: fleet}
+    if others:
+        fleets.update(list((await fleets_by_no(connection, sorted(others))).items()))
     return ReplayTerms(
         fleets={number: FleetTerms(number, calendar_of(each)) for number, each in fleets.items()},
         homes=homes,
-        subscriptions=subscriptions,
-        plan_of=plan_of,
+        subscriptions=subscriptions.by_device,
+        plan_of=subscriptions.plans,
         plans=await plan_terms(connection, sorted(plan_nos)),
     )
 
@@ -58,10 +58,12 @@ async def load_replay(
     *,
     devices: Sequence[int] | None = None,
     anew_from: Place | None = None,
+    top_ups: bool = True,
 ) -> Replay:
     """Return a fleet's replay from nothing, before its first step.
 
-    `devices` narrows it to some that share nothing with others; `anew_from` is for corrections.
+    `devices` narrows it to some that share nothing with others; `anew_from` is for corrections; `top_ups`:
+    whether the fleet may have any.
     """
     terms = await load_terms(connection, fleet, devices=devices)
     owners = None if devices is None else sorted(terms.plan_of)
@@ -76,5 +78,7 @@ async def load_replay(
         stored_buckets=await stored_buckets(connection, fleet.fleet_no, owners),
         entries=await stored_entries(connection, fleet.fleet_no, owners),
         openings=await stored_openings(connection, fleet.fleet_no),
-        top_ups=await stored_top_ups(connection, fleet.fleet_no) if devices is None else {},
+        top_ups=await stored_top_ups(connection, fleet.fleet_no)
+        if top_ups and devices is None
+        else {},
     )

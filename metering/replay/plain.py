@@ -117,16 +117,18 @@ class PlainReplay:
         return {number: lot.drawn for number, lot in self._lots.items()}
 
     async def steps_beside(
-        self, connection: Connection, *, sums: bool = False
+        self, connection: Connection, *, sums: bool = False, uneven: bool = True
     ) -> AsyncIterator[RunStep]:
         """Replay the plain readings of the fleet; return the other steps, for the core, in their order.
 
         Each has to be taken before the next is asked for. With `sums`, what can be is added up; raises
-        `NotSums`.
+        `NotSums`. `uneven`: whether any device of the fleet may have counted, or have parked readings.
         """
         async with AsyncExitStack() as opened:
             fleet_no = self._replay.fleet.fleet_no
-            devices = await self._begin_sums(connection, opened) if sums else None
+            devices = None
+            if sums:
+                devices = await self._begin_sums(connection, opened, uneven=uneven)
             await self._add_sums()
             if devices is None or devices:
                 steps = run_steps(connection, fleet_no, devices, but_plain=True)
@@ -150,14 +152,16 @@ class PlainReplay:
             await self._enter_until(None)
             self._end_segment()
 
-    async def _begin_sums(self, connection: Connection, opened: AsyncExitStack) -> list[int] | None:
+    async def _begin_sums(
+        self, connection: Connection, opened: AsyncExitStack, *, uneven: bool
+    ) -> list[int] | None:
         """Return the devices whose charges are not added up; None: those of all."""
         replay = self._replay
         entered = {place for place, _ in replay.openings} | {each.place for each in replay.entries}
         places = sorted(entered)
         if not can_be_told(places) or not self._may_be_sums():
             return None
-        walked = await uneven_devices(connection, replay.fleet.fleet_no)
+        walked = await uneven_devices(connection, replay.fleet.fleet_no) if uneven else set()
         walked.update(
             each.device_no
             for each in await used_meters(connection, replay.fleet.fleet_no)

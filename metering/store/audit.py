@@ -3,8 +3,8 @@
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
-from metering.period import BillCycle
 from metering.store.balances import (
     OPERATION_COLUMNS,
     Operation,
@@ -30,6 +30,75 @@ async def all_fleets(connection: Connection) -> list[Fleet]:
     return [fleet_of_row(row) for row in await found.fetchall()]
 
 
+_UNBALANCED_MAX = 20
+
+
+class Rare(StrEnum):
+    """What few fleets have, or few have yet: asked of all at once, it need not be looked for in each."""
+
+    ACCOUNTS = "accounts"
+    """Payments, entries of the account, documents that are no drafts."""
+    BILLS = "bills"
+    """Closed cycles, bills that are no drafts, adjustments that a note settled."""
+    COUNTS = "counts"
+    LARGE = "large"
+    """So many subscriptions that the audit may be silent for long."""
+    OPERATIONS = "operations"
+    RESERVATIONS = "reservations"
+    THRESHOLDS = "thresholds"
+    TOP_UPS = "top_ups"
+    UNEVEN = "uneven"
+    """Counters, or readings that are parked, of devices that are or were in it."""
+
+
+_UNEVEN_DEVICES = (
+    "SELECT device_no FROM counter"
+    " UNION SELECT boot.device_no FROM parked JOIN boot USING (boot_no)"
+)
+_FLEETS_WITH = {
+    Rare.ACCOUNTS: (
+        "SELECT fleet_no FROM payment UNION SELECT fleet_no FROM account_entry"
+        " UNION SELECT fleet_no FROM bill WHERE state <> 'draft'"
+    ),
+    Rare.BILLS: (
+        "SELECT fleet_no FROM closed_cycle WHERE NOT EXISTS (SELECT FROM bill WHERE bill.kind = 'bill'"
+        "   AND bill.fleet_no = closed_cycle.fleet_no AND bill.cycle_start = closed_cycle.cycle_start)"
+        " UNION SELECT fleet_no FROM bill WHERE state <> 'draft'"
+        " UNION SELECT fleet_no FROM noted_adjustment"
+    ),
+    Rare.COUNTS: "SELECT fleet_no FROM rating_count",
+    Rare.LARGE: "SELECT fleet_no FROM subscription GROUP BY fleet_no HAVING count(*) > 1000",
+    Rare.OPERATIONS: "SELECT fleet_no FROM balance_operation",
+    Rare.RESERVATIONS: "SELECT fleet_no FROM reservation",
+    Rare.THRESHOLDS: "SELECT fleet_no FROM threshold UNION SELECT fleet_no FROM threshold_tally",
+    Rare.TOP_UPS: "SELECT fleet_no FROM bucket WHERE source = 'top_up'",
+    Rare.UNEVEN: (
+        f"SELECT fleet_no FROM device WHERE device_no IN ({_UNEVEN_DEVICES})"  # noqa: S608 - own text
+        f" UNION SELECT fleet_no FROM subscription WHERE device_no IN ({_UNEVEN_DEVICES})"
+    ),
+}
+
+
+async def rare_of_fleets(
+    connection: Connection, fleet_no: int | None = None
+) -> dict[int, set[Rare]]:
+    """Return by fleet what it has of what few fleets have: of all fleets, or of one.
+
+    One fleet always counts as uneven: that is not found without looking at all of its devices.
+    """
+    of_one = "" if fleet_no is None else " WHERE fleet_no = %(fleet_no)s"
+    query = " UNION ALL ".join(
+        f"SELECT DISTINCT '{rare}', fleet_no FROM ({having}) AS known{of_one}"  # noqa: S608 - own text
+        for rare, having in _FLEETS_WITH.items()
+        if fleet_no is None or rare is not Rare.UNEVEN
+    )
+    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
+    rare: dict[int, set[Rare]] = {} if fleet_no is None else {fleet_no: {Rare.UNEVEN}}
+    for name, having_it in await found.fetchall():
+        rare.setdefault(having_it, set()).add(Rare(name))
+    return rare
+
+
 async def stored_operations(connection: Connection, fleet_no: int) -> list[Operation]:
     """Return what was asked of a fleet's balances, in the order in which it was done."""
     found = await connection.execute(
@@ -50,18 +119,26 @@ async def entered_sums(connection: Connection, fleet_no: int) -> dict[int, int]:
     return {row[0]: int(row[1]) for row in await found.fetchall()}
 
 
-async def unbalanced_entries(connection: Connection, fleet_no: int) -> list[tuple[int, int]]:
-    """Return a fleet's entries that do not sum to zero over their accounts, and what they sum to.
+async def unbalanced_entries(
+    connection: Connection, fleet_no: int | None = None
+) -> dict[int, list[tuple[int, int]]]:
+    """Return by fleet entries that do not sum to zero over their accounts, and what they sum to.
 
-    At most 20 are returned.
+    At most 20 of each fleet are returned, of all fleets or of one.
     """
+    of_fleet = "" if fleet_no is None else " AND fleet_no = %(fleet_no)s"
     found = await connection.execute(
-        "SELECT bucket_entry_no, sum(quantity) FROM posting"
-        " WHERE fleet_no = %s AND kind <> 'consumption'"
-        " GROUP BY bucket_entry_no HAVING sum(quantity) <> 0 ORDER BY bucket_entry_no LIMIT 20",
-        [fleet_no],
+        "SELECT fleet_no, bucket_entry_no, sum(quantity) FROM posting"  # noqa: S608 - own text
+        f" WHERE kind <> 'consumption'{of_fleet} GROUP BY fleet_no, bucket_entry_no"
+        " HAVING sum(quantity) <> 0 ORDER BY bucket_entry_no",
+        {"fleet_no": fleet_no},
     )
-    return [(row[0], int(row[1])) for row in await found.fetchall()]
+    unbalanced: dict[int, list[tuple[int, int]]] = {}
+    for number, entry_no, quantity in await found.fetchall():
+        of_one = unbalanced.setdefault(number, [])
+        if len(of_one) < _UNBALANCED_MAX:
+            of_one.append((entry_no, int(quantity)))
+    return unbalanced
 
 
 async def charge_count(connection: Connection, fleet_no: int) -> int:
@@ -70,19 +147,6 @@ async def charge_count(connection: Connection, fleet_no: int) -> int:
     row = await found.fetchone()
     assert row is not None  # noqa: S101 - an aggregate returns one row
     return int(row[0])
-
-
-async def stored_cycles(connection: Connection, fleet_no: int) -> list[BillCycle]:
-    """Return a fleet's open cycles."""
-    found = await connection.execute(
-        "SELECT first_day, next_first_day, cycle_start, cycle_end FROM fleet_cycle"
-        " WHERE fleet_no = %s ORDER BY cycle_start",
-        [fleet_no],
-    )
-    return [
-        BillCycle(first_day=row[0], next_first_day=row[1], start=row[2], end=row[3])
-        for row in await found.fetchall()
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

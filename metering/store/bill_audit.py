@@ -6,10 +6,11 @@ from decimal import Decimal
 from metering.store.connection import Connection
 
 
-async def bill_nos_of_fleet(connection: Connection, fleet_no: int) -> list[int]:
-    """Return the numbers of a fleet's bills, without its notes, ascending."""
+async def final_bill_nos(connection: Connection, fleet_no: int) -> list[int]:
+    """Return the numbers of a fleet's bills, without its notes and drafts, ascending."""
     found = await connection.execute(
-        "SELECT bill_no FROM bill WHERE fleet_no = %s AND kind = 'bill' ORDER BY bill_no",
+        "SELECT bill_no FROM bill WHERE fleet_no = %s AND kind = 'bill' AND state <> 'draft'"
+        " ORDER BY bill_no",
         [fleet_no],
     )
     return [row[0] for row in await found.fetchall()]

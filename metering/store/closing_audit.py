@@ -10,7 +10,6 @@ from typing import Any
 from metering.period import BillCycle
 from metering.store.bill_views import UseRow
 from metering.store.connection import Connection
-from metering.store.tally import of_fleet, of_fleets_boots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +54,14 @@ async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedC
         "SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end, closed_run_no,"
         " late_records, changed, corrected_run_no, closed_cycle.run_no, statement, total,"
         " (SELECT coalesce(sum(amount), 0) FROM period_adjustment"
-        "   WHERE period_adjustment.fleet_no = fleet_cycle.fleet_no AND billed_in = fleet_cycle.cycle_start)"
+        "   WHERE period_adjustment.fleet_no = fleet_cycle.fleet_no AND billed_in = fleet_cycle.cycle_start),"
+        " EXISTS (SELECT FROM period_adjustment AS own WHERE own.fleet_no = fleet_cycle.fleet_no)"
+        " OR EXISTS (SELECT FROM noted_adjustment AS own WHERE own.fleet_no = fleet_cycle.fleet_no)"
         " FROM fleet_cycle LEFT JOIN closed_cycle USING (fleet_no, cycle_start)"
         " WHERE fleet_no = %s ORDER BY fleet_cycle.cycle_start",
         [fleet_no],
     )
+    rows = await found.fetchall()
     cycles = {
         row[2]: AuditedCycle(
             cycle=BillCycle(first_day=row[0], next_first_day=row[1], start=row[2], end=row[3]),
@@ -72,8 +74,10 @@ async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedC
             total=row[10],
             carried=row[11],
         )
-        for row in await found.fetchall()
+        for row in rows
     }
+    if not any(row[12] for row in rows):
+        return list(cycles.values())
     adjusted = await connection.execute(
         "SELECT period_adjustment.cycle_start, billed_in, period_adjustment.run_no, bill.run_no,"
         " late_records, exact_amount, amount FROM period_adjustment"
@@ -134,30 +138,3 @@ async def uses_between(
             )
         )
     return uses
-
-
-async def unequal_watermarks(
-    connection: Connection, fleet_no: int | None = None
-) -> list[tuple[int, str, str]]:
-    """Return `(boot_no, kept, stored)` of boots whose readings reach elsewhere than is kept; at most 20.
-
-    What is kept and what the stored readings say are told as text: the latest measured time of all, and
-    of those before the first gap. Of all fleets, or of the devices that one has now.
-    """
-    of_boots = of_fleets_boots("boot_no", fleet_no)
-    query = (
-        f"WITH own AS (SELECT * FROM boot WHERE true{of_fleet('boot.device_no', fleet_no)}),"  # noqa: S608 - clauses of the store
-        " kept AS (SELECT boot_no, seq, measured_at FROM reading"
-        f"   WHERE true{of_boots}"
-        "   UNION ALL SELECT boot_no, seq, measured_at FROM compared_reading"
-        f"   WHERE true{of_boots}),"
-        " stored AS (SELECT boot_no, max(measured_at) AS reached,"
-        "     max(measured_at) FILTER (WHERE seq <= up_to) AS complete"
-        "   FROM kept JOIN own USING (boot_no) GROUP BY boot_no)"
-        " SELECT boot_no, concat_ws(' ', measured_to, complete_to), concat_ws(' ', reached, complete)"
-        " FROM own LEFT JOIN stored USING (boot_no)"
-        " WHERE (measured_to, complete_to) IS DISTINCT FROM (reached, complete)"
-        " ORDER BY boot_no LIMIT 20"
-    )
-    found = await connection.execute(query.encode(), {"fleet_no": fleet_no})
-    return [(row[0], row[1], row[2]) for row in await found.fetchall()]

@@ -117,35 +117,38 @@ class StoredBucket:
         return None if self.row[5] is None else int(self.row[5])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSubscriptions:
+    """Subscriptions of devices that are or were in a fleet: in it, and in others."""
+
+    by_device: Mapping[int, Sequence[Subscription]]
+    """Ascending in time, without empty ones."""
+    plans: Mapping[int, int]
+    """The plan version of each subscription in the fleet, of empty ones too."""
+
+
 async def fleet_subscriptions(
     connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
-) -> dict[int, list[Subscription]]:
-    """Return all subscriptions of devices that are or were in a fleet, each's ascending in time.
+) -> FleetSubscriptions:
+    """Return all subscriptions of devices that are or were in a fleet.
 
     `devices` narrows them to some, here and elsewhere.
     """
     found = await connection.execute(
-        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid), fleet_no"  # noqa: S608
-        f" FROM subscription WHERE device_no IN ({narrowed(devices)})"
-        " AND NOT isempty(valid) ORDER BY device_no, lower(valid)",
+        "SELECT subscription_no, device_no, plan_no, lower(valid), upper(valid), fleet_no,"  # noqa: S608
+        f" isempty(valid) FROM subscription WHERE device_no IN ({narrowed(devices)})"
+        " ORDER BY device_no, lower(valid)",
         {"fleet_no": fleet_no, "devices": devices},
     )
-    subscriptions: dict[int, list[Subscription]] = {}
+    by_device: dict[int, list[Subscription]] = {}
+    plans: dict[int, int] = {}
     for row in await found.fetchall():
-        subscriptions.setdefault(row[1], []).append(subscription_of_row(row))
-    return subscriptions
-
-
-async def plans_of_subscriptions(
-    connection: Connection, fleet_no: int, devices: Sequence[int] | None = None
-) -> dict[int, int]:
-    """Return the plan version of each subscription in a fleet, of empty ones too."""
-    found = await connection.execute(
-        "SELECT subscription_no, plan_no FROM subscription WHERE fleet_no = %s"
-        " AND (%s::bigint[] IS NULL OR device_no = ANY(%s::bigint[]))",
-        [fleet_no, devices, devices],
-    )
-    return dict(await found.fetchall())
+        subscription_no, device_no, plan_no, *_, of_fleet, is_empty = row
+        if of_fleet == fleet_no:
+            plans[subscription_no] = plan_no
+        if not is_empty:
+            by_device.setdefault(device_no, []).append(subscription_of_row(row[:-1]))
+    return FleetSubscriptions(by_device=by_device, plans=plans)
 
 
 async def device_homes(
@@ -485,25 +488,22 @@ async def with_members(
     """Return the buckets in rows of their columns and their cycle, with all their members' shares."""
     numbers = [row[0] for row in rows]
     found = await connection.execute(
-        "SELECT bucket_no, pool_draw.subscription_no, drawn, member FROM pool_draw"
-        " WHERE bucket_no = ANY(%s)",
-        [numbers],
+        "SELECT bucket_no, pool_draw.subscription_no, drawn, member, NULL FROM pool_draw"
+        " WHERE bucket_no = ANY(%(numbers)s)"
+        " UNION ALL SELECT bucket_no, subscription_no, NULL, false, quantity FROM bucket_hold"
+        " WHERE bucket_no = ANY(%(numbers)s) AND quantity > 0",
+        {"numbers": numbers},
     )
     draws: dict[int, dict[int, int]] = {}
     members: dict[int, set[int]] = {}
-    for bucket_no, subscription_no, drawn, member in await found.fetchall():
+    held: dict[int, dict[int, int]] = {}
+    for bucket_no, subscription_no, drawn, member, holds in await found.fetchall():
         if drawn:
             draws.setdefault(bucket_no, {})[subscription_no] = int(drawn)
         if member:
             members.setdefault(bucket_no, set()).add(subscription_no)
-    found = await connection.execute(
-        "SELECT bucket_no, subscription_no, quantity FROM bucket_hold"
-        " WHERE bucket_no = ANY(%s) AND quantity > 0",
-        [numbers],
-    )
-    held: dict[int, dict[int, int]] = {}
-    for bucket_no, subscription_no, quantity in await found.fetchall():
-        held.setdefault(bucket_no, {})[subscription_no] = int(quantity)
+        if holds:
+            held.setdefault(bucket_no, {})[subscription_no] = int(holds)
     return {
         row[0]: StoredBucket(
             row=row[:-1],

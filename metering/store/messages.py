@@ -5,9 +5,10 @@ message stands beside it, by device, boot and number, so no format has to be dec
 """
 
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -53,8 +54,20 @@ class MessagesDamaged(Exception):
     """A kept batch cannot be read; the text says why."""
 
 
+class _KeptReadings(msgspec.Struct, array_like=True, gc=False):
+    """A kept message of which only the readings are unpacked."""
+
+    received_at: msgspec.Raw
+    topic: msgspec.Raw
+    properties: msgspec.Raw
+    payload: msgspec.Raw
+    readings: list[list[int]]
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[KeptMessage])
+_readings_decoder = msgspec.msgpack.Decoder(list[_KeptReadings])
+_Kept = TypeVar("_Kept")
 
 
 def packed(messages: Sequence[KeptMessage]) -> bytes:
@@ -64,8 +77,12 @@ def packed(messages: Sequence[KeptMessage]) -> bytes:
 
 def unpacked(content: bytes) -> list[KeptMessage]:
     """Return what `packed` was given; raise `MessagesDamaged`."""
+    return _unpacked(content, _decoder)
+
+
+def _unpacked(content: bytes, decoder: msgspec.msgpack.Decoder[list[_Kept]]) -> list[_Kept]:
     try:
-        return _decoder.decode(zlib.decompress(content))
+        return decoder.decode(zlib.decompress(content))
     except (zlib.error, msgspec.DecodeError) as error:
         raise MessagesDamaged(str(error)) from error
 
@@ -195,13 +212,17 @@ async def drop_messages(connection: Connection, *, before: datetime) -> int:
 _PAGE = 20
 
 
-async def missing_in_messages(connection: Connection) -> AsyncIterator[str]:
-    """Yield readings that the kept messages of their batch do not hold, and batches that cannot be read."""
-    place: BatchPlace | None = BEFORE_ALL
-    while place is not None:
-        faults, place = await missing_after(connection, place)
-        for fault in faults:
-            yield fault
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedMessages:
+    """What a comparison of kept messages with the readings of their batches found.
+
+    `readings` is how many readings were looked for, each of a batch of which the messages of its tenant are
+    kept and can be read.
+    """
+
+    readings: int
+    differences: Sequence[str]
+    """Readings that the messages do not hold, and batches that cannot be read, in words."""
 
 
 BatchPlace = tuple[int, int]
@@ -209,10 +230,22 @@ BatchPlace = tuple[int, int]
 BEFORE_ALL: BatchPlace = (0, 0)
 
 
-async def missing_after(
+async def compare_messages(connection: Connection) -> ComparedMessages:
+    """Compare kept messages with the readings of their batches."""
+    readings = 0
+    differences: list[str] = []
+    place: BatchPlace | None = BEFORE_ALL
+    while place is not None:
+        compared, place = await compare_after(connection, place)
+        readings += compared.readings
+        differences += compared.differences
+    return ComparedMessages(readings=readings, differences=differences)
+
+
+async def compare_after(
     connection: Connection, place: BatchPlace
-) -> tuple[list[str], BatchPlace | None]:
-    """Return the same of the next few batches after a place, and the last one's; None: that was the end."""
+) -> tuple[ComparedMessages, BatchPlace | None]:
+    """Compare the next few batches after a place; also return the last one's; None: that was the end."""
     found = await connection.execute(
         "SELECT batch_no, tenant_no, content FROM message_batch WHERE (batch_no, tenant_no) > (%s, %s)"
         " ORDER BY batch_no, tenant_no LIMIT %s",
@@ -220,19 +253,22 @@ async def missing_after(
         binary=True,
     )
     rows = await found.fetchall()
-    faults: list[str] = []
+    readings = 0
+    differences: list[str] = []
     held: dict[BatchPlace, tuple[Column, Column]] = {}
     for batch_no, tenant_no, content in rows:
         try:
-            held[batch_no, tenant_no] = _numbers(unpacked(content))
+            held[batch_no, tenant_no] = _numbers(content)
         except MessagesDamaged as error:
-            faults.append(f"the messages of batch {batch_no} cannot be read: {error}")
-    faults += [
-        f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
-        for batch_no, tenant_no, boots, seqs in await _stored(connection, held)
-        for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs))
-    ]
-    return faults, (rows[-1][0], rows[-1][1]) if len(rows) == _PAGE else None
+            differences.append(f"the messages of batch {batch_no} cannot be read: {error}")
+    for batch_no, tenant_no, boots, seqs in await _stored(connection, held):
+        readings += len(boots)
+        differences += [
+            f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
+            for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs))
+        ]
+    compared = ComparedMessages(readings=readings, differences=differences)
+    return compared, (rows[-1][0], rows[-1][1]) if len(rows) == _PAGE else None
 
 
 async def days_without_messages(connection: Connection, *, since: datetime) -> list[str]:
@@ -260,12 +296,19 @@ async def days_without_messages(connection: Connection, *, since: datetime) -> l
     return lost
 
 
-async def batches_not_kept(connection: Connection, *, since: datetime) -> list[str]:
+async def batches_not_kept(
+    connection: Connection, *, since: datetime, compared: ComparedMessages
+) -> list[str]:
     """Return the batches received since an instant of whose readings no message is kept, in words.
 
     Only what came after the first batch that is kept: before it, keeping was off, or what was kept is
-    dropped.
+    dropped. Where as many readings came from there on as were compared, there are no others to look for.
     """
+    counted = await connection.execute(
+        "SELECT count(*) FROM reading WHERE batch_no >= (SELECT min(batch_no) FROM message_batch)"
+    )
+    if await counted.fetchone() == (compared.readings,):
+        return []
     found = await connection.execute(
         "WITH first AS (SELECT min(batch_no) AS batch_no, min(received_at) AS received_at"
         "   FROM message_batch)"
@@ -288,8 +331,12 @@ async def batches_not_kept(connection: Connection, *, since: datetime) -> list[s
     ]
 
 
-def _numbers(messages: Iterable[KeptMessage]) -> tuple[Column, Column]:
-    """Return the boots and the sequence numbers of all readings that came in some messages."""
+def _numbers(content: bytes) -> tuple[Column, Column]:
+    """Return the boots and the sequence numbers of all readings that came in some packed messages.
+
+    Raises `MessagesDamaged`.
+    """
+    messages = _unpacked(content, _readings_decoder)
     of_boots = [each for one in messages for each in one.readings]
     boots = np.array([each[1] for each in of_boots], np.int64)
     seqs = np.array([seq for each in of_boots for seq in each[2:]], np.int64)

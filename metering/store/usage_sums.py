@@ -127,3 +127,25 @@ async def uneven_devices(connection: Connection, fleet_no: int) -> set[int]:
         {"fleet_no": fleet_no},
     )
     return {row[0] for row in await found.fetchall()}
+
+
+async def place_counts(connection: Connection, fleet_no: int | None = None) -> dict[int, int]:
+    """Return by fleet how many places of the history its charges have: of all fleets, or of one."""
+    of_fleet = "" if fleet_no is None else " WHERE fleet_no = %(fleet_no)s"
+    found = await connection.execute(
+        "SELECT fleet_no, count(*) FROM ("  # noqa: S608 - own text
+        f"   SELECT DISTINCT fleet_no, run_no, run_position FROM charge{of_fleet}) AS places"
+        " GROUP BY fleet_no",
+        {"fleet_no": fleet_no},
+    )
+    return dict(await found.fetchall())
+
+
+async def share_places(connection: Connection, fleet_no: int) -> bool:
+    """Whether two readings that are charged in a fleet have one place in its history."""
+    found = await connection.execute(
+        "SELECT EXISTS (SELECT FROM charge WHERE fleet_no = %s GROUP BY run_no, run_position"
+        " HAVING (min(boot_no), min(seq)) <> (max(boot_no), max(seq)))",
+        [fleet_no],
+    )
+    return await found.fetchone() == (True,)

@@ -51,7 +51,6 @@ from metering.store import (
     charge_views,
     charges,
     closing,
-    closing_audit,
     collecting,
     commands,
     compared_views,
@@ -832,8 +831,8 @@ HOT: dict[str, Use] = {
     ),
     "deliveries": lambda c: control_views.list_deliveries(c, 3, state=None, before=None, limit=50),
     "audit of a fleet: fates": lambda c: tally.tally(c, FLEET),
-    "audit of a fleet: arrivals": lambda c: tally.unequal_arrivals(c, FLEET),
-    "audit of a fleet: watermarks": lambda c: closing_audit.unequal_watermarks(c, FLEET),
+    "audit of a fleet: places": lambda c: usage_sums.place_counts(c, FLEET),
+    "audit of a fleet: places that are shared": lambda c: usage_sums.share_places(c, FLEET),
     "audit of a fleet: corrections": lambda c: corrections.unequal_corrections(c, FLEET),
     "audit of a fleet: charges": lambda c: c.execute(
         history.CHARGED_ROWS.encode(), {"fleet_no": FLEET}
@@ -844,6 +843,7 @@ HOT: dict[str, Use] = {
     "audit of a fleet: what was used": lambda c: usage_sums.used_meters(c, FLEET),
     "audit of a fleet: what is uneven": lambda c: usage_sums.uneven_devices(c, FLEET),
     "audit of a fleet: number of charges": lambda c: audit.charge_count(c, FLEET),
+    "audit of a fleet: what few have": lambda c: audit.rare_of_fleets(c, FLEET),
     "audit of a fleet: entries": lambda c: audit.entered_sums(c, FLEET),
     "audit of a fleet: transactions": lambda c: audit.unbalanced_entries(c, FLEET),
     "audit of a fleet: states": lambda c: audit.unequal_states(c, FLEET),

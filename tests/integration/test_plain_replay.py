@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from metering.insight.audit import audit_database
+from metering.insight.audit import audit_database, audit_fleet
 from metering.rating.account import MeterUse
 from metering.replay import plain
 from metering.replay.load import load_replay
@@ -159,6 +159,34 @@ def test_an_order_of_which_sums_do_not_tell_is_found_wrong(worlds: dict[str, str
     assert sum("is charged as" in each for each in asyncio.run(damaged())) == 2
 
 
+def test_two_charges_at_one_place_are_named_where_no_sum_changes_by_it(
+    worlds: dict[str, str],
+) -> None:
+    async def damaged() -> tuple[str, list[str], list[str]]:
+        async with await connect(worlds["ample"], application="test") as connection:
+            boots = await _boots(connection, summed=True)
+            found = await connection.execute(
+                "SELECT boot_no, seq, run_no, run_position FROM charge JOIN fleet USING (fleet_no)"
+                " WHERE fleet_id = 'pool' AND boot_no = ANY(%s)"
+                " ORDER BY run_no, run_position OFFSET 30 LIMIT 2",
+                [boots],
+            )
+            first, second = await found.fetchall()
+            await connection.execute(
+                "UPDATE charge SET run_no = %s, run_position = %s WHERE (boot_no, seq) = (%s, %s)",
+                [*first[2:], *second[:2]],
+            )
+            differences = (await audit_database(connection)).differences
+            fleet = next(each for each in await all_fleets(connection) if each.fleet_id == "pool")
+            of_fleet = (await audit_fleet(connection, fleet)).differences
+            await connection.rollback()
+            return f"reading boot {first[0]} seq {first[1]} is charged as", differences, of_fleet
+
+    named, *found = asyncio.run(damaged())
+    for differences in found:
+        assert any(named in each for each in differences), differences
+
+
 _PLAIN_CHARGE = (
     "(boot_no, seq) IN (SELECT charge.boot_no, charge.seq FROM charge JOIN reading"
     " USING (boot_no, seq, measured_at) JOIN device ON device.device_no = reading.device_no"
@@ -245,7 +273,7 @@ async def _boots(connection: Connection, *, summed: bool) -> list[int]:
 def test_damage_to_any_column_is_named_as_the_core_names_it(
     worlds: dict[str, str], world: str, table: str, paid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def steps(self: PlainReplay, connection: Connection, *, sums: bool) -> object:  # noqa: ARG001
+    async def steps(self: PlainReplay, connection: Connection, **_: bool) -> object:
         async for step in run_steps(connection, self._replay.fleet.fleet_no):
             yield step
 
