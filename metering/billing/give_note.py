@@ -20,7 +20,7 @@ from metering.billing.notes import (
     share_left,
 )
 from metering.billing.once import checked_text, once
-from metering.errors import Conflict
+from metering.errors import Conflict, InvalidValue
 from metering.event_kinds import EventKind
 from metering.ids import TenantNo
 from metering.store.bills import StoredBill, bill_by_no, insert_note, notes_of, own_bill
@@ -84,6 +84,8 @@ async def add_note(
     entries = list(order.entries)
     if order.share is not None:
         entries = share_left(left_of(billed, notes), order.share)
+        if not entries:
+            raise InvalidValue("share", "takes nothing of what is left", "give no note")
     draft = drawn_note(billed, notes, order.way, entries, order.reason)
     final, issued = await issue(
         connection,

@@ -126,6 +126,8 @@ def note_of(
     if order.share is not None:
         left = left_of(bill, earlier)
         entries = all_left(left) if order.share == 1 else share_left(left, order.share)
+        if not entries:
+            raise InvalidValue("--credit-note", "takes nothing of what is left", "give no note")
     note = credit_note(bill, earlier, entries, reason=reason)
     if account.note is None:
         return note

@@ -279,6 +279,12 @@ def test_notes_never_take_more_than_is_left_whoever_gives_them(database_url: str
         assert more.owed > 2
         await noted(scene, bill, NoteEntry(line=1, amount=Decimal("1.50")))
         assert await count(scene) == 2 + 4
+        # Of nothing, a share is no note, and takes no number.
+        await noted(scene, bill, share=Fraction(1))
+        for share in (Fraction(1), Fraction(1, 2)):
+            with pytest.raises(InvalidValue, match="takes nothing of what is left"):
+                await noted(scene, bill, share=share)
+        assert await count(scene) == 2 + 5
 
     billed(database_url, story)
 

@@ -332,6 +332,29 @@ def test_the_route_takes_what_is_signed(database_url: str) -> None:
             assert (await client.post(path, content=body, headers=headers)).status_code == 200
             assert (await account(scene)).wallet == 69
             assert await events(scene, "refund.failed") == 1
+            # One that was made there, of that payment and of one that is still to come.
+            failed = event_of(
+                "charge.refund.updated", "evt_4", intent_id="pi_2", id="re_there", amount=500,
+                metadata={},
+            )  # fmt: skip
+            headers = {"Stripe-Signature": signature_of(failed, NOW)}
+            for new in (True, False):
+                taken = await client.post(path, content=failed, headers=headers)
+                assert (taken.status_code, taken.json()) == (200, {"new": new})
+            assert (await account(scene)).wallet == 69
+            assert await events(scene, "refund.failed") == 2
+            request = await wanted(scene, "7.00", "three")
+            declined = event_of(
+                "payment_intent.payment_failed", "evt_5", intent_id="pi_3",
+                request_id=str(request.request_id),
+            )  # fmt: skip
+            early = event_of(
+                "charge.refund.updated", "evt_6", intent_id="pi_3", id="re_3", metadata={}
+            )
+            for content, answer in ((declined, 200), (early, 422)):
+                headers = {"Stripe-Signature": signature_of(content, NOW)}
+                taken = await client.post(path, content=content, headers=headers)
+                assert taken.status_code == answer, taken.text
             large = await client.post(path, content=b"x" * 300_000, headers=headers)
             assert large.status_code == 413
 

@@ -160,6 +160,10 @@ def test_notes_that_follow_one_another_exhaust_the_bill(folder: Path) -> None:
     code, _, said = bill("--credit-note", "line=1", *earlier)
     assert code == 1
     assert "entries.0.amount: is nothing" in said
+    for share in ("full", "1%"):
+        code, _, said = bill("--credit-note", share, *earlier)
+        assert code == 1
+        assert "--credit-note: takes nothing of what is left" in said
 
 
 @pytest.mark.parametrize(
