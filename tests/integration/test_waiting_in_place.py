@@ -1,4 +1,4 @@
-"""Answers that are waited for in place: the same ones, and the same faults, and nobody is kept from working."""
+"""Answers waited for in place: the same ones, the same faults, and nobody is kept from working."""
 
 import asyncio
 
