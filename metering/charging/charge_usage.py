@@ -145,7 +145,6 @@ async def _charge_items(
     terms = Terms(
         fleets=fleets,
         members=members,
-        counted=counted,
         of_fleets={
             number: FleetTerms(number, calendar_of(fleet)) for number, fleet in fleets.items()
         },
@@ -158,8 +157,9 @@ async def _charge_items(
         charged, late = await charge_uniformly(connection, run_no, parted, terms, now=now)
         outcome.charges += parted.readings
         outcome.late_records += late
-        usage = (ChargedUsage(*each) for each in charged_usage(parted, charged, counted))
-        await _count_usage(connection, run_no, usage, terms, outcome, now=now)
+        if counted:  # the fleets of uniform usage were owned before it was read who has any
+            usage = (ChargedUsage(*each) for each in charged_usage(parted, charged, counted))
+            await _count_usage(connection, run_no, usage, terms, outcome, now=now)
     if parted.readings < len(queued):
         whose = parted.whose
         rest = [
@@ -179,13 +179,11 @@ async def _count_usage(
     *,
     now: datetime,
 ) -> None:
-    if not terms.counted:
-        return
     outcome.alerts += await count_usage(
         connection,
         run_no,
         charged,
-        fleets={number: terms.fleets[number] for number in terms.counted},
+        fleets=terms.fleets,
         device_nos=terms.members,
         plans=terms.plans,
         now=now,

@@ -125,8 +125,6 @@ class Terms:
     fleets: Mapping[int, Fleet]
     members: Mapping[int, int]
     """device_no → the fleet in which it is now"""
-    counted: AbstractSet[int]
-    """The fleets that have anything counted towards thresholds."""
     of_fleets: Mapping[int, FleetTerms]
     subscriptions: Mapping[int, Sequence[Subscription]]
     plans: Mapping[int, PlanTerms]
@@ -354,11 +352,10 @@ async def charge_uniformly(
     charges = [
         _charged(line, overage.get(line.use_key, 0), parted.usage, terms) for line in parted.lines
     ]
+    await add_uses(connection, map(_use, parted.lines, charges))
+    await store_buckets(connection, parted.loaded)
     await store_uniform_charges(connection, run_no, parted.usage, charges, now=now)
-    async with connection.pipeline():
-        await add_uses(connection, map(_use, parted.lines, charges))
-        await store_buckets(connection, parted.loaded)
-        await add_uniform_to_hours(connection, parted.usage, charges)
+    await add_uniform_to_hours(connection, parted.usage, charges)
     records: Counter[CycleKey] = Counter()
     for line in parted.lines:
         if line.cycle_key in parted.closed:
