@@ -421,7 +421,7 @@ async def _rerate(
         plan_no = await plan_no_of(
             connection, tenant_no, plan_id=order.plan_id, version=order.plan_version
         )
-    fleets, homes = await fleets_of_devices(connection, numbers)
+    fleets, homes, _ = await fleets_of_devices(connection, numbers)
     if len(set(homes.values())) != 1:
         raise bad_input("device_ids", "are of several fleets", "send a request for each fleet")
     told, repeated = await rerate(

@@ -109,7 +109,7 @@ async def post_rerating_job(
         plan_no = await plan_no_of(
             caller.connection, caller.tenant_no, plan_id=order.plan_id, version=order.plan_version
         )
-    _, homes = await fleets_of_devices(caller.connection, numbers)
+    _, homes, _ = await fleets_of_devices(caller.connection, numbers)
     if len(set(homes.values())) != 1:
         raise bad_input("device_ids", "are of several fleets", "send a request for each fleet")
     asked = {

@@ -351,7 +351,7 @@ async def _fleet(caller: Caller, fleet_id: str) -> Fleet:
 
 
 async def _one_fleet(caller: Caller, device_nos: Sequence[int]) -> Fleet:
-    fleets, homes = await fleets_of_devices(caller.connection, device_nos)
+    fleets, homes, _ = await fleets_of_devices(caller.connection, device_nos)
     numbers = set(homes.values())
     if len(numbers) > 1:
         raise bad_input(

@@ -136,11 +136,11 @@ async def charge_usage(
 async def _charge_items(
     connection: Connection, items: Sequence[WorkItem], *, now: datetime
 ) -> RunOutcome:
-    queued, received_at = await queued_columns(connection, items)
+    queued, received_at, run_no = await queued_columns(connection, items)
     # A reading that came while the run was waiting for its shards was received after `now`.
     now = max(now, received_at)
     devices = np.unique(queued.device_no).tolist()
-    fleets, members = await fleets_of_devices(connection, devices)
+    fleets, members, counted = await fleets_of_devices(connection, devices)
     subscriptions = await subscriptions_of_devices(connection, devices)
     terms = Terms(
         fleets=fleets,
@@ -154,11 +154,12 @@ async def _charge_items(
     outcome = RunOutcome(readings=len(queued), published_at=queued.published())
     parted = await part(connection, queued, terms, {item.shard_no for item in items})
     if parted.lines:
-        run_no, charged, late = await charge_uniformly(connection, parted, terms, now=now)
+        charged, late = await charge_uniformly(connection, run_no, parted, terms, now=now)
         outcome.charges += parted.readings
         outcome.late_records += late
-        usage = (ChargedUsage(*each) for each in charged_usage(parted, charged))
-        await _count_usage(connection, run_no, usage, terms, outcome, now=now)
+        if counted:  # the fleets of uniform usage were owned before it was read who has any
+            usage = (ChargedUsage(*each) for each in charged_usage(parted, charged, counted))
+            await _count_usage(connection, run_no, usage, terms, outcome, now=now)
     if parted.readings < len(queued):
         whose = parted.whose
         rest = [
@@ -329,7 +330,7 @@ async def _stretches(
     What a fleet used before is charged before its cycle is opened: what rolls over depends on it.
     """
     cycles = {each.cycle_key for each in touched}
-    unopened = cycles - await opened_cycles(connection, cycles)
+    unopened = cycles - (await opened_cycles(connection, cycles)).keys()
     if not unopened:
         return [_Stretch(guided=guided)]
     stretches = [_Stretch()]

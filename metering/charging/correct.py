@@ -89,7 +89,7 @@ async def scope_of(connection: Connection, devices: Sequence[int]) -> Scope:
     concerned = set(devices)
     sharing: set[int] = set()
     while True:
-        fleets, _ = await fleets_of_devices(connection, sorted(concerned))
+        fleets, _, _ = await fleets_of_devices(connection, sorted(concerned))
         subscribed = await ever_subscribed(connection, sorted(concerned))
         plans = await plan_terms(connection, sorted({plan_no for _, plan_no in subscribed}))
         found = {fleet_no for fleet_no, plan_no in subscribed if _shares(plans[plan_no])}

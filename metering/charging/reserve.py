@@ -166,7 +166,7 @@ async def _placed(
             reason=QuotaRefusal.NOT_ACTIVE,
             detail=f"the device is {state or 'in no state yet'}; have it activated",
         )
-    fleets, members = await fleets_of_devices(connection, [device_no])
+    fleets, members, _ = await fleets_of_devices(connection, [device_no])
     subscriptions = (await subscriptions_of_devices(connection, [device_no]))[device_no]
     plans = await plan_terms(connection, sorted({each.plan_no for each in subscriptions}))
     records = guided_records(

@@ -8,6 +8,7 @@ to the core. The audit replays both, by the core or held to it.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -42,7 +43,7 @@ from metering.store.uniform_charges import (
     add_uniform_to_hours,
     store_uniform_charges,
 )
-from metering.store.work import QueuedColumns, QueuedReading, next_run_no
+from metering.store.work import QueuedColumns, QueuedReading
 from metering.usage import METERS_BY_NO, Meter, Reading, ReadingKind
 
 _DELTA = ReadingKind.DELTA
@@ -102,6 +103,8 @@ class Parted:
 
     lines: list[Line]
     usage: UniformUsage
+    closed: AbstractSet[CycleKey] = frozenset()
+    """Those of their cycles that are closed."""
     loaded: Loaded | None = None
 
     @property
@@ -143,7 +146,8 @@ async def part(
             left_out.add((terms.members[sums.device_no], meter))
         else:
             lines.append(line)
-    parted = Parted(await _in_open_cycles(connection, lines, left_out), usage)
+    lines, closed = await _in_opened_cycles(connection, lines, left_out)
+    parted = Parted(lines, usage, closed)
     if parted.lines:
         wanted = _wanted(parted.lines, terms)
         parted.loaded = await load_accounts(connection, wanted, terms.plans)
@@ -238,16 +242,20 @@ def _line(sums: _Sums, terms: Terms, shards: set[int]) -> Line | None:  # noqa: 
     )
 
 
-async def _in_open_cycles(
+async def _in_opened_cycles(
     connection: Connection, lines: list[Line], left_out: set[tuple[int, str]]
-) -> list[Line]:
-    """Return the lines whose cycles are open; of the others the core opens them, between readings."""
+) -> tuple[list[Line], set[CycleKey]]:
+    """Return the lines whose cycles were opened, and which of these are closed.
+
+    Of the others the core opens them, between readings.
+    """
     wanted = {line.cycle_key for line in lines}
-    opened = await opened_cycles(connection, wanted) if wanted else set()
-    if opened == wanted:
-        return lines
+    opened = await opened_cycles(connection, wanted) if wanted else {}
+    closed = {key for key, is_closed in opened.items() if is_closed}
+    if opened.keys() == wanted:
+        return lines, closed
     left_out.update(line.pool_key for line in lines if line.cycle_key not in opened)
-    return [line for line in lines if line.cycle_key in opened]
+    return [line for line in lines if line.cycle_key in opened], closed
 
 
 def _wanted(lines: Sequence[Line], terms: Terms) -> Wanted:
@@ -336,11 +344,10 @@ def _finds_its_bucket(line: Line, buckets: Iterable[Bucket]) -> bool:
 
 
 async def charge_uniformly(
-    connection: Connection, parted: Parted, terms: Terms, *, now: datetime
-) -> tuple[int, list[UniformCharges], int]:
-    """Charge the lines as a run: its number, its charges, and how many are of closed cycles."""
+    connection: Connection, run_no: int, parted: Parted, terms: Terms, *, now: datetime
+) -> tuple[list[UniformCharges], int]:
+    """Charge the lines as a run: its charges, and how many of them are of closed cycles."""
     assert parted.loaded is not None  # noqa: S101 - as there are lines
-    run_no = await next_run_no(connection)
     overage = await load_overage(connection, [line.use_key for line in parted.lines])
     charges = [
         _charged(line, overage.get(line.use_key, 0), parted.usage, terms) for line in parted.lines
@@ -351,8 +358,9 @@ async def charge_uniformly(
     await add_uniform_to_hours(connection, parted.usage, charges)
     records: Counter[CycleKey] = Counter()
     for line in parted.lines:
-        records[line.cycle_key] += line.end - line.begin
-    return run_no, charges, await add_late_records(connection, records)
+        if line.cycle_key in parted.closed:
+            records[line.cycle_key] += line.end - line.begin
+    return charges, await add_late_records(connection, records) if records else 0
 
 
 def _use(line: Line, charges: UniformCharges) -> FleetUse:
@@ -406,15 +414,17 @@ def _charged(line: Line, before: int, usage: UniformUsage, terms: Terms) -> Unif
 
 
 def charged_usage(
-    parted: Parted, charged: Iterable[UniformCharges]
+    parted: Parted, charged: Iterable[UniformCharges], fleets: AbstractSet[int]
 ) -> Iterator[tuple[QueuedReading, Sequence[Charge]]]:
-    """Return the readings with their charges as the core would have made them, in order.
+    """Return the readings of some fleets with their charges as the core would have made them, in order.
 
     Of a reading there is what counts: what was used and when.
     """
     found: list[tuple[int, QueuedReading, Sequence[Charge]]] = []
     queued = parted.usage.queued
     for line, of_line in zip(parted.lines, charged, strict=True):
+        if line.fleet_no not in fleets:
+            continue
         bucket = of_line.bucket
         pooled = bucket is not None and bucket.kind is BucketKind.POOL
         before = of_line.priced_before

@@ -24,6 +24,7 @@ from metering.store.connection import (
     database_url,
     end_session,
     reason_of,
+    wait_in_place,
 )
 from metering.store.readings import WORK_CHANNEL
 from metering.store.work import readmit, refuse
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _BUSY_SECONDS_MAX = 0.05
 _RETRY_SECONDS = 0.1
+_IN_PLACE_SECONDS = 0.02
+"""How long charging waits for an answer without leaving it to the event loop: that has little else to do."""
 REASON_CHARACTERS_MAX = 500
 """As much of an error's text as is kept with a refused work item; the log has it all."""
 
@@ -89,6 +92,7 @@ class Worker:
                 silence_seconds=self._settings.charging_silence_seconds_max,
             )
             try:
+                wait_in_place(connection, seconds=_IN_PLACE_SECONDS)
                 await end_session(connection, self._session)
                 self._session = connection.info.backend_pid
                 await self._readmit_once(connection)

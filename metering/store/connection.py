@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import hmac
+import select
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, TypeVar
 
 import psycopg
@@ -11,6 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
+from psycopg.waiting import Ready, Wait
 from psycopg_pool import AsyncConnectionPool
 
 from metering.errors import SettingsError
@@ -26,11 +29,59 @@ class _BoundedConnection(AsyncConnection[TupleRow]):
     """A connection that can be told how long to wait for an answer; see `expect_answers`."""
 
     answer_seconds_max: float | None = None
+    at_once_seconds: float = 0.0
     row_security: bool = False
+    _turn_due: float = 0.0
 
     async def wait(self, gen: PQGen[_Result], *args: Any, **more: Any) -> _Result:  # noqa: ANN401 - its own
+        if self.at_once_seconds:
+            if monotonic() >= self._turn_due:
+                await asyncio.sleep(0)
+                self._turn_due = monotonic() + _TURN_SECONDS
+            gen = _waiting_at_once(gen, self.pgconn.socket, self.at_once_seconds)
+            try:
+                next(gen)
+            except StopIteration as end:
+                answer: _Result = end.value
+                return answer
         async with asyncio.timeout(self.answer_seconds_max):
             return await super().wait(gen, *args, **more)
+
+
+_TURN_SECONDS = 0.02
+"""Who waits in place lets others have a turn so often."""
+
+
+def _waiting_at_once(gen: PQGen[_Result], socket: int, seconds: float) -> PQGen[_Result]:
+    """Do as `gen` does, but wait in place for what comes so soon; yield once something takes longer."""
+    poll = select.poll()
+    milliseconds = seconds * 1000
+    try:
+        state = next(gen)
+        while True:
+            poll.register(socket, _EVENTS[state])
+            if found := poll.poll(milliseconds):
+                # Whatever else there is to tell of the socket, reading from it does.
+                ready: int = _READY.get(found[0][1], Ready.R)
+            else:
+                milliseconds = 0
+                ready = (yield state) or Ready.NONE
+            state = gen.send(ready)
+    except StopIteration as end:
+        result: _Result = end.value
+        return result
+
+
+_EVENTS = {
+    Wait.R: select.POLLIN,
+    Wait.W: select.POLLOUT,
+    Wait.RW: select.POLLIN | select.POLLOUT,
+}
+_READY = {
+    select.POLLIN: Ready.R,
+    select.POLLOUT: Ready.W,
+    select.POLLIN | select.POLLOUT: Ready.RW,
+}
 
 
 UNREACHABLE = (
@@ -113,6 +164,16 @@ def expect_answers(connection: Connection, *, within_seconds: float) -> None:
         connection.answer_seconds_max = within_seconds
 
 
+def wait_in_place(connection: Connection, *, seconds: float) -> None:
+    """Wait for answers in place, not by the event loop, as long as each comes so soon.
+
+    That takes a third to a half of the processor's time that the loop takes for it, and nothing else is done
+    meanwhile. What takes longer waits by the loop, and others have their turn every now and then.
+    """
+    if isinstance(connection, _BoundedConnection):
+        connection.at_once_seconds = seconds
+
+
 async def end_session(connection: Connection, session: int | None) -> None:
     """End a session of this application that a broken connection may have left behind.
 
@@ -135,16 +196,18 @@ def connection_pool(
     size_max: int,
     answer_seconds_max: float,
     row_security: bool = False,
+    in_place_seconds: float = 0.0,
 ) -> AsyncConnectionPool[Connection]:
     """Return a pool, not yet open, of at most `size_max` connections that expect answers.
 
     A connection is tried before it is handed out, so that a database that was away costs no request
     once it is back; while it is away, the pool tries again every second. `row_security`: whether it holds for
-    the role that the URL names.
+    the role that the URL names. `in_place_seconds`: see `wait_in_place`.
     """
 
     async def configure(connection: Connection) -> None:
         expect_answers(connection, within_seconds=answer_seconds_max)
+        wait_in_place(connection, seconds=in_place_seconds)
         if isinstance(connection, _BoundedConnection):
             connection.row_security = row_security
 

@@ -12,6 +12,7 @@ from metering.rating.lots import LotsKey, LotTerms, Rolled
 from metering.rating.membership import Member, StateChange
 from metering.rating.plan import DeviceState, PlanTerms
 from metering.store.accounts import BUCKET_COLUMNS, buckets_of_rows
+from metering.store.binary import int4_array, timestamptz_array
 from metering.store.connection import Connection
 from metering.store.registry import Fleet, fleet_of_row
 from metering.usage import METERS
@@ -19,15 +20,17 @@ from metering.usage import METERS
 
 async def opened_cycles(
     connection: Connection, keys: Iterable[tuple[int, datetime]]
-) -> set[tuple[int, datetime]]:
-    """Return which of `(fleet_no, cycle_start)` are open."""
+) -> dict[tuple[int, datetime], bool]:
+    """Return which of `(fleet_no, cycle_start)` were opened, each with whether it is closed since."""
     wanted = list(keys)
     found = await connection.execute(
-        "SELECT fleet_no, cycle_start FROM unnest(%s::int[], %s::timestamptz[])"
+        "SELECT fleet_no, cycle_start, closed_run_no IS NOT NULL"
+        " FROM unnest(%s::int[], %s::timestamptz[])"
         " AS given (fleet_no, cycle_start) JOIN fleet_cycle USING (fleet_no, cycle_start)",
-        [[key[0] for key in wanted], [key[1] for key in wanted]],
+        [int4_array([key[0] for key in wanted]), timestamptz_array([key[1] for key in wanted])],
+        binary=True,
     )
-    return set(await found.fetchall())
+    return {(row[0], row[1]): row[2] for row in await found.fetchall()}
 
 
 async def insert_cycle(

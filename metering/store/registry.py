@@ -389,12 +389,16 @@ async def devices_by_topic(
 
 async def fleets_of_devices(
     connection: Connection, device_nos: Sequence[int]
-) -> tuple[dict[int, Fleet], dict[int, FleetNo]]:
-    """Return the fleets in which some devices are or were, by number, and each device's now."""
+) -> tuple[dict[int, Fleet], dict[int, FleetNo], set[int]]:
+    """Return the fleets in which some devices are or were, by number, and each device's now.
+
+    The last are those of these fleets that have anything counted towards thresholds.
+    """
     found = await connection.execute(
         "SELECT fleet.fleet_no, fleet.tenant_no, fleet_id, name, currency, time_zone, anchor_day,"
         " cycle_months, anchor_month, earlier_zones, shard_no,"
-        " array_agg(home.device_no) FILTER (WHERE home.is_now)"
+        " array_agg(home.device_no) FILTER (WHERE home.is_now),"
+        " EXISTS (SELECT FROM threshold_tally WHERE threshold_tally.fleet_no = fleet.fleet_no)"
         " FROM (SELECT device_no, fleet_no, bool_or(is_now) AS is_now FROM ("
         "     SELECT device_no, fleet_no, true AS is_now FROM device WHERE device_no = ANY(%(nos)s)"
         "     UNION ALL SELECT device_no, fleet_no, false FROM subscription"
@@ -404,11 +408,14 @@ async def fleets_of_devices(
     )
     fleets: dict[int, Fleet] = {}
     members: dict[int, FleetNo] = {}
+    counted: set[int] = set()
     for row in await found.fetchall():
         fleet = fleet_of_row(row[:11])
         fleets[fleet.fleet_no] = fleet
         members.update(dict.fromkeys(row[11] or (), fleet.fleet_no))
-    return fleets, members
+        if row[12]:
+            counted.add(fleet.fleet_no)
+    return fleets, members, counted
 
 
 async def fleets_by_no(connection: Connection, fleet_nos: Sequence[int]) -> dict[int, Fleet]:

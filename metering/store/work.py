@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,25 +66,23 @@ async def claim(
     shards = [row[0] for row in await owned.fetchall()]
     if not shards:
         return []
-    found = await connection.execute(
-        "SELECT work_item_no, shard_no, batch_no, readings, measured_from, measured_to"
-        " FROM work_item WHERE shard_no = ANY(%s) AND refused IS NULL ORDER BY work_item_no LIMIT 1000",
-        [shards],
-    )
-    claimed: list[WorkItem] = []
-    readings = 0
-    for row in await found.fetchall():
-        if claimed and readings + row[3] > readings_max:
-            break
-        claimed.append(WorkItem(**dict(zip(WorkItem.__slots__, row, strict=True))))
-        readings += row[3]
-    await connection.execute(
-        "DELETE FROM work_item WHERE work_item_no = ANY(%s)",
-        [[item.work_item_no for item in claimed]],
-    )
-    return claimed
+    found = await connection.execute(_TAKE, [int2_array(shards), readings_max])
+    claimed = [
+        WorkItem(**dict(zip(WorkItem.__slots__, row, strict=True)))
+        for row in await found.fetchall()
+    ]
+    return sorted(claimed, key=attrgetter("work_item_no"))
 
 
+_TAKE = (
+    "WITH oldest AS MATERIALIZED (SELECT work_item_no, readings,"
+    "   sum(readings) OVER (ORDER BY work_item_no) AS up_to FROM ("
+    "     SELECT work_item_no, readings FROM work_item WHERE shard_no = ANY(%s) AND refused IS NULL"
+    "     ORDER BY work_item_no LIMIT 1000) AS waiting)"
+    " DELETE FROM work_item WHERE work_item_no = ANY(ARRAY(SELECT work_item_no FROM oldest"
+    "   WHERE up_to <= %s OR up_to = readings))"
+    " RETURNING work_item_no, shard_no, batch_no, readings, measured_from, measured_to"
+)
 _HAS_WORK = (
     "EXISTS (SELECT FROM work_item WHERE work_item.shard_no = charging_shard.shard_no"
     "   AND work_item.refused IS NULL)"
@@ -194,7 +192,7 @@ class QueuedColumns:
 
 
 _QUEUED_COLUMNS = (
-    "SELECT max(received_at), "
+    "SELECT max(received_at), nextval('charging_run_no'), "
     + ", ".join(
         f"array_send(array_agg({each}))"
         for each in (
@@ -209,22 +207,25 @@ _QUEUED_COLUMNS = (
 
 async def queued_columns(
     connection: Connection, items: Sequence[WorkItem]
-) -> tuple[QueuedColumns, datetime]:
-    """Return the readings of claimed items by device, meter and order, and when the last was received.
+) -> tuple[QueuedColumns, datetime, int]:
+    """Return the readings of claimed items by device, meter and order, with what their run needs first.
 
-    The order is that of `queued_rows`.
+    That is when the last of them was received, and a number for the run, as of `next_run_no`. The order is
+    that of `queued_rows`.
     """
     found = await connection.execute(_QUEUED_COLUMNS, _of_batches(items), binary=True)
     row = await found.fetchone()
     assert row is not None  # noqa: S101 - an aggregate returns one row
-    whose, *columns = map(column_of, row[1:])
+    received_at, run_no, *arrays = row
+    whose, *columns = map(column_of, arrays)
     every = QueuedColumns(np.zeros_like(whose), *columns)
     claimed = np.isin(whose, [item.batch_no * 65536 + item.shard_no for item in items])
     if not claimed.all():
         every = every.taken(claimed)
     in_order = np.lexsort((every.seq, every.boot_no, every.measured_at))
     every.position[in_order] = np.arange(len(every))
-    return every.taken(np.lexsort((every.position, every.meter_no, every.device_no))), row[0]
+    in_order = np.lexsort((every.position, every.meter_no, every.device_no))
+    return every.taken(in_order), received_at, run_no
 
 
 def queued_reading(row: QueuedRow) -> QueuedReading:
