@@ -4,14 +4,16 @@ The fields are those of `metering.billing.document`, ids by the names that they 
 quantities are decimal strings, and an exact amount or a share may be a fraction such as `1/3`.
 """
 
+from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 from pydantic.config import JsonDict
 
 from api.schemas import Decimals, _example
 from metering.billing.document import DocumentKind, DocumentLineKind, DocumentState, TaxCategory
+from metering.packed import Packed
 
 Fractions = Annotated[
     str, Field(description="a fraction, or a whole number", examples=["1234567/10000000"])
@@ -233,3 +235,29 @@ class BillDocument(BaseModel):
     corrects: CorrectedBill | None = None
     reason: str | None = Field(None, description="why a note was issued")
     tax_service: str | None = Field(None, description="what found the tax, and its reference")
+
+
+def shown_document(told: Mapping[str, Any]) -> tuple[BillDocument, Packed[Any] | None]:
+    """Return a document as it is answered; without its lines, and these apart, where they are `Packed`."""
+    lines = told["lines"]
+    if isinstance(lines, Packed):
+        return BillDocument.model_validate({**told, "lines": []}), lines
+    return BillDocument.model_validate(told), None
+
+
+_FORM_OF_LINES = TypeAdapter(list[BillDocumentLine])
+_NO_LINES = '"lines":[],"taxes":'
+"""What a document without lines has in JSON, once: in a text, quotation marks are escaped."""
+
+
+def json_with_lines(shown: BaseModel, lines: Packed[Any]) -> Iterator[str | bytes]:
+    """Yield the JSON of what has one document without lines, with these as its lines, page by page."""
+    before, _, after = shown.model_dump_json().partition(_NO_LINES)
+    yield before
+    yield '"lines":['
+    for place, text in enumerate(lines.texts()):
+        if place:
+            yield ","
+        yield _FORM_OF_LINES.dump_json(_FORM_OF_LINES.validate_json(text))[1:-1]
+    yield '],"taxes":'
+    yield after

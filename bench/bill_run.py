@@ -3,7 +3,8 @@
 Run by `make bench-bill-run`. The product's own processes do it: `fleetmeter charge` freezes what each fleet
 owes, `fleetmeter bill-run` draws up, numbers and freezes the documents. With `--kill` each of them is killed
 after a quarter and begun again. In the end there is one bill a fleet, no number is left out, and all bills
-come to what the first fleet's did before anything was closed, as often as there are fleets.
+come to what the first fleet's did before anything was closed, as often as there are fleets. With `--forms`
+the first bill is written in each form, and its fleet audited, by a process each.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 
 import psycopg
 
+from bench.bill_forms import FORMS, Form
 from bench.bill_run_history import Wanted, fill
 from bench.own_database import migrated, own_database
 from bench.resources import peak_octets
@@ -30,6 +32,7 @@ from metering.billing.live_document import current_basis, draw_live
 from metering.insight.audit import audit_fleet
 from metering.period import BillCycle
 from metering.store.audit import all_fleets, read_from_one_snapshot
+from metering.store.bills import allow_for_size
 from metering.store.connection import connect
 
 _LOOK_SECONDS = 0.02
@@ -66,9 +69,11 @@ class Measured:
     finalising: Step
     total: str
     load: float
+    forms: Mapping[str, Form]
+    """What the first bill is in each form; as `audit`, the audit of its fleet."""
 
 
-def measure(url: str, wanted: Wanted, *, kill: bool) -> Measured:
+def measure(url: str, wanted: Wanted, *, kill: bool, forms: bool = False) -> Measured:
     """Fill a database, bill all of it by the product's processes, and check what came of it."""
     now = datetime.now(UTC)
     began = perf_counter()
@@ -78,10 +83,10 @@ def measure(url: str, wanted: Wanted, *, kill: bool) -> Measured:
     with psycopg.connect(url, autocommit=True) as connection:
         charges = _one(connection, "SELECT count(*) FROM charge")
         closing = _step(connection, url, ["charge"], _CLOSED, wanted.fleets, kill=kill)
-        _say(f"closed in {closing.seconds:.1f} s")
+        _say(f"closed in {closing.seconds:.1f} s, {closing.peak_octets / 1e6:.0f} MB")
         command = ["bill-run", "--once"]
         finalising = _step(connection, url, command, _FINAL, wanted.fleets, kill=kill)
-        _say(f"finalised in {finalising.seconds:.1f} s")
+        _say(f"finalised in {finalising.seconds:.1f} s, {finalising.peak_octets / 1e6:.0f} MB")
         total = _checked(connection, cycle, wanted, expected)
         told = connection.execute(
             "SELECT sum(jsonb_array_length(document -> 'lines')), max(octet_length(document::text))"
@@ -89,6 +94,7 @@ def measure(url: str, wanted: Wanted, *, kill: bool) -> Measured:
         ).fetchone()
     assert told is not None  # noqa: S101 - aggregates return one row
     asyncio.run(_audited(url))
+    written = {name: _written(url, name) for name in FORMS} if forms else {}
     return Measured(
         devices=wanted.devices,
         charges=charges,
@@ -101,7 +107,21 @@ def measure(url: str, wanted: Wanted, *, kill: bool) -> Measured:
         finalising=finalising,
         total=str(total),
         load=os.getloadavg()[0],
+        forms=written,
     )
+
+
+def _written(url: str, name: str) -> Form:
+    """Write a form of the first bill in a process of its own; return what it took."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.bill_forms", name],
+        env=os.environ | {"FLEETMETER_DATABASE_URL": url},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    form = Form(**json.loads(done.stdout))
+    _say(f"{name}: {form.cpu_seconds:.1f} of {form.seconds:.1f} s, {form.peak_octets / 1e6:.0f} MB")
+    return form
 
 
 async def _filled(url: str, wanted: Wanted, now: datetime) -> tuple[BillCycle, Decimal]:
@@ -111,6 +131,7 @@ async def _filled(url: str, wanted: Wanted, now: datetime) -> tuple[BillCycle, D
         cycle = await fill(connection, wanted, now=now)
         (first, *_) = await all_fleets(connection)
         async with connection.transaction():
+            await allow_for_size(connection, first.fleet_no)
             document = await draw_live(
                 connection, first, cycle, await current_basis(connection, first)
             )
@@ -216,6 +237,7 @@ def main() -> None:
     parser.add_argument("--charges", type=int, default=10_000_000, help="%(default)s")
     parser.add_argument("--one-fleet", action="store_true", help="else fleets of 100 devices")
     parser.add_argument("--per-device", action="store_true", help="bills have lines of each device")
+    parser.add_argument("--forms", action="store_true", help="write the first bill in each form")
     parser.add_argument("--kill", action="store_true", help="kill each step after a quarter")
     arguments = parser.parse_args()
     wanted = Wanted(
@@ -225,7 +247,9 @@ def main() -> None:
         per_device=arguments.per_device,
     )
     with own_database() as url:
-        told = json.dumps(asdict(measure(url, wanted, kill=arguments.kill)), indent=2)
+        told = json.dumps(
+            asdict(measure(url, wanted, kill=arguments.kill, forms=arguments.forms)), indent=2
+        )
     print(told)
     Path(__file__).with_name("bill_run.json").write_text(told + "\n", encoding="utf-8")
 

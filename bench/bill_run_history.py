@@ -43,7 +43,11 @@ _MINUTES_A_DAY = 10
 """So many readings of a device are measured in each day, a minute apart."""
 _COPIES_AT_ONCE = 50
 _OCTETS = 1_000
-SELLER = {"name": "Bench SAS", "address": {"lines": ["1 rue des Ondes"], "country": "FR"}}
+SELLER = {
+    "name": "Bench SAS",
+    "address": {"lines": ["1 rue des Ondes"], "country": "FR"},
+    "tax_id": "FR12345678901",
+}
 BUYER = {"name": "Fleet GmbH", "address": {"lines": ["Hafenstr. 2"], "country": "DE"}}
 
 

@@ -3,15 +3,17 @@
 from decimal import Decimal
 from fractions import Fraction
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel
 
 from api import billing_schemas as schemas
 from api import presenting, rerating_schemas
 from api.auth import AsCaller, AsWriter, Caller
-from api.bill_document_schemas import BillDocument
+from api.bill_document_schemas import json_with_lines, shown_document
 from api.errors import ProblemError, bad_input, given_as
+from api.long_answers import long_answer
 from api.parameters import (
     ALREADY_DONE,
     Cursor,
@@ -37,6 +39,7 @@ from metering.billing.settle import settle
 from metering.billing.void import rebill, void
 from metering.charging.rerate import RerateOrder, rerate
 from metering.errors import InvalidValue
+from metering.packed import Packed
 from metering.store import bills as store
 from metering.store.balances import fleet_of_id
 from metering.store.correction_views import device_nos_of_ids, plan_no_of
@@ -96,19 +99,26 @@ async def get_bills(
     )
 
 
-@router.get("/bills/{bill_no}")
-async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDetail:
+@router.get("/bills/{bill_no}", response_model=schemas.CustomerBillDetail)
+async def get_bill(caller: AsCaller, bill_no: BillNo) -> schemas.CustomerBillDetail | Response:
     """Show one bill or note: its document, what is to be paid of it, its notes and disputes."""
     bill = await store.bill_by_no(caller.connection, caller.tenant_no, bill_no)
     to_pay, held = await payable(caller.connection, bill)
-    return schemas.CustomerBillDetail(
+    document, lines = (None, None) if bill.document is None else shown_document(bill.document)
+    shown = schemas.CustomerBillDetail(
         **_bill(bill).model_dump(),
         payable=format(to_pay, "f"),
         held=format(held, "f"),
         notes=[_bill(each) for each in await store.notes_of(caller.connection, bill_no)],
         disputes=[_dispute(each) for each in await store.disputes_of(caller.connection, bill_no)],
-        document=None if bill.document is None else BillDocument.model_validate(bill.document),
+        document=document,
     )
+    return shown if lines is None else await _with_lines(shown, lines)
+
+
+async def _with_lines(shown: BaseModel, lines: Packed[Any]) -> Response:
+    """Return an answer with a document that has many lines, which it is shown without."""
+    return await long_answer(json_with_lines(shown, lines), media_type="application/json")
 
 
 @router.get("/bill-adjustments")
@@ -187,7 +197,7 @@ async def get_disputes(
     )
 
 
-@router.get("/fleets/{fleet_id}/bill-preview")
+@router.get("/fleets/{fleet_id}/bill-preview", response_model=schemas.BillPreview)
 async def get_bill_preview(
     request: Request,
     caller: AsCaller,
@@ -195,7 +205,7 @@ async def get_bill_preview(
     at: Annotated[
         Instant | None, Query(description="an instant of the cycle to bill; unset: the present one")
     ] = None,
-) -> schemas.BillPreview:
+) -> schemas.BillPreview | Response:
     """Show what a cycle's bill would be if it were finalised now; nothing is stored."""
     fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
     try:
@@ -209,7 +219,9 @@ async def get_bill_preview(
         )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
-    return schemas.BillPreview(document=BillDocument.model_validate(json_of(drawn)))
+    document, lines = shown_document(json_of(drawn))
+    shown = schemas.BillPreview(document=document)
+    return shown if lines is None else await _with_lines(shown, lines)
 
 
 @router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)

@@ -1,8 +1,7 @@
 """A bill or note as a file: for people, for spreadsheets, and for the systems of finance."""
 
-import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Literal
@@ -11,14 +10,15 @@ from fastapi import APIRouter, Query, Request, Response
 
 from api.auth import AsCaller
 from api.errors import ProblemError
+from api.long_answers import long_answer
 from api.routes.bills import BillNo
 from api.state import state_of
 from metering.billing.document import Document, document_of
 from metering.billing.preview import preview
-from metering.billing.rendering.as_csv import as_csv
-from metering.billing.rendering.as_html import as_html
+from metering.billing.rendering.as_csv import csv_parts
+from metering.billing.rendering.as_html import html_parts
 from metering.billing.rendering.as_pdf import as_pdf
-from metering.billing.rendering.e_invoice import cii, ubl
+from metering.billing.rendering.e_invoice import cii_parts, ubl_parts
 from metering.errors import InvalidValue
 from metering.store.bills import bill_by_no
 from metering.store.registry import fleets_by_no
@@ -34,15 +34,19 @@ class _Form:
 
     media_type: str
     suffix: str
-    write: Callable[[Document], str | bytes]
+    write: Callable[[Document], Iterator[str] | Iterator[bytes]]
+
+
+def _pdf_parts(document: Document) -> Iterator[bytes]:
+    yield as_pdf(document)
 
 
 _FORMS: dict[FormName, _Form] = {
-    "pdf": _Form(media_type="application/pdf", suffix="pdf", write=as_pdf),
-    "html": _Form(media_type="text/html; charset=utf-8", suffix="html", write=as_html),
-    "csv": _Form(media_type="text/csv; charset=utf-8", suffix="csv", write=as_csv),
-    "ubl": _Form(media_type="application/xml", suffix="ubl.xml", write=ubl),
-    "cii": _Form(media_type="application/xml", suffix="cii.xml", write=cii),
+    "pdf": _Form(media_type="application/pdf", suffix="pdf", write=_pdf_parts),
+    "html": _Form(media_type="text/html; charset=utf-8", suffix="html", write=html_parts),
+    "csv": _Form(media_type="text/csv; charset=utf-8", suffix="csv", write=csv_parts),
+    "ubl": _Form(media_type="application/xml", suffix="ubl.xml", write=ubl_parts),
+    "cii": _Form(media_type="application/xml", suffix="cii.xml", write=cii_parts),
 }
 _EXAMPLES = {
     "application/pdf": "%PDF-1.7 …",
@@ -91,16 +95,14 @@ async def get_bill_document(
             )
         else:
             document = document_of(bill.document)
-        # A bill of many lines takes seconds: other requests go on meanwhile.
-        content = await asyncio.to_thread(_FORMS[form].write, document)
+        name = _OUTSIDE_A_FILE_NAME.sub("-", bill.name or f"draft-{bill_no}")
+        return await long_answer(
+            _FORMS[form].write(document),
+            media_type=_FORMS[form].media_type,
+            headers={
+                "Content-Disposition": f'attachment; filename="{name}.{_FORMS[form].suffix}"',
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
     except InvalidValue as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"there is no such document: {error}") from error
-    name = _OUTSIDE_A_FILE_NAME.sub("-", bill.name or f"draft-{bill_no}")
-    return Response(
-        content,
-        media_type=_FORMS[form].media_type,
-        headers={
-            "Content-Disposition": f'attachment; filename="{name}.{_FORMS[form].suffix}"',
-            "X-Content-Type-Options": "nosniff",
-        },
-    )

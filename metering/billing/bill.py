@@ -7,6 +7,7 @@ function that `fleetmeter rate` calls.
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, localcontext
@@ -107,17 +108,19 @@ async def bill_of_cycle(
 ) -> Bill:
     """Return the bill of a fleet for one of its cycles, as `bill_so_far` does."""
     closed = await closed_cycle(connection, (fleet.fleet_no, cycle.start))
-    if closed is None:
-        bill = await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)
-    else:
-        bill = await _closed_bill(connection, tenant_no, closed, fleet=fleet, cycle=cycle)
-    numbers = {line.device_no for line in bill.statement.lines} - {None}
-    if not numbers:
-        return bill
-    names = await device_ids(
-        connection, tenant_no, device_nos=[number for number in numbers if number is not None]
-    )
-    return replace(bill, devices=names)
+    if closed is not None:
+        return await _closed_bill(connection, tenant_no, closed, fleet=fleet, cycle=cycle)
+    bill = await open_bill(connection, tenant_no, fleet=fleet, cycle=cycle)
+    numbers = {line.device_no for line in bill.statement.lines}
+    return replace(bill, devices=await _names(connection, tenant_no, numbers))
+
+
+async def _names(
+    connection: Connection, tenant_no: TenantNo, device_nos: AbstractSet[int | None]
+) -> dict[int, str]:
+    """Return the ids of the devices that have lines of their own."""
+    numbers = [number for number in device_nos if number is not None]
+    return await device_ids(connection, tenant_no, device_nos=numbers) if numbers else {}
 
 
 async def open_bill(
@@ -177,15 +180,18 @@ async def _closed_bill(
     cycle: BillCycle,
 ) -> Bill:
     """Return a closed cycle's bill from what was frozen alone."""
-    frozen = statement_of(closed.statement, cycle)
-    plan_nos = {line.plan_no for line in frozen.lines}
+    plan_nos: set[int] = set()
+    device_nos: set[int | None] = set()
+    for line in closed.statement["lines"]:
+        plan_nos.add(line["plan_no"])
+        device_nos.add(line.get("device_no"))
     plans = await billed_plans(connection, tenant_no, plan_nos=sorted(plan_nos))
     carried = await adjustments_in(connection, (fleet.fleet_no, cycle.start))
     return Bill(
-        statement=frozen,
+        statement=statement_of(closed.statement, cycle),
         plans={plan.plan_no: plan for plan in plans},
         terms=_terms_of(plans),
-        devices={},
+        devices=await _names(connection, tenant_no, device_nos),
         adjustments=[
             PeriodAdjustment(
                 cycle=each.cycle,

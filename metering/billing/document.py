@@ -1,20 +1,22 @@
 """A bill, credit note or debit note as it is sent: parties, lines, tax and totals, and its JSON form.
 
 Frozen values and no arithmetic but sums: `metering.billing.draw_up` makes bills, `metering.billing.notes`
-what corrects them. Total = Σ rounded lines, always.
+what corrects them. Total = Σ rounded lines, always. Lines are a tuple, or `Packed` where there are many.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal, localcontext
 from enum import StrEnum
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from metering.errors import InvalidValue
+from metering.packed import Packed, packed
 
 FORM = 1
 """The number of the JSON form; one that means something else gets another."""
@@ -236,7 +238,7 @@ class Document:
     seller: Party
     buyer: Party
     prices_include_tax: bool = False
-    lines: tuple[DocumentLine, ...]
+    lines: Annotated[Sequence[DocumentLine], AfterValidator(tuple)]
     taxes: tuple[TaxTotal, ...]
     totals: Totals
     corrects: DocumentReference | None = None
@@ -305,11 +307,16 @@ def totals_of(
     lines: Iterable[DocumentLine], taxes: Iterable[TaxTotal], *, prepaid: Decimal
 ) -> Totals:
     """Return what lines and their taxes come to."""
+    return totals_on(sum_of(line.amount for line in lines), taxes, prepaid=prepaid)
+
+
+def totals_on(lines: Decimal, taxes: Iterable[TaxTotal], *, prepaid: Decimal) -> Totals:
+    """Return the same of the sum of the lines."""
     taxes = list(taxes)
     net, tax = sum_of(each.net for each in taxes), sum_of(each.tax for each in taxes)
     gross = sum_of([net, tax])
     return Totals(
-        lines=sum_of(line.amount for line in lines),
+        lines=lines,
         net=net,
         tax=tax,
         gross=gross,
@@ -319,13 +326,22 @@ def totals_of(
 
 
 _FORM_OF_DOCUMENT = TypeAdapter(Document)
+_FORM_OF_LINES = TypeAdapter(list[DocumentLine])
+
+
+def packed_lines(lines: Iterable[DocumentLine]) -> Sequence[DocumentLine]:
+    """Return lines as a document has them: packed where there are many, as what `json_of` tells of them."""
+    return packed(lines, dump=_lines_text, unpack=_lines_of)
 
 
 def json_of(document: Document) -> dict[str, Any]:
     """Return a document as JSON that loses nothing: decimals and fractions in text, days as ISO 8601.
 
-    What is a field's default is left out.
+    What is a field's default is left out. Lines that are `Packed` are so in what is returned, too.
     """
+    lines = document.lines
+    if isinstance(lines, Packed):
+        return {**json_of(replace(document, lines=())), "lines": lines.read_as(json.loads)}
     told: dict[str, Any] = _FORM_OF_DOCUMENT.dump_python(
         document, mode="json", exclude_defaults=True
     )
@@ -333,14 +349,35 @@ def json_of(document: Document) -> dict[str, Any]:
 
 
 def document_of(told: Mapping[str, Any]) -> Document:
-    """Return the document that `json_of` told; raise `InvalidValue` if it is none."""
+    """Return the document that `json_of` told; raise `InvalidValue` if it is none.
+
+    Of lines that are `Packed`, each says whether it is one when it is read.
+    """
     fields = dict(told)
     form = fields.pop("form", None)
     if form != FORM:
         raise InvalidValue("form", f"{form!r} is not known", f"use {FORM}")
+    lines = fields.get("lines")
+    if isinstance(lines, Packed):
+        return replace(document_of({**told, "lines": ()}), lines=lines.read_as(_lines_of))
     try:
         return _FORM_OF_DOCUMENT.validate_python(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"]) or "document"
-        raise InvalidValue(path, first["msg"], "give a document as json_of tells it") from error
+        raise _invalid(error, "document") from error
+
+
+def _lines_text(lines: Sequence[DocumentLine]) -> bytes:
+    return _FORM_OF_LINES.dump_json(list(lines), exclude_defaults=True)
+
+
+def _lines_of(text: bytes) -> list[DocumentLine]:
+    try:
+        return _FORM_OF_LINES.validate_json(text)
+    except ValidationError as error:
+        raise _invalid(error, "lines") from error
+
+
+def _invalid(error: ValidationError, what: str) -> InvalidValue:
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"]) or what
+    return InvalidValue(path, first["msg"], "give a document as json_of tells it")

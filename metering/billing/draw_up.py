@@ -4,11 +4,12 @@ Pure: the live bill and `fleetmeter bill` call it. Where an external service fin
 it between `basis` and `finished`; else `draw_up` does all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import chain
 
 from metering.billing.adjustment import PeriodAdjustment
 from metering.billing.document import (
@@ -20,14 +21,17 @@ from metering.billing.document import (
     StatedPrice,
     SupplyPeriod,
     TaxCategory,
+    packed_lines,
     sum_of,
-    totals_of,
+    totals_on,
+    with_prepaid,
 )
 from metering.billing.tax import (
     TaxableLine,
     TaxAnswer,
     TaxRequest,
     TaxRules,
+    packed_request,
     taxed,
 )
 from metering.errors import InvalidValue
@@ -130,13 +134,24 @@ def basis(
 ) -> Basis:
     """Return a bill before its tax: every line, and the request that tells what is to be taxed."""
     period = supply_period(statement.cycle)
-    lines = [
-        *_statement_lines(statement, account.time_zone, plans, devices),
-        *(_earlier_line(each) for each in adjustments if each.tells),
-        *(_manual_line(each, statement.currency, at) for at, each in enumerate(manual)),
-    ]
-    lines.extend(_rounding_line(lines, statement.currency))
-    numbered = tuple(replace(line, number=number) for number, line in enumerate(lines, start=1))
+    lines = chain(
+        _statement_lines(statement, account.time_zone, plans, devices),
+        (_earlier_line(each) for each in adjustments if each.tells),
+        (_manual_line(each, statement.currency, at) for at, each in enumerate(manual)),
+    )
+    rounded = _with_rounding(lines, statement.currency)
+    numbered = packed_lines(
+        replace(line, number=number) for number, line in enumerate(rounded, start=1)
+    )
+    taxable = packed_request(
+        TaxableLine(
+            number=line.number,
+            name=line.name,
+            amount=line.amount,
+            tax_point=tax_point(line, period),
+        )
+        for line in numbered
+    )
     document = Document(
         kind=DocumentKind.BILL,
         period=period,
@@ -148,7 +163,7 @@ def basis(
         prices_include_tax=prices_include_tax,
         lines=numbered,
         taxes=(),
-        totals=totals_of(numbered, (), prepaid=_NOTHING),
+        totals=totals_on(sum_of(line.amount for line in taxable), (), prepaid=_NOTHING),
     )
     request = TaxRequest(
         currency=statement.currency,
@@ -156,15 +171,7 @@ def basis(
         buyer=account.buyer,
         customer=account.customer,
         prices_include_tax=prices_include_tax,
-        lines=[
-            TaxableLine(
-                number=line.number,
-                name=line.name,
-                amount=line.amount,
-                tax_point=tax_point(line, period),
-            )
-            for line in numbered
-        ],
+        lines=taxable,
     )
     return Basis(
         document=document,
@@ -179,19 +186,23 @@ def finished(drawn: Basis, answer: TaxAnswer, *, wallet: Decimal = _NOTHING) -> 
     The answer of an external service is to be `checked` before. `wallet` pays what is left to pay, as far
     as it goes; nothing of it is used where nothing is owed.
     """
-    lines = []
-    for line in drawn.document.lines:
-        category, rate = answer.lines[line.number]
-        lines.append(replace(line, tax_category=category, rate=rate))
-    totals = totals_of(lines, answer.totals, prepaid=drawn.from_money)
-    from_wallet = max(_NOTHING, min(wallet, totals.due))
-    return replace(
+    lines = packed_lines(_taxed_lines(drawn.document.lines, answer))
+    of_lines = drawn.document.totals.lines
+    totals = totals_on(of_lines, answer.totals, prepaid=drawn.from_money)
+    without_wallet = replace(
         drawn.document,
-        lines=tuple(lines),
+        lines=lines,
         taxes=tuple(answer.totals),
-        totals=totals_of(lines, answer.totals, prepaid=sum_of([drawn.from_money, from_wallet])),
+        totals=totals,
         tax_service=answer.service,
     )
+    return with_prepaid(without_wallet, max(_NOTHING, min(wallet, totals.due)))
+
+
+def _taxed_lines(lines: Iterable[DocumentLine], answer: TaxAnswer) -> Iterator[DocumentLine]:
+    for line in lines:
+        category, rate = answer.lines[line.number]
+        yield replace(line, tax_category=category, rate=rate)
 
 
 def supply_period(cycle: BillCycle) -> SupplyPeriod:
@@ -226,8 +237,7 @@ def _statement_lines(
     plans: Mapping[int, NamedPlan],
     devices: Mapping[int, str],
 ) -> Iterator[DocumentLine]:
-    amounts = _amounts(statement, plans)
-    for line, amount in zip(statement.lines, amounts, strict=True):
+    for line, amount in _amounts(statement, plans):
         plan = plans[line.plan_no]
         drawn = DocumentLine(
             number=0,
@@ -249,8 +259,10 @@ def _statement_lines(
         yield drawn
 
 
-def _amounts(statement: Statement, plans: Mapping[int, NamedPlan]) -> Iterator[Decimal]:
-    """Return each line's rounded amount.
+def _amounts(
+    statement: Statement, plans: Mapping[int, NamedPlan]
+) -> Iterator[tuple[Line, Decimal]]:
+    """Return each line with its rounded amount.
 
     Where a plan rounds the bill as a whole, its running sum is rounded, so that its lines come to what the
     plan says.
@@ -259,14 +271,14 @@ def _amounts(statement: Statement, plans: Mapping[int, NamedPlan]) -> Iterator[D
     given: dict[int, Decimal] = {}
     for line in statement.lines:
         if line.amount is not None:
-            yield line.amount
+            yield line, line.amount
             continue
         terms = plans[line.plan_no].terms
         exact = sums[line.plan_no] = sums.get(line.plan_no, Fraction(0)) + line.exact
         rounded = Money(
             count=exact.numerator, per_unit=exact.denominator, currency=statement.currency
         ).rounded(terms.rounding)
-        yield sum_of([rounded, -given.get(line.plan_no, _NOTHING)])
+        yield line, sum_of([rounded, -given.get(line.plan_no, _NOTHING)])
         given[line.plan_no] = rounded
 
 
@@ -380,8 +392,12 @@ def _manual_line(adjustment: ManualAdjustment, currency: str, position: int) -> 
     )
 
 
-def _rounding_line(lines: Sequence[DocumentLine], currency: str) -> Iterator[DocumentLine]:
-    total = sum_of(line.amount for line in lines)
+def _with_rounding(lines: Iterable[DocumentLine], currency: str) -> Iterator[DocumentLine]:
+    """Yield lines, and one more where they do not come to whole minor units."""
+    total = _NOTHING
+    for line in lines:
+        total = sum_of([total, line.amount])
+        yield line
     whole = minor_amount(total, currency)
     if whole != total:
         yield _plain_line(DocumentLineKind.ROUNDING, "rounding", sum_of([whole, -total]))

@@ -83,7 +83,9 @@ async def finalise(
         await record_events(connection, [event], now=now)
         final = await bill_by_no(connection, tenant_no, bill_no, documents=False)
         await enter_bill(connection, fleet, final, from_wallet=from_wallet, now=now)
-        return await bill_by_no(connection, tenant_no, bill_no), False
+        made = await bill_by_no(connection, tenant_no, bill_no, documents=False)
+        # What was just stored need not be read.
+        return replace(made, document=issued.document, drawn_from=issued.drawn_from), False
 
 
 async def tax_question(

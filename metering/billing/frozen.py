@@ -1,12 +1,14 @@
 """A statement as a document that loses nothing: what a closed cycle's bill is read back from."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from metering.packed import Packed, packed
 from metering.period import BillCycle
 from metering.rating.statement import Line, LineKind, Statement
 
@@ -23,8 +25,13 @@ _DEFAULTS = {
 def document_of(statement: Statement) -> dict[str, object]:
     """Return a statement as JSON: decimals, fractions and instants in text, never as a float.
 
-    A line says what is not a line's default. What fees are the sum of is left out.
+    A line says what is not a line's default. What fees are the sum of is left out. Many lines are `Packed`.
     """
+    lines = packed(
+        map(_line_document, statement.lines),
+        dump=lambda page: json.dumps(page).encode(),
+        unpack=json.loads,
+    )
     return {
         "currency": statement.currency,
         "exact": str(statement.exact),
@@ -32,16 +39,17 @@ def document_of(statement: Statement) -> dict[str, object]:
         "from_money": str(statement.from_money),
         "due": str(statement.due),
         DEVICES: list(statement.devices),
-        "lines": [_line_document(line) for line in statement.lines],
+        "lines": lines if isinstance(lines, Packed) else list(lines),
     }
 
 
 def statement_of(document: Mapping[str, Any], cycle: BillCycle) -> Statement:
     """Return the statement of a document that `document_of` made; without the parts of its fees."""
+    lines: Sequence[Mapping[str, Any]] = document["lines"]
     return Statement(
         currency=document["currency"],
         cycle=cycle,
-        lines=tuple(_line(each) for each in document["lines"]),
+        lines=lines.read_as(_lines) if isinstance(lines, Packed) else tuple(map(_line, lines)),
         fees=(),
         exact=Fraction(document["exact"]),
         total=Decimal(document["total"]),
@@ -71,6 +79,10 @@ def _line_document(line: Line) -> dict[str, object]:
             value = [_instant_text(each) for each in value]
         told[name] = value
     return told
+
+
+def _lines(text: bytes) -> list[Line]:
+    return [_line(each) for each in json.loads(text)]
 
 
 def _line(document: Mapping[str, Any]) -> Line:

@@ -4,7 +4,7 @@ The tax point of a line is the last local day of the period that it is for: the 
 one that an adjustment names. So after a change of rates an adjustment bears the old rate.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -13,9 +13,12 @@ from itertools import combinations
 from math import floor
 from typing import Protocol
 
+from pydantic import TypeAdapter
+
 from metering.billing.document import Party, TaxCategory, TaxTotal, sum_of
 from metering.errors import InvalidValue
 from metering.money import Money, minor_digits
+from metering.packed import packed
 
 REVERSE_CHARGE = "Reverse charge: the recipient of the service is liable for the tax"
 """What a document says where the buyer owes the tax, unless the rule has its own words."""
@@ -133,6 +136,18 @@ class TaxableLine:
     tax_point: date
 
 
+_FORM_OF_LINES = TypeAdapter(list[TaxableLine])
+
+
+def packed_request(lines: Iterable[TaxableLine]) -> Sequence[TaxableLine]:
+    """Return lines as a request has them: a tuple, or packed where there are many."""
+    return packed(
+        lines,
+        dump=lambda page: _FORM_OF_LINES.dump_json(list(page)),
+        unpack=_FORM_OF_LINES.validate_json,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaxRequest:
     """What is to be taxed: all lines of one document. `customer` is the buyer's category."""
@@ -172,32 +187,32 @@ def taxed(request: TaxRequest, rules: TaxRules) -> TaxAnswer:
     if request.prices_include_tax != rules.prices_include_tax:
         raise InvalidValue("prices_include_tax", "differs from the tax rules", "use that of both")
     country = request.buyer.address.country
-    by_line: dict[int, TaxRule] = {}
-    found: dict[date, TaxRule] = {}
-    for line in request.lines:
-        if line.tax_point not in found:
-            found[line.tax_point] = rules.rule(country, request.customer, line.tax_point)
-        by_line[line.number] = found[line.tax_point]
-    if any(rule.category is TaxCategory.REVERSE_CHARGE for rule in found.values()):
-        _check_tax_ids(request)
-    bases: dict[TaxKey, list[Decimal]] = {}
+    by_line: dict[int, TaxKey] = {}
+    keys: dict[date, TaxKey] = {}
     stated: dict[TaxKey, TaxRule] = {}
+    bases: dict[TaxKey, Decimal] = {}
     for line in request.lines:
-        rule = by_line[line.number]
-        stated.setdefault(rule.key, rule)
-        bases.setdefault(rule.key, []).append(line.amount)
+        key = keys.get(line.tax_point)
+        if key is None:
+            rule = rules.rule(country, request.customer, line.tax_point)
+            key = keys[line.tax_point] = rule.key
+            stated.setdefault(key, rule)
+        by_line[line.number] = key
+        bases[key] = sum_of([bases.get(key, Decimal(0)), line.amount])
+    if any(rule.category is TaxCategory.REVERSE_CHARGE for rule in stated.values()):
+        _check_tax_ids(request)
     return TaxAnswer(
-        lines={number: rule.key for number, rule in by_line.items()},
+        lines=by_line,
         totals=[
             tax_total(
                 key,
-                sum_of(amounts),
+                base,
                 currency=request.currency,
                 inclusive=request.prices_include_tax,
                 reason=_reason(stated[key]),
                 reason_code=stated[key].reason_code or _REASON_CODES.get(key[0]),
             )
-            for key, amounts in bases.items()
+            for key, base in bases.items()
         ],
     )
 
@@ -289,28 +304,26 @@ def nets_of(
     *,
     currency: str,
     inclusive: bool,
-) -> list[Decimal]:
-    """Return each line's amount without tax; those of a rate sum to its net exactly.
+) -> Iterator[Decimal]:
+    """Yield each line's amount without tax; those of a rate sum to its net exactly.
 
     Where prices include tax, each rate's net is spread over its lines in proportion: a running sum is
     rounded, so each line is within one minor unit of its own share.
     """
-    told = list(lines)
     if not inclusive:
-        return [amount for _, amount in told]
+        yield from (amount for _, amount in lines)
+        return
     by_key = {total.key: total for total in totals}
     sums: dict[TaxKey, Decimal] = {}
     given: dict[TaxKey, Decimal] = {}
-    nets: list[Decimal] = []
-    for key, amount in told:
+    for key, amount in lines:
         total = by_key[key]
         gross = sum_of([total.net, total.tax])
         running = sums[key] = sum_of([sums.get(key, Decimal(0)), amount])
         # The last sum is the gross itself, so its net is the total's.
         net = total.net if running == gross else _net_share(running, total, gross, currency)
-        nets.append(sum_of([net, -given.get(key, Decimal(0))]))
+        yield sum_of([net, -given.get(key, Decimal(0))])
         given[key] = net
-    return nets
 
 
 def _net_share(running: Decimal, total: TaxTotal, gross: Decimal, currency: str) -> Decimal:

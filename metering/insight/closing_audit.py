@@ -14,7 +14,7 @@ from metering.billing.bill import bill_of
 from metering.billing.frozen import DEVICES, document_of, statement_of
 from metering.errors import InvalidValue
 from metering.rating.membership import Member
-from metering.rating.statement import Statement
+from metering.rating.statement import Line, Statement
 from metering.store.bill_views import BilledPlan, UseRow, billed_plans
 from metering.store.closing_audit import (
     AuditedAdjustment,
@@ -95,9 +95,9 @@ class _ClosingAudit:
             again = document_of(self._statement(cycle, before=run_no))
             yield from _unequal_documents(document, again)
         frozen = statement_of(document, cycle.cycle)
-        amounts = [line.amount for line in frozen.lines if line.amount is not None]
-        if len(amounts) == len(frozen.lines) and _summed(amounts) != frozen.total:
-            yield f"its lines come to {_summed(amounts)}, its statement says {frozen.total}"
+        amount = _sum_of_rounded(frozen.lines)
+        if amount not in {None, frozen.total}:
+            yield f"its lines come to {amount}, its statement says {frozen.total}"
         if cycle.total != _summed([frozen.total, cycle.carried]):
             yield f"billed {cycle.total}, its parts come to {_summed([frozen.total, cycle.carried])}"
         billed = [Amounts(exact=frozen.exact, amount=frozen.total)]
@@ -214,6 +214,8 @@ def _unequal_documents(frozen: Mapping[str, Any], again: Mapping[str, Any]) -> I
         if differing:
             shown = ", ".join(map(str, differing[:_SHOWN_MAX]))
             yield f"{len(differing)} devices are frozen and not billed, or the other way round: {shown}"
+    if frozen["lines"] == again["lines"]:
+        return
     lines, others = _by_text(frozen["lines"]), _by_text(again["lines"])
     for text in sorted(lines.keys() - others.keys()):
         yield f"a line is frozen as {lines[text]}, which charges do not say"
@@ -224,6 +226,18 @@ def _unequal_documents(frozen: Mapping[str, Any], again: Mapping[str, Any]) -> I
 def _by_text(lines: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return lines by all that they say: of a large fleet there are too many to compare each with each."""
     return {json.dumps(line, sort_keys=True): line for line in lines}
+
+
+def _sum_of_rounded(lines: Iterable[Line]) -> Decimal | None:
+    """Return what lines come to; None where a plan rounds the bill as a whole."""
+    total = Decimal(0)
+    with localcontext() as context:
+        context.prec = 200  # sums stay exact
+        for line in lines:
+            if line.amount is None:
+                return None
+            total += line.amount
+    return total
 
 
 def _summed(amounts: Iterable[Decimal]) -> Decimal:

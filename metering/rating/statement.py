@@ -121,7 +121,7 @@ class Statement:
 
     currency: str
     cycle: BillCycle
-    lines: tuple[Line, ...]
+    lines: Sequence[Line]
     fees: tuple[FeeItem, ...]
     exact: Fraction
     total: Decimal

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -14,6 +14,7 @@ from metering.errors import Conflict, NotFound
 from metering.period import BillCycle
 from metering.store.closing import CycleKey
 from metering.store.connection import Connection
+from metering.store.long_documents import storing, with_lines, without_many_lines
 from metering.store.rows import ALWAYS, During
 
 
@@ -70,10 +71,10 @@ _COLUMNS = (
     "bill.bill_no, bill.tenant_no, bill.fleet_no, fleet.fleet_id, fleet_cycle.first_day,"
     " fleet_cycle.next_first_day, bill.cycle_start, fleet_cycle.cycle_end, bill.kind,"
     " bill.corrects_no, bill.state, bill.drafted_at, bill.series, bill.year, bill.number, bill.name,"
-    " bill.issued, bill.due, bill.currency, bill.gross, bill.owed, bill.document, bill.drawn_from,"
+    " bill.issued, bill.due, bill.currency, bill.gross, bill.owed, {document}, {drawn_from},"
     " bill.finalised_at, bill.state_at"
 )
-_BILLS = (
+_FROM = (
     f"SELECT {_COLUMNS} FROM bill JOIN fleet USING (fleet_no)"  # noqa: S608 - columns of this module
     " JOIN fleet_cycle ON fleet_cycle.fleet_no = bill.fleet_no"
     "   AND fleet_cycle.cycle_start = bill.cycle_start"
@@ -81,7 +82,21 @@ _BILLS = (
 
 
 # A page of bills tells no documents: they may be large.
-_LISTED = _BILLS.replace("bill.document, bill.drawn_from", "NULL::jsonb, NULL::jsonb")
+_LISTED = _FROM.format(document="NULL::jsonb", drawn_from="NULL::jsonb")
+
+
+def _bills() -> str:
+    """Return what selects bills with their documents, which `_whole` gives those lines that are many."""
+    return _FROM.format(document=without_many_lines("bill.document"), drawn_from="bill.drawn_from")
+
+
+async def _whole(connection: Connection, bill: StoredBill) -> StoredBill:
+    if bill.document is None:
+        return bill
+    document = await with_lines(
+        connection, bill.document, "document FROM bill WHERE bill_no = %s", [bill.bill_no]
+    )
+    return replace(bill, document=document)
 
 
 def _bill(row: Sequence[Any]) -> StoredBill:
@@ -142,14 +157,14 @@ async def bill_by_no(
 ) -> StoredBill:
     """Return one of a tenant's bills or notes, without its `documents` if told so; raise `NotFound`."""
     found = await connection.execute(
-        (_BILLS if documents else _LISTED).encode()
+        (_bills() if documents else _LISTED).encode()
         + b" WHERE bill.tenant_no = %s AND bill.bill_no = %s",
         [tenant_no, bill_no],
     )
     row = await found.fetchone()
     if row is None:
         raise NotFound("bill", str(bill_no))
-    return _bill(row)
+    return await _whole(connection, _bill(row))
 
 
 async def own_bill(connection: Connection, tenant_no: int, bill_no: int) -> StoredBill:
@@ -162,9 +177,9 @@ async def own_bill(connection: Connection, tenant_no: int, bill_no: int) -> Stor
 async def notes_of(connection: Connection, bill_no: int) -> list[StoredBill]:
     """Return a bill's notes in their order."""
     found = await connection.execute(
-        _BILLS.encode() + b" WHERE bill.corrects_no = %s ORDER BY bill.bill_no", [bill_no]
+        _bills().encode() + b" WHERE bill.corrects_no = %s ORDER BY bill.bill_no", [bill_no]
     )
-    return [_bill(row) for row in await found.fetchall()]
+    return [await _whole(connection, _bill(row)) for row in await found.fetchall()]
 
 
 async def list_bills(
@@ -208,19 +223,19 @@ async def list_bills(
 async def bill_that_holds(connection: Connection, key: CycleKey) -> StoredBill | None:
     """Return a cycle's bill that is not void; None if it has none."""
     found = await connection.execute(
-        _BILLS.encode()
+        _bills().encode()
         + b" WHERE bill.fleet_no = %s AND bill.cycle_start = %s AND bill.kind = 'bill'"
         b" AND bill.state <> 'void'",
         [*key],
     )
     row = await found.fetchone()
-    return None if row is None else _bill(row)
+    return None if row is None else await _whole(connection, _bill(row))
 
 
 async def first_draft(connection: Connection, fleet_no: int) -> StoredBill | None:
     """Return a fleet's earliest draft; None if it has none."""
     found = await connection.execute(
-        _BILLS.encode()
+        _LISTED.encode()
         + b" WHERE bill.fleet_no = %s AND bill.state = 'draft' ORDER BY bill.cycle_start LIMIT 1",
         [fleet_no],
     )
@@ -232,31 +247,39 @@ async def make_final(
     connection: Connection, bill_no: int, issued: Issued, *, now: datetime
 ) -> None:
     """Make a draft final, with all that it says; raise `Conflict` if another document has its name."""
-    with _named_once(issued):
-        await connection.execute(
-            "UPDATE bill SET state = 'finalised', series = %s, year = %s, number = %s, name = %s,"
-            " issued = %s, due = %s, currency = %s, gross = %s, owed = %s, document = %s,"
-            " drawn_from = %s, finalised_at = %s, state_at = %s WHERE bill_no = %s",
-            [*_issued(issued), now, now, bill_no],
-        )
+    async with storing(connection, issued.document) as (document, told):
+        with _named_once(issued):
+            await connection.execute(
+                (
+                    "UPDATE bill SET state = 'finalised', series = %s, year = %s, number = %s,"  # noqa: S608 - an expression of the store
+                    " name = %s, issued = %s, due = %s, currency = %s, gross = %s, owed = %s,"
+                    f" document = {document}, drawn_from = %s, finalised_at = %s, state_at = %s"
+                    " WHERE bill_no = %s"
+                ).encode(),
+                [*_issued(issued, told), now, now, bill_no],
+            )
 
 
 async def insert_note(
     connection: Connection, bill: StoredBill, kind: str, issued: Issued, *, now: datetime
 ) -> int:
     """Add a note to a bill; return its number. Raise `Conflict` if another document has its name."""
-    with _named_once(issued):
-        made = await connection.execute(
-            "INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no, state,"
-            " drafted_at, series, year, number, name, issued, due, currency, gross, owed, document,"
-            " drawn_from, finalised_at, state_at) VALUES (%s, %s, %s, %s, %s, 'finalised', %s,"
-            " %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING bill_no",
-            [
-                bill.tenant_no, bill.fleet_no, bill.cycle.start, kind, bill.bill_no, now,
-                *_issued(issued), now, now,
-            ],
-        )  # fmt: skip
-    row = await made.fetchone()
+    async with storing(connection, issued.document) as (document, told):
+        with _named_once(issued):
+            made = await connection.execute(
+                (
+                    "INSERT INTO bill (tenant_no, fleet_no, cycle_start, kind, corrects_no, state,"  # noqa: S608 - an expression of the store
+                    " drafted_at, series, year, number, name, issued, due, currency, gross, owed,"
+                    " document, drawn_from, finalised_at, state_at)"
+                    " VALUES (%s, %s, %s, %s, %s, 'finalised', %s, %s, %s, %s, %s, %s, %s, %s, %s,"
+                    f" %s, {document}, %s, %s, %s) RETURNING bill_no"
+                ).encode(),
+                [
+                    bill.tenant_no, bill.fleet_no, bill.cycle.start, kind, bill.bill_no, now,
+                    *_issued(issued, told), now, now,
+                ],
+            )  # fmt: skip
+        row = await made.fetchone()
     assert row is not None  # noqa: S101 - INSERT … RETURNING of one row returns one row
     return int(row[0])
 
@@ -274,11 +297,10 @@ def _named_once(issued: Issued) -> Iterator[None]:
         ) from error
 
 
-def _issued(issued: Issued) -> list[object]:
+def _issued(issued: Issued, document: Sequence[Jsonb]) -> list[object]:
     return [
         issued.series, issued.year, issued.number, issued.name, issued.issued, issued.due,
-        issued.currency, issued.gross, issued.owed, Jsonb(issued.document),
-        Jsonb(issued.drawn_from),
+        issued.currency, issued.gross, issued.owed, *document, Jsonb(issued.drawn_from),
     ]  # fmt: skip
 
 

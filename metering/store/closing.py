@@ -7,10 +7,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from metering.period import BillCycle
 from metering.store.connection import Connection
+from metering.store.long_documents import storing, with_lines, without_many_lines
 from metering.store.registry import Fleet, fleet_of_row
 
 CycleKey = tuple[int, datetime]
@@ -138,11 +137,12 @@ async def store_closed_cycle(
     The cycles that those name count as unchanged from then on.
     """
     fleet_no, cycle_start = key
-    await connection.execute(
-        "INSERT INTO closed_cycle (fleet_no, cycle_start, run_no, closed_at, statement, total)"
-        " VALUES (%s, %s, %s, %s, %s, %s)",
-        [fleet_no, cycle_start, run_no, now, Jsonb(statement), total],
-    )
+    async with storing(connection, statement) as (document, told):
+        await connection.execute(
+            "INSERT INTO closed_cycle (fleet_no, cycle_start, run_no, closed_at, statement, total)"  # noqa: S608 - an expression of the store
+            f" VALUES (%s, %s, %s, %s, {document}, %s)".encode(),
+            [fleet_no, cycle_start, run_no, now, *told, total],
+        )
     await connection.execute(
         "UPDATE fleet_cycle SET closed_run_no = %s WHERE fleet_no = %s AND cycle_start = %s",
         [run_no, fleet_no, cycle_start],
@@ -218,14 +218,23 @@ async def closed_since(connection: Connection, fleet_no: int, since: datetime) -
 async def closed_cycle(connection: Connection, key: CycleKey) -> ClosedCycle | None:
     """Return a cycle as it was closed; None while it is open."""
     found = await connection.execute(
-        "SELECT run_no, closed_at, statement, total FROM closed_cycle"
-        " WHERE fleet_no = %s AND cycle_start = %s",
+        f"SELECT run_no, closed_at, {without_many_lines('statement')}, total FROM closed_cycle"  # noqa: S608 - columns of this module
+        " WHERE fleet_no = %s AND cycle_start = %s".encode(),
         [*key],
     )
     row = await found.fetchone()
     if row is None:
         return None
-    return ClosedCycle(run_no=row[0], closed_at=row[1], statement=row[2], total=row[3])
+    statement = await statement_with_lines(connection, key, row[2])
+    return ClosedCycle(run_no=row[0], closed_at=row[1], statement=statement, total=row[3])
+
+
+async def statement_with_lines(
+    connection: Connection, key: CycleKey, statement: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return a frozen statement that was read `without_many_lines` with its lines."""
+    source = "statement FROM closed_cycle WHERE fleet_no = %s AND cycle_start = %s"
+    return await with_lines(connection, statement, source, key)
 
 
 async def carrying_cycle(connection: Connection, fleet_no: int) -> datetime | None:
@@ -247,9 +256,10 @@ async def carrying_cycle(connection: Connection, fleet_no: int) -> datetime | No
 async def changed_cycles(connection: Connection, fleet_no: int) -> list[ChangedCycle]:
     """Return a fleet's closed cycles that changed since, ascending."""
     found = await connection.execute(
-        "SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end, statement, late_records"
+        "SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end,"  # noqa: S608 - columns of this module
+        f" {without_many_lines('statement')}, late_records"
         " FROM fleet_cycle JOIN closed_cycle USING (fleet_no, cycle_start)"
-        " WHERE fleet_no = %s AND changed ORDER BY cycle_start",
+        " WHERE fleet_no = %s AND changed ORDER BY cycle_start".encode(),
         [fleet_no],
     )
     changed: list[ChangedCycle] = []
@@ -261,7 +271,7 @@ async def changed_cycles(connection: Connection, fleet_no: int) -> list[ChangedC
         changed.append(
             ChangedCycle(
                 cycle=cycle,
-                statement=row[4],
+                statement=await statement_with_lines(connection, (fleet_no, cycle.start), row[4]),
                 adjustments=adjustments,
                 late_records=row[5] - counted,
             )

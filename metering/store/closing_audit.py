@@ -9,7 +9,9 @@ from typing import Any
 
 from metering.period import BillCycle
 from metering.store.bill_views import UseRow
+from metering.store.closing import statement_with_lines
 from metering.store.connection import Connection
+from metering.store.long_documents import without_many_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +53,15 @@ class AuditedCycle:
 async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedCycle]:
     """Return a fleet's opened cycles, ascending."""
     found = await connection.execute(
-        "SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end, closed_run_no,"
-        " late_records, changed, corrected_run_no, closed_cycle.run_no, statement, total,"
+        "SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end, closed_run_no,"  # noqa: S608 - columns of this module
+        " late_records, changed, corrected_run_no, closed_cycle.run_no,"
+        f" {without_many_lines('statement')}, total,"
         " (SELECT coalesce(sum(amount), 0) FROM period_adjustment"
         "   WHERE period_adjustment.fleet_no = fleet_cycle.fleet_no AND billed_in = fleet_cycle.cycle_start),"
         " EXISTS (SELECT FROM period_adjustment AS own WHERE own.fleet_no = fleet_cycle.fleet_no)"
         " OR EXISTS (SELECT FROM noted_adjustment AS own WHERE own.fleet_no = fleet_cycle.fleet_no)"
         " FROM fleet_cycle LEFT JOIN closed_cycle USING (fleet_no, cycle_start)"
-        " WHERE fleet_no = %s ORDER BY fleet_cycle.cycle_start",
+        " WHERE fleet_no = %s ORDER BY fleet_cycle.cycle_start".encode(),
         [fleet_no],
     )
     rows = await found.fetchall()
@@ -70,7 +73,9 @@ async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedC
             changed=row[6],
             corrected_run_no=row[7],
             run_no=row[8],
-            document=row[9],
+            document=None
+            if row[9] is None
+            else await statement_with_lines(connection, (fleet_no, row[2]), row[9]),
             total=row[10],
             carried=row[11],
         )

@@ -97,7 +97,8 @@ def _write(arguments: argparse.Namespace, documents: Sequence[Document]) -> None
             return
     if arguments.json:
         told = {"documents": [json_of(document) for document in documents]}
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        # Lines that are packed are written as the list that they are.
+        print(json.dumps(told, indent=2, ensure_ascii=False, default=list))
         return
     print("\n\n".join("\n".join(as_text(document)) for document in documents))
 

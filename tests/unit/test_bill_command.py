@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from facturx import get_xml_from_pdf, xml_check_xsd  # type: ignore[import-untyped]
 
+from metering import packed
 from metering.billing.document import document_of
 from metering.cli import main
 from tests.tax_service import served
@@ -93,6 +94,12 @@ def test_json_is_the_document() -> None:
     document = document_of(told)
     assert (document.number, document.totals.due) == ("B1", D("12.15"))  # 10.21 and 1.94
     assert [line.name for line in document.lines] == ["sms", "monthly_fee"]
+
+
+def test_json_of_many_lines_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = documents()
+    monkeypatch.setattr(packed, "PACKED_FROM", 2)
+    assert documents() == told
 
 
 @pytest.mark.parametrize("form", ["html", "csv", "pdf", "ubl"])

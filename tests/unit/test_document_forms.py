@@ -381,7 +381,7 @@ def many_lines(bill: Document, count: int) -> Document:
         replace(line, number=len(bill.lines) + at + 1, device=f"device-{at}", devices=1)
         for at in range(count)
     )
-    lines = bill.lines + more
+    lines = (*bill.lines, *more)
     taxes = tuple(
         tax_total(
             total.key,

@@ -131,10 +131,10 @@ def test_inclusive_net_and_tax_sum_to_the_gross(gross: str, net: str, tax: str) 
 
 def test_inclusive_lines_have_nets_that_sum() -> None:
     totals = [TaxTotal(category=S19[0], rate=S19[1], net=D("2.52"), tax=D("0.48"))]
-    nets = nets_of([(S19, D("1.00"))] * 3, totals, currency="EUR", inclusive=True)
+    nets = list(nets_of([(S19, D("1.00"))] * 3, totals, currency="EUR", inclusive=True))
     assert nets == [D("0.84")] * 3
     totals = [TaxTotal(category=S19[0], rate=S19[1], net=D("0.03"), tax=D("0.00"))]
-    nets = nets_of([(S19, D("0.01"))] * 3, totals, currency="EUR", inclusive=True)
+    nets = list(nets_of([(S19, D("0.01"))] * 3, totals, currency="EUR", inclusive=True))
     assert nets == [D("0.01")] * 3
 
 

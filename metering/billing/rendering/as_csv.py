@@ -6,7 +6,9 @@ show; numbers stay numbers.
 
 import csv
 import io
+from collections.abc import Iterator
 from decimal import Decimal
+from itertools import chain
 
 from metering.billing.document import Document, DocumentLine
 from metering.money import decimal_text
@@ -24,12 +26,18 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  #
 
 def as_csv(document: Document) -> str:
     """Return a document's lines as CSV."""
+    return "".join(csv_parts(document))
+
+
+def csv_parts(document: Document) -> Iterator[str]:
+    """Yield a document's lines as CSV, row by row."""
     written = io.StringIO(newline="")
     writer = csv.writer(written)
-    writer.writerow(COLUMNS)
-    for line in document.lines:
-        writer.writerow(_row(document, line))
-    return written.getvalue()
+    for row in chain([COLUMNS], (_row(document, line) for line in document.lines)):
+        writer.writerow(row)
+        yield written.getvalue()
+        written.seek(0)
+        written.truncate()
 
 
 def _row(document: Document, line: DocumentLine) -> list[str]:

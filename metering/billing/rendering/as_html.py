@@ -1,5 +1,6 @@
 """A document as one HTML page that needs nothing else, for screen, screen reader and printer."""
 
+from collections.abc import Iterator
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -23,4 +24,10 @@ def _template() -> Template:
 
 def as_html(document: Document) -> str:
     """Return a document as HTML; every text of it is escaped."""
-    return _template().render(document=document) + "\n"
+    return "".join(html_parts(document))
+
+
+def html_parts(document: Document) -> Iterator[str]:
+    """Yield the same, piece by piece."""
+    yield from _template().generate(document=document)
+    yield "\n"

@@ -8,6 +8,7 @@ where it is below 0; prices that include tax are stated without it, each rate's 
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 from facturx import generate_xml  # type: ignore[import-untyped]
@@ -35,24 +36,60 @@ _PIECE = "C62"
 _CREDIT_TRANSFER = "30"
 """UNTDID 4461."""
 _DIGITS_MAX = 2
+LINES_AT_ONCE = 2_000
+"""So many lines the library is given together: each time, it reads the schema, too."""
+_WRITTEN_LINES = re.compile(
+    rb"\s*<(cac:InvoiceLine|cac:CreditNoteLine|ram:IncludedSupplyChainTradeLineItem)>.*</\1>",
+    re.DOTALL,
+)
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def ubl(document: Document) -> bytes:
     """Return a finalised document as UBL 2.1, valid by its schema; raise `InvalidValue` if it cannot be."""
-    return _written(document, "ubl-2.1")
+    return b"".join(ubl_parts(document))
+
+
+def ubl_parts(document: Document) -> Iterator[bytes]:
+    """Yield the same, a page of lines at a time: what raises, does so before the first."""
+    return _parts(document, "ubl-2.1")
 
 
 def cii(document: Document) -> bytes:
     """Return a finalised document as CII, as Factur-X has it; raise `InvalidValue` if it cannot be."""
-    return _written(document, "factur-x")
+    return b"".join(cii_parts(document))
 
 
-def _written(document: Document, flavor: str) -> bytes:
-    written: bytes = generate_xml(
-        terms_of_en16931(document), flavor=flavor, level="en16931", check_schematron=False
-    )
-    return written
+def cii_parts(document: Document) -> Iterator[bytes]:
+    """Yield the same, a page of lines at a time: what raises, does so before the first."""
+    return _parts(document, "factur-x")
+
+
+def _parts(document: Document, flavor: str) -> Iterator[bytes]:
+    """Write a document for each page of its lines, and yield one whose lines are those of all.
+
+    The library makes a tree of what it writes, some 9 kB a line. The schema holds for each page, and allows
+    as many lines as there are.
+    """
+    problem = missing_of_en16931(document)
+    if problem is not None:
+        raise problem
+    lines = _lines(document)
+    after = b""
+    while page := list(islice(lines, LINES_AT_ONCE)):
+        xml: bytes = generate_xml(
+            _head_terms(document) | {"BG-25": page},
+            flavor=flavor,
+            level="en16931",
+            check_schematron=False,
+        )
+        found = _WRITTEN_LINES.search(xml)
+        assert found is not None  # noqa: S101 - there is a line at least
+        if not after:
+            yield xml[: found.start()]
+        yield found.group()
+        after = xml[found.end() :]
+    yield after
 
 
 def missing_of_en16931(document: Document) -> InvalidValue | None:
@@ -85,11 +122,8 @@ def _is_fine(amount: Decimal) -> bool:
     return bool(amount * 10**_DIGITS_MAX % 1)
 
 
-def terms_of_en16931(document: Document) -> dict[str, Any]:
-    """Return a document by the business terms (BT) and groups (BG) of EN 16931."""
-    problem = missing_of_en16931(document)
-    if problem is not None:
-        raise problem
+def _head_terms(document: Document) -> dict[str, Any]:
+    """Return a document by the business terms (BT) and groups (BG) of EN 16931, all but its lines."""
     totals = document.totals
     terms: dict[str, Any] = {
         "BT-1": document.number,
@@ -121,7 +155,6 @@ def terms_of_en16931(document: Document) -> dict[str, Any]:
         "BT-112": _amount(totals.gross),
         "BT-113": _amount(totals.prepaid) if totals.prepaid else None,
         "BT-115": _amount(totals.due),
-        "BG-25": list(_lines(document)),
         "BT-9": document.due,
         "BT-10": document.buyer.reference,
     }
@@ -177,8 +210,9 @@ def _party(party: Party, document: Document) -> dict[str, Any]:
 
 
 def _lines(document: Document) -> Iterator[dict[str, Any]]:
+    """Yield what BG-25 has of each line."""
     nets = nets_of(
-        [(line.tax_key, line.amount) for line in document.lines],
+        ((line.tax_key, line.amount) for line in document.lines),
         document.taxes,
         currency=document.currency,
         inclusive=document.prices_include_tax,
@@ -195,7 +229,8 @@ def _lines(document: Document) -> Iterator[dict[str, Any]]:
         }
         if line.period is not None:
             told |= {"BT-134": line.period.first_day, "BT-135": line.period.last_day}
-        yield _present(told)
+        cleaned: dict[str, Any] = _cleaned(_present(told))
+        yield cleaned
 
 
 def _price(document: Document, line: DocumentLine, net: Decimal) -> Mapping[str, str]:
