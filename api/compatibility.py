@@ -19,8 +19,9 @@ Schema = Mapping[str, Any]
 _METHODS = ("get", "post", "put", "patch", "delete")
 _LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 _MOST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
-_CONDITIONS = ("not", "allOf", "if", "then", "else", "dependentRequired", "minProperties")
-_CONDITIONS += ("maxProperties", "uniqueItems", "multipleOf")
+_CONDITIONS = tuple(
+    "not allOf if then else dependentRequired minProperties maxProperties uniqueItems multipleOf".split()
+)
 _DEPTH_MAX = 40
 
 
@@ -202,7 +203,7 @@ def _kind(schema: Schema) -> str:
     return f"object {told[0]}" if told else kind
 
 
-def _is_integer_of(kind: str, kinds: Mapping[str, Schema]) -> bool:
+def _is_integer_of(kind: str, kinds: Mapping[str, _Branch]) -> bool:
     return kind == "integer" and "number" in kinds
 
 

@@ -11,6 +11,7 @@ _DECIMAL = "use a decimal number such as 12.50"
 PATTERN_FIXES: Mapping[str, str] = {
     ID_PATTERN: ID_FIX,
     r"^[\x21-\x7e]+$": "use printable ASCII characters, without spaces",
+    r"^[A-Za-z0-9._:*-]{1,64}$": "use an id, or how ids begin and a * at the end",
     r"^[!-~]{1,200}$": "use 1 to 200 printable ASCII characters, without spaces",
     r"^[!-~]{0,20}$": "use at most 20 printable ASCII characters, without spaces",
     r"^[A-Z]{3}$": "use an ISO 4217 code such as EUR",

@@ -34,7 +34,7 @@ RIGHTS: dict[str, Scope] = {
             post_sim_swap create_fleet_threshold create_device_threshold patch_threshold remove_threshold
             post_command patch_fleet post_device post_devices patch_device patch_devices post_credential
             rotate_credential delete_credential post_device_import""",
-        Scope.REGISTRY: "post_fleet delete_fleet",
+        Scope.REGISTRY: "post_fleet delete_fleet get_payload_mapping put_payload_mapping",
         Scope.PLANS_WRITE: "post_plan post_plan_version post_plan_check put_plan_end",
         Scope.TOP_UPS: "top_up_fleet top_up_device",
         Scope.BUCKETS_WRITE: "transfer_balance adjust_balance",

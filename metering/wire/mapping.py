@@ -57,7 +57,7 @@ class FromMetric(BaseModel):
 _Told = Label | FromMetric
 
 
-class Series(BaseModel):
+class MappedSeries(BaseModel):
     """One meter of a device, and the metrics that tell it.
 
     A metric's name matches exactly, or by its end where it begins with `*`; what stands before that end
@@ -97,7 +97,7 @@ _TEXT_ROLES = ("epoch", "zone", "rat", "apn", "session")
 _VALUE_ROLES = ("up", "down", "quantity")
 
 
-class Carrier(BaseModel):
+class CarrierRules(BaseModel):
     """Whose count of data and messages is charged, and who may hand in a carrier's over MQTT.
 
     `charged` holds for every device that `devices` does not name. `senders` are the ids under which
@@ -122,18 +122,18 @@ class MappingDocument(BaseModel):
 
     model_config = _STRICT
 
-    formats: dict[MappedFormat, dict[_SERIES_NAME, Series]] = Field(default_factory=dict)
+    formats: dict[MappedFormat, dict[_SERIES_NAME, MappedSeries]] = Field(default_factory=dict)
     gateways: dict[_SERIES_NAME, list[_Pattern]] = Field(default_factory=dict)
-    carrier: Carrier = Carrier()
+    carrier: CarrierRules = CarrierRules()
 
 
 _DOCUMENT = TypeAdapter(MappingDocument)
 
-_LWM2M_CONNECTIVITY: Mapping[str, Series] = {
-    "lwm2m-tx": Series(meter="data", up="*/7/0/2", kind="total", unit="kB"),
-    "lwm2m-rx": Series(meter="data", down="*/7/0/3", kind="total", unit="kB"),
-    "lwm2m-sms-tx": Series(meter="sms", quantity="*/7/0/0", kind="total"),
-    "lwm2m-sms-rx": Series(meter="sms", quantity="*/7/0/1", kind="total"),
+_LWM2M_CONNECTIVITY: Mapping[str, MappedSeries] = {
+    "lwm2m-tx": MappedSeries(meter="data", up="*/7/0/2", kind="total", unit="kB"),
+    "lwm2m-rx": MappedSeries(meter="data", down="*/7/0/3", kind="total", unit="kB"),
+    "lwm2m-sms-tx": MappedSeries(meter="sms", quantity="*/7/0/0", kind="total"),
+    "lwm2m-sms-rx": MappedSeries(meter="sms", quantity="*/7/0/1", kind="total"),
 }
 """LwM2M object 7, Connectivity Statistics: messages and kilobytes since collection began."""
 
@@ -162,7 +162,7 @@ def read_mapping(document: object) -> MappingDocument:
     return mapping
 
 
-def _check(series: Series, path: str) -> None:
+def _check(series: MappedSeries, path: str) -> None:
     meter = METERS.get(series.meter)
     if meter is None:
         raise InvalidValue(
@@ -198,7 +198,7 @@ class FormatMapping:
     """The series of one format, and which metric tells which of them what."""
 
     format_name: str
-    series: Mapping[str, Series]
+    series: Mapping[str, MappedSeries]
     _roles: dict[str, tuple[tuple[str, str, str], ...]] = field(default_factory=dict)
 
     def roles_of(self, metric: str) -> tuple[tuple[str, str, str], ...]:
@@ -322,7 +322,9 @@ def _cells(
     return told, names
 
 
-def _boot(format_name: str, full_name: str, series: Series, event: EventIdentity | None) -> str:
+def _boot(
+    format_name: str, full_name: str, series: MappedSeries, event: EventIdentity | None
+) -> str:
     if event is None:
         return boot_by_time(format_name, full_name)
     if series.kind == "total":
@@ -343,7 +345,7 @@ def _rejected_cell(
     )
 
 
-def _reading(series: Series, at: datetime, cell: Mapping[str, Sample]) -> Reading:
+def _reading(series: MappedSeries, at: datetime, cell: Mapping[str, Sample]) -> Reading:
     meter = METERS[series.meter]
     values: dict[str, int] = {}
     for role, metric in series.metrics().items():
@@ -383,7 +385,7 @@ _COUNT = "count"
 """SenML's unit of what is counted one by one."""
 
 
-def base_units(sample: Sample, meter: Meter, series: Series) -> int:
+def base_units(sample: Sample, meter: Meter, series: MappedSeries) -> int:
     """Return a sample's value in the meter's base unit, to the nearest whole one.
 
     Raises `InvalidValue` for what is no quantity, is of a unit that is not known, or does not fit the
@@ -416,7 +418,7 @@ def base_units(sample: Sample, meter: Meter, series: Series) -> int:
 _LABEL: TypeAdapter[str] = TypeAdapter(Label)
 
 
-def _text(role: str, series: Series, at: datetime, cell: Mapping[str, Sample]) -> str | None:
+def _text(role: str, series: MappedSeries, at: datetime, cell: Mapping[str, Sample]) -> str | None:
     told: str | FromMetric | None = getattr(series, role)
     if not isinstance(told, FromMetric):
         return told

@@ -1,6 +1,7 @@
 """Tenants are apart beneath the API as well: what its database role sees and may, by row-level security."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ _OF_NOBODY = {
     "request_window",
 }
 """Tables that hold no tenant's rows: they are the deployment's."""
+
+_BOUND = re.compile(r"tenant_no = api_tenant\(\)|EXISTS \( SELECT")
+"""What the condition of a policy holds."""
 
 Session = psycopg.Connection[TupleRow]
 
@@ -75,6 +79,16 @@ def test_every_table_has_a_policy_or_is_nobodys(database_url: str) -> None:
             [API_ROLE],
         )
         assert {name for (name,) in without.fetchall()} == _OF_NOBODY
+        # Each by its tenant, or by a row of another table that is, under that one's own policy.
+        bound = owner.execute(
+            "SELECT polrelid::regclass::text, pg_get_expr(expression, polrelid) FROM pg_policy,"
+            " LATERAL (VALUES (polqual), (polwithcheck)) AS of (expression)"
+            " WHERE expression IS NOT NULL AND %s::regrole::oid = ANY (polroles)",
+            [API_ROLE],
+        ).fetchall()
+        assert len(bound) > 50
+        loose = {name for name, expression in bound if not _BOUND.search(expression)}
+        assert loose == set()
         # A view runs with its owner's rights, past every policy, unless it says otherwise.
         views = owner.execute(
             "SELECT relname FROM pg_class WHERE relkind IN ('v', 'm')"
