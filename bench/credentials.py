@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -45,10 +45,14 @@ TOGETHER = 100
 
 
 class Publisher:
-    """A device that publishes without a pause; `cut_off_at` is when the broker took nothing more."""
+    """A device that publishes without a pause, and when the broker last took something of it.
+
+    `cut_off_at` is when it was told that the broker takes nothing more; the broker may be busy until then.
+    """
 
     def __init__(self, given: Given, port: int, authority: Path) -> None:
         self.cut_off_at: float | None = None
+        self.taken_at = 0.0
         self._taken = threading.Event()
         self._topic = f"fm/v1/{given.username}/usage"
         self._client = paho.Client(
@@ -67,6 +71,7 @@ class Publisher:
 
     def _answered(self, *, refused: bool) -> None:
         if not refused:
+            self.taken_at = time.monotonic()
             self._taken.set()
             self._publish()
         elif self.cut_off_at is None:
@@ -108,32 +113,41 @@ class Bench:
             given = await made.give_passwords(names, now=now, anew=False)
         return time.monotonic() - began, given
 
-    async def suspend(self, given: Given) -> float:
-        """Suspend a device that publishes; return for how long after the commit the broker took it."""
+    async def suspend(self, *given: Given) -> tuple[float, float]:
+        """Suspend devices that publish, all at once; return for how long after the commit that took.
+
+        The first is until it last acknowledged something, the second until it had cut the last one off.
+        """
         record = lifecycle.broker_record(self.settings)
         if record is None:
             raise RuntimeError("no broker runs")
         authority = authority_folder(self.settings) / "authority.pem"
-        device = Publisher(given, lifecycle.ports_of(record).passwords, authority)
-        with device.publishing():
+        port = lifecycle.ports_of(record).passwords
+        devices = [Publisher(each, port, authority) for each in given]
+        with ExitStack() as publishing:
+            for device in devices:
+                publishing.enter_context(device.publishing())
             async with self.connection.transaction():
                 await lock_shard(self.connection, self.fleet.shard_no)
                 await self._set_suspended(given)
             committed = time.monotonic()
             deadline = committed + WAIT_SECONDS_MAX
-            while device.cut_off_at is None:
+            while any(device.cut_off_at is None for device in devices):
                 if time.monotonic() > deadline:
                     raise RuntimeError("a suspended device publishes for ever")
                 await asyncio.sleep(0.001)
-        return device.cut_off_at - committed
+        taken = max(device.taken_at for device in devices) - committed
+        cut_off = max(device.cut_off_at or 0.0 for device in devices) - committed
+        return max(taken, 0.0), cut_off
 
-    async def _set_suspended(self, given: Given) -> None:
+    async def _set_suspended(self, given: Sequence[Given]) -> None:
         now = datetime.now(UTC)
         found = await self.connection.execute(
-            "SELECT device_no FROM device WHERE device_id = %s", [given.username.partition("/")[2]]
+            "SELECT device_no FROM device WHERE device_id = ANY(%s)",
+            [[each.username.partition("/")[2] for each in given]],
         )
-        ((number,),) = await found.fetchall()
-        await set_state(self.connection, [number], state=DeviceState.SUSPENDED, at=now, now=now)
+        numbers = [row[0] for row in await found.fetchall()]
+        await set_state(self.connection, numbers, state=DeviceState.SUSPENDED, at=now, now=now)
 
 
 @contextmanager
@@ -161,7 +175,7 @@ def running(settings: Settings, folder: Path, command: str) -> Iterator[None]:
 
 
 async def measure(
-    settings: Settings, sizes: Sequence[int], rounds: int, together: int
+    settings: Settings, sizes: Sequence[int], rounds: int, together: int, at_once: int
 ) -> dict[str, float]:
     """Measure at each number of devices, print a table, and return the figures."""
     assert settings.database_url is not None  # noqa: S101 - set by `main`
@@ -176,7 +190,8 @@ async def measure(
         bench = Bench(settings, connection, fleet)
         print(
             f"devices   all, with a restart   {together:>3} more   1 more"
-            "   suspension, ms: median   longest"
+            "   suspension, ms: taken until   longest   cut off   longest"
+            f"   {at_once:>2} at once"
         )
         for size in sizes:
             first, _ = await bench.add(size - bench.devices, restart_broker=True)
@@ -186,16 +201,22 @@ async def measure(
                 running(settings, Path(folder), "control"),
             ):
                 await bench.suspend(given.pop())  # the first one waits until the process is up
-                delays = [await bench.suspend(given.pop()) for _ in range(rounds)]
+                measured = [await bench.suspend(given.pop()) for _ in range(rounds)]
+                last, _ = await bench.suspend(*(given.pop() for _ in range(at_once)))
+                taken, delays = ([each[which] for each in measured] for which in (0, 1))
             print(
                 f"{size:>7} {first:>19.2f} s {many:>8.2f} s {one:>6.2f} s"
-                f" {1000 * median(delays):>23.0f} {1000 * max(delays):>9.0f}",
+                f" {1000 * median(taken):>28.0f} {1000 * max(taken):>9.0f}"
+                f" {1000 * median(delays):>9.0f} {1000 * max(delays):>9.0f} {1000 * last:>12.0f}",
                 flush=True,
             )
             written |= {
                 f"add_{size}_with_a_restart_s": round(first, 3),
                 f"add_{together}_at_{size}_s": round(many, 3),
                 f"add_1_at_{size}_s": round(one, 3),
+                f"taken_at_{size}_ms_p50": round(1000 * median(taken), 1),
+                f"taken_at_{size}_ms_most": round(1000 * max(taken), 1),
+                f"taken_of_{at_once}_at_{size}_ms_most": round(1000 * last, 1),
                 f"suspension_at_{size}_ms_p50": round(1000 * median(delays), 1),
                 f"suspension_at_{size}_ms_most": round(1000 * max(delays), 1),
             }
@@ -210,16 +231,25 @@ def main() -> None:
     parser.add_argument(
         "--together", type=int, default=TOGETHER, help="devices added at once (%(default)s)"
     )
+    parser.add_argument(
+        "--at-once", type=int, default=20, help="devices suspended at once (%(default)s)"
+    )
     arguments = parser.parse_args()
-    if arguments.rounds >= arguments.together:
-        parser.error("suspends one device a round, and one more: add more together")
+    if arguments.rounds + arguments.at_once >= arguments.together:
+        parser.error("suspends one device a round, one more, and some at once: add more together")
     print(f"{arguments.rounds} suspensions each, Python {platform.python_version()}")
     with own_servers() as servers, database_on(servers.database_url) as url:
         settings = Settings(
             database_url=url, broker_url=servers.broker_url, data_dir=servers.settings.data_dir
         )
         written = asyncio.run(
-            measure(settings, arguments.devices, arguments.rounds, arguments.together)
+            measure(
+                settings,
+                arguments.devices,
+                arguments.rounds,
+                arguments.together,
+                arguments.at_once,
+            )
         )
     Path(__file__).with_name("credentials.json").write_text(
         json.dumps(written, indent=2) + "\n", encoding="utf-8"

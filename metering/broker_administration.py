@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiomqtt
 
@@ -15,7 +15,11 @@ from metering.credentials.dynamic_security import (
     CONTROL_TOPIC,
     RESPONSE_TOPIC,
     Command,
+    Rule,
+    improvements,
+    questions,
     refusals,
+    rules_in,
 )
 from metering.errors import BrokerRefused
 
@@ -23,6 +27,13 @@ _ANSWER_SECONDS_MAX = 30.0
 _COMMANDS_MAX = 10
 """Most commands of a message: the plugin writes its whole file for each, and serves nobody meanwhile."""
 _PAGE = 1000
+
+
+class Known(NamedTuple):
+    """What the broker knows of a client: whether it is kept away, and its roles, what counts first first."""
+
+    is_kept_away: bool
+    roles: tuple[str, ...]
 
 
 class Administration:
@@ -43,17 +54,33 @@ class Administration:
         if refused:
             raise BrokerRefused("; ".join(refused[:5]))
 
-    async def roles(self) -> dict[str, set[tuple[str, str]]]:
-        """Return the rules of every role, as pairs of what may be done and the topic."""
+    async def bring_up_to_date(self, topic_root: str) -> None:
+        """Have the broker hold what all devices share, which an earlier release did not make."""
+        await self.tell(improvements(await self._ask(questions()), topic_root))
+
+    async def has_read_signals(self) -> None:
+        """Wait until the broker has done what a signal that it was sent before asks for.
+
+        It looks at signals after each round of its loop: the first answer comes from a round that began after
+        the signal, the second from the round after.
+        """
+        for _ in range(2):
+            await self._ask(questions())
+
+    async def roles(self) -> dict[str, set[Rule]]:
+        """Return the rules of every role."""
         return {
-            str(each["rolename"]): {(rule["acltype"], rule["topic"]) for rule in each["acls"]}
+            str(each["rolename"]): rules_in(each)
             for each in await self._list("listRoles", "roles", verbose=True)
         }
 
-    async def clients(self) -> dict[str, bool]:
-        """Return the names of all clients, and whether each is kept away."""
+    async def clients(self) -> dict[str, Known]:
+        """Return what the broker knows of each client, by its name."""
         return {
-            str(each["username"]): bool(each.get("disabled"))
+            str(each["username"]): Known(
+                is_kept_away=bool(each.get("disabled")),
+                roles=tuple(str(role["rolename"]) for role in each["roles"]),
+            )
             for each in await self._list("listClients", "clients", verbose=True)
         }
 
@@ -97,8 +124,11 @@ class Administration:
 
 
 @asynccontextmanager
-async def administration(broker: BrokerAddress) -> AsyncIterator[Administration]:
-    """Connect to a broker's plugin; raises `aiomqtt.MqttError` when the broker does not let us in."""
+async def administration(broker: BrokerAddress, topic_root: str) -> AsyncIterator[Administration]:
+    """Connect to a broker's plugin, which then holds what all devices below a root share.
+
+    Raises `aiomqtt.MqttError` when the broker does not let us in, `BrokerRefused` when it does not answer.
+    """
     async with connected(
         aiomqtt.Client(
             broker.host,
@@ -111,7 +141,9 @@ async def administration(broker: BrokerAddress) -> AsyncIterator[Administration]
     ) as client:
         await client.subscribe(RESPONSE_TOPIC, qos=1)
         end_if_cancelled()
-        yield Administration(client)
+        told = Administration(client)
+        await told.bring_up_to_date(topic_root)
+        yield told
     end_if_cancelled()
 
 

@@ -26,7 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "metering.payments.bill_run_command",
         "make drafts of bills final, and see to their payment",
     ),
-    "control": ("metering.control.command", "deliver commands to devices, and webhooks"),
+    "control": (
+        "metering.provisioning.control_command",
+        "deliver commands to devices, and webhooks",
+    ),
     "api": ("api.command", "serve the HTTP API"),
     "device": (
         "metering.provisioning.command",

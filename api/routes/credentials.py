@@ -176,7 +176,7 @@ async def _telling_giver(caller: Caller, request: Request) -> AsyncIterator[Cred
         return
     await telling_until_commit(caller.connection)
     try:
-        async with administration(broker_of(None, settings)) as broker:
+        async with administration(broker_of(None, settings), settings.topic_root) as broker:
             yield await _giver(caller, request, broker)
     except (aiomqtt.MqttError, BrokerRefused, SettingsError, OSError) as error:
         raise unavailable("the broker could not be told; try again shortly") from error

@@ -12,7 +12,7 @@ from metering.control.prune import Pruner
 from metering.control.quota import quota_handler
 from metering.control.send_commands import CommandSender
 from metering.control.send_webhooks import WebhookSender
-from metering.control.tell_rights import RightsTeller
+from metering.control.tell_rights import Revocations, RightsTeller
 from metering.control.waking import away
 from metering.control.watch import Watch
 from metering.settings import Settings
@@ -27,7 +27,7 @@ _WINDOW = 1000
 class Controller:
     """One control process. Any number may run: what one takes, the others leave alone for a while."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, publish_revocations: Revocations) -> None:
         self._database_url = database_url(settings)
         self._answer_seconds_max = settings.database_answer_seconds_max
         self._hearing = Hearing(
@@ -50,7 +50,7 @@ class Controller:
         )
         self._commands = CommandSender(settings, self._broker)
         self._webhooks = WebhookSender(settings)
-        self._rights = RightsTeller(settings)
+        self._rights = RightsTeller(settings, publish_revocations)
         self._claims = ClaimGranter(settings)
         self._watch = Watch(settings)
         self._pruner = Pruner(settings)

@@ -6,13 +6,20 @@ from datetime import datetime
 from typing import Protocol
 
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
-from metering.credentials.dynamic_security import Command, make_anew, shut_out
+from metering.credentials.dynamic_security import (
+    Command,
+    Rule,
+    make_anew,
+    rules_of_device,
+    shut_out,
+)
 from metering.credentials.password import hash_of, new_password
-from metering.credentials.rights import Right, broker_username, device_topics
+from metering.credentials.rights import Right, broker_username
 from metering.errors import Conflict
 from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.store.broker_clients import (
+    BrokerClient,
     clients_of,
     device_numbers,
     has_credential,
@@ -39,6 +46,13 @@ class Teller(Protocol):
 
     async def tell(self, commands: Sequence[Command]) -> None:
         """Have the commands done; raises `BrokerRefused`."""
+
+
+def rules_of_client(root: str, client: BrokerClient, right: Right) -> list[Rule]:
+    """Return the rules that the broker has of a device with a right."""
+    return rules_of_device(
+        root, client.tenant_id, client.device_id, right, by_certificate=client.by_certificate
+    )
 
 
 class CredentialGiver:
@@ -85,7 +99,7 @@ class CredentialGiver:
             passwords = {each.username: each.password for each in given}
             for client in await clients_of(self._connection, list(numbers.values())):
                 name = broker_username(client.tenant_id, client.device_id)
-                commands += self._commands(name, client.device_id, client.right, passwords[name])
+                commands += self._commands(name, client, passwords[name])
             await self._tell(commands)
             await self._note(numbers)
         return given
@@ -111,7 +125,7 @@ class CredentialGiver:
                 self._connection, number, serial=issued.serial, not_after=issued.not_after, now=now
             )
             (client,) = await clients_of(self._connection, [number])
-            await self._tell(self._commands(name, device_id, client.right, None))
+            await self._tell(self._commands(name, client, None))
             await self._note(numbers)
         return Given(username=name, certificate=issued.pem)
 
@@ -137,13 +151,11 @@ class CredentialGiver:
         elif await has_credential(self._connection, number):
             raise Conflict("device", f"{device_id!r} has a credential", "rotate it, or revoke it")
 
-    def _commands(
-        self, name: str, device_id: str, right: Right, password: str | None
-    ) -> list[Command]:
-        topics = device_topics(self._settings.topic_root, self._tenant_id, device_id, right)
-        if right is Right.NONE:
+    def _commands(self, name: str, client: BrokerClient, password: str | None) -> list[Command]:
+        if client.right is Right.NONE:
             return shut_out(name)
-        return make_anew(name, topics, password=password, is_held=right is Right.HELD)
+        rules = rules_of_client(self._settings.topic_root, client, client.right)
+        return make_anew(name, rules, password=password, is_kept_away=client.right.is_kept_away)
 
     async def _tell(self, commands: Sequence[Command]) -> None:
         if self._broker is not None and commands:

@@ -22,6 +22,7 @@ from metering.broker_administration import (
     end_if_cancelled,
 )
 from metering.control import metrics
+from metering.control.give_credentials import rules_of_client
 from metering.control.waking import away
 from metering.credentials.authority import DEVICE_DAYS, Authority, authority_folder
 from metering.credentials.dynamic_security import (
@@ -32,7 +33,7 @@ from metering.credentials.dynamic_security import (
     shut_out,
 )
 from metering.credentials.password import hash_of
-from metering.credentials.rights import Right, broker_username, claim_username, device_topics
+from metering.credentials.rights import broker_username, claim_username
 from metering.errors import BrokerRefused, InvalidValue
 from metering.flood import FloodGuard
 from metering.settings import Settings
@@ -123,7 +124,7 @@ class ClaimGranter:
         if self._settings.broker_rights == "database":
             yield None
             return
-        async with administration(self._broker) as broker:
+        async with administration(self._broker, self._settings.topic_root) as broker:
             yield broker
 
     def _claims(self) -> aiomqtt.Client:
@@ -257,10 +258,10 @@ class ClaimGranter:
         commands: list[Command] = []
         for each in clients:
             name = broker_username(each.tenant_id, each.device_id)
-            topics = device_topics(
-                self._settings.topic_root, each.tenant_id, each.device_id, each.right
+            rules = rules_of_client(self._settings.topic_root, each, each.right)
+            commands += make_anew(
+                name, rules, password=password, is_kept_away=each.right.is_kept_away
             )
-            commands += make_anew(name, topics, password=password, is_held=each.right is Right.HELD)
         await broker.tell(commands)
         await note_told(connection, clients)
 
@@ -285,7 +286,7 @@ class ClaimGranter:
         while True:
             connection = await self._connect()
             try:
-                async with telling(connection), self._administration() as broker:
+                async with telling(connection):
                     now = clock.now()
                     expired = await expired_claims(connection, now=now)
                     released = await released_claims(connection, since=looked_at, until=now)
@@ -297,8 +298,10 @@ class ClaimGranter:
                     commands += [
                         command for each in released for command in let_back(claim_username(*each))
                     ]
-                    if commands and broker is not None:
-                        await broker.tell(commands)
+                    if commands:  # seldom: who else tells the broker waits while this connects
+                        async with self._administration() as broker:
+                            if broker is not None:
+                                await broker.tell(commands)
                     if expired:
                         await close_claims(connection, [each[0] for each in expired])
                     looked_at = now

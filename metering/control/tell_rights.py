@@ -3,26 +3,28 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
 
 import aiomqtt
 
 from metering import clock
 from metering.broker_address import broker_of
-from metering.broker_administration import Administration, administration, end_if_cancelled
+from metering.broker_administration import Administration, Known, administration, end_if_cancelled
 from metering.control import metrics
+from metering.control.give_credentials import rules_of_client
 from metering.control.waking import away, woken_or_after
 from metering.credentials.dynamic_security import (
     Command,
-    allow,
-    disconnect,
+    change_rules,
     keep_away,
     let_back,
     let_in,
-    rules_of,
+    names_of_roles,
     shut_out,
 )
-from metering.credentials.rights import Right, Topics, broker_username, device_topics
-from metering.errors import BrokerRefused
+from metering.credentials.rights import Right, broker_username
+from metering.errors import BrokerRefused, StackError
 from metering.settings import Settings
 from metering.store.broker_clients import (
     BrokerClient,
@@ -38,15 +40,33 @@ log = logging.getLogger(__name__)
 
 _CLIENTS_MAX = 200
 """Most devices of which the broker is told at once."""
+_UNKNOWN_MAX = 5
+"""Most of them that the broker does not know: each costs several writes, and others wait meanwhile."""
 _REFUSED_SECONDS = 5.0
 """A broker that refuses, or is away, is told again after this."""
+
+
+class Revocations(Protocol):
+    """Whoever writes the list of certificates that get nobody in, and has the broker read it."""
+
+    async def __call__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        about: Sequence[BrokerClient],
+        *,
+        now: datetime,
+        if_changed: bool,
+    ) -> bool:
+        """Write the list as it is to be once the broker knows `about` devices; whether it was told so."""
 
 
 class RightsTeller:
     """Keeps what the broker lets devices do in line with their credentials and states."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, publish_revocations: Revocations) -> None:
         self._settings = settings
+        self._publish_revocations = publish_revocations
         self._broker = broker_of(None, settings)
         self._database_url = database_url(settings)
         self._wake = asyncio.Event()
@@ -66,7 +86,7 @@ class RightsTeller:
                 waiting=away,
             )
             try:
-                async with administration(self._broker) as broker:
+                async with administration(self._broker, self._settings.topic_root) as broker:
                     await self._compare(connection, broker)
                     while True:
                         self._wake.clear()
@@ -88,13 +108,17 @@ class RightsTeller:
     async def _compare(self, connection: Connection, broker: Administration) -> None:
         """Have the broker told again whatever it does not know as it was told: its file may be lost."""
         async with telling(connection):
+            await self._publish(connection, broker, (), if_changed=False)
             known, rules = await broker.clients(), await broker.roles()
             differing = [
                 each.device_no
                 for each in await all_clients(connection)
                 if each.told is not None
                 and (known.get(self._name(each)), rules.get(self._name(each), set()))
-                != (_is_kept_away(each.told), self._rules(each, each.told))
+                != (
+                    _known(self._name(each), each.told),
+                    set(rules_of_client(self._settings.topic_root, each, each.told)),
+                )
             ]
             if differing:
                 log.warning(
@@ -105,56 +129,73 @@ class RightsTeller:
     async def _tell_due(self, connection: Connection, broker: Administration) -> bool:
         """Tell of one batch of devices; False when there was nothing to look at."""
         async with telling(connection):
-            due = await clients_to_look_at(connection, now=clock.now(), limit=_CLIENTS_MAX)
+            due = urgent(await clients_to_look_at(connection, now=clock.now(), limit=_CLIENTS_MAX))
             if due:
+                if any(each.by_certificate and each.told is not each.right for each in due):
+                    await self._publish(connection, broker, due, if_changed=True)
                 await tell(broker, due, root=self._settings.topic_root)
                 await note_told(connection, due)
         return bool(due)
+
+    async def _publish(
+        self,
+        connection: Connection,
+        broker: Administration,
+        about: Sequence[BrokerClient],
+        *,
+        if_changed: bool,
+    ) -> None:
+        """Have the broker refuse the certificates of devices that it keeps away, before it is told of them.
+
+        Where that cannot be, they are told of all the same.
+        """
+        try:
+            if await self._publish_revocations(
+                self._settings, connection, about, now=clock.now(), if_changed=if_changed
+            ):
+                await broker.has_read_signals()
+        except (OSError, StackError) as error:
+            log.warning("the list of revoked certificates was not written: %s", error)
 
     @staticmethod
     def _name(client: BrokerClient) -> str:
         return broker_username(client.tenant_id, client.device_id)
 
-    def _rules(self, client: BrokerClient, right: Right) -> set[tuple[str, str]]:
-        return {
-            (str(rule["acltype"]), str(rule["topic"]))
-            for rule in rules_of(_topics(self._settings.topic_root, client, right))
-        }
+
+def urgent(due: Sequence[BrokerClient]) -> Sequence[BrokerClient]:
+    """Return of whom the broker is told first: those that it knows, or else some of the others."""
+    return [each for each in due if each.told is not None] or due[:_UNKNOWN_MAX]
 
 
 async def tell(broker: Administration, clients: Sequence[BrokerClient], *, root: str) -> None:
     """Tell the broker what some devices may do now; those who may do less are disconnected.
 
-    All of them lose their rights before the first is disconnected: each command takes its time. Only who
-    is to be held is disconnected first: what it may not publish would be acknowledged, and lost.
+    All who are to be kept away are cut off before anything else is told: each command takes its time.
     """
-    commands: list[Command] = []
     ends: list[Command] = []
+    commands: list[Command] = []
     for each in clients:
         if each.told is each.right:
             continue
         name = broker_username(each.tenant_id, each.device_id)
-        topics = _topics(root, each, each.right)
-        is_held = each.right is Right.HELD
+        rules = rules_of_client(root, each, each.right)
         if each.right is Right.NONE:
             commands += shut_out(name)
-        elif each.told in {None, Right.NONE}:
-            commands += let_in(name, topics, is_held=is_held)
-        elif is_held:
-            commands += keep_away(name) + allow(name, topics)
-        else:
-            commands += allow(name, topics)
-            if each.told is Right.HELD:
-                commands += let_back(name)
-            elif each.right is Right.LISTEN:
-                ends += disconnect(name)
-    await broker.tell(commands + ends)
+            continue
+        if each.told in {None, Right.NONE}:
+            commands += let_in(name, rules, is_kept_away=each.right.is_kept_away)
+            continue
+        if each.right.is_kept_away:
+            ends += keep_away(name)
+        if rules != rules_of_client(root, each, each.told):
+            commands += change_rules(name, rules)
+        if not each.right.is_kept_away:
+            commands += let_back(name)
+    await broker.tell(ends + commands)
 
 
-def _is_kept_away(right: Right) -> bool | None:
-    """Whether the broker keeps somebody of a right away; None: it does not know such a one."""
-    return None if right is Right.NONE else right is Right.HELD
-
-
-def _topics(root: str, client: BrokerClient, right: Right) -> Topics:
-    return device_topics(root, client.tenant_id, client.device_id, right)
+def _known(name: str, right: Right) -> Known | None:
+    """Return what the broker knows of a device of a right; None: nothing."""
+    if right is Right.NONE:
+        return None
+    return Known(is_kept_away=right.is_kept_away, roles=names_of_roles(name))

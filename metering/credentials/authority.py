@@ -31,6 +31,7 @@ _LIST_DAYS = 10 * 365
 _CLOCK_SKEW = timedelta(minutes=5)
 _RSA_BITS_MIN = 2048
 _SHA256 = hashes.SHA256()
+_ON_HOLD = x509.CRLReason(x509.ReasonFlags.certificate_hold)
 
 
 def authority_folder(settings: Settings) -> Path:
@@ -45,6 +46,26 @@ class Issued:
     pem: bytes
     serial: str
     not_after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A certificate that gets nobody in: revoked for good, or on hold until it is listed no more.
+
+    `serial` is in hexadecimal, `at` is since when.
+    """
+
+    serial: str
+    at: datetime
+    is_on_hold: bool
+
+
+def listed_in(pem: bytes) -> set[tuple[str, bool]]:
+    """Return the serial numbers of a list (PEM), and whether each is on hold."""
+    return {
+        (f"{each.serial_number:x}", _ON_HOLD in [one.value for one in each.extensions])
+        for each in x509.load_pem_x509_crl(pem)
+    }
 
 
 class Authority:
@@ -160,13 +181,13 @@ class Authority:
 
     def revocation_list(
         self,
-        revoked: Iterable[tuple[str, datetime]],
+        revoked: Iterable[Listed],
         *,
         previous: bytes | None,
         now: datetime,
         for_url: bool = False,
     ) -> bytes:
-        """Return the list (PEM) of revoked serial numbers, each with its time.
+        """Return the list (PEM) of certificates that are revoked, or on hold (§5.3.1), each with its time.
 
         It is dated after the `previous` one, also within a second of it: a broker that has both goes
         by the later. So each is dated a day back, which leaves room.
@@ -184,9 +205,11 @@ class Authority:
             .last_update(dated)
             .next_update(now + timedelta(days=_LIST_DAYS))
         )
-        for serial, at in revoked:
-            entry = x509.RevokedCertificateBuilder().serial_number(int(serial, 16))
-            builder = builder.add_revoked_certificate(entry.revocation_date(at).build())
+        for each in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(int(each.serial, 16))
+            if each.is_on_hold:
+                entry = entry.add_extension(_ON_HOLD, critical=False)
+            builder = builder.add_revoked_certificate(entry.revocation_date(each.at).build())
         if for_url and self._list_url is not None:
             builder = builder.add_extension(
                 x509.IssuingDistributionPoint(

@@ -1,14 +1,23 @@
 """Mosquitto's dynamic security plugin: its file at the start, and its commands while it runs. Pure.
 
-A device has a role of its own name. The plugin knows no patterns such as `%u`; and a role that names
-the topics themselves leaves nothing to a pattern that a name could bend.
+A device has a role of its own name, for the plugin knows no patterns such as `%u`. The plugin writes its
+whole file after each command and serves nobody meanwhile, so a device's entry is as short as can be: what
+holds for all of them is in one role that they share, which also says what of its branch no device writes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from metering.credentials.password import PasswordHash, hash_of
-from metering.credentials.rights import PROCESS_TOPICS, PROCESS_USERNAME, Topics
+from metering.credentials.rights import (
+    PROCESS_TOPICS,
+    PROCESS_USERNAME,
+    Right,
+    Topics,
+    device_topics,
+)
+from metering.wire import sparkplug
+from metering.wire.topics import ack_topic, claim_answer_topic, claim_topic, command_topic
 
 CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
 RESPONSE_TOPIC = "$CONTROL/dynamic-security/v1/response"
@@ -16,16 +25,80 @@ RESPONSE_TOPIC = "$CONTROL/dynamic-security/v1/response"
 Command = dict[str, Any]
 
 _PROCESS_ROLE = "process"
+_DEVICE_ROLE = "device"
+"""What all devices share. No device's own role is called so: its name has a `/`."""
 _WRITE, _RECEIVE, _LITERAL, _PATTERN = (
     "publishClientSend", "publishClientReceive", "subscribeLiteral", "subscribePattern",
 )  # fmt: skip
-_NOTHING_BY_DEFAULT = {_WRITE: False, _RECEIVE: False, "subscribe": False, "unsubscribe": True}
+_BY_DEFAULT = {_WRITE: False, _RECEIVE: True, "subscribe": False, "unsubscribe": True}
+"""Nobody may do anything but be sent what it may subscribe to: that needs no rule of its own."""
 
 
-def first_document(process: PasswordHash) -> dict[str, Any]:
+class Rule(NamedTuple):
+    """Whether something may be done on a topic; the kinds are the plugin's."""
+
+    kind: str
+    topic: str
+    is_allowed: bool = True
+
+    def as_dynamic_security(self) -> dict[str, object]:
+        """Return it as the plugin has it."""
+        return {
+            "acltype": self.kind,
+            "topic": self.topic,
+            "priority": 0,
+            "allow": self.is_allowed,
+        }
+
+
+def rules_of_all_devices(root: str) -> list[Rule]:
+    """Return what holds for every device: what only the platform writes, and what all of them read.
+
+    These rules are looked at before a device's own, which let it write the rest of its branch.
+    """
+    return [
+        *(
+            Rule(_WRITE, topic_of(root, "+", "+"), is_allowed=False)
+            for topic_of in (ack_topic, command_topic, claim_topic, claim_answer_topic)
+        ),
+        Rule(_LITERAL, sparkplug.state_topic()),
+    ]
+
+
+def rules_of_device(
+    root: str, tenant: str, device: str, right: Right, *, by_certificate: bool
+) -> list[Rule]:
+    """Return what is a device's own: its branch, beside `rules_of_all_devices`.
+
+    Who is kept away keeps its rules, but for a suspended device with a `certificate`: of such a one the
+    broker asks nobody whether it may connect, so where it does not have the list of certificates on hold,
+    it comes in.
+    """
+    if right is Right.NONE:
+        return []
+    if right is Right.SUSPENDED and by_certificate:
+        return [Rule(_RECEIVE, "#", is_allowed=False)]
+    topics = device_topics(root, tenant, device)
+    branch = f"{root}/{tenant}/{device}/"
+    return [
+        Rule(_WRITE, f"{branch}#"),
+        *(Rule(_WRITE, topic) for topic in topics.writes if not topic.startswith(branch)),
+        *(Rule(_LITERAL, topic) for topic in topics.reads if topic != sparkplug.state_topic()),
+    ]
+
+
+def rules_of_claim(topics: Topics) -> list[Rule]:
+    """Return what somebody may do that claims a credential; to read is to subscribe by that very name."""
+    return [
+        *(Rule(_WRITE, topic) for topic in topics.writes),
+        *(Rule(_LITERAL, topic) for topic in topics.reads),
+    ]
+
+
+def first_document(process: PasswordHash, root: str) -> dict[str, Any]:
     """Return the plugin's file for a new broker: nobody but our own processes may do anything."""
     return {
-        "defaultACLAccess": _NOTHING_BY_DEFAULT,
+        "defaultACLAccess": _BY_DEFAULT,
         "clients": [
             {
                 "username": PROCESS_USERNAME,
@@ -35,77 +108,164 @@ def first_document(process: PasswordHash) -> dict[str, Any]:
         ],
         "groups": [],
         "roles": [
-            {
-                "rolename": _PROCESS_ROLE,
-                "acls": [
-                    _rule(kind, topic)
+            _role(
+                _PROCESS_ROLE,
+                [
+                    Rule(kind, topic)
                     for kind in (_WRITE, _RECEIVE, _PATTERN)
                     for topic in PROCESS_TOPICS
                 ],
-            }
+            ),
+            _role(_DEVICE_ROLE, rules_of_all_devices(root)),
         ],
     }
 
 
-def with_process_password(document: Mapping[str, Any], process: PasswordHash) -> dict[str, Any]:
-    """Return the plugin's file with another password for our own processes; devices stay."""
-    first = first_document(process)
+def brought_up_to_date(
+    document: Mapping[str, Any], process: PasswordHash, root: str
+) -> dict[str, Any]:
+    """Return the plugin's file as this release has it, with another password for our own processes.
+
+    Devices keep their passwords, and may do what they might. Who by an earlier release might no more than
+    listen, for it was suspended, is kept away.
+    """
+    first = first_document(process, root)
+    roles = {each["rolename"]: each for each in document.get("roles", ())}
+    clients: dict[str, dict[str, Any]] = {}
+    for known in document.get("clients", ()):
+        name = known["username"]
+        if name == PROCESS_USERNAME:
+            continue
+        clients[name] = known
+        tenant, _, device = name.partition("/")
+        if known.get("clientid") != name or name not in roles:
+            continue  # it claims a credential, or may do nothing
+        right = Right.PUBLISH if _may_publish(roles[name]) else Right.SUSPENDED
+        by_certificate = "password" not in known
+        rules = rules_of_device(root, tenant, device, right, by_certificate=by_certificate)
+        roles[name] = _role(name, rules)
+        kept_away = {"disabled": True} if right.is_kept_away else {}
+        clients[name] = {**known, "roles": _roles_of_device(name), **kept_away}
+    own = {each["rolename"]: each for each in first["roles"]}
     return {
         **document,
-        "defaultACLAccess": _NOTHING_BY_DEFAULT,
-        "clients": first["clients"] + _others(document, "clients", "username", PROCESS_USERNAME),
-        "roles": first["roles"] + _others(document, "roles", "rolename", _PROCESS_ROLE),
+        "defaultACLAccess": _BY_DEFAULT,
+        "clients": first["clients"] + list(clients.values()),
+        "roles": list((roles | own).values()),
     }
 
 
-def _others(document: Mapping[str, Any], kind: str, key: str, name: str) -> list[Any]:
-    return [each for each in document.get(kind, ()) if each[key] != name]
+def _may_publish(role: Mapping[str, Any]) -> bool:
+    """Whether a device's role lets it publish usage: only then it writes below a level."""
+    return any(
+        each["acltype"] == _WRITE and each["allow"] and each["topic"].endswith("/#")
+        for each in role.get("acls", ())
+    )
 
 
-def let_in(username: str, topics: Topics, *, is_held: bool = False) -> list[Command]:
-    """Return the commands that make a client known, or make it what it shall be if it is known.
+def questions() -> list[Command]:
+    """Return the commands that ask what `improvements` looks at; they change nothing."""
+    return [
+        {"command": "getDefaultACLAccess"},
+        {"command": "getRole", "rolename": _DEVICE_ROLE},
+    ]
+
+
+def improvements(answers: Sequence[Mapping[str, Any]], root: str) -> list[Command]:
+    """Return what a broker has to be told that an earlier release made, by its answers to `questions`."""
+    told = {answer.get("command"): answer.get("data", {}) for answer in answers}
+    rules = rules_of_all_devices(root)
+    commands: list[Command] = []
+    if rules_in(told.get("getRole", {}).get("role", {})) != set(rules):
+        role = _role(_DEVICE_ROLE, rules)
+        commands += [{"command": "createRole", **role}, {"command": "modifyRole", **role}]
+    by_default = {
+        each["acltype"]: each["allow"]
+        for each in told.get("getDefaultACLAccess", {}).get("acls", ())
+    }
+    if by_default != _BY_DEFAULT:
+        acls = [{"acltype": kind, "allow": allow} for kind, allow in _BY_DEFAULT.items()]
+        commands.append({"command": "setDefaultACLAccess", "acls": acls})
+    return commands
+
+
+def rules_in(role: Mapping[str, Any]) -> set[Rule]:
+    """Return the rules of a role as the plugin tells it."""
+    return {
+        Rule(str(each["acltype"]), str(each["topic"]), is_allowed=bool(each["allow"]))
+        for each in role.get("acls", ())
+    }
+
+
+def _role(name: str, rules: Sequence[Rule]) -> dict[str, Any]:
+    return {"rolename": name, "acls": [rule.as_dynamic_security() for rule in rules]}
+
+
+def names_of_roles(name: str) -> tuple[str, ...]:
+    """Return the names of a device's roles, the first that counts first."""
+    return tuple(str(each["rolename"]) for each in _roles_of_device(name))
+
+
+def _roles_of_device(name: str) -> list[dict[str, Any]]:
+    """Return a device's roles, in the plugin's order: the higher priority comes first, and decides."""
+    return [{"rolename": _DEVICE_ROLE, "priority": 1}, *_role_of_claim(name)]
+
+
+def _role_of_claim(name: str) -> list[dict[str, Any]]:
+    return [{"rolename": name, "priority": 0}]
+
+
+def let_in(username: str, rules: Sequence[Rule], *, is_kept_away: bool = False) -> list[Command]:
+    """Return the commands that make a device known, or make it what it shall be if it is known.
 
     It keeps the password that it has; one that never had any gets in by certificate only.
     """
-    role, client = _role_and_client(username, topics, password=None, client_id=None)
-    roles = [{"rolename": username, "priority": 0}]
+    role, client = _role(username, rules), _client(username, password=None, client_id=None)
     return [
         {"command": "createRole", **role},
         {"command": "modifyRole", **role},
         {"command": "createClient", **client},
-        {"command": "modifyClient", **client, "roles": roles},
-        *(keep_away(username) if is_held else let_back(username)),
+        {"command": "modifyClient", **client, "roles": _roles_of_device(username)},
+        *(keep_away(username) if is_kept_away else let_back(username)),
     ]
 
 
 def make_anew(
-    username: str,
-    topics: Topics,
-    *,
-    password: str | None,
-    client_id: str | None = None,
-    is_held: bool = False,
+    username: str, rules: Sequence[Rule], *, password: str | None, is_kept_away: bool = False
 ) -> list[Command]:
-    """Return the commands that make a client as `let_in` does, but with nothing of one of that name.
+    """Return the commands that make a device as `let_in` does, but with nothing of one of that name.
 
-    One of no `password` gets in by certificate only. `client_id` is the only one under which it may connect;
-    None: its name. For a name that was not known only three of the commands change anything: the plugin
-    writes its file no oftener.
+    One of no `password` gets in by certificate only. For a name that was not known only three of the
+    commands change anything: the plugin writes its file no oftener.
     """
-    role, client = _role_and_client(username, topics, password=password, client_id=client_id)
+    made = _make_anew(username, rules, _roles_of_device(username), password, client_id=None)
+    return made + (keep_away(username) if is_kept_away else [])
+
+
+def make_claim(username: str, rules: Sequence[Rule], *, code: str, client_id: str) -> list[Command]:
+    """Return the commands that let somebody claim a credential by a code, under one client id alone."""
+    return _make_anew(username, rules, _role_of_claim(username), code, client_id=client_id)
+
+
+def _make_anew(
+    username: str,
+    rules: Sequence[Rule],
+    roles: list[dict[str, Any]],
+    password: str | None,
+    *,
+    client_id: str | None,
+) -> list[Command]:
+    client = _client(username, password=password, client_id=client_id)
     return [
         *shut_out(username),
-        {"command": "createRole", **role},
+        {"command": "createRole", **_role(username, rules)},
         {"command": "createClient", **client},
-        {"command": "addClientRole", "username": username, "rolename": username, "priority": 0},
-        *(keep_away(username) if is_held else ()),
+        {"command": "modifyClient", "username": username, "roles": roles},
     ]
 
 
-def _role_and_client(
-    username: str, topics: Topics, *, password: str | None, client_id: str | None
-) -> tuple[Command, Command]:
-    """Return a role, and a client without it.
+def _client(username: str, *, password: str | None, client_id: str | None) -> Command:
+    """Return a client without its roles.
 
     A role that a client was created with, Mosquitto 2.0 does not know to have it: it deletes the role and
     leaves the client pointing to where it was, and crashes when the client publishes.
@@ -113,19 +273,20 @@ def _role_and_client(
     client: Command = {"username": username, "clientid": client_id or username}
     if password is not None:
         client["password"] = password
-    return {"rolename": username, "acls": rules_of(topics)}, client
+    return client
 
 
-def allow(username: str, topics: Topics) -> list[Command]:
-    """Return the commands that change what a client that is known may do."""
-    return [{"command": "modifyRole", "rolename": username, "acls": rules_of(topics)}]
+def change_rules(username: str, rules: Sequence[Rule]) -> list[Command]:
+    """Return the command that changes what a client that is known may do."""
+    return [{"command": "modifyRole", **_role(username, rules)}]
 
 
 def keep_away(username: str) -> list[Command]:
     """Return the command that ends a client's connection and refuses it another one.
 
     What it sends is not acknowledged, as what it may not publish would be. A certificate still lets it
-    connect: nobody asks the plugin of one.
+    connect, unless it is on hold by the list of revoked ones: nobody asks the plugin of one. The connection
+    is ended before the plugin writes its file, also of one that was kept away before.
     """
     return [{"command": "disableClient", "username": username}]
 
@@ -133,14 +294,6 @@ def keep_away(username: str) -> list[Command]:
 def let_back(username: str) -> list[Command]:
     """Return the command that lets a client connect that was kept away."""
     return [{"command": "enableClient", "username": username}]
-
-
-def disconnect(username: str) -> list[Command]:
-    """Return the command that ends a client's connection; it may come again.
-
-    A change of nothing: the plugin writes its file once for it, and ends the connection.
-    """
-    return [{"command": "modifyClient", "username": username}]
 
 
 def shut_out(username: str) -> list[Command]:
@@ -180,9 +333,6 @@ def with_commands(document: Mapping[str, Any], commands: Sequence[Command]) -> d
                 roles.pop(given["rolename"], None)
             case "createClient" | "modifyClient":
                 clients[username] = {**clients.get(username, {}), **given}
-            case "addClientRole":
-                role = {"rolename": given["rolename"], "priority": given["priority"]}
-                clients[username]["roles"] = [role]
             case "enableClient":
                 clients[username].pop("disabled", None)
             case "disableClient" if username in clients:
@@ -190,18 +340,6 @@ def with_commands(document: Mapping[str, Any], commands: Sequence[Command]) -> d
             case "deleteClient":
                 clients.pop(username, None)
     return {**document, "clients": list(clients.values()), "roles": list(roles.values())}
-
-
-def rules_of(topics: Topics) -> list[dict[str, object]]:
-    """Return the rules of a role; to read is to subscribe by that very name, and to be sent it."""
-    return [
-        *(_rule(_WRITE, topic) for topic in topics.writes),
-        *(_rule(kind, topic) for topic in topics.reads for kind in (_LITERAL, _RECEIVE)),
-    ]
-
-
-def _rule(kind: str, topic: str) -> dict[str, object]:
-    return {"acltype": kind, "topic": topic, "priority": 0, "allow": True}
 
 
 _EXPECTED = {

@@ -26,15 +26,20 @@ NAME_CHARACTERS_MAX = 64
 class Right(StrEnum):
     """How much a device may do.
 
-    `publish` is all that a device does; `listen` leaves hearing commands and answering them to one
-    that is suspended; `held` is for one that flooded: it is not let in for a while; `none` is for devices
-    that are retired or revoked.
+    `publish` is all that a device does; one that is `suspended`, or that flooded and is `held` for a while,
+    is not let in: what the broker refused amid a connection, it would acknowledge over MQTT 3.1.1; `none`
+    is for devices that are retired or revoked.
     """
 
     PUBLISH = "publish"
-    LISTEN = "listen"
+    SUSPENDED = "suspended"
     HELD = "held"
     NONE = "none"
+
+    @property
+    def is_kept_away(self) -> bool:
+        """Whether a device that the broker knows is not let in."""
+        return self in {Right.SUSPENDED, Right.HELD}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,24 +69,19 @@ def checked_common_name(username: str) -> str:
     return username
 
 
-def device_topics(root: str, tenant: str, device: str, right: Right) -> Topics:
-    """Return what a device with a right may write and read: of its own branch alone.
+def device_topics(root: str, tenant: str, device: str) -> Topics:
+    """Return what a device may write and read: of its own branch alone.
 
     It writes usage in every format; as an edge node of Sparkplug also what is of the devices behind it,
-    and it hears whether the platform is there. One that is held may no more than listen, where it gets in:
-    no broker asks about a certificate that it knows.
+    and it hears whether the platform is there.
     """
-    if right is Right.NONE:
-        return Topics(writes=(), reads=())
-    writes = [command_ack_topic(root, tenant, device)]
-    if right is Right.PUBLISH:
-        writes += [
+    return Topics(
+        writes=(
+            command_ack_topic(root, tenant, device),
             f"{usage_topic(root, tenant, device)}/#",  # the level before is matched, too
             quota_topic(root, tenant, device),
             f"{sparkplug.NAMESPACE}/{tenant}/+/{device}/#",
-        ]
-    return Topics(
-        writes=tuple(writes),
+        ),
         reads=(
             ack_topic(root, tenant, device),
             command_topic(root, tenant, device),

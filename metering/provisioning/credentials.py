@@ -3,15 +3,14 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import aiomqtt
 
 from metering.broker_address import broker_of
 from metering.broker_administration import administration
 from metering.control.give_credentials import CredentialGiver, Given
-from metering.credentials.authority import DEVICE_DAYS, authority_folder, write_private
-from metering.credentials.dynamic_security import Command, make_anew, shut_out
+from metering.credentials.authority import DEVICE_DAYS
+from metering.credentials.dynamic_security import Command, make_claim, rules_of_claim, shut_out
 from metering.credentials.password import hash_of
 from metering.credentials.rights import (
     broker_username,
@@ -22,9 +21,8 @@ from metering.credentials.rights import (
 from metering.errors import BrokerRefused
 from metering.provisioning.broker_file import BrokerFile
 from metering.settings import Settings
-from metering.stack import lifecycle
-from metering.stack.broker_files import REVOKED_FILE, REVOKED_TO_FETCH_FILE, write_revoked
-from metering.store.broker_clients import revoked_certificates, telling
+from metering.stack.revocations import publish_revocations
+from metering.store.broker_clients import telling
 from metering.store.claims import open_claim
 from metering.store.connection import connect, database_url
 from metering.store.registry import tenant_no
@@ -95,10 +93,11 @@ class Provisioning(CredentialGiver):
                     expires_at=now + good_for,
                 )
                 name = claim_username(self._tenant_id, device_id)
-                commands += make_anew(
+                topics = claim_topics(self._settings.topic_root, self._tenant_id, device_id)
+                commands += make_claim(
                     name,
-                    claim_topics(self._settings.topic_root, self._tenant_id, device_id),
-                    password=code,
+                    rules_of_claim(topics),
+                    code=code,
                     client_id=claim_client_id(self._tenant_id, device_id),
                 )
             await self._tell(commands)
@@ -108,35 +107,7 @@ class Provisioning(CredentialGiver):
 
         False when no broker of the stack runs here: then somebody has to take the list to the broker.
         """
-        folder = authority_folder(self._settings)
-        if not (folder / "authority.pem").exists():
-            return False
-        serials = await revoked_certificates(self._connection, now=now)
-        revoked = self._write_revoked(folder / REVOKED_FILE, serials, now=now)
-        if self._settings.revocation_list_url is not None:
-            self._write_revoked(folder / REVOKED_TO_FETCH_FILE, serials, now=now, for_url=True)
-        record = lifecycle.broker_record(self._settings)
-        if record is None:
-            return False
-        write_revoked(Path(record.folder), revoked)
-        return lifecycle.reload_broker(self._settings)
-
-    def _write_revoked(
-        self,
-        file: Path,
-        serials: Sequence[tuple[str, datetime]],
-        *,
-        now: datetime,
-        for_url: bool = False,
-    ) -> bytes:
-        revoked = self._authority().revocation_list(
-            serials,
-            previous=file.read_bytes() if file.exists() else None,
-            now=now,
-            for_url=for_url,
-        )
-        write_private(file, revoked)
-        return revoked
+        return await publish_revocations(self._settings, self._connection, now=now)
 
 
 @asynccontextmanager
@@ -164,7 +135,7 @@ async def provisioning(
             yield Provisioning(settings, connection, BrokerFile(settings), tenant_id, tenant)
             return
         try:
-            async with administration(broker_of(None, settings)) as broker:
+            async with administration(broker_of(None, settings), settings.topic_root) as broker:
                 yield Provisioning(settings, connection, broker, tenant_id, tenant)
         except aiomqtt.MqttError as error:
             raise BrokerRefused(f"the broker was not told: {error}") from error

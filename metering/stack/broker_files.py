@@ -14,7 +14,7 @@ from metering.credentials.authority import (
     server_names,
     write_private,
 )
-from metering.credentials.dynamic_security import first_document, with_process_password
+from metering.credentials.dynamic_security import brought_up_to_date, first_document
 from metering.credentials.password import hash_of
 from metering.settings import Settings
 from metering.stack.account import own, server_account
@@ -52,9 +52,9 @@ def write_broker_files(settings: Settings, folder: Path, password: str) -> None:
     known = folder / DYNAMIC_SECURITY_FILE
     process = hash_of(password)
     document = (
-        with_process_password(json.loads(known.read_text("utf-8")), process)
+        brought_up_to_date(json.loads(known.read_text("utf-8")), process, settings.topic_root)
         if known.exists()
-        else first_document(process)
+        else first_document(process, settings.topic_root)
     )
     write_dynamic_security(folder, document)
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from metering.credentials.authority import Listed
 from metering.credentials.password import PasswordHash
 from metering.credentials.rights import Right
 from metering.errors import NotFound
@@ -37,13 +38,17 @@ async def telling_until_commit(connection: Connection) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerClient:
-    """A device at the broker: what it may do now, and what the broker was last told; None: not known."""
+    """A device at the broker: what it may do now, and what the broker was last told; None: not known.
+
+    `by_certificate`: it has no password, so that only a certificate gets it in.
+    """
 
     device_no: int
     tenant_id: str
     device_id: str
     right: Right
     told: Right | None
+    by_certificate: bool
 
 
 async def device_numbers(
@@ -103,10 +108,14 @@ async def clients_of(connection: Connection, device_nos: Sequence[int]) -> list[
 async def clients_to_look_at(
     connection: Connection, *, now: datetime, limit: int
 ) -> list[BrokerClient]:
-    """Return devices whose right may differ from what the broker was told, the longest due first."""
+    """Return devices whose right may differ from what the broker was told, the longest due first.
+
+    Those of which it knows nothing come last: there may be thousands, and nobody who may do less is to wait
+    for them.
+    """
     return await _clients(
         connection,
-        "client.look_at <= %(now)s ORDER BY client.look_at LIMIT %(limit)s",
+        "client.look_at <= %(now)s ORDER BY client.told IS NULL, client.look_at LIMIT %(limit)s",
         {"now": now, "limit": limit},
     )
 
@@ -121,7 +130,8 @@ async def _clients(
 ) -> list[BrokerClient]:
     found = await connection.execute(
         "SELECT client.device_no, tenant_id, device_id,"  # noqa: S608 - texts of this file
-        "   broker_right(client.device_no, client.revoked_at, clock_timestamp()), told"
+        "   broker_right(client.device_no, client.revoked_at, clock_timestamp()), told,"
+        "   client.password_digest IS NULL"
         " FROM broker_client AS client JOIN device USING (device_no) JOIN tenant USING (tenant_no)"
         f" WHERE {which}".encode(),
         values,
@@ -133,6 +143,7 @@ async def _clients(
             device_id=row[2],
             right=Right(row[3]),
             told=None if row[4] is None else Right(row[4]),
+            by_certificate=row[5],
         )
         for row in await found.fetchall()
     ]
@@ -215,16 +226,34 @@ async def has_certificate(connection: Connection, device_no: int, *, now: dateti
     return found.rowcount == 1
 
 
-async def revoked_certificates(
-    connection: Connection, *, now: datetime
-) -> list[tuple[str, datetime]]:
-    """Return the serial numbers that were revoked before their time, and when."""
+async def listed_certificates(
+    connection: Connection, about: Sequence[BrokerClient], *, now: datetime
+) -> list[Listed]:
+    """Return the certificates that get nobody in before their time is over.
+
+    They were revoked, or are on hold while the broker keeps their device away: by what it was told, but for
+    those that it is `about` to be told of.
+    """
     found = await connection.execute(
-        "SELECT serial, revoked_at FROM device_certificate"
-        " WHERE revoked_at IS NOT NULL AND not_after > %s ORDER BY revoked_at, serial",
-        [now],
+        "SELECT certificate.serial, coalesce(certificate.revoked_at, %(now)s),"
+        "   certificate.revoked_at IS NULL"
+        " FROM device_certificate AS certificate JOIN broker_client AS client USING (device_no)"
+        " LEFT JOIN unnest(%(devices)s::bigint[], %(rights)s::text[]) AS about (device_no, name)"
+        "   USING (device_no)"
+        " WHERE certificate.not_after > %(now)s AND (certificate.revoked_at IS NOT NULL"
+        "   OR coalesce(about.name, client.told) = ANY(%(kept_away)s))"
+        " ORDER BY certificate.revoked_at, certificate.serial",
+        {
+            "now": now,
+            "devices": [each.device_no for each in about],
+            "rights": [each.right.value for each in about],
+            "kept_away": [right.value for right in Right if right.is_kept_away],
+        },
     )
-    return await found.fetchall()
+    return [
+        Listed(serial=serial, at=at, is_on_hold=is_on_hold)
+        for serial, at, is_on_hold in await found.fetchall()
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

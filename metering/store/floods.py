@@ -19,7 +19,8 @@ async def hold_device(
 
     It is told at once, if it hears that before it is cut off, or when it comes back.
 
-    False when nothing was to be done: nobody registered it, or it is held already.
+    False when nobody registered it, or it is held already. One that floods although it is held has come
+    back with a certificate that the broker does not know to be on hold: it is cut off again.
     """
     found = await connection.execute(
         "SELECT device_no, tenant_no, fleet_no FROM device JOIN tenant USING (tenant_no)"
@@ -45,6 +46,7 @@ async def hold_device(
         },
     )
     if not inserted.rowcount:
+        await _cut_off_again(connection, device_no, now=now)
         return False
     await connection.execute(
         "UPDATE broker_client SET look_at = least(look_at, %s) WHERE device_no = %s",
@@ -82,3 +84,14 @@ async def hold_device(
     )
     await record_events(connection, [event], now=now)
     return True
+
+
+async def _cut_off_again(connection: Connection, device_no: int, *, now: datetime) -> None:
+    """Have the broker told anew to keep a device away that needs no password to come back."""
+    told = await connection.execute(
+        "UPDATE broker_client SET told = NULL, look_at = %s"
+        " WHERE device_no = %s AND password_digest IS NULL",
+        [now, device_no],
+    )
+    if told.rowcount:
+        await notify(connection)

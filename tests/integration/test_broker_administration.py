@@ -18,7 +18,7 @@ def test_a_task_that_ends_at_any_moment_leaves_no_socket_open(broker_url: str) -
         """Connect, and be told to end after so many rounds of the loop; say whether it came so far."""
 
         async def work() -> None:
-            async with administration(broker) as plugin:
+            async with administration(broker, "fm/v1") as plugin:
                 await plugin.clients()
 
         task = asyncio.create_task(work())

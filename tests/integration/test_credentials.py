@@ -6,7 +6,7 @@ import secrets
 import ssl
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from metering.broker_address import parse_broker_url
 from metering.cli import main
 from metering.control.controller import Controller
 from metering.control.give_credentials import Given
+from metering.control.tell_rights import Revocations
 from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
 from metering.provisioning.command import make_key
@@ -29,6 +30,8 @@ from metering.provisioning.credentials import provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
 from metering.stack import lifecycle, mosquitto
+from metering.stack.broker_files import write_dynamic_security
+from metering.stack.revocations import publish_revocations
 from metering.store.connection import connect
 from metering.store.registry import ensure_devices, lock_shard
 from metering.store.terms import set_state
@@ -103,7 +106,7 @@ def by_password(
 
 
 def by_certificate(
-    settings: Settings, folder: Path, device: str, **more: str
+    settings: Settings, folder: Path, device: str, **more: str | MQTTProtocolVersion
 ) -> AbstractContextManager[Device]:
     files = (folder / f"{device}.pem", folder / f"{device}.key")
     return connected(settings, ports(settings).certificates, certificate=files, **more)  # type: ignore[arg-type]
@@ -333,7 +336,7 @@ def test_a_revoked_certificate_is_refused_and_its_connection_ends(
         assert revoke(settings, A) == 1
         wait(lambda: device.ends, "end of the connection")
         assert other.may_publish(topic(B, "usage"))
-    _refused_soon(settings, tmp_path, A)
+    _refused_soon(lambda: by_certificate(settings, tmp_path, A))
     with by_certificate(settings, tmp_path, B) as other:
         assert other.may_publish(topic(B, "usage"))
     # Another certificate of the same name is another one; the list, written twice within a second, counts.
@@ -342,26 +345,30 @@ def test_a_revoked_certificate_is_refused_and_its_connection_ends(
     give_key(settings, A, again)
     with by_certificate(settings, again, A) as device:
         assert device.may_publish(topic(A, "usage"))
-    _refused_soon(settings, tmp_path, A)
+    _refused_soon(lambda: by_certificate(settings, tmp_path, A))
     third = tmp_path / "third"
     third.mkdir()
     give_key(settings, A, third, anew=True)
-    _refused_soon(settings, again, A)
+    _refused_soon(lambda: by_certificate(settings, again, A))
     with by_certificate(settings, third, A) as device:
         assert device.may_publish(topic(A, "usage"))
 
 
-def _refused_soon(settings: Settings, folder: Path, device: str) -> None:
-    """Wait until a device is refused: nothing answers the signal at which the broker reads its list."""
-
-    def is_refused() -> bool:
-        try:
-            with by_certificate(settings, folder, device):
-                return False
-        except Refused:
+def is_let_in(connecting: Callable[[], AbstractContextManager[Device]]) -> bool:
+    try:
+        with connecting():
             return True
+    except Refused:
+        return False
 
-    wait(is_refused, "refusal")
+
+def _refused_soon(connecting: Callable[[], AbstractContextManager[Device]]) -> None:
+    """Wait until a device is refused: nothing answers the signal at which the broker reads its list."""
+    wait(lambda: not is_let_in(connecting), "refusal")
+
+
+def _let_in_soon(connecting: Callable[[], AbstractContextManager[Device]]) -> None:
+    wait(lambda: is_let_in(connecting), "permission to connect")
 
 
 def test_an_expired_certificate_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -451,6 +458,48 @@ def test_many_are_told_at_once_while_the_broker_is_stopped(
     assert _entries(settings, B) == ([], [])
 
 
+def test_what_an_earlier_release_told_the_broker_is_brought_up_to_date_at_its_start(
+    settings: Settings, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each device had a role with all its topics one by one; a suspended one might listen."""
+    (a,) = give_passwords(settings, A)
+    give_key(settings, B, tmp_path)
+
+    def entry(device: str, writes: list[str]) -> dict[str, object]:
+        own = [("publishClientSend", each) for each in writes]
+        for read in (topic(device, "ack"), topic(device, "command")):
+            own += [("subscribeLiteral", read), ("publishClientReceive", read)]
+        acls = [
+            {"acltype": kind, "topic": each, "priority": 0, "allow": True} for kind, each in own
+        ]
+        return {"rolename": f"{TENANT}/{device}", "acls": acls}
+
+    def write(folder: Path) -> None:
+        file = folder / "dynamic-security.json"
+        document = json.loads(file.read_text("utf-8"))
+        for client in document["clients"]:
+            if client["username"] in {f"{TENANT}/{A}", f"{TENANT}/{B}"}:
+                client["roles"] = [{"rolename": client["username"], "priority": 0}]
+        document["defaultACLAccess"]["publishClientReceive"] = False
+        document["roles"] = [
+            *(each for each in document["roles"] if each["rolename"] == "process"),
+            entry(A, [topic(A, "usage/#"), topic(A, "quota"), topic(A, "command-ack")]),
+            entry(B, [topic(B, "command-ack")]),
+        ]
+        write_dynamic_security(folder, document)
+
+    assert lifecycle.while_broker_is_stopped(settings, write)
+    with by_password(settings, a) as device:
+        check_own_branch_alone(device, A, B)
+    with by_certificate(settings, tmp_path, B) as device:
+        assert not device.may_publish(topic(B, "usage"))
+        assert not device.may_subscribe(topic(B, "command"))
+    request.getfixturevalue("control")  # by the database B is not suspended at all
+    _may_publish_soon(settings, tmp_path, B)
+    with by_certificate(settings, tmp_path, B) as device:
+        check_own_branch_alone(device, B, A)
+
+
 def _entries(settings: Settings, device: str) -> tuple[list[object], list[object]]:
     """Return what the plugin's file says of a device, but for its name and its password."""
     text = (broker_folder(settings) / "dynamic-security.json").read_text("utf-8")
@@ -471,13 +520,15 @@ def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
 
 
 @contextmanager
-def running_control(settings: Settings) -> Iterator[None]:
+def running_control(
+    settings: Settings, *, publish_revocations: Revocations = publish_revocations
+) -> Iterator[None]:
     """Run a control process's loops as `fleetmeter control` does, in a thread of their own."""
     made = settings.model_copy(update={"control_client_id": f"control-{secrets.token_hex(4)}"})
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
 
     async def run() -> None:
-        task = asyncio.create_task(Controller(made).run())
+        task = asyncio.create_task(Controller(made, publish_revocations).run())
         begun.set_result((asyncio.get_running_loop(), task))
         with suppress(asyncio.CancelledError):
             await task
@@ -527,25 +578,15 @@ def test_a_suspended_device_is_cut_off_until_it_is_resumed(
         be(settings, DeviceState.SUSPENDED)
         wait(lambda: device.ends, "end of the connection")
         assert other.may_publish(topic(B, "usage"))
+    _refused_soon(lambda: by_password(settings, given))
+    be(settings, DeviceState.ACTIVE)
+    _let_in_soon(lambda: by_password(settings, given))
     with by_password(settings, given) as device:
-        assert not device.may_publish(topic(A, "usage"))
-        assert not device.may_publish(topic(A, "quota"))
-        assert device.may_subscribe(topic(A, "command"))
-        assert device.may_publish(topic(A, "command-ack"))
-        be(settings, DeviceState.ACTIVE)
-        wait(lambda: device.may_publish(topic(A, "usage")), "right to publish")
+        assert device.may_publish(topic(A, "usage"))
         be(settings, DeviceState.SUSPENDED, at=datetime.now(UTC) + timedelta(seconds=1))
         wait(lambda: device.ends, "end of the connection when the date has come")
     be(settings, DeviceState.RETIRED)
-
-    def is_out() -> bool:
-        try:
-            with by_password(settings, given):
-                return False
-        except Refused:
-            return True
-
-    wait(is_out, "refusal")
+    _refused_soon(lambda: by_password(settings, given))
 
 
 def test_a_suspension_while_nobody_tells_holds_once_somebody_does(
@@ -568,15 +609,24 @@ def test_what_the_broker_forgot_it_is_told_again(
     with connected(
         settings, process.port, username=process.username, password=process.password, tls=None
     ) as platform:
-        commands = [{"command": "deleteRole", "rolename": f"{TENANT}/{A}"}]
+        commands = [
+            {"command": "deleteRole", "rolename": name} for name in (f"{TENANT}/{A}", "device")
+        ]
         platform.may_publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": commands}))
     with by_certificate(settings, tmp_path, A) as device:
         assert not device.may_publish(topic(A, "usage"))
     request.getfixturevalue("control")
+    _may_publish_soon(settings, tmp_path, A)
+    with by_certificate(settings, tmp_path, A) as device:
+        check_own_branch_alone(device, A, B)
+
+
+def _may_publish_soon(settings: Settings, folder: Path, device_id: str) -> None:
+    """Wait until a device may publish that its certificate lets in anyway: it is cut off when told so."""
 
     def may_again() -> bool:
-        with by_certificate(settings, tmp_path, A) as device, suppress(AssertionError):
-            return device.may_publish(topic(A, "usage"))
+        with by_certificate(settings, folder, device_id) as device, suppress(AssertionError):
+            return device.may_publish(topic(device_id, "usage"))
         return False
 
     wait(may_again, "right to publish")

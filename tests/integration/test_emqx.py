@@ -20,7 +20,7 @@ from metering.broker_administration import administration
 from metering.control.give_credentials import Given
 from metering.credentials.authority import authority_folder
 from metering.credentials.password import ITERATIONS
-from metering.credentials.rights import Right, claim_topics, device_topics
+from metering.credentials.rights import claim_topics, device_topics
 from metering.provisioning.credentials import provisioning
 from metering.rating.plan import DeviceState
 from metering.settings import Settings
@@ -94,19 +94,17 @@ def rights(settings: Settings, config: dict[str, Any], given: Given) -> set[tupl
 def test_rights_follow_the_state(settings: Settings, config: dict[str, Any]) -> None:
     (given,) = give_passwords(settings, A)
     branch = f"{ROOT}/{TENANT}/{A}"
-    listen, publish = (
-        {("publish", each) for each in topics.writes}
-        | {("subscribe", each) for each in topics.reads}
-        for topics in (
-            device_topics(ROOT, TENANT, A, right) for right in (Right.LISTEN, Right.PUBLISH)
-        )
-    )
+    topics = device_topics(ROOT, TENANT, A)
+    publish = {("publish", each) for each in topics.writes} | {
+        ("subscribe", each) for each in topics.reads
+    }
     # As Mosquitto has it, and what ThingsBoard's devices publish on, which is rewritten.
     everything = publish | {("publish", each["source_topic"]) for each in config["rewrite"]}
-    assert ("publish", f"{branch}/usage/#") in everything - listen
+    assert ("publish", f"{branch}/usage/#") in everything
     assert rights(settings, config, given) == everything
     be(settings, DeviceState.SUSPENDED)
-    assert rights(settings, config, given) == listen
+    assert rights(settings, config, given) == set()
+    assert ask(settings, config["authentication"][0]["query"], given.username) == []
     be(settings, DeviceState.ACTIVE)
     assert rights(settings, config, given) == everything
     revoke(settings, A)
@@ -143,13 +141,10 @@ def test_who_is_held_is_not_let_in(settings: Settings, config: dict[str, Any]) -
     query = config["authentication"][0]["query"]
     assert hold(settings)
     assert ask(settings, query, given.username) == []
-    topics = device_topics(ROOT, TENANT, A, Right.HELD)
-    assert rights(settings, config, given) == {
-        *(("publish", each) for each in topics.writes),
-        *(("subscribe", each) for each in topics.reads),
-    }
+    assert rights(settings, config, given) == set()
     be(settings, DeviceState.SUSPENDED)
     assert ask(settings, query, given.username) == []
+    be(settings, DeviceState.ACTIVE)
     release(settings)
     assert len(ask(settings, query, given.username)) == 1
     be(settings, DeviceState.RETIRED)
@@ -245,7 +240,7 @@ def _known(settings: Settings) -> set[str]:
     """Return whom the plugin of the broker that runs here knows."""
 
     async def clients() -> set[str]:
-        async with administration(broker_of(None, settings)) as broker:
+        async with administration(broker_of(None, settings), settings.topic_root) as broker:
             return set(await broker.clients())
 
     return asyncio.run(clients())
@@ -266,7 +261,7 @@ def test_a_list_of_revoked_certificates_is_found_by_its_url(
     with by_certificate(settings, tmp_path, A) as device:  # Mosquitto goes by its file
         assert device.may_publish(f"{ROOT}/{TENANT}/{A}/usage")
     revoke(here, A)
-    _refused_soon(settings, tmp_path, A)
+    _refused_soon(lambda: by_certificate(settings, tmp_path, A))
     file = authority_folder(settings) / REVOKED_TO_FETCH_FILE
     found = x509.load_pem_x509_crl(file.read_bytes())
     scope = found.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
@@ -280,6 +275,8 @@ def test_a_list_of_revoked_certificates_is_found_by_its_url(
 
 def test_nobody_is_let_in_or_through_by_default(config: dict[str, Any]) -> None:
     assert config["authorization"]["no_match"] == "deny"
+    # Ignored, a message of QoS 1 that is refused would be acknowledged over MQTT 3.1.1.
+    assert config["authorization"]["deny_action"] == "disconnect"
     listeners = config["listeners"]
     assert listeners["tcp"]["default"]["bind"] == "127.0.0.1:1883"
     for listener in listeners["ssl"].values():

@@ -5,6 +5,7 @@ import argparse
 from metering.control.controller import Controller
 from metering.process import serve
 from metering.settings import Settings
+from metering.stack.revocations import publish_revocations
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,4 +16,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Deliver until told to stop."""
     del arguments
-    return serve(Controller(settings).run, metrics_port=settings.metrics_port)
+    return serve(Controller(settings, publish_revocations).run, metrics_port=settings.metrics_port)
