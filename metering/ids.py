@@ -45,3 +45,19 @@ def checked_id(text: str, field: str) -> str:
             "use 1 to 64 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit",
         )
     return text
+
+
+CLAIM_PREFIX = "claim:"
+"""How a device is called at the broker while it claims its credential; so no tenant is called."""
+
+
+def checked_tenant_id(text: str, field: str) -> str:
+    """Return `text` if a tenant may be called so; else raise `InvalidValue` naming `field`."""
+    checked_id(text, field)
+    if text.startswith(CLAIM_PREFIX):
+        raise InvalidValue(
+            field,
+            f"{text!r} begins as what the broker calls a device without a credential",
+            f"leave out {CLAIM_PREFIX!r} at its beginning",
+        )
+    return text

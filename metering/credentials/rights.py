@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from metering.errors import InvalidValue
-from metering.ids import checked_id
+from metering.ids import CLAIM_PREFIX, checked_id
 from metering.wire import sparkplug
 from metering.wire.topics import (
     ack_topic,
@@ -93,7 +93,7 @@ def device_topics(root: str, tenant: str, device: str) -> Topics:
 
 def claim_username(tenant: str, device: str) -> str:
     """Return the name of a device that has no credential yet, and claims one. Raises `InvalidValue`."""
-    return f"claim:{broker_username(tenant, device)}"
+    return f"{CLAIM_PREFIX}{broker_username(tenant, device)}"
 
 
 def claim_client_id(tenant: str, device: str) -> str:

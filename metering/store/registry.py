@@ -11,7 +11,7 @@ from psycopg.types.json import Json
 from psycopg.types.range import TimestamptzRange
 
 from metering.errors import Conflict, InvalidValue, NotFound
-from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id
+from metering.ids import DeviceNo, FleetNo, PlanNo, ShardNo, TenantNo, checked_id, checked_tenant_id
 from metering.money import minor_digits
 from metering.period import Calendar, TimeZone, checked_cycle, local_day, zone, zone_since
 from metering.plan_document import PlanDocument, stored_document, stored_terms, terms_of
@@ -65,7 +65,7 @@ async def ensure_tenant(
     connection: Connection, *, tenant_id: str, name: str, now: datetime
 ) -> TenantNo:
     """Return the tenant's number, creating the tenant if there is none of that id."""
-    checked_id(tenant_id, "tenant_id")
+    checked_tenant_id(tenant_id, "tenant_id")
     await connection.execute(
         "INSERT INTO tenant (tenant_id, name, created_at) VALUES (%s, %s, %s)"
         " ON CONFLICT (tenant_id) DO NOTHING",
@@ -139,7 +139,11 @@ async def change_tenant(connection: Connection, tenant_id: str, *, name: str, st
 async def insert_tenant(
     connection: Connection, *, tenant_id: str, name: str, now: datetime
 ) -> tuple[Tenant, bool]:
-    """Create a tenant, unless there is one of that id; return it, and whether it is new."""
+    """Create a tenant, unless there is one of that id; return it, and whether it is new.
+
+    Raises `InvalidValue` if no tenant may be called so.
+    """
+    checked_tenant_id(tenant_id, "tenant_id")
     made = await connection.execute(
         "INSERT INTO tenant (tenant_id, name, created_at) VALUES (%s, %s, %s)"
         " ON CONFLICT (tenant_id) DO NOTHING",

@@ -254,6 +254,11 @@ def test_operators_keys_are_made_by_command_alone(
     assert api.nobody.post("/v1/tenants", headers=operator, json=new).status_code == 200
     other = new | {"name": "Another"}
     assert api.nobody.post("/v1/tenants", headers=operator, json=other).status_code == 409
+    # At the broker, `claim:…` is a device that has no credential yet.
+    claims = new | {"tenant_id": "claim:acme"}
+    refused = api.nobody.post("/v1/tenants", headers=operator, json=claims)
+    assert refused.status_code == 422
+    assert [each["field"] for each in refused.json()["errors"]] == ["tenant_id"]
     assert api.nobody.get("/v1/fleets", headers=operator).status_code == 422
     of_third = operator | {"Fleetmeter-Tenant": "third"}
     assert api.nobody.get("/v1/fleets", headers=of_third).json()["items"] == []
