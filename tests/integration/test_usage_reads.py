@@ -319,6 +319,18 @@ async def _most(caller: Caller, by_device: Used) -> None:
     assert {each.device_id: each.quantity for each in told.items} == totals
     assert [each.quantity for each in told.items] == sorted(totals.values(), reverse=True)
     assert [each.rank for each in told.items] == [1, 2, 3]
+    # What is used in the hour that begins at an instant is after it, and never before it, too.
+    found = await caller.connection.execute(
+        "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY hour) FROM usage_hour"
+    )
+    ((middle,),) = await found.fetchall()
+    parts: Counter[str] = Counter()
+    for since, until in ((BEGAN, middle), (middle, MAY.start)):
+        part = await get_top_consumers(
+            caller=caller, meter="data", fleet_id="vans", from_=since, to=until
+        )
+        parts.update({each.device_id: each.quantity for each in part.items})
+    assert parts == totals
     tagged = await get_top_consumers(
         caller=caller, meter="data", tag="outdoor", from_=BEGAN, to=MAY.start, limit=1
     )
