@@ -1,5 +1,7 @@
 """Publish → control command at the device: each device passes its limit once, and is told so.
 
+Devices do so at random moments, and do not wait for each other.
+
 A time runs from the moment before a device's client writes the message to the moment at which it has the
 `throttle` that the reading caused. The client answers it, as a device does. Its
 socket sends each packet at once: else the kernel keeps one back until the broker's has acknowledged the one
@@ -14,14 +16,14 @@ from decimal import Decimal
 from queue import Empty, SimpleQueue
 from random import Random
 from threading import Event
-from time import monotonic, perf_counter, sleep
+from time import perf_counter
 from types import TracebackType
 from typing import Self
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bench.balance_probe import LOST_SECONDS, PAUSE_SECONDS, one_reading
+from bench.balance_probe import LOST_SECONDS, moments, one_reading
 from bench.product import Product
 from bench.servers import BenchError
 from bench.workload import TENANT, Population
@@ -107,24 +109,18 @@ class CommandProbe:
 
     def run(self, seconds: float) -> list[float]:
         """Probe for so long, or until no device is left; return each time in seconds."""
-        times: list[float] = []
-        deadline = monotonic() + seconds
-        while monotonic() < deadline or len(times) < 2:  # noqa: PLR2004 - percentiles need two
-            sleep(self._chance.uniform(*PAUSE_SECONDS))
-            device_id = next(self._device_ids, None)
-            if device_id is None:
-                break
-            times.append(self._once(device_id))
-        return times
-
-    def _once(self, device_id: str) -> float:
-        payload = one_reading(1, uplink=0, downlink=_LIMIT_OCTETS)
-        began = perf_counter()
-        self._client.publish(f"{self._root}/{device_id}/usage", payload, qos=1)
-        while True:
+        began: dict[str, float] = {}
+        for _, device_id in zip(moments(self._chance, seconds), self._device_ids, strict=False):
+            payload = one_reading(1, uplink=0, downlink=_LIMIT_OCTETS)
+            began[device_id] = perf_counter()
+            self._client.publish(f"{self._root}/{device_id}/usage", payload, qos=1)
+        times: dict[str, float] = {}
+        while len(times) < len(began):
             try:
                 told, heard_at = self._heard.get(timeout=LOST_SECONDS)
             except Empty:
-                raise BenchError(f"{device_id} is not told to throttle") from None
-            if told == device_id:  # else it is told an earlier one again
-                return heard_at - began
+                lost = next(each for each in began if each not in times)
+                raise BenchError(f"{lost} is not told to throttle") from None
+            if told in began:  # else one of an earlier load is told again
+                times.setdefault(told, heard_at - began[told])
+        return list(times.values())

@@ -84,23 +84,38 @@ def compare(conditions: Conditions) -> dict[str, Any]:
             "nobody_subscribed": speeds.generator / median(rounds.broker),
             "by_its_cpu_time": 1e6 / speeds.generator_cpu_us / median(rounds.broker),
         },
+        "generator_times_product": {
+            "one": speeds.generator / median(each.messages_per_s for each in rounds.one),
+            "twenty": speeds.generator_of_twenty
+            / median(each.messages_per_s for each in rounds.twenty),
+        },
+        "generator_of_twenty_messages_per_s": speeds.generator_of_twenty,
         "broker_messages_per_s": rounds.broker,
         "naive_messages_per_s": rounds.naive,
         "copy_rows_per_s": rounds.copy,
         "one": [asdict(each) for each in rounds.one],
         "twenty": [asdict(each) for each in rounds.twenty],
-        "ratio_to_broker": _ratio([each.messages_per_s for each in rounds.one], rounds.broker),
-        "ratio_to_naive_pipe": _ratio([each.messages_per_s for each in rounds.one], rounds.naive),
-        "ratio_to_copy": _ratio([each.records_per_s for each in rounds.twenty], rounds.copy),
+        **{
+            name: figure
+            for floor, ratios in {
+                "broker": _ratios([each.messages_per_s for each in rounds.one], rounds.broker),
+                "naive_pipe": _ratios([each.messages_per_s for each in rounds.one], rounds.naive),
+                "copy": _ratios([each.records_per_s for each in rounds.twenty], rounds.copy),
+            }.items()
+            for name, figure in (
+                (f"ratio_to_{floor}", median(ratios)),
+                (f"ratios_to_{floor}", ratios),
+            )
+        },
         "memory": {role: asdict(each) for role, each in memory.items()},
         "written": asdict(wrote),
         "audit": asdict(audited) | {"records_per_s_core": audited.records_per_s_core},
     }
 
 
-def _ratio(ours: Sequence[float], floor: Sequence[float]) -> float:
-    """Return the median of the rounds' ratios: of two figures that were measured one after the other."""
-    return median(mine / raw for mine, raw in zip(ours, floor, strict=True))
+def _ratios(ours: Sequence[float], floor: Sequence[float]) -> list[float]:
+    """Return each round's ratio: of two figures that were measured one after the other."""
+    return [mine / raw for mine, raw in zip(ours, floor, strict=True)]
 
 
 class _Speeds:
@@ -113,6 +128,8 @@ class _Speeds:
         void = into_the_void(generator, ONE, _VOID_TIMES * first)
         self.generator = void.messages / (void.ended - void.began)
         self.generator_cpu_us = 1e6 * void.cpu_seconds / void.messages
+        large = into_the_void(generator, TWENTY, first)
+        self.generator_of_twenty = large.messages / (large.ended - large.began)
         self._broker = _speed(through_broker(servers, generator, ONE, first))
         self.naive_first = {
             name: _speed(pipe(servers, generator, ONE, first)) for name, pipe in NAIVE_PIPES.items()
@@ -121,7 +138,8 @@ class _Speeds:
         self._naive = self.naive_first[self.naive_name]
         self._copy = copied_rows_per_s(servers, _COPY_ROWS_FIRST, rows_a_batch=BATCH_ROWS)
         conditions.say(
-            f"  the generator alone {self.generator:,.0f} messages/s; naive pipe: {self.naive_name}"
+            f"  the generator alone {self.generator:,.0f} messages/s of one reading,"
+            f" {self.generator_of_twenty:,.0f} of twenty; naive pipe: {self.naive_name}"
         )
 
     def broker(self) -> float:

@@ -18,7 +18,7 @@ from bench.percentiles import latency_of
 from bench.product import Product, product, start, stop
 from bench.replaying import Audited, audit
 from bench.resources import memory_of
-from bench.workload import ONE, TWENTY, Manner, Population
+from bench.workload import EACH, ONE, TWENTY, Manner, Population
 
 _FLEETS = 20
 _SEED_MESSAGES = 5_000
@@ -37,7 +37,7 @@ def measure_growth(conditions: Conditions) -> dict[str, Any]:
 
 
 def _with_devices(conditions: Conditions, devices: int) -> dict[str, Any]:
-    """Measure where so many devices are known: with a thousand of them that send, and with all."""
+    """Measure where so many devices are known: with a thousand of them that send, then with each one."""
     known = Population(name="known", fleets=_FLEETS, devices_a_fleet=devices // _FLEETS)
     few = Population(name="known", fleets=_FLEETS, devices_a_fleet=min(50, devices // _FLEETS))
     began = perf_counter()
@@ -50,20 +50,21 @@ def _with_devices(conditions: Conditions, devices: int) -> dict[str, Any]:
             thousand = _throughput(made, generator, ONE, conditions.extent)
             balance = _balance_ms(made, generator, port, thousand.messages_per_s, conditions.extent)
         with conditions.generator(known) as generator:
-            every = _throughput(made, generator, TWENTY, conditions.extent)
+            wanted = amount(thousand.messages_per_s, conditions.extent.seconds)
+            every = charge(made, generator, EACH, max(devices, wanted))
         memory = memory_of(made.pids, conditions.servers.pids.get("database"))
         stop(made)
         audited = audit(made)
     conditions.say(
         f"  {devices:,} devices known: {thousand.messages_per_s:,.0f} messages/s from a thousand,"
-        f" {every.records_per_s:,.0f} records/s from all, balance {balance['p50']:.1f} ms;"
+        f" {every.messages_per_s:,.0f} from all, balance {balance['p50']:.1f} ms;"
         f" audit: {audited.verdict}"
     )
     return {
         "devices_known": known.fleets * known.devices_a_fleet,
         "registered_seconds": registered,
         "one_from_a_thousand": asdict(thousand),
-        "twenty_from_all": asdict(every),
+        "one_from_all": asdict(every),
         "balance_ms": balance,
         "memory": {role: asdict(each) for role, each in memory.items()},
         "audit": _told(audited),
@@ -108,21 +109,24 @@ def _with_workers(conditions: Conditions, workers: int) -> dict[str, Any]:
     processing = replace(conditions.processing, workers=workers)
     with (
         conditions.generator(BASE) as generator,
-        product(conditions.servers, [BASE], processing, conditions.folder) as made,
+        product(conditions.servers, [BASE, PROBE], processing, conditions.folder) as made,
     ):
-        start(made)
+        port = start_all(made)
         one = _throughput(made, generator, ONE, conditions.extent)
         twenty = _throughput(made, generator, TWENTY, conditions.extent)
+        balance = _balance_ms(made, generator, port, one.messages_per_s, conditions.extent)
         stop(made)
         audited = audit(made)
     conditions.say(
         f"  {workers} workers: {one.messages_per_s:,.0f} messages/s,"
-        f" {twenty.records_per_s:,.0f} records/s; audit: {audited.verdict}"
+        f" {twenty.records_per_s:,.0f} records/s, balance {balance['p50']:.1f} ms;"
+        f" audit: {audited.verdict}"
     )
     return {
         "workers": workers,
         "one": asdict(one),
         "twenty": asdict(twenty),
+        "balance_ms": balance,
         "audit": _told(audited),
     }
 

@@ -9,7 +9,14 @@ from typing import Any
 import httpx
 
 from bench.amount import amount, held_amount
-from bench.balance_probe import LOST_SECONDS, PROBE, BalanceProbe, api_client, used
+from bench.balance_probe import (
+    LOST_SECONDS,
+    PROBE,
+    PROBES_PER_SECOND,
+    BalanceProbe,
+    api_client,
+    used,
+)
 from bench.charging import charge
 from bench.command_probe import CommandProbe, limit_each_device
 from bench.comparison import BASE
@@ -25,8 +32,8 @@ from bench.workload import ONE, Population
 from metering.stack.probe import free_port
 
 _SETTLE_SECONDS = 1.0
-_SECONDS_A_COMMAND = 0.02
-"""Probing one takes at least so long."""
+_DEVICES_A_COMMAND = 1.5
+"""So many devices wait for each command that is expected at a load: moments are random."""
 _READS_SHARE = 0.5
 """Reads come without a pause: they need less time for as many samples."""
 
@@ -34,7 +41,8 @@ _READS_SHARE = 0.5
 def measure_latency(conditions: Conditions) -> dict[str, Any]:
     """Find how much the product takes, then probe it at shares of that; an audit follows."""
     servers, extent, say = conditions.servers, conditions.extent, conditions.say
-    commands = int(extent.probe_seconds / _SECONDS_A_COMMAND) * len(extent.load_shares)
+    expected = PROBES_PER_SECOND * extent.probe_seconds * len(extent.load_shares)
+    commands = int(_DEVICES_A_COMMAND * expected)
     commanded = Population(name="commanded", fleets=1, devices_a_fleet=max(10, commands))
     with (
         conditions.generator(BASE) as generator,

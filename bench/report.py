@@ -58,7 +58,7 @@ def _made_on(result: Result) -> str:
         f" Mosquitto {made['mosquitto']}; {processing['ingesters']} ingester(s),"
         f" {processing['workers']} worker(s); `{result['extent']['name']}`, {made['began_at'][:10]},"
         f" {made['seconds'] / 60:.0f} minutes. `fsync`, `synchronous_commit` and `full_page_writes`"
-        " are on. Every figure is the median of its rounds."
+        " are on. A figure of several rounds is their median."
     )
 
 

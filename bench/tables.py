@@ -19,6 +19,7 @@ def tables(result: Result) -> Iterator[tuple[str, str]]:
         yield "Written for a record", _written(result)
     if result.get("scenarios"):
         yield "Scenarios", _scenarios(result["scenarios"])
+        yield "Scenarios: CPU, memory and rows", _costs_of_scenarios(result["scenarios"])
     if result.get("latency"):
         yield "Latency, in milliseconds", _latency(result["latency"])
     growth = result.get("growth", {})
@@ -33,8 +34,13 @@ def tables(result: Result) -> Iterator[tuple[str, str]]:
 def _floors(comparison: Result) -> str:
     one = [each["messages_per_s"] for each in comparison["one"]]
     twenty = [each["records_per_s"] for each in comparison["twenty"]]
-    to_broker, to_naive = comparison["ratio_to_broker"], comparison["ratio_to_naive_pipe"]
-    ratios = f"{to_broker:.2f} of the broker, {to_naive:.2f} of the naive pipe"
+    void = comparison["generator_messages_per_s"]
+    void_of_twenty = comparison["generator_of_twenty_messages_per_s"]
+    of_product = comparison["generator_times_product"]
+    ratios = (
+        f"{_of_rounds(comparison, 'broker')} of the broker,"
+        f" {_of_rounds(comparison, 'naive_pipe')} of the naive pipe"
+    )
     rows: list[tuple[str, str, Sequence[float], str]] = [
         ("broker alone, `mosquitto_sub`", "messages/s", comparison["broker_messages_per_s"], ""),
         (
@@ -48,11 +54,19 @@ def _floors(comparison: Result) -> str:
         ("binary COPY into `reading`", "rows/s", comparison["copy_rows_per_s"], ""),
         (
             "**twenty readings a message, charged**", "records/s", twenty,
-            f"{comparison['ratio_to_copy']:.2f} of COPY",
+            f"{_of_rounds(comparison, 'copy')} of COPY",
+        ),
+        (
+            "the generator, nobody subscribed", "messages/s", [void],
+            f"{of_product['one']:.1f} times what is charged",
+        ),
+        (
+            "the same, twenty readings a message", "messages/s", [void_of_twenty],
+            f"{of_product['twenty']:.1f} times what is charged",
         ),
     ]  # fmt: skip
     return table(
-        ("", "", "median", "least … most", "ratio, round by round"),
+        ("", "", "median", "least … most", "ratio (each round's)"),
         [
             (
                 name, unit, number_text(median(values)),
@@ -61,6 +75,11 @@ def _floors(comparison: Result) -> str:
             for name, unit, values, ratio in rows
         ],
     )  # fmt: skip
+
+
+def _of_rounds(comparison: Result, floor: str) -> str:
+    rounds = ", ".join(f"{each:.2f}" for each in comparison[f"ratios_to_{floor}"])
+    return f"{comparison[f'ratio_to_{floor}']:.2f} ({rounds})"
 
 
 def _cpu(comparison: Result) -> str:
@@ -109,7 +128,7 @@ def _written(result: Result) -> str:
         ),
     ]
     drawn = table(("rows", "inserted", "updated", "of that HOT", "deleted"), rows)
-    return f"{drawn}\n\nOctets: {', '.join(octets)}."
+    return f"{drawn}\n\nOctets: {', '.join(octets)}. Rows, tables and indexes are of both together."
 
 
 def _scenarios(scenarios: Result) -> str:
@@ -132,6 +151,56 @@ def _scenarios(scenarios: Result) -> str:
             for name, each in scenarios.items()
         ],
     )  # fmt: skip
+
+
+def _costs_of_scenarios(scenarios: Result) -> str:
+    roles = sorted(
+        {r for each in scenarios.values() for r in each["rounds"][0]["cpu_us_per_record"]}
+    )
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{role}, µs of CPU a record",
+            *(number_text(_cpu_of(each["rounds"], role)) for each in scenarios.values()),
+        )
+        for role in roles
+    ]
+    rows += [
+        (
+            f"{role}, MB, peak",
+            *(f"{each['memory'][role]['peak_resident'] / 1e6:.0f}" for each in scenarios.values()),
+        )
+        for role in ("broker", "ingester", "worker", "database")
+    ]
+    rows += [
+        (
+            f"rows {kind} a record",
+            *(
+                f"{sum(of[kind] for of in each['written']['rows'].values()) / each['audit']['readings']:.3f}"
+                for each in scenarios.values()
+            ),
+        )
+        for kind in ("inserted", "updated", "deleted")
+    ]
+    rows += [
+        (
+            f"octets of {what} a record",
+            *(
+                f"{each['written'][f'{kind}_octets'] / each['audit']['readings']:,.0f}"
+                for each in scenarios.values()
+            ),
+        )
+        for what, kind in (("tables", "table"), ("indexes", "index"))
+    ]
+    rows.append(
+        (
+            "octets of write-ahead log a record",
+            *(
+                f"{median(of['wal_octets_per_record'] for of in each['rounds']):,.0f}"
+                for each in scenarios.values()
+            ),
+        )
+    )
+    return table(("", *(name.replace("_", " ") for name in scenarios)), rows)
 
 
 _READS = (
@@ -169,14 +238,14 @@ def _percentiles(figures: Result) -> tuple[str, ...]:
 def _devices(grown: Sequence[Result]) -> str:
     return table(
         (
-            "devices known", "messages/s, from a thousand", "records/s, twenty from all",
+            "devices known", "messages/s, from a thousand", "from each of them",
             "balance, median ms", "p99", "ingester, peak MB", "worker, peak MB",
         ),
         [
             (
                 f"{each['devices_known']:,}",
                 number_text(each["one_from_a_thousand"]["messages_per_s"]),
-                number_text(each["twenty_from_all"]["records_per_s"]),
+                number_text(each["one_from_all"]["messages_per_s"]),
                 number_text(each["balance_ms"]["p50"]),
                 number_text(each["balance_ms"]["p99"]),
                 f"{each['memory']['ingester']['peak_resident'] / 1e6:.0f}",
@@ -205,16 +274,18 @@ def _rows(grown: Sequence[Result]) -> str:
 
 def _workers(grown: Sequence[Result]) -> str:
     return table(
-        ("workers", "messages/s", "records/s, twenty"),
+        ("workers", "messages/s", "records/s, twenty", "balance, median ms", "p99"),
         [
             (
                 str(each["workers"]),
                 number_text(each["one"]["messages_per_s"]),
                 number_text(each["twenty"]["records_per_s"]),
+                number_text(each["balance_ms"]["p50"]),
+                number_text(each["balance_ms"]["p99"]),
             )
             for each in grown
         ],
-    )
+    )  # fmt: skip
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,8 +6,11 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 
 TENANT = "bench"
-_DISPLACED_MAX = 200
-"""A duplicate, or a message out of order, comes at most so many messages late."""
+_DISPLACED_MAX = 3_000
+"""A duplicate, or a message out of order, comes at most so many messages late.
+
+Three turns of a thousand devices: most of them come after later ones of their own device.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class Manner:
 
 
 ONE = Manner(name="one")
+EACH = Manner(name="each")
+"""As `ONE`, of devices of which some have sent in that manner already: its readings are numbered anew."""
 TWENTY = Manner(name="twenty", readings_a_message=20)
 COUNTERS = Manner(name="counters", readings_a_message=20, counters=True)
 FAULTS = Manner(name="faults", duplicates=0.05, reordered=0.05)

@@ -18,7 +18,7 @@ from metering.settings import Settings
 LEAST = Extent(
     name="least", parts=PARTS, rounds=1, seconds=0.01, first_messages=40, hot_pool_devices=50,
     scenarios=("hot_pool",), load_shares=(0.5,), probe_seconds=0.1,
-    usage_rows=(1_000,),
+    devices_known=(40,), usage_rows=(1_000,), workers=(1,),
 )  # fmt: skip
 HEADLINES = (
     "ratio_to_naive_pipe", "ratio_to_broker", "ratio_to_copy", "batched_records_per_s",
@@ -52,7 +52,11 @@ def test_everything_is_measured_and_audited(durable_settings: Settings) -> None:
     assert rows["reading"]["inserted"] == comparison["audit"]["readings"]
     assert min(each["peak_resident"] for each in _measured(comparison["memory"])) > 0
     page = "\n\n".join(sections(result, {}))
-    for title in ("Beside the raw parts", "Scenarios", "Latency, in milliseconds", "Growth: rows"):
+    titles = (
+        "Beside the raw parts", "Scenarios", "Scenarios: CPU, memory and rows",
+        "Latency, in milliseconds", "Growth: devices", "Growth: rows", "Growth: workers",
+    )  # fmt: skip
+    for title in titles:
         _, heading, table = page.partition(f"### {title}\n\n")
         assert heading
         assert "| --- |" in table.partition("###")[0]
