@@ -2,14 +2,23 @@
 
 What a device sends is counted when it is read. After an outage of ours that is also what devices sent
 meanwhile: then as much more is allowed as they might have sent in that time.
+
+However many devices send, few are counted at a time: who sent least is forgotten (Misra and Gries, "Finding
+repeated elements", 1982; many at once, as Anderson et al., "A high-performance algorithm for identifying
+frequent items in data streams", 2017).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from metering.ids import DeviceId, TenantId
 
 Sender = tuple[TenantId, DeviceId]
+
+_COUNTED_MAX = 50_000
+"""Senders that are counted at a time; more of them only until the end of a call."""
+_STAYING_MAX = 10_000
+"""Of more than that, as many stay at most: a look at all of them is spread over as many messages."""
 
 
 class Flood(NamedTuple):
@@ -25,6 +34,10 @@ class FloodGuard:
     """Counts what devices send. Times are seconds of one clock that never goes back.
 
     The limits are on average over a window; `backlog_seconds_max` bounds what an outage excuses.
+
+    Up to 50 000 senders in a window are counted exactly. Where there are more, no count is ever too high, and
+    none of messages is too low by more than a 10 000th of the messages of all senders in the window, none of
+    octets by more than a 10 000th of all their octets.
     """
 
     def __init__(
@@ -92,7 +105,12 @@ class FloodGuard:
                 flooding.add(sender)
                 passed.append(sender)
         seconds = max(at - self._began, 0.0)
-        return [Flood(each, messages[each], octets[each], seconds) for each in passed]
+        floods = [Flood(each, messages[each], octets[each], seconds) for each in passed]
+        if len(messages) > _COUNTED_MAX:
+            self._messages = _most(messages)
+        if len(octets) > _COUNTED_MAX:
+            self._octets = _most(octets)
+        return floods
 
     def is_flooding(self, sender: Sender) -> bool:
         """Whether a device has passed a limit in this window."""
@@ -107,3 +125,13 @@ class FloodGuard:
         self._messages.clear()
         self._octets.clear()
         self._flooding.clear()
+
+
+def _most(counts: Mapping[Sender, int]) -> dict[Sender, int]:
+    """Return the highest counts, less the highest of the others.
+
+    At least one more than stay lose that much: so it is no more than that share of all that was counted,
+    and what one sender loses from time to time adds up to no more than that share of the sum.
+    """
+    less = sorted(counts.values())[-_STAYING_MAX - 1]
+    return {sender: count - less for sender, count in counts.items() if count > less}

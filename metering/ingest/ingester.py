@@ -52,7 +52,8 @@ from metering.wire.topics import shared_filter, usage_filter
 
 log = logging.getLogger(__name__)
 
-_DEVICES_REMEMBERED_MAX = 200_000
+_DEVICES_REMEMBERED_MAX = 100_000
+"""About 30 MB."""
 _COUNTED_TOGETHER = 200
 """Messages of which it is counted who sent them, before a batch takes them."""
 _FULL = 0.9

@@ -369,7 +369,11 @@ async def subscribed_otherwise(
 async def devices_by_topic(
     connection: Connection, names: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], RegisteredDevice]:
-    """Return the registered devices among `(tenant_id, device_id)` pairs."""
+    """Return the registered devices among `(tenant_id, device_id)` pairs.
+
+    Those of a tenant share its id and number, for many are kept.
+    """
+    tenants: dict[str, tuple[str, TenantNo]] = {}
     found = await connection.execute(
         "SELECT tenant_id, device_id, device_no, tenant_no, shard_no, coalesce("
         "   mapping.document #>> ARRAY['carrier', 'devices', device_id],"
@@ -380,15 +384,16 @@ async def devices_by_topic(
         " LEFT JOIN payload_mapping AS mapping USING (tenant_no)",
         [[name[0] for name in names], [name[1] for name in names]],
     )
-    return {
-        (row[0], row[1]): RegisteredDevice(
+    devices: dict[tuple[str, str], RegisteredDevice] = {}
+    for row in await found.fetchall():
+        tenant_id, tenant_no = tenants.setdefault(row[0], (row[0], row[3]))
+        devices[tenant_id, row[1]] = RegisteredDevice(
             device_no=row[2],
-            tenant_no=row[3],
+            tenant_no=tenant_no,
             shard_no=row[4],
             charged_by_carrier=row[5] or False,
         )
-        for row in await found.fetchall()
-    }
+    return devices
 
 
 async def fleets_of_devices(

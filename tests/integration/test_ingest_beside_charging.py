@@ -121,6 +121,17 @@ def test_the_cache_keeps_to_its_size_and_still_answers_for_all(database_url: str
     asyncio.run(scenario())
 
 
+def test_devices_that_are_remembered_share_the_name_of_their_tenant(database_url: str) -> None:
+    async def scenario() -> None:
+        async with await with_device(database_url, "a", "b", "c") as connection:
+            names = [(TENANT, device) for device in ("a", "b", "c")]
+            known = await found(connection, DeviceCache(3), *names)
+            assert set(known) == set(names)
+            assert len({id(tenant_id) for tenant_id, _ in known}) == 1
+
+    asyncio.run(scenario())
+
+
 def test_two_ingesters_with_the_same_boots_in_opposite_order_both_get_through(
     database_url: str,
 ) -> None:

@@ -1,5 +1,7 @@
 """Who sends more than they may: counted per device and window."""
 
+import tracemalloc
+
 import pytest
 
 from metering.flood import Flood, FloodGuard, Sender
@@ -130,3 +132,48 @@ def test_who_was_behind_for_long_is_excused_for_no_more_than_the_bound() -> None
     guard.behind(0.0)
     assert guard.count([(A, 1)] * 620, at=1000.0) == []
     assert len(guard.count([(A, 1)], at=1000.0)) == 1
+
+
+def test_a_flood_among_very_many_senders_is_named_and_takes_little_memory() -> None:
+    guard = FloodGuard(
+        messages_per_second=2000,
+        octets_per_second=8_000_000,
+        window_seconds=10,
+        backlog_seconds_max=0,
+    )
+    floods: list[Flood] = []
+    tracemalloc.start()
+    for call in range(1000):
+        one_each = [
+            (TenantId("acme"), DeviceId(f"{each}")) for each in range(200 * call, 200 * call + 200)
+        ]
+        sent = [*((each, 100) for each in one_each), *[(A, 70)] * 21]
+        floods += guard.count(sent, at=0.001 * call)
+    _, octets_most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    [flood] = floods
+    assert flood.sender == A
+    # A call has 221 messages and 21 470 octets; of as many as pass the limit, a 10 000th is 21 messages.
+    calls = round(flood.seconds / 0.001) + 1
+    assert calls in (953, 954)  # 953 * 21 = 20 013 are the first over the limit
+    assert 0 <= 21 * calls - flood.messages <= 221 * calls / 10_000
+    assert 0 <= 21 * 70 * calls - flood.octets <= 21_470 * calls / 10_000
+    # 50 000 senders are about 15 MB, 200 000 about 60 MB.
+    assert octets_most < 25_000_000
+
+
+def test_up_to_the_bound_every_sender_is_counted_exactly() -> None:
+    guard = guard_of()
+    sent = [((TenantId("acme"), DeviceId(str(each))), 1) for each in range(49_999)]
+    assert guard.count([(A, 1), *sent], at=0.0) == []
+    assert guard.count([*sent, *[(A, 1)] * 20], at=1.0) == [Flood(A, 21, 21, 1.0)]
+
+
+def test_who_keeps_to_the_limit_among_very_many_is_not_named() -> None:
+    guard = guard_of()
+    for tick in range(20):
+        others = [
+            (TenantId("acme"), DeviceId(f"{each}"))
+            for each in range(20_000 * tick, 20_000 * tick + 20_000)
+        ]
+        assert guard.count([(A, 100), *((each, 1) for each in others)], at=0.05 * tick) == []
