@@ -80,6 +80,7 @@ def admin(module_api: "ApiUnderTest") -> "httpx.Client":
     for path, order in (
         ("/v1/devices/acme-1/sim", sim),
         ("/v1/fleets/acme-north/payment-requests", asked),
+        ("/v1/buckets/1/adjustments", {"quantity": 1, "reason": "goodwill"}),
     ):
         answer = module_api.acme.post(path, json=order, headers={"Idempotency-Key": "seed"})
         assert answer.status_code == 201, answer.text
