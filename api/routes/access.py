@@ -331,10 +331,6 @@ async def _new_key(caller: Caller, order: schemas.NewApiKey) -> tuple[int, str]:
                 caller.connection, caller.tenant_no, device_id=order.device_id, now=caller.now
             )
         device_no = device.device_no
-        if order.fleet_ids is None:
-            fleets = [
-                (await fleet_of_id(caller.connection, caller.tenant_no, device.fleet_id)).fleet_no
-            ]
     if order.expires_at is not None and order.expires_at <= caller.now:
         raise bad_input("expires_at", "is over", "use a time to come, or none")
     return await api_keys.insert_api_key(
