@@ -21,6 +21,8 @@ _VALUES: dict[str, str] = {
     "plan_version": "2147483647",
     "variant": "9999",
     "seq": "9223372036854775807",
+    "api_key_no": "2147483647",
+    "user_no": "2147483647",
     "label": "nobody=nobody",
     "currency": "XXX",
     "iccid": "8949000000000000992",

@@ -1,4 +1,6 @@
--- A device's key reaches its device, in whichever fleet that is: fleets of its own would go stale when it moves.
+-- A device's key goes with its device; the audit log is asked by who and by what.
+
+-- It reaches its device, in whichever fleet that is: fleets of its own would go stale when the device moves.
 
 UPDATE api_key SET fleets = NULL WHERE role = 'device';
 ALTER TABLE api_key ADD CONSTRAINT a_devices_key_names_no_fleets CHECK (role <> 'device' OR fleets IS NULL);
@@ -15,3 +17,8 @@ CREATE OR REPLACE FUNCTION api_key_of(hash bytea, OUT api_key_no integer, OUT te
     FROM api_key AS key WHERE key.key_hash = hash AND key.revoked_at IS NULL AND NOT EXISTS (
         SELECT FROM tenant WHERE tenant.tenant_no = key.tenant_no AND tenant.state = 'suspended')
 $$;
+
+-- The audit log is asked by who and by what.
+CREATE INDEX audit_entry_by_operation ON audit_entry (tenant_no, operation, entry_no DESC);
+CREATE INDEX audit_entry_by_api_key ON audit_entry (api_key_no, entry_no DESC) WHERE api_key_no IS NOT NULL;
+CREATE INDEX audit_entry_by_user ON audit_entry (user_no, entry_no DESC) WHERE user_no IS NOT NULL;
