@@ -203,7 +203,7 @@ def test_the_log_is_asked_by_who_and_by_what(api: "ApiUnderTest") -> None:
         answer = api.nobody.post("/v1/fleets/acme-north/top-ups", json=bought, headers=keyed)
         assert answer.status_code == 201, answer.text
 
-    def asked(**params: object) -> list[tuple[str, int | None]]:
+    def asked(**params: str | int) -> list[tuple[str, int | None]]:
         answer = api.acme.get("/v1/audit-log", params={"limit": 500, **params})
         assert answer.status_code == 200, answer.text
         return [(each["operation"], each["api_key_no"]) for each in answer.json()["items"]]
