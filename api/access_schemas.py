@@ -83,7 +83,9 @@ class ApiKey(BaseModel):
     api_key_no: int
     label: str
     role: _AnyRole
-    fleet_ids: list[str] | None = Field(description="the only fleets that it reaches; null: all")
+    fleet_ids: list[str] | None = Field(
+        description="the only fleets that it reaches; null: all, or with the role `device` that alone"
+    )
     device_id: str | None = Field(description="the device that it is for, with the role `device`")
     scopes: list[Scope] | None = Field(
         description="the only scopes of its role that it has; null: all of them"
@@ -113,7 +115,10 @@ class NewApiKey(BaseModel):
     label: _Name
     role: KeyRole
     fleet_ids: _FleetIds = None
-    device_id: _Id | None = Field(None, description="with the role `device`: the only one")
+    device_id: _Id | None = Field(
+        None,
+        description="with the role `device`: the only one, in whichever fleet it is; no `fleet_ids` then",
+    )
     scopes: list[Scope] | None = Field(
         None,
         min_length=1,

@@ -194,14 +194,14 @@ class SecretRotation(BaseModel):
     """How a secret is replaced."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"overlap_hours": 24}]}
+        extra="forbid", json_schema_extra={"examples": [{"overlap_seconds": 86_400}]}
     )
 
-    overlap_hours: int = Field(
-        default=24,
+    overlap_seconds: int = Field(
+        default=86_400,
         strict=True,
         ge=0,
-        le=168,
+        le=7 * 86_400,
         description="how long the secret that is replaced signs as well",
     )
 

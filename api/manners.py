@@ -21,7 +21,8 @@ from api.errors import PROBLEM_TYPE, ProblemError, problem_response
 
 MOVES_MONEY: frozenset[str] = frozenset(
     """
-    top_up_fleet top_up_device transfer_balance adjust_balance post_void post_bill_settlement post_note
+    top_up_fleet top_up_device transfer_balance adjust_balance post_void post_finalisation
+    post_bill_settlement post_note
     post_bill_adjustment post_fleet_adjustment post_dispute post_resolution post_rerating post_payment
     post_reversal post_allocation post_refund post_payment_request post_subscription post_plan_change
     post_subscription_end post_state_change post_fleet_move post_sim_swap post_parked_charge post_rerating_job
@@ -33,7 +34,6 @@ ONCE_ANYWAY: Mapping[str, str] = {
     "enable_user": "who is enabled already stays so",
     "enable_webhook_endpoint": "who is enabled already stays so",
     "post_tenant": "an id is one tenant",
-    "post_finalisation": "a bill is finalised once",
     "post_rebilling": "a void bill has one new draft",
     "post_rerating_preview": "it writes nothing",
     "post_plan": "the document that a plan's newest version equals adds nothing",

@@ -23,7 +23,7 @@ RIGHTS: dict[str, Scope] = {
             get_differences get_plans get_plan get_rejected get_rejection get_parked get_parked_reading
             get_anomalies get_thresholds get_threshold get_standing get_alerts get_alert get_commands
             get_command get_events get_event get_charge get_readings get_assurance get_carrier_comparison
-            get_metrics get_state_changes get_plan_version get_subscriptions get_subscription
+            get_state_changes get_plan_version get_subscriptions get_subscription
             get_credential get_pools get_pool get_pool_members get_usage_records get_usage_record
             get_usage get_charges get_top_consumers get_carrier_records get_carrier_record
             get_message_of_reading get_message get_message_of_rejected get_fleet_stream""",
@@ -62,7 +62,7 @@ RIGHTS: dict[str, Scope] = {
             get_api_keys post_api_key revoke_api_key get_users post_user disable_user get_audit_log
             get_audit_entry get_audit_changes get_api_key rotate_api_key get_user patch_user
             enable_user get_tenant""",
-        Scope.PLATFORM: "get_tenants post_tenant patch_tenant",
+        Scope.PLATFORM: "get_tenants post_tenant patch_tenant get_metrics",
         Scope.SELF: "get_me",
     }.items()
     for name in names.split()

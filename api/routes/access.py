@@ -4,7 +4,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from api import access_schemas as schemas
 from api import etags
@@ -39,6 +39,17 @@ from metering.store.registry import (
 router = APIRouter(prefix="/v1", tags=["access"])
 
 _Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="its number", examples=[4])]
+_OfNumber = Annotated[
+    int | None, Query(ge=1, le=2**31 - 1, description="only of who has this number", examples=[4])
+]
+_OfOperation = Annotated[
+    str | None,
+    Query(
+        pattern=r"^[a-z_]{1,64}$",
+        description="only of this operation, by its `operationId`",
+        examples=["post_payment"],
+    ),
+]
 _EDITED_OF_USER = frozenset({"name", "role", "fleet_ids", "disabled_at"})
 """What of a user people change; when it came is nobody's edit."""
 _TenantId = Annotated[
@@ -220,13 +231,26 @@ async def enable_user(
 
 
 @router.get("/audit-log")
-async def get_audit_log(
-    caller: AsAsker, within: Within, limit: Limit = 100, cursor: Cursor = None
+async def get_audit_log(  # noqa: PLR0917 - FastAPI gives them by name
+    caller: AsAsker,
+    within: Within,
+    operation: _OfOperation = None,
+    api_key_no: _OfNumber = None,
+    user_no: _OfNumber = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> schemas.AuditLog:
     """List who changed what by the API, the last first."""
     before = _after(cursor) if cursor else None
     rows = await audit_log.list_audit_entries(
-        caller.connection, caller.tenant_no, before=before, limit=limit + 1, during=within
+        caller.connection,
+        caller.tenant_no,
+        before=before,
+        limit=limit + 1,
+        during=within,
+        operation=operation,
+        api_key_no=api_key_no,
+        user_no=user_no,
     )
     return schemas.AuditLog(
         items=[
@@ -331,10 +355,6 @@ async def _new_key(caller: Caller, order: schemas.NewApiKey) -> tuple[int, str]:
                 caller.connection, caller.tenant_no, device_id=order.device_id, now=caller.now
             )
         device_no = device.device_no
-        if order.fleet_ids is None:
-            fleets = [
-                (await fleet_of_id(caller.connection, caller.tenant_no, device.fleet_id)).fleet_no
-            ]
     if order.expires_at is not None and order.expires_at <= caller.now:
         raise bad_input("expires_at", "is over", "use a time to come, or none")
     return await api_keys.insert_api_key(

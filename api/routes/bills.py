@@ -31,7 +31,7 @@ from api.state import state_of
 from metering.billing.dispute import open_dispute, payable, resolve_dispute
 from metering.billing.document import json_of
 from metering.billing.enter_adjustment import Entry, enter_adjustment
-from metering.billing.finalise import finalise
+from metering.billing.finalise import finalise_once
 from metering.billing.give_note import NoteOrder, give_note
 from metering.billing.notes import NoteEntry
 from metering.billing.preview import preview
@@ -226,13 +226,14 @@ async def get_bill_preview(
 
 @router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)
 async def post_finalisation(
-    request: Request, caller: AsWriter, bill_no: BillNo, response: Response
+    request: Request, caller: AsWriter, bill_no: BillNo, key: IdempotencyKey, response: Response
 ) -> schemas.CustomerBill:
-    """Make a draft final: drawn up, numbered and frozen. Once: again, it answers the same."""
-    bill, repeated = await finalise(
+    """Make a draft final: drawn up, numbered, frozen, paid from the wallet as far as that goes. Once."""
+    bill, repeated = await finalise_once(
         caller.connection,
         tenant_no=caller.tenant_no,
         bill_no=bill_no,
+        key=key,
         tax_service=await state_of(request).tax_services.of_tenant(
             caller.connection, caller.tenant_no
         ),

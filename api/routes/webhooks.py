@@ -100,7 +100,7 @@ async def post_webhook_secret(
 ) -> schemas.CreatedWebhookEndpoint:
     """Replace an endpoint's secret; the answer holds the new one, this once.
 
-    For `overlap_hours` both sign. Sent again meanwhile, it makes another new one beside the old.
+    For `overlap_seconds` both sign. Sent again meanwhile, it makes another new one beside the old.
     """
     endpoint = _enabled(await endpoint_of(caller, endpoint_id))
     secret = secrets.token_bytes(_SECRET_OCTETS)
@@ -108,7 +108,7 @@ async def post_webhook_secret(
         caller.connection,
         endpoint.endpoint_no,
         secret=sealer_of(state_of(request).settings).seal(secret),
-        until=caller.now + timedelta(hours=given.overlap_hours),
+        until=caller.now + timedelta(seconds=given.overlap_seconds),
         now=caller.now,
     )
     shown = schemas.CreatedWebhookEndpoint(

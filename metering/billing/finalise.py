@@ -19,6 +19,7 @@ from metering.billing.live_document import (
     settings_of,
     tax_request,
 )
+from metering.billing.once import once
 from metering.billing.tax import TaxRequest, TaxService
 from metering.event_kinds import EventKind
 from metering.ids import TenantNo
@@ -86,6 +87,43 @@ async def finalise(
         made = await bill_by_no(connection, tenant_no, bill_no, documents=False)
         # What was just stored need not be read.
         return replace(made, document=issued.document, drawn_from=issued.drawn_from), False
+
+
+async def finalise_once(
+    connection: Connection,
+    *,
+    tenant_no: TenantNo,
+    bill_no: int,
+    key: str,
+    tax_service: TaxService | None = None,
+    now: datetime,
+) -> tuple[StoredBill, bool]:
+    """Do what `finalise` does, under a key: the same key again answers the bill and does nothing.
+
+    Raises what `finalise` does, and `Conflict` when the key was another request's.
+    """
+    asked = None
+    # Asked before the fleet's bills are owned: others go on while it takes its time.
+    if tax_service is not None:
+        question = await tax_question(connection, tenant_no, bill_no)
+        asked = None if question is None else await ask_taxes(*question, tax_service)
+    async with connection.transaction():
+        await own_bill(connection, tenant_no, bill_no)
+        bill: StoredBill | None = None
+
+        async def do() -> dict[str, object]:
+            nonlocal bill
+            bill, before = await finalise(
+                connection, tenant_no=tenant_no, bill_no=bill_no, asked=asked, now=now
+            )
+            return {"final_before": before}
+
+        done = await once(
+            connection, tenant_no, key, ("finalise", {"bill_no": bill_no}), do, now=now
+        )
+        if bill is None:
+            bill = await bill_by_no(connection, tenant_no, bill_no)
+        return bill, done.repeated or done.outcome["final_before"]
 
 
 async def tax_question(

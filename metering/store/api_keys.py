@@ -55,9 +55,9 @@ async def create_api_key(
 ) -> str:
     """Create a key and return it: the only time that it can be seen.
 
-    `tenant` is None for a platform operator's. `fleets` are all that it reaches, None the whole
-    tenant; `scopes` all of its role's that it has, None every one. Raises `InvalidValue` when role, reach and
-    scopes do not fit.
+    `tenant` is None for a platform operator's. `fleets` are all that it reaches; None: the whole tenant,
+    or of a device's key the device, in whichever fleet that is. `scopes` are all of its role's that it has,
+    None every one. Raises `InvalidValue` when role, reach and scopes do not fit.
     """
     return (
         await insert_api_key(
@@ -127,9 +127,9 @@ def check_reach(
         raise InvalidValue("role", f"{role} does not fit", "operators alone belong to no tenant")
     if (device_no is not None) != (role is Role.DEVICE):
         raise InvalidValue("device_id", f"does not fit {role}", "name one for a device's key alone")
-    if role in (Role.FLEET_MANAGER, Role.DEVICE) and not fleets:
+    if role is Role.FLEET_MANAGER and not fleets:
         raise InvalidValue("fleet_ids", "names no fleet", "name those that it may reach")
-    if role in (Role.PLATFORM_OPERATOR, Role.TENANT_ADMIN) and fleets is not None:
+    if role in (Role.PLATFORM_OPERATOR, Role.TENANT_ADMIN, Role.DEVICE) and fleets is not None:
         raise InvalidValue("fleet_ids", f"does not fit {role}", "leave it out")
 
 

@@ -94,16 +94,25 @@ async def list_audit_entries(
     before: int | None,
     limit: int,
     during: During = ALWAYS,
+    operation: str | None = None,
+    api_key_no: int | None = None,
+    user_no: int | None = None,
 ) -> list[AuditEntry]:
-    """Return the entries of a tenant, or of the platform, the last first, before one."""
+    """Return the entries of a tenant, or of the platform, the last first, before one.
+
+    Of one operation, key and user alone, where they are given.
+    """
+    wanted = {"operation": operation, "api_key_no": api_key_no, "user_no": user_no}
+    given = {name: value for name, value in wanted.items() if value is not None}
     return await fetch_all(
         connection,
         AuditEntry,
         "SELECT entry_no, at, role, api_key_no, user_no, operation, target, request"  # noqa: S608
         f" FROM audit_entry WHERE {_of(tenant)} AND (%(before)s::bigint IS NULL OR entry_no < %(before)s)"
+        + "".join(f" AND {name} = %({name})s" for name in given)
         + during.condition("at")
         + " ORDER BY entry_no DESC LIMIT %(limit)s",
-        {"tenant": tenant, "before": before, **during.parameters, "limit": limit},
+        {"tenant": tenant, "before": before, **given, **during.parameters, "limit": limit},
     )
 
 

@@ -14,7 +14,10 @@ from metering.store.registry import tenant_no
 from tests.integration.conftest import NOW
 
 Keys = dict[str, str]
-"""A key by its role: of tenant acme; `elsewhere-` of another of its fleets, `rival-` of another tenant."""
+"""A key by its role: of tenant acme; `elsewhere-` of another of its fleets, `rival-` of another tenant.
+
+`elsewhere-device` is another device of the same fleet: nothing but its own number keeps it from its sibling.
+"""
 
 
 async def keys_of_all(url: str) -> Keys:
@@ -59,7 +62,7 @@ async def _key(
         [device, fleet],
     )
     row = await found.fetchone()
-    limited = role in {Role.FLEET_MANAGER, Role.DEVICE} or (
+    limited = role is Role.FLEET_MANAGER or (
         fleet == "acme-empty" and role in {Role.BILLING, Role.READ_ONLY}
     )
     return await create_api_key(

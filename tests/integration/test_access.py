@@ -97,6 +97,8 @@ def test_a_key_ends(
         ({"role": "tenant_admin", "fleet_ids": ["acme-north"]}, "fleet_ids"),
         ({"role": "device"}, "device_id"),
         ({"role": "billing", "device_id": "acme-1"}, "device_id"),
+        ({"role": "device", "device_id": "acme-1", "fleet_ids": ["acme-empty"]}, "fleet_ids"),
+        ({"role": "device", "device_id": "acme-1", "fleet_ids": ["acme-north"]}, "fleet_ids"),
         ({"role": "platform_operator"}, "role"),
         ({"expires_at": "2026-01-01T00:00:00Z"}, "expires_at"),
         ({"scopes": ["fleets:write"]}, "scopes"),
@@ -111,6 +113,35 @@ def test_a_key_that_does_not_fit_is_refused(
     answer = _ask(api.acme, **order)
     assert answer.status_code == 422, answer.text
     assert [each["field"] for each in answer.json()["errors"]] == [field]
+
+
+def test_a_devices_key_goes_with_its_device(api: "ApiUnderTest") -> None:
+    made = _made(api.acme, role="device", device_id="acme-1")
+    assert (made["fleet_ids"], made["device_id"]) == (None, "acme-1")
+    device = _bearer(made["key"])
+    north = api.acme.get("/v1/fleets/acme-north").json()
+    south = {"fleet_id": "acme-south", "name": "South"} | {
+        each: north[each] for each in ("currency", "time_zone")
+    }
+    answer = api.acme.post("/v1/fleets", json=south, headers={"Idempotency-Key": "south"})
+    assert answer.status_code == 201, answer.text
+    for fleet in ("acme-north", "acme-south"):
+        if fleet == "acme-south":
+            order = {"device_ids": ["acme-1"], "fleet_id": fleet, "plan_id": "acme-basic"}
+            keyed = {"Idempotency-Key": "move"}
+            moved = api.acme.post("/v1/fleet-moves", json=order, headers=keyed)
+            assert moved.status_code == 201, moved.text
+        own = api.nobody.get("/v1/devices/acme-1", headers=device)
+        assert (own.status_code, own.json().get("fleet_id")) == (200, fleet)
+        assert api.nobody.get("/v1/me", headers=device).json()["fleet_ids"] == [fleet]
+        assert api.nobody.get("/v1/devices/acme-1/balance", headers=device).status_code == 200
+        asked = api.nobody.post(
+            "/v1/devices/acme-1/reservations",
+            headers=device | {"Idempotency-Key": fleet},
+            json={"meter": "sms", "quantity": 1},
+        )
+        assert asked.status_code == 201, asked.text
+        assert api.nobody.get("/v1/devices/acme-2", headers=device).status_code == 404
 
 
 def test_a_key_of_some_scopes_may_no_more_than_they_say(api: "ApiUnderTest") -> None:

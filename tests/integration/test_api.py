@@ -25,6 +25,7 @@ from api.app import create_app
 from api.auth import _snapshot
 from metering.settings import Settings
 from metering.store.connection import Connection
+from tests.integration.api_scene import operating
 from tests.integration.conftest import NOW
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ async def _revoke_acme(connection: Connection) -> None:
     )
 
 
-_TELL_NO_NAME = {"/metrics", "/v1/payment-policy", "/v1/payload-mapping", "/v1/api-keys"}
+_TELL_NO_NAME = {"/v1/payment-policy", "/v1/payload-mapping", "/v1/api-keys"}
 """What tells of a tenant nothing that has its name in it."""
 EMPTY = {
     "/v1/carrier-records",
@@ -323,7 +324,7 @@ def test_another_tenants_key_never_shows_the_data(api: "ApiUnderTest") -> None:
         top_up = f"/v1/devices/{name}-1/top-ups"
         assert client.post(top_up, json=bought, headers=keyed).status_code == 201
     for path in KEYED:
-        if path.startswith("/v1/tenants"):
+        if path.startswith(("/v1/tenants", "/metrics")):
             continue  # for platform operators
         if path.endswith("/stream"):
             continue  # it has no end; see test_streams.py
@@ -690,7 +691,10 @@ def test_metrics(api: "ApiUnderTest") -> None:
     body(api.acme.get("/v1/devices/acme-2"))
     api.acme.get("/somewhere/else")
     api.acme.request("BREW", "/health")
-    text = api.acme.get("/metrics").text
+    # Of the whole deployment: no tenant's own may ask.
+    problem(api.acme.get("/metrics"), 403)
+    with operating(api.url, api.database_url) as operator:
+        text = operator.get("/metrics", headers={"Fleetmeter-Tenant": "acme"}).text
     for line in (
         'fleetmeter_http_requests_total{method="GET",route="/v1/devices/{device_id}",status="200"} 2.0',
         'fleetmeter_http_requests_total{method="GET",route="unmatched",status="404"} 1.0',

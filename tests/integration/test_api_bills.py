@@ -52,10 +52,15 @@ def test_a_dispute_is_granted_and_the_rest_is_voided_and_billed_anew(api: "ApiUn
     adjustment = {"name": "goodwill", "amount": "-10.00", "currency": "EUR", "reason": "sorry"}
     entered = made(post(api.acme, f"{draft}/adjustments", adjustment, key="a"))
     assert entered["billed_in"] == bill["cycle"]["start"]
-    final = made(post(api.acme, f"{draft}/finalisation", None, key=None))
+    problem(post(api.acme, f"{draft}/finalisation", None, key=None), 422)
+    problem(post(api.acme, f"{draft}/finalisation", None, key="v"), 422)
+    assert body(api.acme.get(draft))["state"] == "draft"
+    final = made(post(api.acme, f"{draft}/finalisation", None, key="f"))
     assert (final["number"], final["gross"]) == ("B2026-0002", "583.10")
-    repeated = post(api.acme, f"{draft}/finalisation", None, key=None)
-    assert (repeated.status_code, repeated.json()) == (200, final)
+    for key in ("f", "another"):
+        repeated = post(api.acme, f"{draft}/finalisation", None, key=key)
+        assert (repeated.status_code, repeated.json()) == (200, final)
+    problem(post(api.acme, f"{BILL}/finalisation", None, key="f"), 422)
     problem(post(api.acme, f"{draft}/adjustments", adjustment, key="b"), 422)
     paid = made(post(api.acme, f"{draft}/settlement", {"paid": True}, key="p"))
     assert paid["state"] == "paid"
@@ -214,6 +219,6 @@ def test_a_void_bill_is_made_anew_later_and_is_not_forgotten(api: "ApiUnderTest"
     assert told() == [("bill_is_a_draft", "0", False)]
     again = post(api.acme, f"{BILL}/rebilling", None, key=None)
     assert (again.status_code, again.json()) == (200, draft)
-    final = made(post(api.acme, f"/v1/bills/{draft['bill_no']}/finalisation", None, key=None))
+    final = made(post(api.acme, f"/v1/bills/{draft['bill_no']}/finalisation", None, key="finalise"))
     assert (final["number"], final["gross"]) == ("B2026-0002", "595.00")
     assert told() == []

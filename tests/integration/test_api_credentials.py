@@ -96,6 +96,10 @@ def test_a_password_is_given_exchanged_and_withdrawn(
     assert not any({"password_digest", "password_salt"} & set(after) for after in kept)
     # Withdrawn, it waits for the control process, which tells the broker.
     assert client.delete(f"/v1/{path}").status_code == 204
+    (entry,) = client.get("/v1/audit-log", params={"limit": 1}).json()["items"]
+    assert (entry["operation"], entry["target"]) == ("delete_credential", {"device_id": A})
+    written = client.get(f"/v1/audit-log/{entry['entry_no']}/changes").json()["items"]
+    assert "broker_client" in {each["relation"] for each in written}
     assert client.get(f"/v1/{path}").json()["kind"] is None
     assert client.delete(f"/v1/{path}").status_code == 404
     with psycopg.connect(database_url) as owner:

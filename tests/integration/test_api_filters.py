@@ -21,6 +21,8 @@ _VALUES: dict[str, str] = {
     "plan_version": "2147483647",
     "variant": "9999",
     "seq": "9223372036854775807",
+    "api_key_no": "2147483647",
+    "user_no": "2147483647",
     "label": "nobody=nobody",
     "currency": "XXX",
     "iccid": "8949000000000000992",
@@ -80,6 +82,7 @@ def admin(module_api: "ApiUnderTest") -> "httpx.Client":
     for path, order in (
         ("/v1/devices/acme-1/sim", sim),
         ("/v1/fleets/acme-north/payment-requests", asked),
+        ("/v1/buckets/1/adjustments", {"quantity": 1, "reason": "goodwill"}),
     ):
         answer = module_api.acme.post(path, json=order, headers={"Idempotency-Key": "seed"})
         assert answer.status_code == 201, answer.text

@@ -7,7 +7,7 @@ import httpx
 import psycopg
 
 from metering.store.connection import API_ROLE
-from tests.integration.api_scene import operating
+from tests.integration.api_scene import operating, seed_by_requests
 from tests.integration.test_access_matrix import NAMES, OPERATIONS, body_of
 from tests.integration.test_api_carriers import ICCID, RECORD
 
@@ -190,3 +190,37 @@ def _move_balances(log: _Log) -> None:
 def _do_jobs(log: _Log) -> None:
     job = log.ask("post_charge_export")["job_no"]
     log.ask("post_job_cancellation", job_no=job)
+
+
+def test_the_log_is_asked_by_who_and_by_what(api: "ApiUnderTest") -> None:
+    seed_by_requests(api.acme)
+    order = {"label": "another", "role": "tenant_admin"}
+    made = api.acme.post("/v1/api-keys", json=order, headers={"Idempotency-Key": "k"}).json()
+    another = {"Authorization": f"Bearer {made['key']}"}
+    bought = {"meter": "sms", "quantity": 1}
+    for key in ("one", "two"):
+        keyed = another | {"Idempotency-Key": key}
+        answer = api.nobody.post("/v1/fleets/acme-north/top-ups", json=bought, headers=keyed)
+        assert answer.status_code == 201, answer.text
+
+    def asked(**params: str | int) -> list[tuple[str, int | None]]:
+        answer = api.acme.get("/v1/audit-log", params={"limit": 500, **params})
+        assert answer.status_code == 200, answer.text
+        return [(each["operation"], each["api_key_no"]) for each in answer.json()["items"]]
+
+    everything = asked()
+    number = made["api_key_no"]
+    assert {key for _, key in everything} > {number}
+    assert asked(api_key_no=number) == [("top_up_fleet", number)] * 2
+    assert len(asked(operation="top_up_fleet")) == 3
+    for operation in {operation for operation, _ in everything}:
+        wanted = [each for each in everything if each[0] == operation]
+        assert asked(operation=operation) == wanted, operation
+    assert asked(api_key_no=number, operation="post_payment") == []
+    assert asked(user_no=1) == []
+    params = {"limit": 1, "api_key_no": number}
+    page = api.acme.get("/v1/audit-log", params=params).json()
+    rest = api.acme.get("/v1/audit-log", params=params | {"cursor": page["next_cursor"]}).json()
+    assert (len(rest["items"]), rest["next_cursor"]) == (1, None)
+    wrong = api.acme.get("/v1/audit-log", params={"operation": "POST /v1"})
+    assert wrong.json()["errors"][0]["fix"] == "use the name of an operation such as post_payment"

@@ -166,7 +166,10 @@ def test_lines_of_final_bills_lead_to_their_charges_and_back(database_url: str) 
         }
         # April's bill is a draft, so what it will hold has no place yet.
         assert place_of(client, late[7]) == (None, None)
-        answer = client.post(f"/v1/bills/{april['bill_no']}/finalisation")
+        answer = client.post(
+            f"/v1/bills/{april['bill_no']}/finalisation",
+            headers={"Idempotency-Key": "finalise"},
+        )
         assert answer.status_code == 201
         bills = {number: check_bill(client, number) for number in ("B2026-0001", "B2026-0002")}
         for number, lines in bills.items():

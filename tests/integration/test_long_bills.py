@@ -165,6 +165,6 @@ def test_a_long_bill_is_answered_as_it_is_in_every_form(api: "ApiUnderTest", man
     made(post(api.acme, "/v1/disputes/1/resolution", refused, key="r"))
     void = made(post(api.acme, "/v1/bills/1/void", {"reason": "x", "rebill": True}, key="v"))
     draft = f"/v1/bills/{void['draft_no']}"
-    made(post(api.acme, f"{draft}/finalisation", None, key=None))
+    made(post(api.acme, f"{draft}/finalisation", None, key="finalise"))
     lines = whole[0]["document"]["lines"]
     assert body(api.acme.get(draft))["document"]["lines"] == lines

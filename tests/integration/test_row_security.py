@@ -37,12 +37,15 @@ Session = psycopg.Connection[TupleRow]
 
 
 @contextmanager
-def _as_api(owner_url: str, tenant: int | None = None, fleets: str = "") -> Iterator[Session]:
+def _as_api(
+    owner_url: str, tenant: int | None = None, fleets: str = "", device: str = ""
+) -> Iterator[Session]:
     with psycopg.connect(api_url_of(owner_url)) as connection:
         connection.execute(
             "SELECT set_config('fleetmeter.tenant_no', %s, true),"
-            " set_config('fleetmeter.fleets', %s, true)",
-            ["" if tenant is None else str(tenant), fleets],
+            " set_config('fleetmeter.fleets', %s, true),"
+            " set_config('fleetmeter.device_no', %s, true)",
+            ["" if tenant is None else str(tenant), fleets, device],
         )
         yield connection
         connection.rollback()
@@ -175,6 +178,40 @@ def test_a_caller_of_some_fleets_sees_no_others(api: "ApiUnderTest") -> None:
     with _as_api(api.database_url, tenant, "{%d}" % fleets["acme-north"]) as connection:  # noqa: UP031
         assert _count(connection, "charge")
         assert _count(connection, "reading")
+
+
+def test_a_device_sees_itself_and_none_of_its_siblings(api: "ApiUnderTest") -> None:
+    with psycopg.connect(api.database_url) as owner:
+        tenant = _tenants(owner)["acme"]
+        numbers = owner.execute(
+            "SELECT device_no, fleet_no FROM device WHERE device_id IN ('acme-1', 'acme-2')"
+            " ORDER BY device_id"
+        ).fetchall()
+        by_device = [
+            name
+            for (name,) in owner.execute(
+                "SELECT polrelid::regclass::text FROM pg_policy WHERE %s::regrole::oid = ANY (polroles)"
+                " AND pg_get_expr(polqual, polrelid) ~ 'FROM device .* EXISTS|device.device_no = '"
+                " AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = polrelid"
+                "   AND attname = 'device_no' AND NOT attisdropped)",
+                [API_ROLE],
+            ).fetchall()
+        ]
+    (one, fleet), (sibling, same) = numbers
+    assert fleet == same
+    assert {"reading", "counter", "device_move"} <= set(by_device)
+    with _as_api(api.database_url, tenant, "{%d}" % fleet, str(one)) as connection:  # noqa: UP031
+        assert connection.execute("SELECT device_no FROM device").fetchall() == [(one,)]
+        for table in by_device:
+            found = connection.execute(
+                sql.SQL("SELECT DISTINCT device_no FROM {}").format(sql.Identifier(table))
+            )
+            assert {number for (number,) in found.fetchall()} <= {one}, table
+        assert _count(connection, "reading")
+        changed = connection.execute("UPDATE device SET created_at = created_at")
+        assert changed.rowcount == 1
+        found = connection.execute("SELECT FROM device WHERE device_no = %s", [sibling])
+        assert found.fetchall() == []
 
 
 def test_nothing_is_written_for_another_tenant(api: "ApiUnderTest") -> None:

@@ -29,6 +29,7 @@ from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.outbox import NewEvent, record_events
 from metering.store.registry import tenant_no
+from tests.integration.api_scene import operating
 from tests.integration.conftest import NOW, serving
 from tests.integration.pipeline import wait_until
 
@@ -373,7 +374,10 @@ def test_a_key_has_so_many_streams_and_all_share_one_connection(api: "ApiUnderTe
 def test_a_reader_that_takes_nothing_is_dropped_and_returns(api: "ApiUnderTest") -> None:
     with served(api.database_url, stream_send_seconds_max=0.5) as address:
         parts = urlsplit(address)
-        with client_of(address, api.acme_key) as client:
+        with (
+            client_of(address, api.acme_key) as client,
+            operating(address, api.database_url) as operator,
+        ):
             with listening(client) as stream:
                 place = stream.next().place
             with socket.socket() as slow:
@@ -388,7 +392,7 @@ def test_a_reader_that_takes_nothing_is_dropped_and_returns(api: "ApiUnderTest")
                 record(api.database_url, *causes, payload="x" * 100_000)
 
                 def dropped() -> bool:
-                    text = client.get("/metrics").text
+                    text = operator.get("/metrics", headers={"Fleetmeter-Tenant": "acme"}).text
                     return 'fleetmeter_stream_ends_total{reason="slow"} 1.0' in text
 
                 wait_until(dropped, "the end of the slow reader's stream")

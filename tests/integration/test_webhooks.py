@@ -410,7 +410,7 @@ def test_a_replaced_secret_signs_for_a_while_and_what_was_told_is_logged(
         made = client.post("/v1/webhook-endpoints", json={"url": receiver.url}).json()
         hook = f"/v1/webhook-endpoints/{made['endpoint_id']}"
         lost = client.post(f"{hook}/secret", json={}).json()["secret"]
-        answer = client.post(f"{hook}/secret", json={"overlap_hours": 1})
+        answer = client.post(f"{hook}/secret", json={"overlap_seconds": 3600})
         assert answer.status_code == 201, answer.text
         assert answer.json()["previous_until"] is not None
         secret = answer.json()["secret"]
@@ -437,7 +437,7 @@ def test_a_replaced_secret_signs_for_a_while_and_what_was_told_is_logged(
             client.get("/v1/events", params={"kind": "webhook.test"}).json()["items"][0]["fleet_id"]
             is None
         )
-        ended = client.post(f"{hook}/secret", json={"overlap_hours": 0}).json()
+        ended = client.post(f"{hook}/secret", json={"overlap_seconds": 0}).json()
         assert ended["previous_until"] is None
         client.post(f"{hook}/test")
         wait_until(lambda: len(receiver.requests) == 3, "the test event")

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import hashlib
 import json
 import subprocess
 import sys
@@ -65,6 +66,18 @@ def test_nothing_breaks_clients_of_the_released_document() -> None:
     """docs/api.md says what to do where something has to."""
     released = json.loads((_ROOT / "docs/openapi-released.json").read_text("utf-8"))
     assert breaks(released, _DOCUMENT) == []
+
+
+def test_the_released_document_changes_with_a_release_alone() -> None:
+    """Who releases a version adds its line; a change that is no release leaves the document as it is."""
+    kept = (_ROOT / "docs/openapi-released.json").read_bytes()
+    lines = (_ROOT / "tests/golden/openapi-released.txt").read_text("utf-8").splitlines()
+    released = [line.split() for line in lines if not line.startswith("#")]
+    versions = [version for version, _ in released]
+    numbers = [[int(part) for part in version.split(".")] for version in versions]
+    assert numbers == sorted(numbers)
+    assert len(set(versions)) == len(versions)
+    assert released[-1] == [json.loads(kept)["info"]["version"], hashlib.sha256(kept).hexdigest()]
 
 
 def test_operations_are_named_and_described() -> None:
