@@ -65,6 +65,8 @@ DOCUMENT: JsonDict = {
             "records": 18,
             "quantity": "301234567",
             "in_bundle": "300000000",
+            "from_pool": "100000000",
+            "pools": ["pool"],
             "overage": "1234567",
             "unit_price": {"amount": "0.10", "per": "1000000"},
             "shares": None,
@@ -165,6 +167,11 @@ class BillDocumentLine(BaseModel):
     records: int = 0
     quantity: Decimals | None = Field(None, description="what was used")
     in_bundle: Decimals | None = Field(None, description="what of it an allowance or pool paid")
+    from_pool: Decimals | None = Field(
+        None,
+        description="what of `in_bundle` pools of the fleet paid; null: nothing, or not told apart then",
+    )
+    pools: list[str] = Field([], description="the names of those pools in the plan")
     overage: Decimals | None = Field(None, description="what of it was priced")
     unit_price: DocumentPrice | None = None
     shares: Fractions | None = Field(None, description="how many whole terms a fee is for")

@@ -23,6 +23,8 @@ _LINE: JsonDict = {
     "records": 9,
     "quantity": "101.234567",
     "in_bundle": "100.000000",
+    "from_pool": "40.000000",
+    "pools": ["pool"],
     "overage": "1.234567",
     "period": None,
     "reason": None,
@@ -71,6 +73,10 @@ class BilledLine(BaseModel):
     records: int
     quantity: Decimals | None
     in_bundle: Decimals | None
+    from_pool: Decimals | None = Field(
+        description="what of `in_bundle` pools of the fleet paid; null: nothing, or not told apart then"
+    )
+    pools: list[str] = Field(description="the names of those pools in the plan")
     overage: Decimals | None
     period: DocumentPeriod | None = Field(
         description="of a fee its term, of an adjustment the cycle that it is of"

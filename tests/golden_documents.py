@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pypdfium2  # type: ignore[import-untyped]
 
@@ -19,6 +20,7 @@ from metering.billing.rendering.as_html import as_html
 from metering.billing.rendering.as_pdf import as_pdf
 from metering.billing.rendering.e_invoice import cii, ubl
 from tests import billed
+from tests.property.rating_comparison import Case, run_core
 
 FOLDER = Path(__file__).parent / "golden" / "documents"
 
@@ -42,6 +44,39 @@ def note() -> Document:
     return finalised(made, series="2026", number="2026-000018", issued=date(2026, 5, 20))
 
 
+def pooled() -> Document:
+    """Return a bill of usage of which a device's own allowance and the fleet's pools paid parts."""
+    usage: list[dict[str, Any]] = [
+        {"device": "bike-1", "meter": "data", "quantity": "7.25 MB", "time": "2026-04-05T10:00Z"},
+        {"device": "bike-1", "meter": "sms", "quantity": 8, "time": "2026-04-06"},
+        {"device": "bike-2", "meter": "data", "quantity": "0.5 MB", "time": "2026-04-07"},
+    ]
+    plan = {
+        "plan": "shared",
+        "currency": "EUR",
+        "time_zone": "Europe/Berlin",
+        "lines_per": "device",
+        "meters": {
+            "data": {
+                "allowances": [
+                    {"name": "own", "quantity": "1 MB"},
+                    {"name": "winter", "quantity": "2 MB", "shared_by": "fleet"},
+                ],
+                "price": {"amount": "1.00", "per": "1 MB"},
+            },
+            "sms": {"allowance": 3, "pooled": True, "price": {"amount": "0.07", "per": 1}},
+        },
+    }
+    run = run_core(Case([plan], usage))
+    return finalised(
+        billed.drawn(run, run.periods[0]),
+        series="2026",
+        number="2026-000019",
+        issued=date(2026, 5, 4),
+        due=date(2026, 5, 18),
+    )
+
+
 def hostile() -> Document:
     """Return a draft whose names would be markup and formulas if anything let them."""
     draft = billed.sample_draft()
@@ -55,6 +90,7 @@ def hostile() -> Document:
 DOCUMENTS: Mapping[str, Callable[[], Document]] = {
     "bill": bill,
     "credit_note": note,
+    "pooled": pooled,
     "hostile": hostile,
 }
 FORMS: Mapping[str, Callable[[Document], str]] = {

@@ -272,6 +272,8 @@ def _line(line: DocumentLine) -> dict[str, object]:
         "records": line.records,
         "quantity": None if line.quantity is None else format(line.quantity, "f"),
         "in_bundle": None if line.in_bundle is None else format(line.in_bundle, "f"),
+        "from_pool": None if line.from_pool is None else format(line.from_pool, "f"),
+        "pools": list(line.pools),
         "overage": None if line.overage is None else format(line.overage, "f"),
         "period": None
         if period is None

@@ -138,9 +138,11 @@ class DocumentLine:
     `name` is the meter, the fee, the adjustment, or what was written of it. `device` is None on a line for
     all of `devices` devices. `variant` is the price's number in the plan and `label` what it holds for
     (zones, bands, attributes). Quantities are in the meter's `unit`: what was used, what of it an
-    allowance or pool paid, and what was priced; `shares` is how many whole terms a fee is for. `exact` is
-    in units of currency and `amount` it rounded. `rate` is the tax in per cent. `corrects` is the line of
-    the corrected document that a note's line takes from or adds to; None: its tax rate as a whole.
+    allowance or pool paid, and what was priced; `from_pool` is how much of what was paid came from the
+    fleet's `pools` (their names in the plan), None: nothing, or it was not told apart yet. `shares` is
+    how many whole terms a fee is for. `exact` is in units of currency and `amount` it rounded. `rate` is
+    the tax in per cent. `corrects` is the line of the corrected document that a note's line takes from or
+    adds to; None: its tax rate as a whole.
     """
 
     number: int
@@ -157,6 +159,8 @@ class DocumentLine:
     records: int = 0
     quantity: Decimal | None = None
     in_bundle: Decimal | None = None
+    from_pool: Decimal | None = None
+    pools: tuple[str, ...] = ()
     overage: Decimal | None = None
     unit_price: StatedPrice | None = None
     shares: Fraction | None = None

@@ -44,6 +44,7 @@ from metering.rating.plan import (
     MeterTerms,
     PlanTerms,
     RoundAt,
+    SharedBy,
     Variant,
 )
 from metering.rating.price import UnitPrice
@@ -323,6 +324,8 @@ def _of_meter(drawn: DocumentLine, line: Line, terms: PlanTerms) -> DocumentLine
         drawn,
         quantity=_in_unit(line.quantity, of_meter),
         in_bundle=_in_unit(line.from_allowance + line.from_pool, of_meter),
+        from_pool=_in_unit(line.from_pool, of_meter) if line.from_pool else None,
+        pools=_pools(of_meter) if line.from_pool else (),
         overage=_in_unit(line.priced, of_meter),
         unit_price=None
         if price is None
@@ -354,6 +357,11 @@ def _days_of(term: Interval | None, time_zone: TimeZone) -> SupplyPeriod | None:
 
 def _in_unit(quantity: int, of_meter: MeterTerms) -> Decimal:
     return Decimal(f"{quantity}E-{of_meter.decimals}") if of_meter.decimals else Decimal(quantity)
+
+
+def _pools(of_meter: MeterTerms) -> tuple[str, ...]:
+    """Return the names of the pools that a meter draws from, in the plan's order."""
+    return tuple(each.name for each in of_meter.allowances if each.shared_by is not SharedBy.DEVICE)
 
 
 def _label(variant: Variant) -> str | None:

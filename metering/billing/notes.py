@@ -323,6 +323,8 @@ def _corrected(
         records=line.records if whole else 0,
         quantity=line.quantity if whole else priced,
         in_bundle=line.in_bundle if whole else None,
+        from_pool=line.from_pool if whole else None,
+        pools=line.pools if whole else (),
         overage=priced,
         shares=quantity if line.overage is None else None,
         unit_price=line.unit_price if quantity is not None else None,
@@ -466,6 +468,7 @@ def _negated(note: Document) -> Document:
             exact=-line.exact,
             quantity=None if line.quantity is None else -line.quantity,
             in_bundle=None if line.in_bundle is None else -line.in_bundle,
+            from_pool=None if line.from_pool is None else -line.from_pool,
             overage=None if line.overage is None else -line.overage,
             shares=None if line.shares is None else -line.shares,
         )

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import fields, replace
 
-from metering.billing.document import Document, DocumentState, document_of
+from metering.billing.document import Document, DocumentState, document_of, packed_lines
 from metering.billing.give_note import drawn_note, entries_of_json
 from metering.billing.live_document import DrawnFrom, basis_of_json, draw_live
 from metering.billing.notes import left_of
@@ -122,8 +122,18 @@ def _kept_otherwise(bill: StoredBill, document: Document) -> Iterator[str]:
             yield f"its {name} is kept as {kept}, its document says {told}"
 
 
+def _told_as(document: Document, again: Document) -> Document:
+    """Return a document that is drawn up again without pools, where the kept one's release told of none."""
+    if any(line.pools for line in document.lines):
+        return again
+    return replace(
+        again,
+        lines=packed_lines(replace(line, from_pool=None, pools=()) for line in again.lines),
+    )
+
+
 def _drawn_otherwise(document: Document, again: Document) -> Iterator[str]:
-    if document == again:
+    if document == again or document == (again := _told_as(document, again)):
         return
     if document.lines != again.lines:
         for one, other in zip(document.lines, again.lines, strict=False):

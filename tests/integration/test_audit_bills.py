@@ -77,6 +77,13 @@ DAMAGES = {
         ),
         r"fleet vans: bill B2026-0002: adjustment \d+ was entered since it is final",
     ),
+    "what a pool paid": (
+        (
+            "UPDATE bill SET document = jsonb_set(document, '{lines,0,pools}', '[\"another\"]')"
+            " WHERE name = 'B2026-0001'"
+        ),
+        r"fleet vans: bill B2026-0001: its line 1 says pools \('another',\), it must be ",
+    ),
     "a gap": (
         "UPDATE bill SET number = 7 WHERE name = 'B2026-0002'",
         r"tenant demo: 3 documents are numbered in series bill of 2026, the highest 7, the count is at 3",
@@ -168,3 +175,23 @@ def test_damage_is_found_and_named(billed_url: str, name: str) -> None:
 
     found = asyncio.run(audited())
     assert any(re.search(named, each) for each in found), found[:20]
+
+
+def test_documents_of_before_pools_were_told_are_as_they_must_be(billed_url: str) -> None:
+    async def audited() -> tuple[int, list[str]]:
+        async with await connect(billed_url, application="test") as connection:
+            try:
+                await connection.execute(FREE.encode())
+                cut = await connection.execute(
+                    "UPDATE bill SET document = jsonb_set(document, '{lines}',"
+                    " (SELECT jsonb_agg(line - 'from_pool' - 'pools' ORDER BY position)"
+                    "  FROM jsonb_array_elements(document->'lines') WITH ORDINALITY AS e (line, position)))"
+                    " WHERE document @? '$.lines[*].pools'"
+                )
+                return cut.rowcount, (await audit_database(connection)).differences
+            finally:
+                await connection.rollback()
+
+    cut, found = asyncio.run(audited())
+    assert cut > 0
+    assert found == []

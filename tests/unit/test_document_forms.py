@@ -38,7 +38,7 @@ from metering.billing.rendering.as_html import as_html
 from metering.billing.rendering.as_pdf import LINES_FILE, as_pdf
 from metering.billing.rendering.e_invoice import cii, missing_of_en16931, ubl
 from metering.billing.rendering.summed import summed_lines
-from metering.billing.rendering.words import quantity_text
+from metering.billing.rendering.words import details, quantity_text
 from metering.billing.tax import tax_total
 from metering.errors import InvalidValue
 from tests import billed, golden_documents
@@ -348,6 +348,31 @@ def test_csv_has_each_line_in_full() -> None:
     assert sum(D(row["amount"]) for row in told) == bill.totals.net
     assert told[0]["overage"] == "11845678"
     assert as_csv(bill).count("\r\n") == len(bill.lines) + 1
+
+
+def test_every_form_tells_what_a_pool_paid() -> None:
+    bill = golden_documents.pooled()
+    words = "of that 4 MB from the fleet's pool winter"
+    for shown in (as_html(bill).replace("&#39;", "'"), pdf_text(as_pdf(bill)).replace("\n", " ")):
+        assert words in shown
+    assert [(row["from_pool"], row["pools"]) for row in rows(bill)] == [
+        ("4000000", "winter"), ("", ""), ("6", "pool"),
+    ]  # fmt: skip
+    two = replace(bill.lines[0], pools=("winter", "summer"))
+    assert "from the fleet's pools winter, summer" in "".join(details(two))
+
+
+def test_notes_and_sums_keep_what_a_pool_paid() -> None:
+    bill = golden_documents.pooled()
+    credit = finalise(full_credit_note(bill, [], reason="r"))
+    assert [(line.from_pool, line.pools) for line in credit.lines] == [
+        (line.from_pool, line.pools) for line in bill.lines if line.amount
+    ]
+    (usage, _) = summed_lines(bill.lines, most=9)
+    assert (usage.line.from_pool, usage.line.pools) == (D(4_000_000), ("winter",))
+    part = NoteEntry(line=1, quantity=D(1_000_000))
+    (line,) = credit_note(bill, [], [part], reason="r").lines
+    assert (line.from_pool, line.pools) == (None, ())
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from metering.rating.plan import (
     RoundAt,
 )
 from metering.rating.statement import UseTotal, statement
-from tests import billed, fleets
+from tests import billed, fleets, golden_documents
 from tests.property.rating_comparison import Case, Doc, run_core
 
 D = Decimal
@@ -134,6 +134,23 @@ def test_a_line_for_one_device_names_it() -> None:
     usage = [{"device": "bike-1", "meter": "sms", "quantity": 3, "time": "2026-04-07"}]
     document = of_plan({**billed.PLAN, "lines_per": "device"}, usage)
     assert {line.device for line in document.lines if line.kind is KIND.USAGE} == {"bike-1"}
+
+
+def test_what_a_pool_paid_is_told_apart_and_the_pool_named() -> None:
+    # bike-1 uses 7.25 MB: 1 MB of its own and 2 x 2 MB of the pool, then 2.25 MB are priced.
+    one, other, messages = golden_documents.pooled().lines
+    assert (one.in_bundle, one.from_pool, one.overage) == (D(5_000_000), D(4_000_000), D(2_250_000))
+    assert one.pools == ("winter",)
+    assert (other.in_bundle, other.from_pool, other.pools) == (D(500_000), None, ())
+    assert (messages.in_bundle, messages.from_pool, messages.pools) == (D(6), D(6), ("pool",))
+
+
+def test_a_document_of_before_pools_were_told_stays_what_it_was() -> None:
+    told = json_of(billed.sample_bill())
+    assert not {"from_pool", "pools"} & {name for line in told["lines"] for name in line}
+    assert json_of(document_of(told)) == told
+    pooled = golden_documents.pooled()
+    assert document_of(json_of(pooled)) == pooled
 
 
 def test_a_price_that_is_not_alone_is_not_stated() -> None:

@@ -16,8 +16,8 @@ from metering.money import decimal_text
 COLUMNS = (
     "document", "document_kind", "issued", "currency", "line", "kind", "name", "plan", "plan_version",
     "device", "devices", "meter", "variant", "label", "unit", "records", "quantity", "in_bundle",
-    "overage", "price", "per", "shares", "period_from", "period_to", "reason", "corrects", "exact",
-    "amount", "tax_category", "tax_rate",
+    "from_pool", "pools", "overage", "price", "per", "shares", "period_from", "period_to", "reason",
+    "corrects", "exact", "amount", "tax_category", "tax_rate",
 )  # fmt: skip
 """The columns; days are ISO 8601, and a period's end is its first day that is not in it."""
 
@@ -61,6 +61,8 @@ def _row(document: Document, line: DocumentLine) -> list[str]:
         str(line.records),
         _number(line.quantity),
         _number(line.in_bundle),
+        _number(line.from_pool),
+        cell_of("; ".join(line.pools)),
         _number(line.overage),
         _number(None if price is None else price.amount),
         _number(None if price is None else price.per),

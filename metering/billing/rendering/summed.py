@@ -58,6 +58,8 @@ def _sum(lines: Sequence[DocumentLine]) -> DocumentLine:
         records=sum(line.records for line in lines),
         quantity=_total([line.quantity for line in lines]),
         in_bundle=_total([line.in_bundle for line in lines]),
+        from_pool=_total([line.from_pool for line in lines]),
+        pools=tuple(dict.fromkeys(name for line in lines for name in line.pools)),
         overage=_total([line.overage for line in lines]),
         shares=None
         if first.shares is None
@@ -89,5 +91,5 @@ def _unnamed(line: DocumentLine) -> DocumentLine:
     return replace(
         line, name=line.kind.value.replace("_", " "), plan=None, plan_version=None, meter=None,
         variant=None, label=None, unit=None, unit_price=None, quantity=None, in_bundle=None,
-        overage=None, shares=None, period=None, reason=None,
+        from_pool=None, pools=(), overage=None, shares=None, period=None, reason=None,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from metering.billing.document import (
     TaxTotal,
 )
 from metering.money import decimal_text
+from metering.plan_document.terms import POOL
 
 _TITLES = {
     DocumentKind.BILL: "Invoice",
@@ -78,6 +79,10 @@ def details(line: DocumentLine) -> list[str]:
         told.append(f"Used {quantity_text(line.quantity, line.unit)}")
         if line.in_bundle:
             told[-1] += f", included {quantity_text(line.in_bundle, line.unit)}"
+        if line.from_pool:
+            told[-1] += (
+                f", of that {quantity_text(line.from_pool, line.unit)} from {_pools_text(line)}"
+            )
     if line.period is not None:
         told.append(period_text(line.period))
     if line.corrects is not None:
@@ -85,6 +90,14 @@ def details(line: DocumentLine) -> list[str]:
     if line.reason:
         told.append(line.reason)
     return told
+
+
+def _pools_text(line: DocumentLine) -> str:
+    """Name the pools of the fleet that paid a part of a line; one that has only its default name, not."""
+    if line.pools in ((), (POOL,)):
+        return "the fleet's pool"
+    kind = "pool" if len(line.pools) == 1 else "pools"
+    return f"the fleet's {kind} {', '.join(line.pools)}"
 
 
 def priced_text(line: DocumentLine) -> str:
