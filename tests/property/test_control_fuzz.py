@@ -25,7 +25,9 @@ from metering.wire.command import (
 texts = st.sampled_from(["", "\x00", "\ud800", "x" * 9000, "request-of-16-ch"]) | st.text(
     max_size=20
 )
-leaves = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
+leaves = (
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
+)
 documents = st.recursive(
     leaves,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -92,8 +94,7 @@ def _command(payload: bytes) -> bool:
 def _read(decode: Callable[[bytes], object], kind: type, payload: bytes) -> bool:
     try:
         found = decode(payload)
-    except ValidationError as error:
-        assert error.errors(include_url=False)[0]["msg"]
+    except ValidationError:
         return False
     assert isinstance(found, kind)
     assert decode(payload) == found, "the same message says the same"

@@ -517,7 +517,10 @@ def test_the_content_type_chooses_and_else_the_topic(
             {"formats": {"senml": {"a": {"meter": "data", "up": "x", "width": 32}}}},
             "formats.senml.a",
         ),
-        ({"formats": {"senml": {"a": COUNTER_OF_32_BITS | {"unit": "kB"}}}}, "formats.senml.a.width"),
+        (
+            {"formats": {"senml": {"a": COUNTER_OF_32_BITS | {"unit": "kB"}}}},
+            "formats.senml.a.width",
+        ),
         (
             {"formats": {"senml": {"a": {"meter": "data", "up": "x", "down": "x"}}}},
             "formats.senml.a",
@@ -541,7 +544,7 @@ def test_a_mapping_that_is_not_sound_is_refused_with_its_field(
 def counted(series: Mapping[str, object], *records: Mapping[str, object]) -> list[Reading | str]:
     """Return what a counter's SenML records, one a second, are by a mapping kept from before."""
     mapping = TenantMapping(kept_mapping({"formats": {"senml": {"a": series}}}))
-    pack = [{"n": "x", "t": 1_776_000_000 + second} | each for second, each in enumerate(records)]
+    pack = [{"n": "x", "t": 1_776_000_000 + second, **each} for second, each in enumerate(records)]
     (found,) = translated(Format.SENML_JSON, json.dumps(pack).encode(), mapping=mapping).series
     return [*found.readings, *(each.detail for each in found.rejections)]
 
