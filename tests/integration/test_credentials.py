@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+import socket
 import ssl
 import stat
 import threading
@@ -15,6 +16,9 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
@@ -168,6 +172,7 @@ def test_nobody_comes_in_without_a_credential(settings: Settings, tmp_path: Path
         pass
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
 def test_older_tls_is_refused(settings: Settings) -> None:
     (given,) = give_passwords(settings, A)
     with connected(
@@ -178,6 +183,24 @@ def test_older_tls_is_refused(settings: Settings) -> None:
     folder = broker_folder(settings)
     text = (folder / "mosquitto.conf").read_text()
     assert text.count("tls_version tlsv1.2") == 3 == text.count("certfile ")
+    at = ports(settings)
+    for port in (at.passwords, at.certificates, at.claims):
+        with pytest.raises(ssl.SSLError) as refused:
+            _offer(settings, port, ssl.TLSVersion.TLSv1_1)
+        # The broker's word, not that of a library here that would not even offer it.
+        assert refused.value.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
+
+
+def _offer(settings: Settings, port: int, version: ssl.TLSVersion) -> None:
+    """Shake hands with a port of the broker by one version of TLS."""
+    context = ssl.create_default_context(cafile=broker_folder(settings) / "authority.pem")
+    context.set_ciphers("ALL:@SECLEVEL=0")  # else OpenSSL offers nothing that old
+    context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("localhost", port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost"),
+    ):
+        pass
 
 
 def _directives(text: str) -> list[str]:
@@ -395,7 +418,7 @@ def test_an_id_that_could_bend_a_topic_is_refused(settings: Settings, name: str)
     with pytest.raises(InvalidValue):
         give_passwords(settings, name)
     with pytest.raises(InvalidValue):
-        asyncio.run(_register_one(settings, name))
+        asyncio.run(_register(settings, name))
     assert settings.database_url is not None
     if "\x00" not in name:
         with (
@@ -405,12 +428,12 @@ def test_an_id_that_could_bend_a_topic_is_refused(settings: Settings, name: str)
             connection.execute("UPDATE device SET device_id = %s", [name])
 
 
-async def _register_one(settings: Settings, name: str) -> None:
+async def _register(settings: Settings, *names: str) -> None:
     assert settings.database_url is not None
     url = settings.database_url.get_secret_value()
     async with await connect(url, application="test") as connection:
         operator = await Operator.of(connection)
-        await _ensure(operator, [name])
+        await _ensure(operator, [*names])
 
 
 @pytest.mark.parametrize("name", ["+", "#", f"{TENANT}/+", f"{TENANT}/#"])
@@ -517,6 +540,31 @@ def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
         give_passwords(settings, A, "nobody")
     (given,) = give_passwords(settings, A)  # all or nothing
     assert given.username == f"{TENANT}/{A}"
+
+
+def test_a_request_is_signed_for_the_device_that_is_named_whoever_it_says_it_is(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert settings.database_url is not None
+    monkeypatch.setenv("FLEETMETER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", settings.database_url.get_secret_value())
+    key, request = new_key(), tmp_path / "a.csr"
+    (tmp_path / f"{A}.key").write_bytes(key_pem(key))
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{TENANT}/{B}")])
+    signed = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    request.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    sign = ["device", "add", "--tenant", TENANT, "--csr", str(request)]
+    assert main([*sign, A, B]) == 1
+    assert "name one device" in capsys.readouterr().err
+    assert main([*sign, A]) == 0
+    (tmp_path / f"{A}.pem").write_text(capsys.readouterr().out)
+    with by_certificate(settings, tmp_path, A) as device:
+        check_own_branch_alone(device, A, B)
+    assert main([*sign, A]) == 1
+    assert "has a credential" in capsys.readouterr().err
 
 
 @contextmanager
