@@ -22,10 +22,11 @@ from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
-from metering.broker_address import parse_broker_url
+from metering.broker_address import broker_of, parse_broker_url
+from metering.broker_administration import administration
 from metering.cli import main
 from metering.control.controller import Controller
-from metering.control.give_credentials import Given
+from metering.control.give_credentials import CredentialGiver, Given
 from metering.control.tell_rights import Revocations
 from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
@@ -36,8 +37,9 @@ from metering.settings import Settings
 from metering.stack import lifecycle, mosquitto
 from metering.stack.broker_files import write_dynamic_security
 from metering.stack.revocations import publish_revocations
+from metering.store.broker_clients import telling
 from metering.store.connection import connect
-from metering.store.registry import ensure_devices, lock_shard
+from metering.store.registry import ensure_devices, lock_shard, tenant_no
 from metering.store.terms import set_state
 from tests.integration.access import Device, Refused, broker_folder, connected, ports, wait
 from tests.integration.pipeline import TENANT, Operator
@@ -635,6 +637,84 @@ def test_a_suspended_device_is_cut_off_until_it_is_resumed(
         wait(lambda: device.ends, "end of the connection when the date has come")
     be(settings, DeviceState.RETIRED)
     _refused_soon(lambda: by_password(settings, given))
+
+
+@pytest.mark.usefixtures("control")
+def test_a_suspension_does_not_wait_for_whoever_gives_many_credentials(settings: Settings) -> None:
+    (given,) = give_passwords(settings, A)
+
+    async def give_others() -> None:
+        async with provisioning(settings, TENANT) as made:
+            with by_password(settings, given) as device:
+                await asyncio.to_thread(be, settings, DeviceState.SUSPENDED)
+                await asyncio.to_thread(wait, lambda: device.ends, "end between two turns")
+            await made.give_passwords([B], now=datetime.now(UTC), anew=False)
+
+    asyncio.run(give_others())
+
+
+@pytest.mark.parametrize("action", ["add", "rotate", "announce"])
+def test_of_many_a_few_are_told_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    names = [f"many-{number:02}" for number in range(12)]
+    asyncio.run(_register(settings, *names))
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    monkeypatch.setenv("FLEETMETER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", url)
+    table = "device_claim" if action == "announce" else "broker_client"
+    named = [f"{name}=serial-{name}" if action == "announce" else name for name in names]
+    codes: list[int] = []
+    with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as onlooker:
+        holder.execute("SELECT FROM device WHERE device_id = %s FOR UPDATE", [names[-1]])
+        command = threading.Thread(
+            target=lambda: codes.append(main(["device", action, "--tenant", TENANT, *named]))
+        )
+        command.start()
+        try:
+            wait(
+                lambda: onlooker.execute(f"SELECT FROM {table}").rowcount == 10,
+                "commit of all turns but the last",
+            )
+        finally:
+            holder.rollback()
+            command.join()
+    assert codes == [0]
+
+
+def test_who_is_given_another_credential_while_the_first_is_revoked_keeps_it(
+    settings: Settings,
+) -> None:
+    (first,) = give_passwords(settings, A)
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+
+    async def scene() -> Given:
+        async with (
+            await connect(url, application="test", autocommit=True) as holder,
+            await connect(url, application="gives") as other,
+        ):
+            tenant = await tenant_no(other, TENANT)
+            async with administration(broker_of(None, settings), ROOT) as broker:
+                async with telling(holder):
+                    revoking = asyncio.create_task(asyncio.to_thread(revoke, settings, A))
+                    while (await holder.execute(_PLACES_THAT_HOLD)).rowcount:
+                        assert not revoking.done()
+                    giver = CredentialGiver(settings, other, broker, TENANT, tenant)
+                    (second,) = await giver.give_passwords([A], now=datetime.now(UTC), anew=False)
+                    await other.commit()
+                assert await revoking == 1
+        return second
+
+    second = asyncio.run(scene())
+    with pytest.raises(Refused), by_password(settings, first):
+        pass
+    with by_password(settings, second) as device:
+        assert device.may_publish(topic(A, "usage"))
+
+
+_PLACES_THAT_HOLD = "SELECT FROM broker_client WHERE revoked_at IS NULL"
 
 
 def test_a_suspension_while_nobody_tells_holds_once_somebody_does(
