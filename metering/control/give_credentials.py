@@ -148,7 +148,11 @@ class CredentialGiver:
         """See to it that a device has no credential."""
         if anew:
             await revoke_certificates(self._connection, number, now=now)
-        elif await has_credential(self._connection, number):
+        else:
+            await self._check_free(device_id, number)
+
+    async def _check_free(self, device_id: str, number: int) -> None:
+        if await has_credential(self._connection, number):
             raise Conflict("device", f"{device_id!r} has a credential", "rotate it, or revoke it")
 
     def _commands(self, name: str, client: BrokerClient, password: str | None) -> list[Command]:

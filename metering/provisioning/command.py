@@ -95,7 +95,10 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
     async with provisioning(settings, arguments.tenant, restart_broker=restart_broker) as made:
         if arguments.action == "announce":
             codes = dict(_code(each) for each in arguments.devices)
-            await made.announce(codes, now=now(), good_for=timedelta(days=arguments.days))
+            await made.check(list(codes), anew=False)
+            for turn in made.in_turns(list(codes)):
+                told = {device_id: codes[device_id] for device_id in turn}
+                await made.announce(told, now=now(), good_for=timedelta(days=arguments.days))
             print(f"{len(codes)} may claim")
             return 0
         if arguments.action == "revoke":
@@ -103,6 +106,7 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             print(f"revoked {count} credential{'' if count == 1 else 's'}")
             return 0 if count else 1
         anew = arguments.action == "rotate"
+        await made.check(arguments.devices, anew=anew)
         if arguments.csr is not None:
             if len(arguments.devices) > 1:
                 raise InvalidValue("--csr", "a request is of one device", "name one device")
@@ -115,8 +119,9 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
                 await make_key(made, device_id, arguments.make_key, anew=anew)
                 print(f"wrote {arguments.make_key / device_id}.key and .pem")
         else:
-            for given in await made.give_passwords(arguments.devices, now=now(), anew=anew):
-                print(f"{given.username} {given.password}")
+            for turn in made.in_turns(arguments.devices):
+                for given in await made.give_passwords(turn, now=now(), anew=anew):
+                    print(f"{given.username} {given.password}", flush=True)
     return 0
 
 
@@ -149,7 +154,7 @@ async def make_key(made: Provisioning, device_id: str, folder: Path, *, anew: bo
         .sign(key, hashes.SHA256())
         .public_bytes(serialization.Encoding.PEM)
     )
-    await made.numbers([device_id])  # before a file of that name is made
+    await made.check([device_id], anew=anew)  # before a file of that name is made
     given = await made.give_certificate(device_id, request, now=now(), anew=anew)
     write_private(folder / f"{device_id}.key", key_pem(key))
     write_private(folder / f"{device_id}.pem", given.certificate or b"")

@@ -8,7 +8,7 @@ from psycopg.types.json import Json
 from metering.ids import BootNo, TenantNo
 from metering.store.binary import int8_array, text_array
 from metering.store.connection import Connection
-from metering.wire.mapping import MappingDocument, read_mapping
+from metering.wire.mapping import MappingDocument, kept_mapping
 
 
 async def set_mapping(
@@ -29,7 +29,7 @@ async def mapping_of(connection: Connection, tenant: TenantNo) -> MappingDocumen
         "SELECT document FROM payload_mapping WHERE tenant_no = %s", [tenant]
     )
     row = await found.fetchone()
-    return None if row is None else read_mapping(row[0])
+    return None if row is None else kept_mapping(row[0])
 
 
 async def mappings_of_tenants(
@@ -41,7 +41,7 @@ async def mappings_of_tenants(
         " WHERE tenant_id = ANY(%s)",
         [sorted(tenant_ids)],
     )
-    return {row[0]: read_mapping(row[1]) for row in await found.fetchall()}
+    return {row[0]: kept_mapping(row[1]) for row in await found.fetchall()}
 
 
 async def registry_version(connection: Connection) -> int:

@@ -64,6 +64,7 @@ class MappedSeries(BaseModel):
     tells several such series of a device apart. With both `up` and `down`
     the two are one reading, so they must come together; a metric that comes by itself is a series of
     its own. `unit` is that of the metric, by default what the message says or else the meter's own.
+    `width` is in bits of the counter as the metric tells it, in its unit.
     `first` says what a counter's first value is: usage since it began at zero, or where counting begins.
     """
 
@@ -143,12 +144,7 @@ DEFAULT_DOCUMENT = MappingDocument(formats={"senml": dict(_LWM2M_CONNECTIVITY)})
 
 def read_mapping(document: object) -> MappingDocument:
     """Check a mapping as people write it; raises `InvalidValue` for the first thing that is wrong."""
-    try:
-        mapping = _DOCUMENT.validate_python(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field_path = path_of(first["loc"]) or "mapping"
-        raise InvalidValue(field_path, explained(first["msg"]), "see docs/formats.md") from None
+    mapping = kept_mapping(document)
     for format_name, series in mapping.formats.items():
         for name, each in series.items():
             path = f"formats.{format_name}.{name}"
@@ -160,6 +156,19 @@ def read_mapping(document: object) -> MappingDocument:
                     "map a counter, with kind total",
                 )
     return mapping
+
+
+def kept_mapping(document: object) -> MappingDocument:
+    """Return a mapping that was checked when it was set, perhaps by other rules than today's.
+
+    Raises `InvalidValue` for what is none at all.
+    """
+    try:
+        return _DOCUMENT.validate_python(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field_path = path_of(first["loc"]) or "mapping"
+        raise InvalidValue(field_path, explained(first["msg"]), "see docs/formats.md") from None
 
 
 def _check(series: MappedSeries, path: str) -> None:
@@ -180,6 +189,16 @@ def _check(series: MappedSeries, path: str) -> None:
     if series.kind == "delta" and (series.width is not None or series.epoch is not None):
         raise InvalidValue(
             path, "width and epoch describe a counter", "use kind total, or leave them out"
+        )
+    if (
+        series.width is not None
+        and series.unit is not None
+        and _bits_of_range(series.width, units[series.unit]) is None
+    ):
+        raise InvalidValue(
+            f"{path}.width",
+            f"where a counter of {series.unit} wraps is no power of two of {meter.unit}s",
+            "leave width out (a wrap is then taken for a restart), or map a unit such as B or KiB",
         )
     if series.first == "baseline" and (series.kind == "delta" or series.epoch is not None):
         raise InvalidValue(
@@ -348,6 +367,7 @@ def _rejected_cell(
 def _reading(series: MappedSeries, at: datetime, cell: Mapping[str, Sample]) -> Reading:
     meter = METERS[series.meter]
     values: dict[str, int] = {}
+    widths: set[int | None] = set()
     for role, metric in series.metrics().items():
         if role not in _VALUE_ROLES:
             continue
@@ -357,7 +377,8 @@ def _reading(series: MappedSeries, at: datetime, cell: Mapping[str, Sample]) -> 
                 metric, f"missing beside the other direction at {at.isoformat()}",
                 "send both in one message, or map each as a series of its own",
             )  # fmt: skip
-        values[role] = base_units(sample, meter, series)
+        values[role], width = _base_units(sample, meter, series)
+        widths.add(width)
     if values.get("up", 0) + values.get("down", 0) > QUANTITY_MAX:
         raise InvalidValue("up", f"up and down together pass {QUANTITY_MAX}", "send less")
     seq = seq_by_time(at)
@@ -373,7 +394,7 @@ def _reading(series: MappedSeries, at: datetime, cell: Mapping[str, Sample]) -> 
         downlink=values.get("down", 0),
         quantity=values.get("quantity", 0),
         epoch=EPOCH_FROM_FIRST if series.first == "baseline" else texts["epoch"],
-        width=series.width,
+        width=widths.pop() if len(widths) == 1 else None,
         zone=texts["zone"],
         rat=texts["rat"],
         apn=texts["apn"],
@@ -385,11 +406,12 @@ _COUNT = "count"
 """SenML's unit of what is counted one by one."""
 
 
-def base_units(sample: Sample, meter: Meter, series: MappedSeries) -> int:
-    """Return a sample's value in the meter's base unit, to the nearest whole one.
+def _base_units(sample: Sample, meter: Meter, series: MappedSeries) -> tuple[int, int | None]:
+    """Return a sample's value in the meter's base unit, to the nearest whole one, and its range in bits.
 
-    Raises `InvalidValue` for what is no quantity, is of a unit that is not known, or does not fit the
-    counter's width.
+    The range is None where none is mapped, or where the unit that the message tells gives it no power of
+    two: then a wrap is taken for a restart. Raises `InvalidValue` for what is no quantity, is of a unit
+    that is not known, or does not fit the counter's width.
     """
     value = sample.value
     if isinstance(value, str):
@@ -408,11 +430,27 @@ def base_units(sample: Sample, meter: Meter, series: MappedSeries) -> int:
         counted = int((value * factor).to_integral_value(ROUND_HALF_UP))
     if not 0 <= counted <= QUANTITY_MAX:
         raise InvalidValue(sample.path, f"not in 0 to {QUANTITY_MAX}", f"send {meter.unit}s used")
-    if series.width is not None and counted >> series.width:
+    if series.width is None:
+        return counted, None
+    if counted >= factor << series.width:
         raise InvalidValue(
             sample.path, f"does not fit a counter of {series.width} bits", "correct width"
         )
-    return counted
+    return counted, _bits_of_range(series.width, factor)
+
+
+_BITS_MAX = 64
+"""Width of a counter that does not live to wrap."""
+
+
+def _bits_of_range(width: int, factor: int) -> int | None:
+    """Return in how many bits of base units a counter of `width` bits wraps, one of which is `factor`.
+
+    None where that is no power of two.
+    """
+    if factor.bit_count() > 1:
+        return None
+    return min(width + factor.bit_length() - 1, _BITS_MAX)
 
 
 _LABEL: TypeAdapter[str] = TypeAdapter(Label)

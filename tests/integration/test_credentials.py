@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+import socket
 import ssl
 import stat
 import threading
@@ -15,13 +16,17 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
-from metering.broker_address import parse_broker_url
+from metering.broker_address import broker_of, parse_broker_url
+from metering.broker_administration import administration
 from metering.cli import main
 from metering.control.controller import Controller
-from metering.control.give_credentials import Given
+from metering.control.give_credentials import CredentialGiver, Given
 from metering.control.tell_rights import Revocations
 from metering.credentials.authority import Authority, authority_folder, key_pem, new_key
 from metering.errors import Conflict, InvalidValue, NotFound
@@ -32,8 +37,9 @@ from metering.settings import Settings
 from metering.stack import lifecycle, mosquitto
 from metering.stack.broker_files import write_dynamic_security
 from metering.stack.revocations import publish_revocations
+from metering.store.broker_clients import telling
 from metering.store.connection import connect
-from metering.store.registry import ensure_devices, lock_shard
+from metering.store.registry import ensure_devices, lock_shard, tenant_no
 from metering.store.terms import set_state
 from tests.integration.access import Device, Refused, broker_folder, connected, ports, wait
 from tests.integration.pipeline import TENANT, Operator
@@ -168,6 +174,7 @@ def test_nobody_comes_in_without_a_credential(settings: Settings, tmp_path: Path
         pass
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
 def test_older_tls_is_refused(settings: Settings) -> None:
     (given,) = give_passwords(settings, A)
     with connected(
@@ -178,6 +185,24 @@ def test_older_tls_is_refused(settings: Settings) -> None:
     folder = broker_folder(settings)
     text = (folder / "mosquitto.conf").read_text()
     assert text.count("tls_version tlsv1.2") == 3 == text.count("certfile ")
+    at = ports(settings)
+    for port in (at.passwords, at.certificates, at.claims):
+        with pytest.raises(ssl.SSLError) as refused:
+            _offer(settings, port, ssl.TLSVersion.TLSv1_1)
+        # The broker's word, not that of a library here that would not even offer it.
+        assert refused.value.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
+
+
+def _offer(settings: Settings, port: int, version: ssl.TLSVersion) -> None:
+    """Shake hands with a port of the broker by one version of TLS."""
+    context = ssl.create_default_context(cafile=broker_folder(settings) / "authority.pem")
+    context.set_ciphers("ALL:@SECLEVEL=0")  # else OpenSSL offers nothing that old
+    context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("localhost", port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost"),
+    ):
+        pass
 
 
 def _directives(text: str) -> list[str]:
@@ -395,7 +420,7 @@ def test_an_id_that_could_bend_a_topic_is_refused(settings: Settings, name: str)
     with pytest.raises(InvalidValue):
         give_passwords(settings, name)
     with pytest.raises(InvalidValue):
-        asyncio.run(_register_one(settings, name))
+        asyncio.run(_register(settings, name))
     assert settings.database_url is not None
     if "\x00" not in name:
         with (
@@ -405,12 +430,12 @@ def test_an_id_that_could_bend_a_topic_is_refused(settings: Settings, name: str)
             connection.execute("UPDATE device SET device_id = %s", [name])
 
 
-async def _register_one(settings: Settings, name: str) -> None:
+async def _register(settings: Settings, *names: str) -> None:
     assert settings.database_url is not None
     url = settings.database_url.get_secret_value()
     async with await connect(url, application="test") as connection:
         operator = await Operator.of(connection)
-        await _ensure(operator, [name])
+        await _ensure(operator, [*names])
 
 
 @pytest.mark.parametrize("name", ["+", "#", f"{TENANT}/+", f"{TENANT}/#"])
@@ -519,6 +544,31 @@ def test_who_is_not_registered_gets_no_credential(settings: Settings) -> None:
     assert given.username == f"{TENANT}/{A}"
 
 
+def test_a_request_is_signed_for_the_device_that_is_named_whoever_it_says_it_is(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert settings.database_url is not None
+    monkeypatch.setenv("FLEETMETER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", settings.database_url.get_secret_value())
+    key, request = new_key(), tmp_path / "a.csr"
+    (tmp_path / f"{A}.key").write_bytes(key_pem(key))
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{TENANT}/{B}")])
+    signed = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    request.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    sign = ["device", "add", "--tenant", TENANT, "--csr", str(request)]
+    assert main([*sign, A, B]) == 1
+    assert "name one device" in capsys.readouterr().err
+    assert main([*sign, A]) == 0
+    (tmp_path / f"{A}.pem").write_text(capsys.readouterr().out)
+    with by_certificate(settings, tmp_path, A) as device:
+        check_own_branch_alone(device, A, B)
+    assert main([*sign, A]) == 1
+    assert "has a credential" in capsys.readouterr().err
+
+
 @contextmanager
 def running_control(
     settings: Settings, *, publish_revocations: Revocations = publish_revocations
@@ -587,6 +637,84 @@ def test_a_suspended_device_is_cut_off_until_it_is_resumed(
         wait(lambda: device.ends, "end of the connection when the date has come")
     be(settings, DeviceState.RETIRED)
     _refused_soon(lambda: by_password(settings, given))
+
+
+@pytest.mark.usefixtures("control")
+def test_a_suspension_does_not_wait_for_whoever_gives_many_credentials(settings: Settings) -> None:
+    (given,) = give_passwords(settings, A)
+
+    async def give_others() -> None:
+        async with provisioning(settings, TENANT) as made:
+            with by_password(settings, given) as device:
+                await asyncio.to_thread(be, settings, DeviceState.SUSPENDED)
+                await asyncio.to_thread(wait, lambda: device.ends, "end between two turns")
+            await made.give_passwords([B], now=datetime.now(UTC), anew=False)
+
+    asyncio.run(give_others())
+
+
+@pytest.mark.parametrize("action", ["add", "rotate", "announce"])
+def test_of_many_a_few_are_told_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    names = [f"many-{number:02}" for number in range(12)]
+    asyncio.run(_register(settings, *names))
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    monkeypatch.setenv("FLEETMETER_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("FLEETMETER_DATABASE_URL", url)
+    table = "device_claim" if action == "announce" else "broker_client"
+    named = [f"{name}=serial-{name}" if action == "announce" else name for name in names]
+    codes: list[int] = []
+    with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as onlooker:
+        holder.execute("SELECT FROM device WHERE device_id = %s FOR UPDATE", [names[-1]])
+        command = threading.Thread(
+            target=lambda: codes.append(main(["device", action, "--tenant", TENANT, *named]))
+        )
+        command.start()
+        try:
+            wait(
+                lambda: onlooker.execute(f"SELECT FROM {table}").rowcount == 10,
+                "commit of all turns but the last",
+            )
+        finally:
+            holder.rollback()
+            command.join()
+    assert codes == [0]
+
+
+def test_who_is_given_another_credential_while_the_first_is_revoked_keeps_it(
+    settings: Settings,
+) -> None:
+    (first,) = give_passwords(settings, A)
+    assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+
+    async def scene() -> Given:
+        async with (
+            await connect(url, application="test", autocommit=True) as holder,
+            await connect(url, application="gives") as other,
+        ):
+            tenant = await tenant_no(other, TENANT)
+            async with administration(broker_of(None, settings), ROOT) as broker:
+                async with telling(holder):
+                    revoking = asyncio.create_task(asyncio.to_thread(revoke, settings, A))
+                    while (await holder.execute(_PLACES_THAT_HOLD)).rowcount:
+                        assert not revoking.done()
+                    giver = CredentialGiver(settings, other, broker, TENANT, tenant)
+                    (second,) = await giver.give_passwords([A], now=datetime.now(UTC), anew=False)
+                    await other.commit()
+                assert await revoking == 1
+        return second
+
+    second = asyncio.run(scene())
+    with pytest.raises(Refused), by_password(settings, first):
+        pass
+    with by_password(settings, second) as device:
+        assert device.may_publish(topic(A, "usage"))
+
+
+_PLACES_THAT_HOLD = "SELECT FROM broker_client WHERE revoked_at IS NULL"
 
 
 def test_a_suspension_while_nobody_tells_holds_once_somebody_does(

@@ -264,6 +264,7 @@ MAPPING: Mapping[str, object] = {
             "count": {"meter": "messages", "quantity": "published", "kind": "total"},
             "running": {"meter": "sms", "quantity": "seen", "kind": "total", "first": "baseline"},
             "used": {"meter": "data", "up": "tx", "down": "rx", "unit": "kB"},
+            "wide": {"meter": "data", "up": "out", "kind": "total", "unit": "KiB", "width": 32},
         },
         "cloudevents": {"sent": {"meter": "sms", "quantity": "*/sms"}},
         "sparkplug": {"out": {"meter": "data", "up": "Net/Tx", "kind": "total", "width": 32}},
@@ -303,6 +304,40 @@ def test_a_counter_that_ran_before_is_charged_from_its_first_value_on(probe: Pro
         probe.expect_charged(**{series: charged})
     probe.send({"ts": at + 30_000, "values": {"seen": 4}}, level="/thingsboard")
     probe.expect_charged(**{series: 13})
+
+
+def _anomalies(pipeline: Pipeline, device: str) -> list[str]:
+    rows = pipeline.query(
+        "SELECT kind FROM anomaly JOIN device USING (device_no) WHERE device_id = %s", device
+    )
+    return [kind for (kind,) in rows]
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_counter_of_a_multiple_wraps_where_its_own_bits_end(
+    pipeline: Pipeline, probe: Probe
+) -> None:
+    series, at = "by time: thingsboard/wide", SECONDS * 1000
+    probe.send({"ts": at, "values": {"out": 2**32 - 3}}, level="/thingsboard")
+    probe.expect_charged(**{series: (2**32 - 3) * 1024})
+    probe.send({"ts": at + 1000, "values": {"out": 4}}, level="/thingsboard")
+    probe.expect_charged(**{series: (2**32 + 4) * 1024})
+    assert _anomalies(pipeline, probe.device) == ["counter_wrap"]
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_width_that_an_earlier_release_took_is_no_reason_to_refuse(
+    pipeline: Pipeline, probe: Probe
+) -> None:
+    pipeline.execute(
+        "UPDATE payload_mapping SET document = jsonb_set(document::jsonb,"
+        " '{formats,thingsboard,wide,unit}', '\"kB\"')"
+    )
+    series, at = "by time: thingsboard/wide", SECONDS * 1000
+    for second, value in enumerate((2**32 - 3, 4)):
+        probe.send({"ts": at + second * 1000, "values": {"out": value}}, level="/thingsboard")
+    probe.expect_charged(**{series: (2**32 - 3 + 4) * 1000})
+    assert _anomalies(pipeline, probe.device) == ["counter_reset"]
 
 
 @pytest.mark.usefixtures("mapped")

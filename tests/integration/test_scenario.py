@@ -95,8 +95,12 @@ def platform(
 
 
 @pytest.mark.parametrize(
-    "name", ["month-end", "dst-autumn", "leap-day", "runaway", "everything", "formats"]
-)
+    "name",
+    [
+        "month-end", "dst-autumn", "dst-spring", "leap-day", "runaway", "roaming-storm",
+        "firmware-storm", "everything", "formats",
+    ],
+)  # fmt: skip
 def test_a_shipped_scenario_is_billed_as_expected(platform: Platform, name: str) -> None:
     code, said = platform.run(name, "--tenant", name)
     assert code == 0, said

@@ -18,10 +18,10 @@ from metering.errors import InvalidValue
 from metering.ingest.admission import Undecoded
 from metering.ingest.edge_nodes import ASKED_APART_MIN, EdgeNodes
 from metering.ingest.translating import decode
-from metering.usage import Rejection, RejectReason
+from metering.usage import Reading, Rejection, RejectReason
 from metering.wire import carrier, native, native_cbor, senml, sparkplug
 from metering.wire.formats import Format, format_of, usage_topic_of
-from metering.wire.mapping import DEFAULT_DOCUMENT, TenantMapping, read_mapping
+from metering.wire.mapping import DEFAULT_DOCUMENT, TenantMapping, kept_mapping, read_mapping
 from metering.wire.mqtt import MessageProperties, length_at, message_properties, published
 from metering.wire.sample import Translated
 from metering.wire.sparkplug_schema import PAYLOAD
@@ -31,7 +31,7 @@ AT = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
 SENT = AT + timedelta(seconds=30)
 SERIES: Mapping[str, object] = {
     "counter": {
-        "meter": "data", "up": "tx", "down": "rx", "kind": "total", "unit": "kB", "width": 32,
+        "meter": "data", "up": "tx", "down": "rx", "kind": "total", "unit": "kB",
         "epoch": {"metric": "bearer"},
     },
     "sms": {"meter": "sms", "quantity": "*sms"},
@@ -48,6 +48,9 @@ MAPPING = TenantMapping(
         }
     )
 )
+
+
+COUNTER_OF_32_BITS = {"meter": "data", "up": "x", "kind": "total", "width": 32}
 
 
 def golden(name: str) -> bytes:
@@ -213,7 +216,6 @@ def test_thingsboard_pairs_what_is_told_of_one_instant() -> None:
         ("by time: thingsboard/sms", "01:00:01.000", 0, 0, 2),
     ]
     assert outcome.series[0].readings[0].epoch == "b-5"
-    assert outcome.series[0].readings[0].width == 32
 
 
 def test_a_thingsboard_gateway_s_telemetry_is_parted_by_device() -> None:
@@ -516,6 +518,10 @@ def test_the_content_type_chooses_and_else_the_topic(
             "formats.senml.a",
         ),
         (
+            {"formats": {"senml": {"a": COUNTER_OF_32_BITS | {"unit": "kB"}}}},
+            "formats.senml.a.width",
+        ),
+        (
             {"formats": {"senml": {"a": {"meter": "data", "up": "x", "down": "x"}}}},
             "formats.senml.a",
         ),
@@ -533,6 +539,45 @@ def test_a_mapping_that_is_not_sound_is_refused_with_its_field(
     with pytest.raises(InvalidValue) as refused:
         read_mapping(document)
     assert refused.value.field == field
+
+
+def counted(series: Mapping[str, object], *records: Mapping[str, object]) -> list[Reading | str]:
+    """Return what a counter's SenML records, one a second, are by a mapping kept from before."""
+    mapping = TenantMapping(kept_mapping({"formats": {"senml": {"a": series}}}))
+    pack = [{"n": "x", "t": 1_776_000_000 + second, **each} for second, each in enumerate(records)]
+    (found,) = translated(Format.SENML_JSON, json.dumps(pack).encode(), mapping=mapping).series
+    return [*found.readings, *(each.detail for each in found.rejections)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "octets", "width"),
+    [("B", 1, 32), ("KiB", 2**10, 42), ("MiB", 2**20, 52), ("kB", 1000, None), ("MB", 10**6, None)],
+)
+@pytest.mark.parametrize("told_by", ["mapping", "message"])
+def test_a_counter_s_width_is_of_its_values_in_its_own_unit(
+    unit: str, octets: int, width: int | None, told_by: str
+) -> None:
+    last = 2**32 - 1
+    series = COUNTER_OF_32_BITS | ({"unit": unit} if told_by == "mapping" else {})
+    told = {"u": unit} if told_by == "message" else {}
+    fits, beyond = counted(series, {"v": last, **told}, {"v": last + 1, **told})
+    assert isinstance(fits, Reading)
+    assert (fits.uplink, fits.width) == (last * octets, width)
+    assert "does not fit a counter of 32 bits" in str(beyond)
+
+
+def test_two_directions_of_which_each_wraps_elsewhere_have_no_width() -> None:
+    series = COUNTER_OF_32_BITS | {"down": "y"}
+    both = [{"n": "x", "v": 1, "u": "KiB"}, {"n": "y", "v": 2, "u": "B", "t": 1_776_000_000}]
+    (reading,) = counted(series, *both)
+    assert isinstance(reading, Reading)
+    assert (reading.uplink, reading.downlink, reading.width) == (1024, 2, None)
+
+
+def test_a_counter_of_64_bits_does_not_wrap_in_any_unit() -> None:
+    (reading,) = counted(COUNTER_OF_32_BITS | {"width": 60, "unit": "MiB"}, {"v": 1})
+    assert isinstance(reading, Reading)
+    assert reading.width == 64
 
 
 def test_a_counter_without_an_epoch_may_begin_at_its_first_value() -> None:
