@@ -71,6 +71,16 @@ async def cycles_to_close(
     return [(fleet_of_row(row[:11]), _cycle(row[11:])) for row in await found.fetchall()]
 
 
+async def count_cycles_to_close(connection: Connection, *, ended_by: datetime) -> int:
+    """Return how many cycles are not closed and ended by then."""
+    found = await connection.execute(
+        "SELECT count(*) FROM fleet_cycle WHERE closed_run_no IS NULL AND cycle_end <= %s",
+        [ended_by],
+    )
+    row = await found.fetchone()
+    return 0 if row is None else int(row[0])
+
+
 async def unclosed_up_to(connection: Connection, key: CycleKey) -> list[datetime]:
     """Return the starts of a fleet's cycles that are not closed, up to one, ascending."""
     found = await connection.execute(
