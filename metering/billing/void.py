@@ -17,8 +17,10 @@ from metering.store.bills import (
     own_bill,
     set_state,
 )
+from metering.store.closing import is_settled_by_notes, mark_changed_after_close
 from metering.store.connection import Connection
-from metering.store.registry import fleets_by_no
+from metering.store.registry import fleets_by_no, lock_shard
+from metering.store.work import next_run_no
 
 
 async def void(
@@ -34,12 +36,16 @@ async def void(
     """Void a bill; return it, the number of its note, that of the new draft, and whether it was before.
 
     What notes left of it is taken back by one more, also where that is nothing. A draft of the same frozen
-    cycle is made if `rebill`. Raises `Conflict` when the bill is a draft or void, a dispute is open, or
+    cycle is made if `rebill`; what notes on it settled of the cycle since it closed is owed again, and the
+    next bill carries it. Raises `Conflict` when the bill is a draft or void, a dispute is open, or
     it was in the buyer's favour and what it brought is not there any more.
     """
     checked_text(reason, "reason")
     content: dict[str, object] = {"bill_no": bill_no, "reason": reason, "rebill": rebill}
     async with connection.transaction():
+        fleet_no = (await bill_by_no(connection, tenant_no, bill_no, documents=False)).fleet_no
+        fleet = (await fleets_by_no(connection, [fleet_no]))[fleet_no]
+        await lock_shard(connection, fleet.shard_no)  # what its cycle owes may change
         bill = await own_bill(connection, tenant_no, bill_no)
 
         async def do() -> dict[str, object]:
@@ -49,9 +55,11 @@ async def void(
             billed, notes = await final_documents(connection, bill)
             order = NoteOrder(way="credit", entries=all_left(left_of(billed, notes)), reason=reason)
             note_no = await add_note(connection, bill, order, now=now)
-            fleet = (await fleets_by_no(connection, [bill.fleet_no]))[bill.fleet_no]
             await return_credit(connection, fleet, bill_no, now=now)
             await set_state(connection, bill_no, "void", now=now)
+            if await is_settled_by_notes(connection, bill_no):
+                await next_run_no(connection)
+                await mark_changed_after_close(connection, [(fleet_no, bill.cycle.start)])
             draft_no = None
             if rebill:
                 draft_no = await insert_draft(

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import random
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from math import inf
 from time import monotonic, perf_counter
 
 from metering import clock
@@ -16,7 +18,7 @@ from metering.charging.open_cycle import open_due_cycles
 from metering.charging.reserve import expire_due
 from metering.charging.thresholds import release_due
 from metering.settings import Settings
-from metering.store.closing import CycleKey
+from metering.store.closing import CycleKey, count_cycles_to_close
 from metering.store.connection import (
     UNREACHABLE,
     Connection,
@@ -34,9 +36,19 @@ log = logging.getLogger(__name__)
 _BUSY_SECONDS_MAX = 0.05
 _RETRY_SECONDS = 0.1
 _IN_PLACE_SECONDS = 0.02
+_TOLD_SECONDS = 5.0
+"""How far the closing of many cycles is, is told no more often."""
 """How long charging waits for an answer without leaving it to the event loop: that has little else to do."""
 REASON_CHARACTERS_MAX = 500
 """As much of an error's text as is kept with a refused work item; the log has it all."""
+
+
+@dataclass(slots=True)
+class _Closing:
+    """Cycles that are closed in several looks, one after the other: how many, and when that was told."""
+
+    told_at: float
+    closed: int
 
 
 class Worker:
@@ -57,6 +69,7 @@ class Worker:
         self._look_at = 0.0
         self._readmitted = False
         self._not_closed: set[CycleKey] = set()
+        self._closing: _Closing | None = None
 
     async def run(self) -> None:
         """Charge until cancelled; a cancelled run is rolled back, and its work is there again."""
@@ -161,9 +174,10 @@ class Worker:
         now = clock.now()
         metrics.EXPIRED_RESERVATIONS.inc(await expire_due(connection, now=now))
         await open_due_cycles(connection, now=now, leases=leases)
+        grace = timedelta(hours=self._settings.closing_grace_hours)
         closed = await close_due_cycles(
             connection,
-            grace=timedelta(hours=self._settings.closing_grace_hours),
+            grace=grace,
             now=now,
             refused=self._not_closed,
         )
@@ -171,10 +185,25 @@ class Worker:
         await release_due(connection, now=now)
         await move_due(connection, now=now)
         if closed == CLOSED_AT_ONCE_MAX:
-            log.info("%d cycles closed, more may be due", closed)
+            await self._tell_closing(connection, closed, ended_by=now - grace)
             self._wake.set()
         else:
+            self._closing = None
             self._look_at = monotonic() + self._settings.charging_poll_seconds
+
+    async def _tell_closing(
+        self, connection: Connection, closed: int, *, ended_by: datetime
+    ) -> None:
+        """Say every few seconds how far the closing of many cycles is, which takes several looks."""
+        if self._closing is None:
+            self._closing = _Closing(told_at=-inf, closed=0)
+        self._closing.closed += closed
+        if monotonic() - self._closing.told_at < _TOLD_SECONDS:
+            return
+        self._closing.told_at = monotonic()
+        async with connection.transaction():
+            left = await count_cycles_to_close(connection, ended_by=ended_by)
+        log.info("%d cycles closed in a row, %d more ended", self._closing.closed, left)
 
     async def _wait(self) -> None:
         try:

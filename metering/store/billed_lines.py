@@ -64,15 +64,17 @@ class Reckoning:
 # When a cycle closed, was adjusted in a later bill, and was settled by notes.
 _RECKONINGS = (
     "(SELECT run_no, closed_at AS at, cycle_start AS billed_in, NULL::bigint AS note_no,"
-    "   NULL::text AS exact_amount FROM closed_cycle"
+    "   NULL::text AS exact_amount, NULL::timestamptz AS void_at FROM closed_cycle"
     "   WHERE fleet_no = %(fleet_no)s AND cycle_start = %(cycle_start)s"
     " UNION ALL SELECT adjustment.run_no, closed.closed_at, adjustment.billed_in, NULL,"
-    "   adjustment.exact_amount FROM period_adjustment AS adjustment JOIN closed_cycle AS closed"
+    "   adjustment.exact_amount, NULL FROM period_adjustment AS adjustment JOIN closed_cycle AS closed"
     "   ON closed.fleet_no = adjustment.fleet_no AND closed.cycle_start = adjustment.billed_in"
     "   WHERE adjustment.fleet_no = %(fleet_no)s AND adjustment.cycle_start = %(cycle_start)s"
     " UNION ALL SELECT settled.run_no, note.finalised_at, NULL, settled.note_no,"
-    "   settled.exact_amount FROM noted_adjustment AS settled"
+    "   settled.exact_amount, CASE WHEN noted.state = 'void' THEN noted.state_at END"
+    "   FROM noted_adjustment AS settled"
     "   LEFT JOIN bill AS note ON note.bill_no = settled.note_no"
+    "   LEFT JOIN bill AS noted ON noted.bill_no = note.corrects_no"
     "   WHERE settled.fleet_no = %(fleet_no)s AND settled.cycle_start = %(cycle_start)s)"
 )
 
@@ -93,9 +95,13 @@ async def reckonings_of(
         connection,
         Reckoning,
         f"WITH reckoned AS {_RECKONINGS}"  # noqa: S608 - text of this module
-        " SELECT run_no, at, exact_amount FROM reckoned WHERE run_no <= (SELECT run_no FROM reckoned"
+        ", wanted AS (SELECT run_no, at FROM reckoned"
         "   WHERE billed_in = %(billed_in)s OR note_no = %(note_no)s)"
-        " ORDER BY run_no DESC LIMIT 2",
+        " SELECT reckoned.run_no, reckoned.at, reckoned.exact_amount FROM reckoned, wanted"
+        " WHERE reckoned.run_no <= wanted.run_no"
+        # What a note settled was owed again from when its bill became void.
+        " AND NOT coalesce(reckoned.void_at <= wanted.at, false)"
+        " ORDER BY reckoned.run_no DESC LIMIT 2",
         {
             "fleet_no": fleet_no,
             "cycle_start": cycle_start,

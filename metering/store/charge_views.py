@@ -9,6 +9,7 @@ from typing import Literal
 from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.period import BillCycle
+from metering.store.closing import STANDING_NOTED
 from metering.store.connection import Connection
 from metering.store.known_views import KNOWN_CHARGES, KNOWN_CHARGES_OF_DEVICE, Known
 from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
@@ -475,14 +476,15 @@ async def billing_of_charge(
     found = await fetch_one(
         connection,
         Billing,
-        "WITH counted AS (SELECT greatest(%(run_no)s, coalesce((SELECT run_no FROM correction"
+        "WITH counted AS (SELECT greatest(%(run_no)s, coalesce((SELECT run_no FROM correction"  # noqa: S608 - text of the store
         "     WHERE correction_no = %(correction_no)s), 0)) AS run_no),"
         # What was reckoned first since it counts.
         " later AS (SELECT * FROM (SELECT 'period_adjustment' AS held_by, billed_in,"
         "     NULL::bigint AS note_no, run_no FROM period_adjustment"
         "     WHERE fleet_no = %(fleet_no)s AND cycle_start = %(cycle_start)s"
         "   UNION ALL SELECT 'note', NULL, note_no, run_no FROM noted_adjustment"
-        "     WHERE fleet_no = %(fleet_no)s AND cycle_start = %(cycle_start)s) AS reckoned"
+        f"     WHERE fleet_no = %(fleet_no)s AND cycle_start = %(cycle_start)s AND {STANDING_NOTED})"
+        "   AS reckoned"
         "   WHERE run_no > (SELECT run_no FROM counted) ORDER BY run_no LIMIT 1)"
         " SELECT closed.closed_at, CASE WHEN coalesce(counted.run_no > closed.run_no, false)"
         "   THEN coalesce(later.held_by, 'period_adjustment') ELSE 'line' END AS held_by,"

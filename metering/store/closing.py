@@ -71,6 +71,16 @@ async def cycles_to_close(
     return [(fleet_of_row(row[:11]), _cycle(row[11:])) for row in await found.fetchall()]
 
 
+async def count_cycles_to_close(connection: Connection, *, ended_by: datetime) -> int:
+    """Return how many cycles are not closed and ended by then."""
+    found = await connection.execute(
+        "SELECT count(*) FROM fleet_cycle WHERE closed_run_no IS NULL AND cycle_end <= %s",
+        [ended_by],
+    )
+    row = await found.fetchone()
+    return 0 if row is None else int(row[0])
+
+
 async def unclosed_up_to(connection: Connection, key: CycleKey) -> list[datetime]:
     """Return the starts of a fleet's cycles that are not closed, up to one, ascending."""
     found = await connection.execute(
@@ -318,10 +328,28 @@ async def store_noted_adjustment(
     )
 
 
+STANDING_NOTED = (
+    "NOT EXISTS (SELECT FROM bill AS note JOIN bill AS billed ON billed.bill_no = note.corrects_no"
+    "   WHERE note.bill_no = noted_adjustment.note_no AND billed.state = 'void')"
+)
+"""Of `noted_adjustment`, what still counts as billed: not what notes on a bill settled that is void now."""
+
+
+async def is_settled_by_notes(connection: Connection, bill_no: int) -> bool:
+    """Whether a note on a bill settled what its cycle owed since it closed."""
+    found = await connection.execute(
+        "SELECT EXISTS (SELECT FROM bill AS note JOIN noted_adjustment ON note_no = note.bill_no"
+        " WHERE note.corrects_no = %s)",
+        [bill_no],
+    )
+    row = await found.fetchone()
+    return row is not None and bool(row[0])
+
+
 async def _noted(connection: Connection, fleet_no: int, cycle: BillCycle) -> list[StoredAdjustment]:
     found = await connection.execute(
-        "SELECT run_no, late_records, amount, exact_amount FROM noted_adjustment"
-        " WHERE fleet_no = %s AND cycle_start = %s ORDER BY run_no",
+        "SELECT run_no, late_records, amount, exact_amount FROM noted_adjustment"  # noqa: S608 - text of this module
+        f" WHERE fleet_no = %s AND cycle_start = %s AND {STANDING_NOTED} ORDER BY run_no".encode(),
         [fleet_no, cycle.start],
     )
     return [

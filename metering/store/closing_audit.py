@@ -9,7 +9,7 @@ from typing import Any
 
 from metering.period import BillCycle
 from metering.store.bill_views import UseRow
-from metering.store.closing import statement_with_lines
+from metering.store.closing import STANDING_NOTED, statement_with_lines
 from metering.store.connection import Connection
 from metering.store.long_documents import without_many_lines
 
@@ -18,7 +18,7 @@ from metering.store.long_documents import without_many_lines
 class AuditedAdjustment:
     """A frozen adjustment of a cycle, and in which run the bill that carries it says it closed.
 
-    `billed_in` is the cycle whose bill it is in; None: a note settled it.
+    `billed_in` is the cycle whose bill it is in; None: a note settled it, on a bill that is not void.
     """
 
     billed_in: datetime | None
@@ -84,13 +84,14 @@ async def audited_cycles(connection: Connection, fleet_no: int) -> list[AuditedC
     if not any(row[12] for row in rows):
         return list(cycles.values())
     adjusted = await connection.execute(
-        "SELECT period_adjustment.cycle_start, billed_in, period_adjustment.run_no, bill.run_no,"
+        "SELECT period_adjustment.cycle_start, billed_in, period_adjustment.run_no, bill.run_no,"  # noqa: S608 - text of the store
         " late_records, exact_amount, amount FROM period_adjustment"
         " JOIN closed_cycle AS bill ON bill.fleet_no = period_adjustment.fleet_no"
         "   AND bill.cycle_start = period_adjustment.billed_in"
         " WHERE period_adjustment.fleet_no = %(fleet_no)s"
         " UNION ALL SELECT cycle_start, NULL, run_no, run_no, late_records, exact_amount, amount"
-        "   FROM noted_adjustment WHERE fleet_no = %(fleet_no)s ORDER BY 3",
+        f"   FROM noted_adjustment WHERE fleet_no = %(fleet_no)s AND {STANDING_NOTED}"
+        " ORDER BY 3".encode(),
         {"fleet_no": fleet_no},
     )
     by_cycle: dict[datetime, list[AuditedAdjustment]] = {}

@@ -212,8 +212,16 @@ async def known_closings(
         "   AND fleet_cycle.cycle_start = adjustment.cycle_start"
         " JOIN closed_cycle AS bill ON bill.fleet_no = fleet_cycle.fleet_no"
         "   AND bill.cycle_start = adjustment.billed_in"
-        " WHERE fleet_cycle.fleet_no = %s AND bill.closed_at <= %s ORDER BY billed_in",
-        [fleet_no, at],
+        " WHERE fleet_cycle.fleet_no = %(fleet_no)s AND bill.closed_at <= %(at)s"
+        # What notes settled by then, unless the bill that they are on was void by then.
+        " UNION ALL SELECT first_day, next_first_day, fleet_cycle.cycle_start, cycle_end, noted.run_no,"
+        " noted.late_records, noted.amount, exact_amount"
+        " FROM noted_adjustment AS noted JOIN fleet_cycle USING (fleet_no, cycle_start)"
+        " JOIN bill AS note ON note.bill_no = noted.note_no"
+        " JOIN bill AS billed ON billed.bill_no = note.corrects_no"
+        " WHERE noted.fleet_no = %(fleet_no)s AND note.finalised_at <= %(at)s"
+        " AND NOT (billed.state = 'void' AND billed.state_at <= %(at)s) ORDER BY 5",
+        {"fleet_no": fleet_no, "at": at},
     )
     adjusted: dict[datetime, list[StoredAdjustment]] = {}
     for row in await found.fetchall():

@@ -222,7 +222,7 @@ class ComparedMessages:
 
     readings: int
     differences: Sequence[str]
-    """Readings that the messages do not hold, and batches that cannot be read, in words."""
+    """Readings that the messages do not hold, those that only they hold, and batches that cannot be read."""
 
 
 BatchPlace = tuple[int, int]
@@ -245,7 +245,11 @@ async def compare_messages(connection: Connection) -> ComparedMessages:
 async def compare_after(
     connection: Connection, place: BatchPlace
 ) -> tuple[ComparedMessages, BatchPlace | None]:
-    """Compare the next few batches after a place; also return the last one's; None: that was the end."""
+    """Compare the next few batches after a place; also return the last one's; None: that was the end.
+
+    Each reading of a batch is in its messages; each number in its messages is stored, be it of another batch
+    (a duplicate) or only to compare, or was rejected.
+    """
     found = await connection.execute(
         "SELECT batch_no, tenant_no, content FROM message_batch WHERE (batch_no, tenant_no) > (%s, %s)"
         " ORDER BY batch_no, tenant_no LIMIT %s",
@@ -261,12 +265,14 @@ async def compare_after(
             held[batch_no, tenant_no] = _numbers(content)
         except MessagesDamaged as error:
             differences.append(f"the messages of batch {batch_no} cannot be read: {error}")
-    for batch_no, tenant_no, boots, seqs in await _stored(connection, held):
+    stored = await _stored(connection, held)
+    for batch_no, tenant_no, boots, seqs in stored:
         readings += len(boots)
         differences += [
             f"reading boot {boot_no} seq {seq} is not in the messages of its batch {batch_no}"
             for boot_no, seq in _missing(held[batch_no, tenant_no], (boots, seqs))
         ]
+    differences += await _without_fate(connection, held, stored)
     compared = ComparedMessages(readings=readings, differences=differences)
     return compared, (rows[-1][0], rows[-1][1]) if len(rows) == _PAGE else None
 
@@ -354,6 +360,45 @@ def _missing(
     missing = is_stored.copy()
     missing[1:] &= (boots[1:] != boots[:-1]) | (seqs[1:] != seqs[:-1])
     yield from zip(boots[missing].tolist(), seqs[missing].tolist(), strict=True)
+
+
+async def _without_fate(
+    connection: Connection,
+    held: Mapping[BatchPlace, tuple[Column, Column]],
+    stored: Iterable[tuple[int, int, Column, Column]],
+) -> list[str]:
+    """Return the numbers in kept messages of which there is neither a reading nor a rejection, in words."""
+    nothing = (np.array([], np.int64), np.array([], np.int64))
+    by_place = {(batch_no, tenant_no): (boots, seqs) for batch_no, tenant_no, boots, seqs in stored}
+    elsewhere = [
+        (place[0], boot_no, seq)
+        for place, numbers in held.items()
+        for boot_no, seq in _missing(by_place.get(place, nothing), numbers)
+    ]
+    if not elsewhere:  # as nearly always: nothing was sent twice, compared or rejected
+        return []
+    found = await connection.execute(
+        "SELECT given.batch_no, given.boot_no, given.seq"
+        " FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS given (batch_no, boot_no, seq)"
+        " LEFT JOIN boot ON boot.boot_no = given.boot_no"
+        # OFFSET 0: each number by the indices, in this order, and no join with all readings that there are.
+        " WHERE NOT (EXISTS (SELECT FROM reading"
+        "   WHERE reading.boot_no = given.boot_no AND reading.seq = given.seq OFFSET 0)"
+        " OR EXISTS (SELECT FROM compared_reading AS compared"
+        "   WHERE compared.boot_no = given.boot_no AND compared.seq = given.seq OFFSET 0)"
+        " OR EXISTS (SELECT FROM rejected WHERE rejected.device_no = boot.device_no"
+        "   AND rejected.boot_id = boot.boot_id AND rejected.seq = given.seq OFFSET 0)"
+        # One that found no room in its boot's numbering is kept without its number.
+        " OR EXISTS (SELECT FROM rejected WHERE rejected.device_no = boot.device_no"
+        "   AND rejected.boot_id = boot.boot_id AND rejected.seq IS NULL OFFSET 0))"
+        " ORDER BY 1, 2, 3",
+        [list(column) for column in zip(*elsewhere, strict=True)],
+    )
+    return [
+        f"boot {boot_no} seq {seq} is in a kept message of batch {batch_no}, and is neither stored"
+        " nor rejected"
+        for batch_no, boot_no, seq in await found.fetchall()
+    ]
 
 
 async def _stored(

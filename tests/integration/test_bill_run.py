@@ -1,6 +1,7 @@
 """The bill run: drafts become final as their tenant says; disputes and payments change what is to be paid."""
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from metering.billing.notes import NoteEntry
 from metering.billing.run_bills import BillRun, run_bills
 from metering.billing.settle import settle
 from metering.errors import Conflict, InvalidValue
+from metering.payments import progress
+from metering.payments.bill_run_command import BillRunner
+from metering.settings import Settings
 from metering.store.billing_settings import replace_tax_rules
 from tests.integration.billing_scene import (
     NOW,
@@ -30,6 +34,7 @@ from tests.integration.billing_scene import (
     voided,
 )
 from tests.integration.closing_scene import FEBRUARY, GRACE, MARCH, Scene
+from tests.integration.pipeline import TENANT
 
 
 async def run(scene: Scene, **how: Any) -> BillRun:  # noqa: ANN401 - as `run_bills` takes it
@@ -174,3 +179,27 @@ def test_a_bill_is_paid_and_no_longer_when_its_payment_is_taken_back(database_ur
             )  # fmt: skip
 
     billed(database_url, story)
+
+
+class _Terminal(io.StringIO):
+    @staticmethod
+    def isatty() -> bool:
+        return True
+
+
+def test_the_bill_run_tells_how_far_it_is(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "_TERMINAL_SECONDS", 0.0)  # after each bill
+
+    async def story(scene: Scene) -> None:
+        await set_up(scene, finalising="at_once")
+        settings = Settings(database_url=database_url)
+        done = await BillRunner(settings, tenant=TENANT, by_hand=False, now=lambda: NOW).once()
+        assert done == BillRun(finalised=2)
+
+    billed(database_url, story)
+    lines = [each.partition(" bills")[0] for each in terminal.getvalue().split("\r\x1b[K")[1:]]
+    assert lines == ["1 of 2", "2 of 2", ""]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import date, datetime, timedelta
@@ -512,6 +513,32 @@ def test_a_worker_closes_what_is_due_and_counts_what_is_late(database_url: str) 
         )
 
     played(database_url, story, began=MARCH.start)
+
+
+def test_a_worker_tells_how_far_the_closing_of_many_cycles_is(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in ("close_cycle", "worker"):
+        monkeypatch.setattr(f"metering.charging.{module}.CLOSED_AT_ONCE_MAX", 2)
+    monkeypatch.setattr("metering.charging.worker._TOLD_SECONDS", 0.0)
+    caplog.set_level("INFO", logger="metering.charging.worker")
+
+    async def story(scene: Scene) -> None:
+        await scene.use("van-1", day(MARCH, 5), sms=3)
+        running = asyncio.create_task(Worker(Settings(database_url=database_url)).run())
+        try:
+            async with asyncio.timeout(30):
+                while (await scene.bill(JUNE)).closed_at is None:
+                    await asyncio.sleep(0.05)
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+    played(database_url, story, began=MARCH.start)
+    told = [each.getMessage() for each in caplog.records if "in a row" in each.getMessage()]
+    (first, left), (second, fewer) = (map(int, re.findall(r"\d+", each)) for each in told[:2])
+    assert (first, second, left - fewer) == (2, 4, 2)
 
 
 def test_charging_goes_on_between_closings(

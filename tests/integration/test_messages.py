@@ -195,6 +195,47 @@ def test_the_audit_names_what_its_batch_does_not_hold(database_url: str) -> None
     assert found[1].endswith(f"seq 2 is not in the messages of its batch {first}")
 
 
+def test_the_audit_names_what_only_a_message_holds(database_url: str) -> None:
+    """Sent twice, refused for what came first, and compared alone: each of those has its fate."""
+    differing = payload_of("b1", sms(1, 7), sms(3))
+
+    async def story(scene: Scene) -> None:
+        await store(scene, admitted("van-1", FIRST))
+        await store(scene, admitted("van-1", FIRST, at=AT + timedelta(minutes=1)))
+        await store(scene, admitted("van-1", differing, at=AT + timedelta(minutes=2)))
+        await store(
+            scene, admitted("van-2", payload_of("b9", sms(1), sms(4), {"seq": 2, "meter": "none"}))
+        )
+
+    played(database_url, story)
+    assert asyncio.run(_audited(database_url)) == []
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        ((batch, content),) = connection.execute(
+            "SELECT batch_no, content FROM message_batch ORDER BY batch_no LIMIT 1"
+        ).fetchall()
+        ((last, of_last),) = connection.execute(
+            "SELECT batch_no, content FROM message_batch ORDER BY batch_no DESC LIMIT 1"
+        ).fetchall()
+        connection.execute(
+            "INSERT INTO compared_reading (boot_no, seq, device_no, measured_at, received_at, meter_no,"
+            " kind, uplink, downlink, quantity, packets) SELECT boot_no, 98, device_no, measured_at,"
+            " received_at, meter_no, 0, 0, 0, 1, 0 FROM reading WHERE batch_no = %s LIMIT 1",
+            [batch],
+        )
+        # Of van-2, number 2 was rejected; of van-1, number 98 is only compared, and there is no 99.
+        for number, kept, others in ((batch, content, [98, 99]), (last, of_last, [2])):
+            more = [
+                each._replace(readings=[[*each.readings[0], *others]]) for each in unpacked(kept)
+            ]
+            connection.execute(
+                "UPDATE message_batch SET content = %b WHERE batch_no = %s", [packed(more), number]
+            )
+    told = [each for each in asyncio.run(_audited(database_url)) if "in a kept message" in each]
+    assert [each.partition(" seq ")[2] for each in told] == [
+        f"99 is in a kept message of batch {batch}, and is neither stored nor rejected"
+    ]
+
+
 async def _audited(url: str, *, kept_since: datetime | None = None) -> list[str]:
     async with await connect(url, application="test") as connection:
         return (await audit_database(connection, messages_kept_since=kept_since)).differences

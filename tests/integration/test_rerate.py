@@ -2,16 +2,22 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from metering.billing.finalise import finalise
+from metering.billing.known_bill import bill_known_at
 from metering.billing.notes import left_of
 from metering.billing.tax_service import HttpTaxService
+from metering.billing.void import void
 from metering.charging.rerate import RerateOrder, Settling, rerate
 from metering.errors import Conflict, InvalidValue
+from metering.insight.explain import explained_charge
+from metering.store.billed_lines import reckonings_of
 from metering.store.billing_settings import replace_tax_rules
 from metering.store.bills import StoredBill
 from tests.integration.billing_scene import (
@@ -24,7 +30,8 @@ from tests.integration.billing_scene import (
     used_and_closed,
     voided,
 )
-from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, PLAN, Scene, day, played
+from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, MAY, PLAN, Scene, day, played
+from tests.integration.test_assurance import assured
 from tests.integration.test_closing_corrections import DEARER, OWN, number_of
 from tests.tax_service import served
 
@@ -122,6 +129,89 @@ def test_a_note_settles_what_re_rating_makes_of_a_final_bill(
             )  # fmt: skip
         await scene.close(APRIL)
         assert await scene.audit() == []
+
+    played(database_url, story, meters=OWN)
+
+
+@pytest.mark.parametrize("plan", [DEARER, CHEAPER])
+@pytest.mark.parametrize("rebill", [True, False])
+def test_what_a_note_settled_is_owed_again_when_its_bill_is_void(
+    database_url: str, plan: dict[str, Any], *, rebill: bool
+) -> None:
+    async def story(scene: Scene) -> None:
+        async def in_next() -> list[tuple[Any, Decimal]]:
+            return [
+                (each.cycle, each.amount)
+                for each in (await scene.bill(APRIL)).adjustments
+                if each.tells
+            ]
+
+        async def believed_next(at: datetime) -> list[tuple[Any, Decimal]]:
+            bill = await bill_known_at(
+                scene.connection, scene.operator.tenant, fleet=scene.fleet, at=APRIL.start,
+                known_at=at,
+            )  # fmt: skip
+            return [(each.cycle, each.amount) for each in bill.adjustments]
+
+        await begun(scene)
+        settled_at, void_at = day(APRIL, 21), day(APRIL, 22)
+        march = await finalised(scene, MARCH, now=settled_at)
+        told, _ = await rerate(
+            scene.connection, scene.fleet, await order(scene, plan), key="k", now=settled_at
+        )
+        (cycle,) = told["cycles"]
+        difference = Decimal(cycle["after"]) - Decimal(cycle["before"])
+        assert await in_next() == []
+        assert await believed_next(settled_at) == []
+        await void(
+            scene.connection, tenant_no=scene.operator.tenant, bill_no=march.bill_no,
+            reason="wrong buyer", rebill=rebill, key="void", now=void_at,
+        )  # fmt: skip
+        assert await in_next() == [(MARCH, difference)]
+        assert await believed_next(settled_at) == []
+        assert await believed_next(void_at) == [(MARCH, difference)]
+        assert await scene.audit() == []
+        revenue = (await assured(scene, MARCH.start)).revenue
+        assert revenue.rest == revenue.adjusted == 0
+        assert revenue.open == difference
+        if rebill:
+            again = document(await finalised(scene, MARCH))
+            assert again.totals.net == document(march).totals.net
+        await scene.close(APRIL)
+        april = document(await finalised(scene, APRIL))
+        assert [
+            (line.period and line.period.first_day, line.amount)
+            for line in april.lines
+            if line.kind == "earlier_period"
+        ] == [(MARCH.first_day, difference)]
+        found = await assured(scene, MARCH.start)
+        assert found.is_even
+        assert found.revenue.rest == found.revenue.open == 0
+        assert found.revenue.adjusted == difference
+        assert await scene.audit() == []
+        # What the new line is explained by is all that changed since the cycle closed, not since the note.
+        reckoned = await reckonings_of(
+            scene.connection, fleet_no=scene.fleet.fleet_no, cycle_start=MARCH.start,
+            billed_in=APRIL.start,
+        )  # fmt: skip
+        assert [each.exact_amount for each in reckoned] == [str(Fraction(difference)), None]
+        of_note = await reckonings_of(
+            scene.connection, fleet_no=scene.fleet.fleet_no, cycle_start=MARCH.start,
+            note_no=cycle["note_no"],
+        )  # fmt: skip
+        assert [each.exact_amount for each in of_note] == [str(Fraction(difference)), None]
+        rows = await scene.connection.execute(
+            "SELECT charge.boot_no, charge.seq, part FROM charge JOIN device USING (device_no)"
+            " WHERE device_id = 'van-2' AND cycle_start = %s LIMIT 1",
+            [MARCH.start],
+        )
+        ((*charge,),) = await rows.fetchall()
+        key = (charge[0], charge[1], charge[2])
+        explained = await explained_charge(scene.connection, scene.operator.tenant, key)
+        billing = explained.billing
+        assert (billing.held_by, billing.billed_in) == ("period_adjustment", APRIL.start)
+        # It is billed once: nothing of it is left for the bill after.
+        assert [each for each in (await scene.bill(MAY)).adjustments if each.tells] == []
 
     played(database_url, story, meters=OWN)
 
