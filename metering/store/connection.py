@@ -34,16 +34,17 @@ class _BoundedConnection(AsyncConnection[TupleRow]):
     _turn_due: float = 0.0
 
     async def wait(self, gen: PQGen[_Result], *args: Any, **more: Any) -> _Result:  # noqa: ANN401 - its own
-        if self.at_once_seconds:
-            if monotonic() >= self._turn_due:
-                await asyncio.sleep(0)
-                self._turn_due = monotonic() + _TURN_SECONDS
+        # Nothing is awaited before `gen` has begun: what asks the server nothing, as a change of autocommit
+        # does, must not be left undone because whoever called was cancelled.
+        if self.at_once_seconds and monotonic() < self._turn_due:
             gen = _waiting_at_once(gen, self.pgconn.socket, self.at_once_seconds)
             try:
                 next(gen)
             except StopIteration as end:
                 answer: _Result = end.value
                 return answer
+        else:
+            self._turn_due = monotonic() + _TURN_SECONDS  # others have theirs while the loop waits
         async with asyncio.timeout(self.answer_seconds_max):
             return await super().wait(gen, *args, **more)
 

@@ -120,3 +120,23 @@ def test_who_waits_can_be_cancelled(database_url: str) -> None:
             assert row == (5,)
 
     asyncio.run(scene())
+
+
+def test_what_asks_the_server_nothing_is_done_though_the_caller_is_cancelled(
+    database_url: str,
+) -> None:
+    # A pool tries a connection outside any transaction: left so, the next one's settings would be lost.
+    async def cancelled(connection: Connection) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await connection.set_autocommit(False)
+
+    async def scene() -> None:
+        async with await _in_place(database_url) as connection:
+            await asyncio.sleep(0.05)  # longer than others wait for their turn
+            changing = asyncio.create_task(cancelled(connection))
+            await asyncio.gather(changing, return_exceptions=True)
+            assert not connection.autocommit
+
+    asyncio.run(scene())
