@@ -72,8 +72,6 @@ from metering.settings import Settings
 from metering.store.connection import api_database_url, connection_pool
 
 _CONNECTIONS_MAX = 10
-_IN_PLACE_SECONDS = 0.001
-"""As long as most statements of a request take: the event loop costs more than they do."""
 
 _DESCRIPTION = """\
 What IoT fleets use, what is left, and what it costs, while it happens.
@@ -96,7 +94,6 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
         size_max=_CONNECTIONS_MAX,
         answer_seconds_max=settings.database_answer_seconds_max,
         row_security=True,
-        in_place_seconds=_IN_PLACE_SECONDS,
     )
     streams = Streams(
         pool,

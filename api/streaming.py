@@ -331,6 +331,7 @@ class Streams:
                 feed.wake()
 
     async def _listen(self) -> None:
+        again = False
         while True:
             connection = await connect_patiently(
                 self._database_url,
@@ -342,7 +343,9 @@ class Streams:
             try:
                 await connection.execute(f"LISTEN {STREAM_CHANNEL}".encode())
                 self._heard("")
-                self._heard("access")  # what was said before is heard by nobody
+                if again:
+                    self._heard("access")  # what was said meanwhile is heard by nobody
+                again = True
                 while True:
                     async for told in connection.notifies(timeout=self._answer_seconds_max / 2):
                         self._heard(told.payload)

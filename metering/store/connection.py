@@ -197,18 +197,16 @@ def connection_pool(
     size_max: int,
     answer_seconds_max: float,
     row_security: bool = False,
-    in_place_seconds: float = 0.0,
 ) -> AsyncConnectionPool[Connection]:
     """Return a pool, not yet open, of at most `size_max` connections that expect answers.
 
     A connection is tried before it is handed out, so that a database that was away costs no request
     once it is back; while it is away, the pool tries again every second. `row_security`: whether it holds for
-    the role that the URL names. `in_place_seconds`: see `wait_in_place`.
+    the role that the URL names.
     """
 
     async def configure(connection: Connection) -> None:
         expect_answers(connection, within_seconds=answer_seconds_max)
-        wait_in_place(connection, seconds=in_place_seconds)
         if isinstance(connection, _BoundedConnection):
             connection.row_security = row_security
 
