@@ -190,6 +190,19 @@ async def end_session(connection: Connection, session: int | None) -> None:
             )
 
 
+async def _check(connection: Connection) -> None:
+    """Raise unless a connection answers; one whose trial does not end is closed.
+
+    It is tried in autocommit: who is cancelled in between would leave it so to the next one, whose
+    transactions would be none.
+    """
+    try:
+        await AsyncConnectionPool.check_connection(connection)
+    except BaseException:
+        await connection.close()
+        raise
+
+
 def connection_pool(
     url: str,
     *,
@@ -219,7 +232,7 @@ def connection_pool(
         open=False,
         timeout=5,
         reconnect_timeout=1,
-        check=AsyncConnectionPool.check_connection,
+        check=_check,
         kwargs=dict(_parameters(application)),
     )
 
