@@ -1,14 +1,19 @@
 """`make bench`: measures the product beside the raw parts, and writes `bench/latest.json`."""
 
 import argparse
-import json
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 from bench.extent import FULL, PARTS, QUICK, USUAL
+from bench.machine import machine
 from bench.product import Processing
-from bench.run import run
+from bench.results import Results
+from bench.run import commit, run
 from bench.servers import own_servers
 from metering.errors import FleetmeterError
 
@@ -16,7 +21,7 @@ LATEST = Path(__file__).with_name("latest.json")
 
 
 def main() -> int:
-    """Run what the arguments say; 1 if an audit is not equal, or where nothing can be measured."""
+    """Run what the arguments say; 1 if an audit is not equal, or where something cannot be measured."""
     arguments = _arguments()
     extent = QUICK if arguments.quick else FULL if arguments.full else USUAL
     if arguments.only:
@@ -30,18 +35,34 @@ def main() -> int:
         workers=arguments.workers,
         settings=dict(each.split("=", 1) for each in arguments.set),
     )
+    began, at = monotonic(), datetime.now(UTC)
+    ends_by = None if arguments.minutes is None else began + 60 * arguments.minutes
     try:
         with own_servers() as servers:
-            result = run(servers, extent, processing, _say)
+            about = machine(servers)
+            results = Results(arguments.output, about)
+            ran = run(servers, extent, processing, _say, results, ends_by=ends_by)
     except FleetmeterError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    told = {
+        "at": at.isoformat(timespec="seconds"),
+        "seconds": monotonic() - began,
+        "load_before": about["load_before"],
+        **commit(),
+        **asdict(ran),
+    }
+    results.end(" ".join([extent.name, *sorted(arguments.only or ())]), told)
+    _tell(results.as_json())
+    unequal = results.as_json()["audit"] not in {"equal", None}
+    return 1 if unequal or ran.failed else 0
+
+
+def _tell(result: Mapping[str, Any]) -> None:
     for name, value in result.items():
         if not isinstance(value, dict):
             shown = f"{value:,.3g}" if isinstance(value, float) and value < 100 else value  # noqa: PLR2004
-            print(f"{name:28} {f'{shown:,.0f}' if isinstance(shown, float) else shown}")
-    return 0 if result["audit"] in {"equal", None} else 1
+            _say(f"{name:28} {f'{shown:,.0f}' if isinstance(shown, float) else shown}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -58,6 +79,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--usage-rows", type=int, nargs="+", metavar="N", help="growth: with so many rows of usage"
     )
+    parser.add_argument(
+        "--minutes", type=float, metavar="N",
+        help="leave out what would last longer, the least important first to go",
+    )  # fmt: skip
     parser.add_argument("--ingesters", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument(

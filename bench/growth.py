@@ -11,7 +11,7 @@ from bench.charging import Charged, charge
 from bench.comparison import BASE
 from bench.conditions import Conditions
 from bench.extent import Extent
-from bench.history import HISTORY, copy_history
+from bench.history import HISTORY, copy_history, expect_space
 from bench.latency import Load, start_all
 from bench.load import Generator
 from bench.percentiles import latency_of
@@ -26,17 +26,7 @@ _SEED_MESSAGES = 5_000
 _PROBED_AT = 0.5
 
 
-def measure_growth(conditions: Conditions) -> dict[str, Any]:
-    """Measure with more and more devices, rows and workers, each on a database of its own."""
-    extent = conditions.extent
-    return {
-        "devices_known": [_with_devices(conditions, count) for count in extent.devices_known],
-        "usage_rows": [_with_rows(conditions, count) for count in extent.usage_rows],
-        "workers": [_with_workers(conditions, count) for count in extent.workers],
-    }
-
-
-def _with_devices(conditions: Conditions, devices: int) -> dict[str, Any]:
+def with_devices(conditions: Conditions, devices: int) -> dict[str, Any]:
     """Measure where so many devices are known: with a thousand of them that send, then with each one."""
     known = Population(name="known", fleets=_FLEETS, devices_a_fleet=devices // _FLEETS)
     few = Population(name="known", fleets=_FLEETS, devices_a_fleet=min(50, devices // _FLEETS))
@@ -71,8 +61,9 @@ def _with_devices(conditions: Conditions, devices: int) -> dict[str, Any]:
     }
 
 
-def _with_rows(conditions: Conditions, rows: int) -> dict[str, Any]:
+def with_rows(conditions: Conditions, rows: int) -> dict[str, Any]:
     """Measure where so many readings and charges are stored already."""
+    expect_space(conditions.servers, rows)
     with (
         product(
             conditions.servers, [BASE, PROBE, HISTORY], conditions.processing, conditions.folder
@@ -104,7 +95,7 @@ def _with_rows(conditions: Conditions, rows: int) -> dict[str, Any]:
     }
 
 
-def _with_workers(conditions: Conditions, workers: int) -> dict[str, Any]:
+def with_workers(conditions: Conditions, workers: int) -> dict[str, Any]:
     """Measure with so many workers."""
     processing = replace(conditions.processing, workers=workers)
     with (
@@ -136,7 +127,7 @@ def _throughput(made: Product, generator: Generator, manner: Manner, extent: Ext
     first = max(1, extent.first_messages // manner.readings_a_message)
     done = charge(made, generator, manner, first)
     rounds: list[Charged] = []
-    for _ in range(max(1, extent.rounds // 2)):
+    for _ in range(extent.growth_rounds):
         wanted = amount(done.messages_per_s, extent.seconds)
         rounds.append(done := charge(made, generator, manner, wanted))
     return _middle(rounds)
@@ -152,7 +143,7 @@ def _balance_ms(
     """Return publish → balance at half of saturation."""
     load = Load(made, generator, _PROBED_AT * saturation)
     with api_client(made, port) as api, BalanceProbe(made, api) as probe:
-        return asdict(latency_of(load.probed(probe.run, extent.probe_seconds)))
+        return asdict(latency_of(load.probed(probe.run, extent.growth_probe_seconds)))
 
 
 def _told(audited: Audited) -> dict[str, Any]:

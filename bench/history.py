@@ -1,13 +1,16 @@
 """A long history: what was charged once, copied until the tables hold as many rows as are wanted."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from bench.product import Product
+from bench.servers import BenchError, Servers
 from bench.workload import Population
 
 HISTORY = Population(name="history", fleets=1, devices_a_fleet=1000)
@@ -17,6 +20,20 @@ _BOOTS = 1_000_000
 _DAYS = 24
 """Copies are measured up to so many days before: each of them fills partitions of its own."""
 _CONNECTIONS = 4
+_OCTETS_A_ROW = 600
+"""Of disk, for a reading and its charge with their indices: 570 were measured."""
+_OCTETS_BESIDE = 6 * 10**9
+"""Of disk, for the write-ahead log, and for what is charged afterwards."""
+
+
+def expect_space(servers: Servers, rows: int) -> None:
+    """Raise `BenchError` where the disk of a database that is ours is too small for so many rows."""
+    free = shutil.disk_usage(servers.settings.data_dir).free
+    needed = _OCTETS_A_ROW * rows + _OCTETS_BESIDE
+    if "database" in servers.pids and free < needed:
+        raise BenchError(
+            f"{rows:,} rows take {needed / 1e9:,.0f} GB of disk, {free / 1e9:,.0f} GB are free"
+        )
 
 
 def copy_history(made: Product, rows: int) -> int:
@@ -48,8 +65,24 @@ def copy_history(made: Product, rows: int) -> int:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             for _ in pool.map(copy_day, range(1, min(copies, _DAYS) + 1)):
                 pass
-        connection.execute("VACUUM ANALYZE reading, charge")
+            for _ in pool.map(partial(_settle, made.database_url), _chunks(connection)):
+                pass
+        connection.execute("ANALYZE reading, charge")
         return _count(connection, device_nos)[0]
+
+
+def _chunks(connection: psycopg.Connection[Any]) -> list[sql.Identifier]:
+    rows = connection.execute(
+        "SELECT chunk_schema, chunk_name FROM timescaledb_information.chunks"
+        " WHERE hypertable_name IN ('reading', 'charge')"
+    ).fetchall()
+    return [sql.Identifier(*row) for row in rows]
+
+
+def _settle(url: str, chunk: sql.Identifier) -> None:
+    """Do for a chunk what autovacuum would do some time later, amid what is measured."""
+    with psycopg.connect(url, autocommit=True) as own:
+        own.execute(sql.SQL("VACUUM {}").format(chunk))
 
 
 def _count(connection: psycopg.Connection[Any], device_nos: list[int]) -> tuple[int, datetime]:

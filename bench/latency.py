@@ -27,6 +27,7 @@ from bench.percentiles import Latency, latency_of
 from bench.product import Product, product, start, stop
 from bench.reads import read
 from bench.replaying import audit
+from bench.servers import BenchError
 from bench.waiting import wait_until
 from bench.workload import ONE, Population
 from metering.stack.probe import free_port
@@ -58,9 +59,16 @@ def measure_latency(conditions: Conditions) -> dict[str, Any]:
             with BalanceProbe(made, api) as balance, CommandProbe(made, commanded) as command:
                 for share in extent.load_shares:
                     load = Load(made, generator, saturation * share)
-                    probed = _probe(load, extent.probe_seconds, balance, command, api)
-                    loads[f"{share:.0%}"] = {"messages_per_s": saturation * share, **probed}
-                    say(f"  at {share:.0%}: {_told(loads[f'{share:.0%}'])}")
+                    found: dict[str, Any] = {"messages_per_s": saturation * share}
+                    loads[f"{share:.0%}"] = found
+                    try:
+                        found |= _probe(load, extent.probe_seconds, balance, command, api)
+                    except (BenchError, httpx.HTTPError, OSError) as error:
+                        # What was found at the loads before stands; of those after it nothing would.
+                        found["why_not"] = f"{type(error).__name__}: {error}"
+                        say(f"  at {share:.0%}: {found['why_not']}")
+                        break
+                    say(f"  at {share:.0%}: {_told(found)}")
         stop(made)
         audited = audit(made)
     say(f"  audit: {audited.verdict}")

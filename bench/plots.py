@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from bench.chart import Bar, bars
+from bench.scenarios import SCENARIOS
 
 Result = Mapping[str, Any]
 
@@ -30,10 +31,11 @@ def plots(result: Result) -> Iterator[tuple[str, str]]:
             ),
         )  # fmt: skip
         twenty = median(each["records_per_s"] for each in comparison["twenty"])
+        measured = result.get("scenarios", {})
         scenarios = [
-            Bar(label=name.replace("_", " "), value=each["records_per_s"])
-            for name, each in result.get("scenarios", {}).items()
-            if each["readings_a_message"] > 1
+            Bar(label=name.replace("_", " "), value=measured[name]["records_per_s"])
+            for name in SCENARIOS
+            if name in measured and measured[name]["readings_a_message"] > 1
         ]
         yield (
             "batched",
@@ -54,6 +56,7 @@ def plots(result: Result) -> Iterator[tuple[str, str]]:
                 [
                     Bar(label=f"{name} at {share} of saturation", value=load["balance_ms"][key])
                     for share, load in result["latency"]["loads"].items()
+                    if "balance_ms" in load
                     for name, key in (("median", "p50"), ("99th percentile", "p99"))
                 ],
             ),

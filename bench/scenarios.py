@@ -55,7 +55,7 @@ def measure_scenario(name: str, conditions: Conditions) -> dict[str, Any]:
         first = max(1, extent.first_messages // manner.readings_a_message)
         done = charge(made, generator, manner, first)
         rounds: list[Charged] = []
-        for _ in range(extent.rounds):
+        for _ in range(extent.scenario_rounds):
             wanted = amount(done.messages_per_s, extent.seconds)
             rounds.append(done := charge(made, generator, manner, wanted))
         memory = memory_of(made.pids, servers.pids.get("database"))

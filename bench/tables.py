@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from bench.chart import number_text
+from bench.scenarios import SCENARIOS
 
 Result = Mapping[str, Any]
 
@@ -18,17 +19,24 @@ def tables(result: Result) -> Iterator[tuple[str, str]]:
         yield "Memory, in MB", _memory(comparison["memory"])
         yield "Written for a record", _written(result)
     if result.get("scenarios"):
-        yield "Scenarios", _scenarios(result["scenarios"])
-        yield "Scenarios: CPU, memory and rows", _costs_of_scenarios(result["scenarios"])
+        scenarios = {
+            name: result["scenarios"][name] for name in SCENARIOS if name in result["scenarios"]
+        }
+        yield "Scenarios", _scenarios(scenarios)
+        yield "Scenarios: CPU, memory and rows", _costs_of_scenarios(scenarios)
     if result.get("latency"):
         yield "Latency, in milliseconds", _latency(result["latency"])
     growth = result.get("growth", {})
     if growth.get("devices_known"):
-        yield "Growth: devices", _devices(growth["devices_known"])
+        yield "Growth: devices", _devices(_by_count(growth["devices_known"]))
     if growth.get("usage_rows"):
-        yield "Growth: rows", _rows(growth["usage_rows"])
+        yield "Growth: rows", _rows(_by_count(growth["usage_rows"]))
     if growth.get("workers"):
-        yield "Growth: workers", _workers(growth["workers"])
+        yield "Growth: workers", _workers(_by_count(growth["workers"]))
+
+
+def _by_count(grown: Mapping[str, Result]) -> list[Result]:
+    return [grown[count] for count in sorted(grown, key=int)]
 
 
 def _floors(comparison: Result) -> str:
@@ -39,13 +47,13 @@ def _floors(comparison: Result) -> str:
     of_product = comparison["generator_times_product"]
     ratios = (
         f"{_of_rounds(comparison, 'broker')} of the broker,"
-        f" {_of_rounds(comparison, 'naive_pipe')} of the naive pipe"
+        f" {_of_rounds(comparison, 'naive_pipe')} of the faster naive pipe"
     )
     rows: list[tuple[str, str, Sequence[float], str]] = [
         ("broker alone, `mosquitto_sub`", "messages/s", comparison["broker_messages_per_s"], ""),
-        (
-            f"naive pipe, `{comparison['naive_pipe']}`", "messages/s",
-            comparison["naive_messages_per_s"], "",
+        *(
+            (f"naive pipe, `{name}`", "messages/s", each, "")
+            for name, each in comparison["naive_pipes_messages_per_s"].items()
         ),
         (
             "**one reading a message, charged**", "messages/s", one,
@@ -216,6 +224,7 @@ def _latency(latency: Result) -> str:
     rows = [
         (f"{share}: {what}", *_percentiles(figures))
         for share, load in latency["loads"].items()
+        if "balance_ms" in load
         for what, figures in (
             ("publish → balance in the API", load["balance_ms"]),
             ("publish → command at the device", load["command_ms"]),

@@ -2,22 +2,28 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import monotonic
 from xml.etree import ElementTree as ET
 
 import psycopg
 import pytest
 
 from bench.extent import PARTS, Extent
+from bench.machine import machine
 from bench.plots import plots
 from bench.product import Processing
 from bench.report import sections
-from bench.run import run
+from bench.results import Results
+from bench.run import Ran, run
 from bench.servers import BenchError, refuse_unless_durable, servers_of
 from metering.settings import Settings
 
 LEAST = Extent(
-    name="least", parts=PARTS, rounds=1, seconds=0.01, first_messages=40, hot_pool_devices=50,
-    scenarios=("hot_pool",), load_shares=(0.5,), probe_seconds=0.1,
+    name="least", parts=PARTS, rounds=1, scenario_rounds=1, growth_rounds=1,
+    seconds=0.01, first_messages=40, hot_pool_devices=50,
+    scenarios=("hot_pool",), load_shares=(0.5,), probe_seconds=0.1, growth_probe_seconds=0.1,
     devices_known=(40,), usage_rows=(1_000,), workers=(1,),
 )  # fmt: skip
 HEADLINES = (
@@ -26,13 +32,27 @@ HEADLINES = (
 )  # fmt: skip
 
 
-def test_everything_is_measured_and_audited(durable_settings: Settings) -> None:
+def test_everything_is_measured_and_audited(durable_settings: Settings, tmp_path: Path) -> None:
     servers = servers_of(
         durable_settings.model_copy(update={"database_url": None, "broker_url": None})
     )
     told: list[str] = []
-    result = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append)
-    result = json.loads(json.dumps(result))
+    file = tmp_path / "latest.json"
+    results = Results(file, machine(servers))
+    ran = run(servers, LEAST, Processing(ingesters=2, workers=1), told.append, results)
+    assert not ran.failed
+    results.end(
+        "least",
+        {
+            "at": "2026-11-24T04:15:00",
+            "seconds": 1.0,
+            "load_before": 0.1,
+            "commit": None,
+            "changed": None,
+            **asdict(ran),
+        },
+    )
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert result["audit"] == "equal"
     assert all(result[name] > 0 for name in HEADLINES), {n: result[n] for n in HEADLINES}
     assert result["machine"]["durability"] == dict.fromkeys(
@@ -54,7 +74,8 @@ def test_everything_is_measured_and_audited(durable_settings: Settings) -> None:
     page = "\n\n".join(sections(result, {}))
     titles = (
         "Beside the raw parts", "Scenarios", "Scenarios: CPU, memory and rows",
-        "Latency, in milliseconds", "Growth: devices", "Growth: rows", "Growth: workers",
+        "Latency, in milliseconds", "Aims", "Growth: devices", "Growth: rows", "Growth: workers",
+        "When each was measured",
     )  # fmt: skip
     for title in titles:
         _, heading, table = page.partition(f"### {title}\n\n")
@@ -64,8 +85,21 @@ def test_everything_is_measured_and_audited(durable_settings: Settings) -> None:
     assert drawn == dict.fromkeys(
         ("single", "batched", "latency"), "{http://www.w3.org/2000/svg}svg"
     )
-    (grown,) = result["growth"]["usage_rows"]
+    (grown,) = result["growth"]["usage_rows"].values()
     assert grown["usage_rows"] >= 1_000
+    too_much = replace(
+        LEAST, parts=("growth",), devices_known=(), workers=(1,), usage_rows=(10**13,)
+    )
+    ran = run(servers, too_much, Processing(), told.append, results, ends_by=monotonic() + 75)
+    assert ran == Ran(
+        measured=["growth.workers.1"], failed=[], left_out=[f"growth.usage_rows.{10**13}"]
+    )
+    ran = run(servers, replace(too_much, workers=()), Processing(), told.append, results)
+    assert ran.failed == [f"growth.usage_rows.{10**13}"]
+    after = json.loads(file.read_text(encoding="utf-8"))
+    assert "GB are free" in after["failed"][ran.failed[0]]["why"]
+    assert {name: after[name] for name in HEADLINES} == {name: result[name] for name in HEADLINES}
+    assert after["growth"]["usage_rows"] == result["growth"]["usage_rows"]
 
 
 def _measured(memory: Mapping[str, Mapping[str, int]]) -> list[Mapping[str, int]]:
