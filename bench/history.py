@@ -52,21 +52,21 @@ def copy_history(made: Product, rows: int) -> int:
         ]
         seeds, since = _count(connection, device_nos)
         copies = -(-(rows - seeds) // seeds)
-        statements = [_copying(connection, table) for table in ("reading", "charge")]
+        seeded = {"devices": device_nos, "since": since}
+        statements = [_copying(connection, table, seeded) for table in ("reading", "charge")]
 
         def copy_day(first: int) -> None:
             with psycopg.connect(made.database_url, autocommit=True) as own:
                 for statement in statements:
                     for copy in range(first, copies + 1, _DAYS):
-                        own.execute(
-                            statement, {"devices": device_nos, "since": since, "copy": copy}
-                        )
+                        own.execute(statement, {"copy": copy})
 
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             for _ in pool.map(copy_day, range(1, min(copies, _DAYS) + 1)):
                 pass
             for _ in pool.map(partial(_settle, made.database_url), _chunks(connection)):
                 pass
+        connection.execute("DROP TABLE seed_reading, seed_charge")
         connection.execute("ANALYZE reading, charge")
         return _count(connection, device_nos)[0]
 
@@ -93,8 +93,13 @@ def _count(connection: psycopg.Connection[Any], device_nos: list[int]) -> tuple[
     return int(rows[0][0]), rows[0][1]
 
 
-def _copying(connection: psycopg.Connection[Any], table: str) -> sql.Composed:
-    """Return what makes one copy: other boots, an earlier day, and all else as it is."""
+def _copying(
+    connection: psycopg.Connection[Any], table: str, seeded: dict[str, Any]
+) -> sql.Composed:
+    """Set the seed of a table aside, in order, so that no copy has to find it among the others.
+
+    Return what makes one copy of it: other boots, an earlier day, and all else as it is.
+    """
     changed = {
         "boot_no": sql.SQL("boot_no + %(copy)s::bigint * {}").format(_BOOTS),
         "measured_at": sql.SQL("measured_at - (1 + %(copy)s::int %% {}) * interval '1 day'").format(
@@ -107,11 +112,17 @@ def _copying(connection: psycopg.Connection[Any], table: str) -> sql.Composed:
         [table],
     ).fetchall()
     columns = [str(row[0]) for row in found]
-    return sql.SQL(
-        "INSERT INTO {table} ({columns}) SELECT {values} FROM {table}"
-        " WHERE device_no = ANY(%(devices)s) AND measured_at >= %(since)s ORDER BY boot_no, seq"
-    ).format(
-        table=sql.Identifier(table),
-        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
-        values=sql.SQL(", ").join(changed.get(each, sql.Identifier(each)) for each in columns),
+    names = {
+        "seed": sql.Identifier(f"seed_{table}"),
+        "table": sql.Identifier(table),
+        "columns": sql.SQL(", ").join(map(sql.Identifier, columns)),
+        "values": sql.SQL(", ").join(changed.get(each, sql.Identifier(each)) for each in columns),
+    }
+    connection.execute(
+        sql.SQL(
+            "CREATE UNLOGGED TABLE {seed} AS SELECT {columns} FROM {table}"
+            " WHERE device_no = ANY(%(devices)s) AND measured_at >= %(since)s ORDER BY boot_no, seq"
+        ).format(**names),
+        seeded,
     )
+    return sql.SQL("INSERT INTO {table} ({columns}) SELECT {values} FROM {seed}").format(**names)

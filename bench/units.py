@@ -78,12 +78,12 @@ def _units(extent: Extent) -> Iterator[Unit]:
 
 _START_SECONDS = 20.0
 _ONCE_SECONDS = 1.0
-_PREPARED_TIMES = 2.0
+_PREPARED_TIMES = 1.5
 """So many times as long as an amount takes, with making it ready and its share of the audit."""
 _COMPARED = 6
 """Amounts of a round: the broker, two naive pipes, COPY, and two of the product."""
 _AUDIT_TIMES = {"hot_pool": 0.5, "thousand_fleets": 1.0, "counters": 3.0, "faults": 0.5}
-_PROBED_TIMES = 3.2
+_PROBED_TIMES = 3.0
 """Balances, commands and reads are probed one after the other, and audited in the end."""
 _SECONDS_A_DEVICE = 600e-6
-_SECONDS_A_ROW = 12e-6
+_SECONDS_A_ROW = 9e-6
