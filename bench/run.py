@@ -42,8 +42,8 @@ def run(
 ) -> Ran:
     """Measure the units of an extent; each is in the results as soon as it is measured.
 
-    A unit that fails leaves the others alone. One that would last beyond `ends_by`, of the monotonic
-    clock, is left out.
+    A unit that fails leaves the others alone; after one that is interrupted the rest is left out. One that
+    would last beyond `ends_by`, of the monotonic clock, is left out.
     """
     ran = Ran(measured=[], failed=[], left_out=[])
     folder = Path(tempfile.mkdtemp(prefix="fleetmeter-bench-logs-"))
@@ -56,7 +56,11 @@ def run(
             say("  left out: no time")
             ran.left_out.append(unit.name)
             continue
-        why_not = _measure(unit, conditions, results)
+        try:
+            why_not = _measure(unit, conditions, results)
+        except KeyboardInterrupt:
+            why_not = "interrupted"
+            ends_by = 0.0
         (ran.failed if why_not else ran.measured).append(unit.name)
         if why_not:
             say(f"  failed: {why_not}")

@@ -52,7 +52,7 @@ def _units(extent: Extent) -> Iterator[Unit]:
     yield from (each for each in scenarios if each.path[1] == "hot_pool")
     yield Unit(
         path=("latency",), measure=measure_latency,
-        seconds=_START_SECONDS + len(extent.load_shares) * (_PROBED_TIMES * extent.probe_seconds + 10),
+        seconds=_START_SECONDS + len(extent.load_shares) * (_PROBED_TIMES * extent.probe_seconds + 5),
     )  # fmt: skip
     yield from (each for each in scenarios if each.path[1] != "hot_pool")
     probed = 1.5 * extent.growth_probe_seconds + 5
@@ -76,7 +76,7 @@ def _units(extent: Extent) -> Iterator[Unit]:
         )  # fmt: skip
 
 
-_START_SECONDS = 20.0
+_START_SECONDS = 12.0
 _ONCE_SECONDS = 1.0
 _PREPARED_TIMES = 1.5
 """So many times as long as an amount takes, with making it ready and its share of the audit."""
