@@ -85,5 +85,5 @@ _COMPARED = 6
 _AUDIT_TIMES = {"hot_pool": 0.5, "thousand_fleets": 1.0, "counters": 3.0, "faults": 0.5}
 _PROBED_TIMES = 3.0
 """Balances, commands and reads are probed one after the other, and audited in the end."""
-_SECONDS_A_DEVICE = 600e-6
+_SECONDS_A_DEVICE = 800e-6
 _SECONDS_A_ROW = 9e-6
