@@ -15,3 +15,9 @@ GRANT INSERT (tenant_no, at, role, api_key_no, user_no, operation, target, reque
 CREATE TRIGGER changes_are_noted AFTER INSERT OR UPDATE OR DELETE ON device_claim FOR EACH ROW
     WHEN (coalesce(current_setting('fleetmeter.audit_entry', true), '') <> '')
     EXECUTE FUNCTION note_change('code_digest', 'code_salt', 'code_iterations', 'request_digest', 'certificate');
+
+-- By tenant as well: else row-level security has all of a tenant's entries read beside a key's or user's.
+DROP INDEX audit_entry_by_api_key;
+DROP INDEX audit_entry_by_user;
+CREATE INDEX audit_entry_by_api_key ON audit_entry (tenant_no, api_key_no, entry_no DESC) WHERE api_key_no IS NOT NULL;
+CREATE INDEX audit_entry_by_user ON audit_entry (tenant_no, user_no, entry_no DESC) WHERE user_no IS NOT NULL;
