@@ -308,7 +308,8 @@ class AuditEntry(BaseModel):
     api_key_no: int | None
     user_no: int | None
     command_by: str | None = Field(
-        description="the user of the operating system who ran a command; null: by the API"
+        description="the user of the operating system who ran a command, such as root, or of another's"
+        " login anna as root; null: by the API"
     )
     operation: str = Field(description="its `operationId`, or the command's words")
     target: dict[str, Any] = Field(description="what its address names, or the command")

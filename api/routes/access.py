@@ -45,7 +45,7 @@ _OfNumber = Annotated[
 _OfOperation = Annotated[
     str | None,
     Query(
-        pattern=r"^[a-z_ ]{1,64}$",
+        pattern=r"^[a-z_ -]{1,64}$",
         description="only of this operation, by its `operationId`, or the words of a command",
         examples=["post_payment"],
     ),

@@ -103,9 +103,7 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
             print(f"{len(codes)} may claim")
             return 0
         if arguments.action == "revoke":
-            await made.numbers(
-                arguments.devices
-            )  # who are unknown are refused before anything is noted
+            await made.numbers(arguments.devices)  # unknown ones are refused, and nothing is noted
             await made.audit("device revoke", arguments.devices, now=now())
             count = await made.revoke(arguments.devices, now=now())
             print(f"revoked {count} credential{'' if count == 1 else 's'}")

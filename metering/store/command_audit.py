@@ -4,12 +4,19 @@ import os
 import pwd
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 
 from psycopg.types.json import Jsonb
 
+from metering.errors import NotFound
 from metering.ids import TenantNo
 from metering.store.audit_log import storable
 from metering.store.connection import Connection
+from metering.store.registry import ensure_tenant, tenant_no
+
+_LOGIN_FILE = Path("/proc/self/loginuid")
+_NO_LOGIN = 2**32 - 1
+"""What stands there of a process that descends from no login."""
 
 
 async def audit_command(
@@ -40,10 +47,38 @@ async def audit_command(
     )
 
 
-def operating_system_user() -> str:
-    """Return the name of the process's user, or its number where a container knows no name."""
-    number = os.getuid()  # not the environment's LOGNAME, which anybody may set
+async def audited_tenant(
+    connection: Connection, *, tenant_id: str, name: str, operation: str, now: datetime
+) -> TenantNo:
+    """Return the tenant for which a command writes from here on, as `audit_command` has it noted.
+
+    A tenant that is missing is made, which the platform's own log has.
+    """
     try:
-        return pwd.getpwuid(number).pw_name
+        tenant = await tenant_no(connection, tenant_id)
+    except NotFound:
+        target = {"tenant_id": tenant_id}
+        await audit_command(connection, tenant=None, operation=operation, target=target, now=now)
+        tenant = await ensure_tenant(connection, tenant_id=tenant_id, name=name, now=now)
+    await audit_command(connection, tenant=tenant, operation=operation, target={}, now=now)
+    return tenant
+
+
+def operating_system_user(login_file: Path = _LOGIN_FILE) -> str:
+    """Return the process's user, and who had logged in where that is another: "anna as root" by sudo.
+
+    By number where a container knows no name.
+    """
+    user = os.getuid()  # not the environment's LOGNAME or SUDO_USER, which anybody may set
+    try:
+        login = int(login_file.read_text("ascii"))
+    except (OSError, ValueError):
+        login = _NO_LOGIN
+    return _name(user) if login in {user, _NO_LOGIN} else f"{_name(login)} as {_name(user)}"
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
     except KeyError:
-        return str(number)
+        return str(user)
