@@ -59,6 +59,7 @@ _ENTRY: JsonDict = {
     "role": "tenant_admin",
     "api_key_no": 1,
     "user_no": None,
+    "command_by": None,
     "operation": "remove_threshold",
     "target": {"threshold_id": "3"},
     "request": None,
@@ -297,18 +298,22 @@ class TenantPatch(BaseModel):
 
 
 class AuditEntry(BaseModel):
-    """A request that changed something: who, when, what."""
+    """A request or command that changed something: who, when, what."""
 
     model_config = _example(_ENTRY)
 
     entry_no: int
     at: Time
-    role: _AnyRole
+    role: _AnyRole | None = Field(description="of key or user; null: by command")
     api_key_no: int | None
     user_no: int | None
-    operation: str = Field(description="its `operationId`")
-    target: dict[str, Any] = Field(description="what its address names")
-    request: dict[str, Any] | None = Field(description="its body")
+    command_by: str | None = Field(
+        description="the user of the operating system who ran a command, such as root, or of another's"
+        " login anna as root; null: by the API"
+    )
+    operation: str = Field(description="its `operationId`, or the command's words")
+    target: dict[str, Any] = Field(description="what its address names, or the command")
+    request: dict[str, Any] | None = Field(description="its body; a command has none")
 
 
 class AuditLog(Page[AuditEntry]):
@@ -318,7 +323,7 @@ class AuditLog(Page[AuditEntry]):
 
 
 class AuditChange(BaseModel):
-    """A row that a request wrote."""
+    """A row that a request or command wrote."""
 
     model_config = _example(_CHANGE)
 

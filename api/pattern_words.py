@@ -31,7 +31,7 @@ PATTERN_FIXES: Mapping[str, str] = {
     r"^[0-9]{14,16}$": "use the 14 to 16 digits of an IMEI",
     r"^[0-9]{32}$": "use the 32 digits of an EID",
     r"^[1-9][0-9]{4,14}$": "use 5 to 15 digits with the country's code, without + or 00",
-    r"^[a-z_]{1,64}$": "use the name of an operation such as post_payment",
+    r"^[a-z_ -]{1,64}$": "use the name of an operation such as post_payment, or of a command: user create",
     r"^[a-z0-9_.]{1,64}$": "use a kind of event such as threshold.crossed",
     r"^\d{1,18}\.\d{1,18}$": "use the id of an event of this stream, unchanged",
     r"^(own|[0-9]{1,4})$": "use the variant's number in the plan, from 0, or own",

@@ -45,8 +45,8 @@ _OfNumber = Annotated[
 _OfOperation = Annotated[
     str | None,
     Query(
-        pattern=r"^[a-z_]{1,64}$",
-        description="only of this operation, by its `operationId`",
+        pattern=r"^[a-z_ -]{1,64}$",
+        description="only of this operation, by its `operationId`, or the words of a command",
         examples=["post_payment"],
     ),
 ]
@@ -240,7 +240,7 @@ async def get_audit_log(  # noqa: PLR0917 - FastAPI gives them by name
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> schemas.AuditLog:
-    """List who changed what by the API, the last first."""
+    """List who changed what, by the API or by command, the last first."""
     before = _after(cursor) if cursor else None
     rows = await audit_log.list_audit_entries(
         caller.connection,
@@ -262,7 +262,7 @@ async def get_audit_log(  # noqa: PLR0917 - FastAPI gives them by name
 
 @router.get("/audit-log/{entry_no}")
 async def get_audit_entry(caller: AsAsker, entry_no: _EntryNo) -> schemas.AuditEntry:
-    """Show one entry: who changed what by the API."""
+    """Show one entry: who changed what, by the API or by command."""
     row = await audit_log.audit_entry(caller.connection, caller.tenant_no, entry_no)
     if row is None:
         raise NotFound("audit entry", str(entry_no))

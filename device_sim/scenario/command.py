@@ -126,7 +126,7 @@ def _make(arguments: argparse.Namespace) -> int:
 
 async def _register(arguments: argparse.Namespace, settings: Settings) -> int:
     scenario = _scenario(arguments)
-    await register(database_url(settings), scenario, now=clock.now())
+    await register(database_url(settings), scenario, operation="scenario register", now=clock.now())
     print("\n".join(scenario.devices))
     return EQUAL
 

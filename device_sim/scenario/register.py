@@ -12,13 +12,13 @@ from metering.charging.subscribe import subscribe
 from metering.ids import PlanNo, TenantNo
 from metering.period import instant_text
 from metering.store.api_keys import create_api_key, revoke_api_keys
+from metering.store.command_audit import audit_command, audited_tenant
 from metering.store.connection import Connection, connect
 from metering.store.mappings import set_mapping
 from metering.store.registry import (
     ensure_devices,
     ensure_fleet,
     ensure_plan,
-    ensure_tenant,
     tenant_no,
 )
 from metering.store.work import queued_of_shards
@@ -27,15 +27,20 @@ from metering.wire.mapping import read_mapping
 KEY_LABEL = "scenario"
 
 
-async def register(url: str, scenario: Scenario, *, now: datetime) -> list[int]:
+async def register(url: str, scenario: Scenario, *, operation: str, now: datetime) -> list[int]:
     """Create what is missing of a scenario, dated as it says; return the shards of its fleets.
 
-    Done again, it changes nothing: each change has a key of its own.
+    Done again, it changes nothing: each change has a key of its own. `operation` is the command's
+    words, under which the audit log has it.
     """
     async with await connect(url, application="scenario", autocommit=True) as connection:
         async with connection.transaction():
-            tenant = await ensure_tenant(
-                connection, tenant_id=scenario.tenant, name=scenario.tenant, now=now
+            tenant = await audited_tenant(
+                connection,
+                tenant_id=scenario.tenant,
+                name=scenario.tenant,
+                operation=operation,
+                now=now,
             )
             plans = {
                 name: await ensure_plan(connection, tenant=tenant, plan=plan, now=now)
@@ -127,19 +132,25 @@ async def _change(
         )  # fmt: skip
 
 
-async def open_api(url: str, tenant: str, *, now: datetime) -> str:
+async def open_api(url: str, tenant: str, *, operation: str, now: datetime) -> str:
     """Return a new key of the tenant, for the API."""
-    async with await connect(url, application="scenario", autocommit=True) as connection:
-        return await create_api_key(
-            connection, tenant=await tenant_no(connection, tenant), label=KEY_LABEL, now=now
-        )
+    async with await connect(url, application="scenario") as connection:
+        number = await _noted(connection, tenant, operation=operation, now=now)
+        return await create_api_key(connection, tenant=number, label=KEY_LABEL, now=now)
 
 
-async def close_api(url: str, tenant: str, *, now: datetime) -> None:
+async def close_api(url: str, tenant: str, *, operation: str, now: datetime) -> None:
     """Revoke the keys that scenarios were given."""
-    async with await connect(url, application="scenario", autocommit=True) as connection:
-        number = await tenant_no(connection, tenant)
+    async with await connect(url, application="scenario") as connection:
+        number = await _noted(connection, tenant, operation=operation, now=now)
         await revoke_api_keys(connection, tenant=number, label=KEY_LABEL, now=now)
+
+
+async def _noted(connection: Connection, tenant: str, *, operation: str, now: datetime) -> TenantNo:
+    number = await tenant_no(connection, tenant)
+    target = {"label": KEY_LABEL}
+    await audit_command(connection, tenant=number, operation=operation, target=target, now=now)
+    return number
 
 
 async def queued_readings(url: str, shards: Sequence[int]) -> int:

@@ -25,6 +25,8 @@ from metering.usage import RejectReason
 
 _LOOK_SECONDS = 0.1
 
+_OPERATION = "scenario run"
+
 
 class NotRun(FleetmeterError):
     """A scenario could not be brought to its end; the text says why."""
@@ -126,8 +128,8 @@ async def run_scenario(
 ) -> Comparison:
     """Bring a scenario to its end and compare; raises `NotRun` where something did not come to it."""
     url = database_url(against.settings)
-    shards = await register(url, scenario, now=clock())
-    key = await open_api(url, scenario.tenant, now=clock())
+    shards = await register(url, scenario, operation=_OPERATION, now=clock())
+    key = await open_api(url, scenario.tenant, operation=_OPERATION, now=clock())
     try:
         with httpx.Client(
             base_url=against.api_url,
@@ -155,7 +157,7 @@ async def run_scenario(
             await _until_charged(url, shards, bills, expected, against.wait_seconds)
             return await asyncio.to_thread(compare, bills, scenario, expected, now=clock())
     finally:
-        await close_api(url, scenario.tenant, now=clock())
+        await close_api(url, scenario.tenant, operation=_OPERATION, now=clock())
 
 
 async def _until_charged(

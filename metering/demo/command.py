@@ -23,6 +23,7 @@ from metering.credentials.authority import authority_folder, write_private
 from metering.credentials.rights import broker_username
 from metering.demo.processes import Processes, Started
 from metering.demo.tenant import (
+    OPERATION,
     TENANT,
     DemoFleet,
     demo_fleets,
@@ -148,6 +149,7 @@ class _Demo:
         devices = [device for fleet in fleets for device in fleet.device_ids]
         _say(f"giving {len(devices)} devices passwords")
         async with provisioning(self._settings, TENANT) as made:
+            await made.audit(OPERATION, devices, now=clock.now())
             given = await made.give_passwords(devices, now=clock.now(), anew=True)
         self._passwords = {each.username: each.password or "" for each in given}
         lines = "".join(f"{name} {password}\n" for name, password in self._passwords.items())

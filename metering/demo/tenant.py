@@ -9,10 +9,12 @@ from importlib import resources
 
 from metering.charging.change_thresholds import create_threshold
 from metering.charging.subscribe import subscribe
+from metering.ids import TenantNo
 from metering.period import Calendar
 from metering.plan_document import PlanDocument, read_plan
 from metering.rating.threshold import Measure, Per, Recurrence
 from metering.store.api_keys import create_api_key, tenant_of_api_key
+from metering.store.command_audit import audited_tenant
 from metering.store.connection import Connection, connect
 from metering.store.migrate import migrate
 from metering.store.registry import (
@@ -20,12 +22,13 @@ from metering.store.registry import (
     ensure_devices,
     ensure_fleet,
     ensure_plan,
-    ensure_tenant,
 )
 from metering.store.thresholds import NewThreshold, Terms
 from metering.usage import METERS
 
 TENANT = "demo"
+OPERATION = "demo"
+"""Under which the audit log has what the demonstration makes."""
 SPARE_DEVICE = "my-gateway"
 """Registered, and published for by nobody: for those who try it with a device of their own."""
 
@@ -108,8 +111,9 @@ async def load_demo(url: str, fleets: Sequence[DemoFleet], *, now: datetime) -> 
     """Migrate the database, then create what is missing of the demonstration's tenant."""
     async with await connect(url, application="demo", autocommit=True) as connection:
         await migrate(connection)
+        tenant = await _tenant(connection, now=now)
         for fleet in fleets:
-            await _load_fleet(connection, fleet, now=now)
+            await _load_fleet(connection, tenant, fleet, now=now)
 
 
 async def good_api_key(url: str, kept: str, *, now: datetime) -> str:
@@ -117,17 +121,24 @@ async def good_api_key(url: str, kept: str, *, now: datetime) -> str:
     async with await connect(url, application="demo", autocommit=True) as connection:
         if kept and await tenant_of_api_key(connection, kept) is not None:
             return kept
-        tenant = await ensure_tenant(connection, tenant_id=TENANT, name="Demo", now=now)
+        tenant = await _tenant(connection, now=now)
         return await create_api_key(connection, tenant=tenant, label="demo", now=now)
 
 
-async def _load_fleet(connection: Connection, described: DemoFleet, *, now: datetime) -> None:
+async def _tenant(connection: Connection, *, now: datetime) -> TenantNo:
+    return await audited_tenant(
+        connection, tenant_id=TENANT, name="Demo", operation=OPERATION, now=now
+    )
+
+
+async def _load_fleet(
+    connection: Connection, tenant: TenantNo, described: DemoFleet, *, now: datetime
+) -> None:
     calendar = Calendar(described.time_zone, described.anchor_day, months=described.cycle_months)
     cycle = calendar.cycle_at(now)
     # A little earlier than the cycle, because the first readings may look back over its start.
     begins = cycle.start - timedelta(days=1)
     async with connection.transaction():
-        tenant = await ensure_tenant(connection, tenant_id=TENANT, name="Demo", now=now)
         fleet = await ensure_fleet(
             connection,
             tenant=tenant,

@@ -10,6 +10,7 @@ from metering.errors import InvalidValue
 from metering.ids import checked_id
 from metering.ingest.carrier_records import take_records
 from metering.settings import Settings
+from metering.store.command_audit import audit_command
 from metering.store.compared import compare
 from metering.store.connection import connect, database_url
 from metering.store.registry import tenant_no
@@ -44,7 +45,14 @@ async def _load(arguments: argparse.Namespace, settings: Settings) -> int:
     carrier = checked_id(arguments.carrier, "carrier")
     are_fine = True
     async with await connect(database_url(settings), application="carrier") as connection:
-        await tenant_no(connection, arguments.tenant)
+        tenant = await tenant_no(connection, arguments.tenant)
+        await audit_command(
+            connection,
+            tenant=tenant,
+            operation="carrier load",
+            target={"carrier": carrier, "files": [str(file) for file in arguments.files]},
+            now=now(),
+        )
         for file in arguments.files:
             try:
                 payload = file.read_bytes()

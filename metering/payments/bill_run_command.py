@@ -23,6 +23,7 @@ from metering.payments.stripe import provider_of
 from metering.process import serve
 from metering.settings import Settings
 from metering.store.bills import count_due_drafts
+from metering.store.command_audit import audit_command
 from metering.store.connection import (
     UNREACHABLE,
     Connection,
@@ -131,6 +132,10 @@ class BillRunner:
         tenant: TenantNo | None = None
         if self._tenant is not None:
             tenant = await tenant_no(connection, self._tenant)
+        if self._by_hand:  # somebody's own doing; what is due by itself is the deployment's
+            await audit_command(
+                connection, tenant=tenant, operation="bill-run", target={"by_hand": True}, now=now
+            )
         due = await count_due_drafts(connection, tenant_no=tenant, by_hand=self._by_hand, now=now)
         progress = Progress("bills", due, sys.stderr)
         done = BillRun()

@@ -96,20 +96,24 @@ async def _run(arguments: argparse.Namespace, settings: Settings) -> int:
         if arguments.action == "announce":
             codes = dict(_code(each) for each in arguments.devices)
             await made.check(list(codes), anew=False)
+            await made.audit("device announce", list(codes), now=now())
             for turn in made.in_turns(list(codes)):
                 told = {device_id: codes[device_id] for device_id in turn}
                 await made.announce(told, now=now(), good_for=timedelta(days=arguments.days))
             print(f"{len(codes)} may claim")
             return 0
         if arguments.action == "revoke":
+            await made.numbers(arguments.devices)  # unknown ones are refused, and nothing is noted
+            await made.audit("device revoke", arguments.devices, now=now())
             count = await made.revoke(arguments.devices, now=now())
             print(f"revoked {count} credential{'' if count == 1 else 's'}")
             return 0 if count else 1
         anew = arguments.action == "rotate"
         await made.check(arguments.devices, anew=anew)
+        if arguments.csr is not None and len(arguments.devices) > 1:
+            raise InvalidValue("--csr", "a request is of one device", "name one device")
+        await made.audit(f"device {arguments.action}", arguments.devices, now=now())
         if arguments.csr is not None:
-            if len(arguments.devices) > 1:
-                raise InvalidValue("--csr", "a request is of one device", "name one device")
             given = await made.give_certificate(
                 arguments.devices[0], arguments.csr.read_bytes(), now=now(), anew=anew
             )

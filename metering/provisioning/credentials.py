@@ -25,6 +25,7 @@ from metering.settings import Settings
 from metering.stack.revocations import publish_revocations
 from metering.store.broker_clients import clients_of, note_told, telling
 from metering.store.claims import open_claim
+from metering.store.command_audit import audit_command
 from metering.store.connection import connect, database_url
 from metering.store.registry import tenant_no
 
@@ -43,6 +44,16 @@ class Provisioning(CredentialGiver):
         size = len(device_ids) if isinstance(self._broker, BrokerFile) else _AT_ONCE_MAX
         for first in range(0, len(device_ids), max(1, size)):
             yield device_ids[first : first + size]
+
+    async def audit(self, operation: str, device_ids: Sequence[str], *, now: datetime) -> None:
+        """Let all that is written from here on be noted in the audit log, as the command's."""
+        await audit_command(
+            self._connection,
+            tenant=self._tenant,
+            operation=operation,
+            target={"device_ids": list(device_ids)},
+            now=now,
+        )
 
     async def check(self, device_ids: Sequence[str], *, anew: bool) -> None:
         """Raise what giving one of them a credential would: `NotFound`, `InvalidValue`, `Conflict`."""

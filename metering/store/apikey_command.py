@@ -11,6 +11,7 @@ from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key, revoke_api_keys
 from metering.store.balances import fleet_of_id
+from metering.store.command_audit import audit_command
 from metering.store.connection import Connection, connect, database_url
 from metering.store.registry import tenant_no
 
@@ -64,6 +65,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _run(arguments: argparse.Namespace, url: str) -> int:
     async with await connect(url, application="apikey") as connection:
         tenant = None if arguments.platform else await tenant_no(connection, arguments.tenant)
+        await audit_command(
+            connection,
+            tenant=tenant,
+            operation=f"apikey {arguments.action}",
+            target={"label": arguments.label},
+            now=now(),
+        )
         if arguments.action == "create":
             print(await _create(connection, tenant, arguments))
             return 0

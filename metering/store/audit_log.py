@@ -1,4 +1,4 @@
-"""The audit log: who changed what by the API, and how each row was before and is since."""
+"""The audit log: who changed what, by the API or by command, and how each row was before and is since."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,17 @@ _SECRETS = frozenset({"secret"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """A request that changed something, or tried to in vain without being refused."""
+    """A request or command that changed something, or tried to in vain without being refused.
+
+    `command_by` is the operating system's user who ran a command, which has neither role, key nor user.
+    """
 
     entry_no: int
     at: datetime
-    role: str
+    role: str | None
     api_key_no: int | None
     user_no: int | None
+    command_by: str | None
     operation: str
     target: dict[str, Any]
     request: dict[str, Any] | None
@@ -31,7 +35,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditChange:
-    """A row that a request wrote: as it was, None if it is new, and as it is, None if it is gone."""
+    """A row that was written: as it was, None if it is new, and as it is, None if it is gone."""
 
     change_no: int
     relation: str
@@ -52,7 +56,7 @@ async def insert_audit_entry(
     """Note who asks for what, in the transaction that does it; return the entry's number."""
     kept = None
     if isinstance(request, dict):
-        kept = Jsonb(_storable({k: v for k, v in request.items() if k not in _SECRETS}))
+        kept = Jsonb(storable({k: v for k, v in request.items() if k not in _SECRETS}))
     made = await connection.execute(
         "INSERT INTO audit_entry (tenant_no, at, role, api_key_no, user_no, operation, target, request)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING entry_no",
@@ -63,7 +67,7 @@ async def insert_audit_entry(
             identity.api_key_no,
             identity.user_no,
             operation,
-            Jsonb(_storable(dict(target))),
+            Jsonb(storable(dict(target))),
             kept,
         ],
     )
@@ -72,15 +76,15 @@ async def insert_audit_entry(
     return int(row[0])
 
 
-def _storable(value: object) -> object:
+def storable(value: object) -> object:
     """Return a JSON value without what PostgreSQL cannot keep: NUL, lone surrogates, NaN."""
     match value:
         case str():
             return value.replace("\x00", "�").encode("utf-8", "replace").decode()
         case dict():
-            return {str(_storable(key)): _storable(part) for key, part in value.items()}
+            return {str(storable(key)): storable(part) for key, part in value.items()}
         case list():
-            return [_storable(part) for part in value]
+            return [storable(part) for part in value]
         case float() if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124
             return str(value)
         case _:
@@ -107,7 +111,7 @@ async def list_audit_entries(
     return await fetch_all(
         connection,
         AuditEntry,
-        "SELECT entry_no, at, role, api_key_no, user_no, operation, target, request"  # noqa: S608
+        "SELECT entry_no, at, role, api_key_no, user_no, command_by, operation, target, request"  # noqa: S608
         f" FROM audit_entry WHERE {_of(tenant)} AND (%(before)s::bigint IS NULL OR entry_no < %(before)s)"
         + "".join(f" AND {name} = %({name})s" for name in given)
         + during.condition("at")

@@ -10,6 +10,7 @@ import yaml
 from metering.clock import now
 from metering.errors import InvalidValue
 from metering.settings import Settings
+from metering.store.command_audit import audit_command
 from metering.store.connection import connect, database_url
 from metering.store.mappings import mapping_of, set_mapping
 from metering.store.registry import tenant_no
@@ -45,6 +46,9 @@ async def _run(arguments: argparse.Namespace, url: str) -> int:
             print(_written(DEFAULT_DOCUMENT if mapping is None else mapping))
             return 0
         mapping = _read(arguments.file)
+        await audit_command(
+            connection, tenant=tenant, operation="mapping set", target={}, now=now()
+        )
         await set_mapping(connection, tenant=tenant, mapping=mapping, now=now())
     print(f"set for {arguments.tenant}: {_summary(mapping)}")
     return 0

@@ -9,6 +9,7 @@ from metering.errors import InvalidValue, NotFound
 from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.store.apikey_command import add_whose, fleet_nos
+from metering.store.command_audit import audit_command
 from metering.store.connection import Connection, connect, database_url
 from metering.store.registry import tenant_no
 from metering.store.rows import PAGE_MAX
@@ -66,6 +67,14 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _run(arguments: argparse.Namespace, url: str) -> int:
     async with await connect(url, application="user") as connection:
         tenant = None if arguments.platform else await tenant_no(connection, arguments.tenant)
+        if arguments.action != "list":
+            await audit_command(
+                connection,
+                tenant=tenant,
+                operation=f"user {arguments.action}",
+                target={"issuer": arguments.issuer, "subject": arguments.subject},
+                now=now(),
+            )
         match arguments.action:
             case "create":
                 await _create(connection, tenant, arguments)

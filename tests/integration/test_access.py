@@ -327,6 +327,7 @@ def test_every_change_is_logged_with_who_and_what_before_and_after(api: "ApiUnde
         "role": "tenant_admin",
         "api_key_no": 1,
         "user_no": None,
+        "command_by": None,
         "operation": "patch_threshold",
         "target": {"threshold_id": "1"},
         "request": {"enabled": False},

@@ -14,7 +14,7 @@ from tests.integration.test_api_carriers import ICCID, RECORD
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
 
-_UNNOTED: Mapping[str, str] = {
+UNNOTED: Mapping[str, str] = {
     name: why
     for why, names in {
         "charging writes it, and it is never changed, or has a history of its own": """
@@ -65,7 +65,7 @@ def test_every_table_that_the_api_may_write_is_noted(database_url: str) -> None:
             {"role": API_ROLE},
         ).fetchall()
     noted = {name for name, is_noted in found if is_noted}
-    assert {name for name, _ in found} - noted == set(_UNNOTED)
+    assert {name for name, _ in found} - noted == set(UNNOTED)
     assert {"device", "job", "plan", "threshold", "tenant"} <= noted
 
 
@@ -223,4 +223,6 @@ def test_the_log_is_asked_by_who_and_by_what(api: "ApiUnderTest") -> None:
     rest = api.acme.get("/v1/audit-log", params=params | {"cursor": page["next_cursor"]}).json()
     assert (len(rest["items"]), rest["next_cursor"]) == (1, None)
     wrong = api.acme.get("/v1/audit-log", params={"operation": "POST /v1"})
-    assert wrong.json()["errors"][0]["fix"] == "use the name of an operation such as post_payment"
+    assert wrong.json()["errors"][0]["fix"] == (
+        "use the name of an operation such as post_payment, or of a command: user create"
+    )

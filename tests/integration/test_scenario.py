@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -179,6 +180,15 @@ def test_the_pages_example_prints_what_the_page_shows(platform: Platform, tmp_pa
     code, said = platform.run(depot(tmp_path))
     assert code == 0, said
     assert said == block("text depot.yaml")
+    with psycopg.connect(platform.pipeline.database_url) as owner:
+        noted = owner.execute(
+            "SELECT operation, array_agg(DISTINCT relation) FROM audit_entry JOIN audit_change"
+            " USING (entry_no) JOIN tenant ON tenant.tenant_no = audit_entry.tenant_no"
+            " WHERE tenant_id = 'depot' GROUP BY entry_no, operation ORDER BY entry_no LIMIT 3"
+        ).fetchall()
+    assert [operation for operation, _ in noted] == ["scenario run"] * 3
+    assert {"fleet", "device", "subscription"} <= set(noted[0][1])
+    assert [relations for _, relations in noted[1:]] == [["api_key"], ["api_key"]]
 
 
 def test_at_a_pace_and_again_it_is_the_same(platform: Platform, tmp_path: Path) -> None:
