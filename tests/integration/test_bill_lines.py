@@ -420,7 +420,7 @@ def test_the_fees_of_open_and_draft_bills_lead_to_their_devices(
             assert told["fleet"] == [(None, "1", "20")]
             assert sorted(told) == ["SIM", "day", "fleet", "setup", "state", "tiers"]
         fees = "/v1/fleets/all/bill/fees"
-        assert body(client.get(fees, params={**when, "fee": "no such"}))["items"] == []
+        assert body(client.get(fees, params={"fee": "no such"}))["items"] == []
         problem(client.get(fees, params={"plan_version": "1"}), 422)
         problem(client.get(fees, params={"plan": "another"}), 404)
         problem(client.get(fees, params={"device": "another"}), 404)
