@@ -6,8 +6,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.bill_document_schemas import DocumentPeriod
-from api.charges_schemas import CHARGE_EXAMPLE, SUMS_EXAMPLE, Charge, ChargeSums, DeviceSums
-from api.schemas import Cycle, Decimals, Page, Time
+from api.charges_schemas import (
+    CHARGE_EXAMPLE,
+    SUMS_EXAMPLE,
+    Charge,
+    ChargeSums,
+    DeviceSums,
+    LineFee,
+)
+from api.schemas import Cycle, Decimals, Page
 
 _LINE: JsonDict = {
     "line": 1,
@@ -188,21 +195,6 @@ class LineDevices(Page[DeviceSums]):
     currency: str
     line: int
     sum: ChargeSums
-
-
-class LineFee(BaseModel):
-    """A part of a fee that fell due."""
-
-    device_id: str | None = Field(description="null: the fleet owes it as a whole")
-    subscription_no: int | None
-    devices: int = Field(description="how many it was reckoned for")
-    begins_at: Time = Field(description="the term that it is a share of")
-    ends_at: Time
-    due_at: Time
-    share: Decimals = Field(description="1 is a whole term, of a fee by the day a day")
-    state: str | None = Field(description="which amount of a fee by state it is")
-    is_returned: bool = Field(description="what was owed in advance and is given back")
-    exact_amount: Decimals
 
 
 class LineFees(Page[LineFee]):

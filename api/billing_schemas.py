@@ -298,12 +298,42 @@ class CustomerBillDetail(CustomerBill):
     )
 
 
-class BillPreview(BaseModel):
-    """What a bill would be if it were finalised now; nothing is stored."""
+class KnownNote(BaseModel):
+    """A note that a bill had at a past moment."""
 
-    model_config = _example({"document": DOCUMENT})
+    bill_no: int
+    number: str
+    kind: Literal["credit_note", "debit_note"]
+    gross: Decimals
+
+
+class KnownBill(BaseModel):
+    """How a bill stood at a past moment, and what of it is not as it was then."""
+
+    known_at: Time
+    state: Literal["open", "draft", "finalised", "paid", "void"] = Field(
+        description="open: its cycle was not closed yet"
+    )
+    bill_no: int | None = Field(description="null: there was none yet")
+    payable: Decimals = Field(
+        description="what was to be paid of a final bill, with its notes, less payments and `held`"
+    )
+    held: Decimals = Field(description="what open disputes held")
+    notes: list[KnownNote]
+    not_kept: list[Literal["settings", "tax_rules", "buyer", "tax_service", "refunds"]] = Field(
+        description="parts that are not as they were then: what was said of settings, tax rules or the"
+        " buyer before that was kept (what stood first counts), a tax service (it is asked now), and"
+        " whether a refund was promised to the payment provider"
+    )
+
+
+class BillPreview(BaseModel):
+    """What a bill would be if it were finalised now, or what was believed of it; nothing is stored."""
+
+    model_config = _example({"document": DOCUMENT, "known": None})
 
     document: BillDocument
+    known: KnownBill | None = Field(default=None, description="set with `known_at`")
 
 
 class BillAdjustmentOrder(BaseModel):

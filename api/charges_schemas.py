@@ -130,7 +130,9 @@ class RolledUp(BaseModel):
 
     kind: Literal["base", "minimum", "fee", "adjustment", "period_adjustment"]
     plan_id: str | None
+    plan_version: int | None
     name: str | None
+    device_id: str | None = Field(description="null: it is no line of one device")
     exact_amount: Decimals
     made_of: str
 
@@ -151,9 +153,12 @@ class BillDevices(Page[DeviceSums]):
                         {
                             "kind": "fee",
                             "plan_id": "basic",
+                            "plan_version": 1,
                             "name": "monthly_fee",
+                            "device_id": None,
                             "exact_amount": "10",
-                            "made_of": "subscriptions and states, whatever was used",
+                            "made_of": "subscriptions and states, whatever was used;"
+                            " …/bill/fees names its devices",
                         }
                     ],
                     "items": [{"device_id": "meter-7", **SUMS_EXAMPLE}],
@@ -172,6 +177,73 @@ class BillDevices(Page[DeviceSums]):
     )
     sum: ChargeSums
     rolled_up: list[RolledUp]
+
+
+class LineFee(BaseModel):
+    """A part of a fee that fell due."""
+
+    device_id: str | None = Field(description="null: the fleet owes it as a whole")
+    subscription_no: int | None
+    devices: int = Field(description="how many it was reckoned for")
+    begins_at: Time = Field(description="the term that it is a share of")
+    ends_at: Time
+    due_at: Time
+    share: Decimals = Field(description="1 is a whole term, of a fee by the day a day")
+    state: str | None = Field(description="which amount of a fee by state it is")
+    is_returned: bool = Field(description="what was owed in advance and is given back")
+    exact_amount: Decimals
+
+
+class BillFee(LineFee):
+    """A part of a fee that fell due, and of which fee."""
+
+    plan_id: str
+    plan_version: int
+    name: str = Field(description="as the bill's line is called")
+
+
+class BillFees(Page[BillFee]):
+    """The parts of fees that a bill's lines sum, by plan, fee, device, subscription and time."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_OF_BILL,
+                    "known": True,
+                    "exact_amount": "1.5",
+                    "items": [
+                        {
+                            "plan_id": "basic",
+                            "plan_version": 1,
+                            "name": "monthly_fee",
+                            "device_id": "meter-7",
+                            "subscription_no": 12,
+                            "devices": 1,
+                            "begins_at": "2026-03-31T22:00:00Z",
+                            "ends_at": "2026-04-30T22:00:00Z",
+                            "due_at": "2026-04-30T22:00:00Z",
+                            "share": "0.5",
+                            "state": None,
+                            "is_returned": False,
+                            "exact_amount": "1.5",
+                        }
+                    ],
+                    "next_cursor": None,
+                }
+            ]
+        }
+    )
+
+    fleet_id: str
+    currency: str
+    cycle: Cycle
+    as_of: Time = Field(description="when this was read, or `known_at`")
+    closed_at: Time | None = Field(description="set: fees are those that fell due by the closing")
+    known: bool = Field(
+        description="false: subscriptions and states of then were not kept, as by an earlier release"
+    )
+    exact_amount: Decimals = Field(description="of all that are listed, on whichever page")
 
 
 class Charge(BaseModel):

@@ -41,7 +41,7 @@ RIGHTS: dict[str, Scope] = {
         Scope.BILLS_READ: """
             get_fleet_bill get_bill_preview get_bill_devices get_bill_charges get_bills get_bill
             get_bill_lines get_bill_line get_bill_line_devices get_bill_line_charges
-            get_bill_line_fees
+            get_bill_line_fees get_bill_fees
             get_bill_document get_dispute get_disputes get_bill_adjustments
             get_bill_adjustment get_billing get_tax_rules get_fleet_billing get_payments get_payment
             get_account get_refunds get_account_entries get_wallet get_payment_requests get_payment_policy

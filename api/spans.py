@@ -55,6 +55,7 @@ WITHOUT: Mapping[str, str] = {
     "get_plans": "a plan has no instant of its own, but its versions",
     "get_differences": "they are those of one change of terms",
     "get_bill_charges": "they are those of one bill",
+    "get_bill_fees": "they are those of one bill",
     "get_bill_line_charges": "they are those of one line",
     "get_bill_line_fees": "they are those of one line",
     "get_usage_records": "it has `measured_from` and `received_from`",

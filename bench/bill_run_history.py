@@ -162,7 +162,7 @@ async def _charged_once(connection: Connection, wanted: Wanted, *, now: datetime
         country="DE", customer="business", category="S", rate=Decimal(19), first_day=None,
         end_day=None, reason=None, reason_code=None,
     )  # fmt: skip
-    await replace_tax_rules(connection, tenant, [rule])
+    await replace_tax_rules(connection, tenant, [rule], now=now)
     buyer = FleetBilling(buyer=BUYER, customer="business")
     await set_fleet_billing(connection, fleet.fleet_no, buyer, now=now)
     return cycle

@@ -11,7 +11,7 @@ from api import presenting
 from api.auth import AsCaller, Caller
 from api.parameters import Cursor, Limit, OfDevice, cursor_of, number_after, read_cursor
 from api.routes.bills import BillNo
-from api.routes.charges import charge_of, sums_of
+from api.routes.charges import charge_of, fee_of, sums_of
 from metering.billing.document import DocumentLine
 from metering.insight import bill_lines
 from metering.money import decimal_text
@@ -132,21 +132,7 @@ async def get_bill_line_fees(
             "line": line_no,
             "known": found is not None or not of.is_fee,
             "exact_amount": decimal_text(sum((item.exact for _, item in parts), Fraction(0))),
-            "items": [
-                {
-                    "device_id": owing,
-                    "subscription_no": item.subscription_no,
-                    "devices": item.devices,
-                    "begins_at": item.begins,
-                    "ends_at": item.ends,
-                    "due_at": item.due,
-                    "share": decimal_text(item.share),
-                    "state": item.state,
-                    "is_returned": item.refund,
-                    "exact_amount": decimal_text(item.exact),
-                }
-                for owing, item in rows
-            ],
+            "items": [fee_of(owing, item) for owing, item in rows],
             "next_cursor": cursor_of([begins + limit]) if begins + limit < len(parts) else None,
         }
     )

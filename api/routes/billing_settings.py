@@ -82,7 +82,7 @@ async def put_tax_rules(
     rows = [
         store.TaxRuleRow(**each.model_dump() | {"rate": Decimal(each.rate)}) for each in order.rules
     ]
-    await set_tax_rules(caller.connection, caller.tenant_no, rows)
+    await set_tax_rules(caller.connection, caller.tenant_no, rows, now=caller.now)
     return etags.tagged(response, await _rules(caller))
 
 

@@ -1,5 +1,6 @@
 """Bills and notes: shown, adjusted, finalised, voided, corrected, disputed."""
 
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 from http import HTTPStatus
@@ -20,8 +21,10 @@ from api.parameters import (
     FleetId,
     IdempotencyKey,
     Instant,
+    KnownAt,
     Limit,
     OfFleet,
+    checked_known_at,
     cursor_of,
     number_after,
     tell_repeated,
@@ -33,6 +36,8 @@ from metering.billing.document import json_of
 from metering.billing.enter_adjustment import Entry, enter_adjustment
 from metering.billing.finalise import finalise_once
 from metering.billing.give_note import NoteOrder, give_note
+from metering.billing.known_bill import NotKnownError
+from metering.billing.known_document import KnownDocument, document_known_at
 from metering.billing.notes import NoteEntry
 from metering.billing.preview import preview
 from metering.billing.settle import settle
@@ -205,23 +210,57 @@ async def get_bill_preview(
     at: Annotated[
         Instant | None, Query(description="an instant of the cycle to bill; unset: the present one")
     ] = None,
+    known_at: KnownAt = None,
 ) -> schemas.BillPreview | Response:
-    """Show what a cycle's bill would be if it were finalised now; nothing is stored."""
+    """Show what a cycle's bill would be if it were finalised now; nothing is stored.
+
+    With `known_at`, the whole bill as it was believed to be then, in the state that it was in: what was final
+    by then is shown as it was sent. Where too little was kept of then the answer is 409.
+    """
+    checked_known_at(known_at, caller.now)
     fleet = await fleet_of_id(caller.connection, caller.tenant_no, fleet_id)
+    tax_service = await state_of(request).tax_services.of_tenant(
+        caller.connection, caller.tenant_no
+    )
+    known = None
     try:
-        drawn = await preview(
-            caller.connection,
-            fleet,
-            at=at or caller.now,
-            tax_service=await state_of(request).tax_services.of_tenant(
-                caller.connection, caller.tenant_no
-            ),
-        )
-    except InvalidValue as error:
+        if known_at is None:
+            drawn = await preview(
+                caller.connection, fleet, at=at or caller.now, tax_service=tax_service
+            )
+        else:
+            found = await document_known_at(
+                caller.connection, fleet, at=at or known_at, known_at=known_at,
+                tax_service=tax_service,
+            )  # fmt: skip
+            drawn, known = found.document, _known(found, known_at)
+    except (InvalidValue, NotKnownError) as error:
         raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
     document, lines = shown_document(json_of(drawn))
-    shown = schemas.BillPreview(document=document)
+    shown = schemas.BillPreview(document=document, known=known)
     return shown if lines is None else await _with_lines(shown, lines)
+
+
+def _known(of: KnownDocument, known_at: datetime) -> schemas.KnownBill:
+    return schemas.KnownBill(
+        known_at=known_at,
+        state=of.state,
+        bill_no=of.bill_no,
+        payable=format(of.payable, "f"),
+        held=format(of.held, "f"),
+        notes=[
+            schemas.KnownNote.model_validate(
+                {
+                    "bill_no": each.bill_no,
+                    "number": each.name,
+                    "kind": each.kind,
+                    "gross": format(each.gross, "f"),
+                }
+            )
+            for each in of.notes
+        ],
+        not_kept=list(of.not_kept),
+    )
 
 
 @router.post("/bills/{bill_no}/finalisation", status_code=_CREATED, responses=ALREADY_DONE)

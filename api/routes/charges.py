@@ -1,7 +1,7 @@
 """From a bill's lines to devices, charges and readings, and back; and why a charge costs what it costs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
 from http import HTTPStatus
@@ -28,6 +28,7 @@ from api.parameters import (
     OfVariant,
     checked_known_at,
     cursor_of,
+    number_after,
     read_cursor,
 )
 from api.plan_filters import plan_must_exist
@@ -35,12 +36,14 @@ from api.spans import Within
 from metering.billing.bill import Bill, bill_so_far
 from metering.billing.known_bill import NotKnownError, bill_known_at
 from metering.errors import InvalidValue
+from metering.insight import line_fees
 from metering.insight.explain import Explained, explained_charge, explained_reading
 from metering.money import decimal_text
 from metering.period import BillCycle
 from metering.plan_document import stored_terms
 from metering.rating.explanation import amount_text, quantity_text, skipped, stated_of, step_text
 from metering.rating.plan import PlanTerms
+from metering.rating.recurring import FeeItem
 from metering.rating.statement import LineKind
 from metering.store.charge_views import (
     ChargeKey,
@@ -54,7 +57,7 @@ from metering.store.charge_views import (
     sum_of_charges,
     sums_of_devices,
 )
-from metering.store.closing import closed_cycle
+from metering.store.closing import ClosedCycle, closed_cycle
 from metering.store.device_views import device_view
 from metering.store.fleet_views import FleetView, fleet_view
 from metering.store.known_views import Known
@@ -71,7 +74,7 @@ _At = Annotated[
 _MADE_OF: Mapping[LineKind, str] = {
     LineKind.BASE: "what the price costs at no quantity, for each device or once; no charge holds it",
     LineKind.MINIMUM: "what brings the price up to its minimum, beyond what charges come to",
-    LineKind.FEE: "subscriptions and states, whatever was used",
+    LineKind.FEE: "subscriptions and states, whatever was used; …/bill/fees names its devices",
     LineKind.ADJUSTMENT: "a discount, credit, commitment or maximum on the sums of other lines",
 }
 _LATE = "what a closed cycle owes since: its charges are found under that cycle, with known_at"
@@ -90,6 +93,7 @@ class _OfBill:
     plan_id: str | None
     version: int | None
     known_at: datetime | None
+    closed: ClosedCycle | None
 
 
 async def _of_bill(
@@ -153,10 +157,35 @@ async def _of_bill(
         plan_id=plan,
         version=plan_version,
         known_at=known_at,
+        closed=closed,
     )
 
 
 _Part = Annotated[_OfBill, Depends(_of_bill, scope="function")]
+
+
+async def _of_fees(
+    caller: AsCaller,
+    *,
+    fleet_id: FleetId,
+    at: _At = None,
+    known_at: KnownAt = None,
+    plan: OfPlan = None,
+    plan_version: OfPlanVersion = None,
+    device_id: OfDevice = None,
+) -> _OfBill:
+    return await _of_bill(
+        caller,
+        fleet_id=fleet_id,
+        at=at,
+        known_at=known_at,
+        plan=plan,
+        plan_version=plan_version,
+        device_id=device_id,
+    )
+
+
+_Fees = Annotated[_OfBill, Depends(_of_fees, scope="function")]
 
 
 @router.get("/fleets/{fleet_id}/bill/devices")
@@ -227,6 +256,79 @@ async def get_bill_charges(
         if last
         else None,
     )
+
+
+@router.get("/fleets/{fleet_id}/bill/fees")
+async def get_bill_fees(
+    caller: AsCaller,
+    part: _Fees,
+    *,
+    fee: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[^\x00-\x1f\x7f]{1,200}$",
+            description="only of this fee, as its line is called",
+            examples=["monthly_fee"],
+        ),
+    ] = None,
+    device_id: OfDevice = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> schemas.BillFees:
+    """List the parts of fees that a bill's lines sum, open or closed: for whom, for what time, how much.
+
+    By plan, fee, and device. The parts of one plan version's fee sum to its line exactly. Of a closed cycle
+    as when it closed; `known` is false where subscriptions and states of then were not kept.
+    """
+    bill = await _bill_or_conflict(caller, part)
+    found = await line_fees.fees_of_bill(
+        caller.connection,
+        caller.tenant_no,
+        fleet=part.fleet,
+        cycle=part.cycle,
+        reckoned=_reckoned(part),
+        plans={
+            no: replace(terms, fees=tuple(each for each in terms.fees if fee in (None, each.name)))
+            for no, (_, _, terms) in part.plans.items()
+        },
+        lines=[
+            line
+            for line in bill.statement.lines
+            if line.plan_no in part.plans and fee in (None, line.name)
+        ],
+    )
+    parts = [each for each in found or () if device_id in (None, each[0])]
+    begins = number_after(cursor)
+    return schemas.BillFees.model_validate(
+        {
+            "fleet_id": part.fleet.fleet_id,
+            "currency": part.fleet.currency,
+            "cycle": presenting.cycle(part.cycle),
+            "as_of": part.as_of,
+            "closed_at": part.closed_at,
+            "known": found is not None,
+            "exact_amount": decimal_text(sum((item.exact for _, item in parts), Fraction(0))),
+            "items": [
+                {
+                    "plan_id": part.plans[item.plan_no][0],
+                    "plan_version": part.plans[item.plan_no][1],
+                    "name": item.name,
+                    **fee_of(owing, item),
+                }
+                for owing, item in parts[begins : begins + limit]
+            ],
+            "next_cursor": cursor_of([begins + limit]) if begins + limit < len(parts) else None,
+        }
+    )
+
+
+def _reckoned(part: _OfBill) -> line_fees.Reckoned:
+    """Return when the fees of a bill were reckoned: a closed cycle's when it closed, as its lines were."""
+    if part.closed is not None and part.closed.closed_at <= part.as_of:
+        return line_fees.Reckoned(
+            at=part.closed.closed_at, uses=Known(before_run=part.closed.run_no)
+        )
+    return line_fees.Reckoned(at=part.known_at, uses=part.wanted.known)
 
 
 @router.get("/charges/{charge_id}")
@@ -309,15 +411,14 @@ def _variant_text(label: int | None) -> str:
 
 async def _rolled_up(caller: Caller, part: _OfBill) -> list[schemas.RolledUp]:
     """Return the lines of the same bill that are not made of charges."""
-    try:
-        bill = await _bill(caller, part)
-    except (InvalidValue, NotKnownError) as error:
-        raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
+    bill = await _bill_or_conflict(caller, part)
     found = [
         schemas.RolledUp(
             kind=line.kind.value,
             plan_id=billed.plan_id,
+            plan_version=billed.version,
             name=line.name,
+            device_id=None if line.device_no is None else bill.devices[line.device_no],
             exact_amount=decimal_text(line.exact),
             made_of=_MADE_OF[line.kind],
         )
@@ -332,6 +433,8 @@ async def _rolled_up(caller: Caller, part: _OfBill) -> list[schemas.RolledUp]:
             schemas.RolledUp(
                 kind="period_adjustment",
                 plan_id=None,
+                plan_version=None,
+                device_id=None,
                 name=str(each.cycle.first_day),
                 exact_amount=decimal_text(each.exact),
                 made_of=_LATE,
@@ -340,6 +443,13 @@ async def _rolled_up(caller: Caller, part: _OfBill) -> list[schemas.RolledUp]:
             if each.tells
         ]
     return found
+
+
+async def _bill_or_conflict(caller: Caller, part: _OfBill) -> Bill:
+    try:
+        return await _bill(caller, part)
+    except (InvalidValue, NotKnownError) as error:
+        raise ProblemError(HTTPStatus.CONFLICT, f"no bill can be made: {error}") from error
 
 
 async def _bill(caller: Caller, part: _OfBill) -> Bill:
@@ -354,6 +464,22 @@ async def _bill(caller: Caller, part: _OfBill) -> Bill:
         at=part.cycle.start,
         known_at=part.known_at,
     )
+
+
+def fee_of(device_id: str | None, item: FeeItem) -> dict[str, object]:
+    """Present a part of a fee, and who owes it."""
+    return {
+        "device_id": device_id,
+        "subscription_no": item.subscription_no,
+        "devices": item.devices,
+        "begins_at": item.begins,
+        "ends_at": item.ends,
+        "due_at": item.due,
+        "share": decimal_text(item.share),
+        "state": item.state,
+        "is_returned": item.refund,
+        "exact_amount": decimal_text(item.exact),
+    }
 
 
 class Sums(TypedDict):

@@ -214,6 +214,27 @@ async def draw_asked(
     return finished(drawn, asked.answer, wallet=drawn_from.wallet)
 
 
+def request_of(
+    bill: Bill, fleet: Fleet, drawn_from: DrawnFrom, manual: list[ManualAdjustment]
+) -> TaxRequest:
+    """Return what a tax service is to be asked of a bill with what was entered by hand."""
+    return _basis_of(bill, fleet, drawn_from, manual).request
+
+
+def draw_bill(
+    bill: Bill,
+    fleet: Fleet,
+    drawn_from: DrawnFrom,
+    manual: list[ManualAdjustment],
+    *,
+    service_taxes: TaxAnswer | None = None,
+) -> Document:
+    """Draw up the draft of a bill with what was entered by hand; raise `InvalidValue` when it cannot be."""
+    drawn = _basis_of(bill, fleet, drawn_from, manual)
+    taxes = _taxes(drawn.request, drawn_from) if service_taxes is None else service_taxes
+    return finished(drawn, taxes, wallet=drawn_from.wallet)
+
+
 def _taxes(request: TaxRequest, drawn_from: DrawnFrom) -> TaxAnswer:
     if drawn_from.service_taxes is not None:
         return drawn_from.service_taxes

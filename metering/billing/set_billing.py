@@ -44,9 +44,9 @@ async def set_billing(
 
 
 async def set_tax_rules(
-    connection: Connection, tenant_no: TenantNo, rows: Sequence[TaxRuleRow]
+    connection: Connection, tenant_no: TenantNo, rows: Sequence[TaxRuleRow], *, now: datetime
 ) -> None:
     """Set a tenant's tax rules, all of them; raise `InvalidValue` where two hold on one day."""
     TaxRules(rules=tuple(tax_rule_of(row) for row in rows))
     async with connection.transaction():
-        await replace_tax_rules(connection, tenant_no, rows)
+        await replace_tax_rules(connection, tenant_no, rows, now=now)

@@ -13,6 +13,7 @@ from metering.store.connection import Connection
 
 Finalising = Literal["at_once", "after_days", "by_hand"]
 SeriesName = Literal["bill", "note"]
+SaidOf = Literal["settings", "tax_rules", "buyer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,12 @@ async def set_tenant_billing(
             " SET prefix = EXCLUDED.prefix, by_year = EXCLUDED.by_year, digits = EXCLUDED.digits",
             [tenant_no, each.series, each.prefix, each.by_year, each.digits],
         )
+    content = {
+        "seller": settings.seller,
+        "prices_include_tax": settings.prices_include_tax,
+        "payment_days": settings.payment_days,
+    }
+    await _note_said(connection, tenant_no, "settings", content, now=now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +202,10 @@ async def set_fleet_billing(
         " customer = EXCLUDED.customer, updated_at = EXCLUDED.updated_at",
         [fleet_no, Jsonb(billing.buyer), billing.customer, now],
     )
+    found = await connection.execute("SELECT tenant_no FROM fleet WHERE fleet_no = %s", [fleet_no])
+    ((tenant_no,),) = await found.fetchall()
+    content = {"buyer": billing.buyer, "customer": billing.customer}
+    await _note_said(connection, tenant_no, "buyer", content, fleet_no=fleet_no, now=now)
 
 
 async def tax_rules(connection: Connection, tenant_no: int) -> list[TaxRuleRow]:
@@ -209,7 +220,7 @@ async def tax_rules(connection: Connection, tenant_no: int) -> list[TaxRuleRow]:
 
 
 async def replace_tax_rules(
-    connection: Connection, tenant_no: int, rules: Sequence[TaxRuleRow]
+    connection: Connection, tenant_no: int, rules: Sequence[TaxRuleRow], *, now: datetime
 ) -> None:
     """Set a tenant's tax rules, all of them; bills that are final keep theirs."""
     await connection.execute("DELETE FROM tax_rule WHERE tenant_no = %s", [tenant_no])
@@ -225,3 +236,88 @@ async def replace_tax_rules(
                 for each in rules
             ],
         )  # fmt: skip
+    content = [
+        {
+            "country": each.country,
+            "customer": each.customer,
+            "category": each.category,
+            "rate": str(each.rate),
+            "first_day": None if each.first_day is None else each.first_day.isoformat(),
+            "end_day": None if each.end_day is None else each.end_day.isoformat(),
+            "reason": each.reason,
+            "reason_code": each.reason_code,
+        }
+        for each in sorted(rules, key=_place)
+    ]
+    await _note_said(connection, tenant_no, "tax_rules", content, now=now)
+
+
+def _place(rule: TaxRuleRow) -> tuple[str, str, date]:
+    return (rule.country, rule.customer, rule.first_day or date.min)
+
+
+# What was said, by when --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What had been said of billing by an instant; None: nothing.
+
+    `kept` is False where what was said by then is not kept: it is what stood when keeping it began.
+    """
+
+    content: Any
+    kept: bool = True
+
+
+async def said_by(
+    connection: Connection,
+    tenant_no: int,
+    what: SaidOf,
+    *,
+    fleet_no: int | None = None,
+    at: datetime,
+) -> Said | None:
+    """Return what had been said by an instant; None where nobody had said anything."""
+    found = await connection.execute(
+        "SELECT content, recorded_at <= %(at)s FROM billing_said"
+        " WHERE tenant_no = %(tenant)s AND what = %(what)s"
+        " AND fleet_no IS NOT DISTINCT FROM %(fleet)s AND (recorded_at <= %(at)s OR is_first)"
+        " ORDER BY recorded_at <= %(at)s DESC, said_no DESC LIMIT 1",
+        {"tenant": tenant_no, "what": what, "fleet": fleet_no, "at": at},
+    )
+    row = await found.fetchone()
+    return None if row is None else Said(content=row[0], kept=row[1])
+
+
+def tax_rules_said(content: Sequence[Mapping[str, Any]]) -> list[TaxRuleRow]:
+    """Return tax rules as they were said."""
+    return [
+        TaxRuleRow(
+            country=each["country"],
+            customer=each["customer"],
+            category=each["category"],
+            rate=Decimal(each["rate"]),
+            first_day=None if each["first_day"] is None else date.fromisoformat(each["first_day"]),
+            end_day=None if each["end_day"] is None else date.fromisoformat(each["end_day"]),
+            reason=each["reason"],
+            reason_code=each["reason_code"],
+        )
+        for each in content
+    ]
+
+
+async def _note_said(
+    connection: Connection,
+    tenant_no: int,
+    what: SaidOf,
+    content: object,
+    *,
+    fleet_no: int | None = None,
+    now: datetime,
+) -> None:
+    await connection.execute(
+        "INSERT INTO billing_said (tenant_no, fleet_no, what, content, recorded_at)"
+        " VALUES (%s, %s, %s, %s, %s)",
+        [tenant_no, fleet_no, what, Jsonb(content), now],
+    )

@@ -75,7 +75,7 @@ async def set_up(
     tenant = scene.operator.tenant
     given = settings(finalising=finalising, after_days=after_days, by_year=by_year)
     await set_tenant_billing(scene.connection, tenant, given, now=NOW)
-    await replace_tax_rules(scene.connection, tenant, [RULE])
+    await replace_tax_rules(scene.connection, tenant, [RULE], now=NOW)
     buyer = FleetBilling(buyer=BUYER, customer="business")
     await set_fleet_billing(scene.connection, scene.fleet.fleet_no, buyer, now=NOW)
 

@@ -290,7 +290,9 @@ async def _billed(connection: Connection, fleet: Fleet, name: str) -> None:
     )
     given = replace(settings(), seller=SELLER | {"name": f"{name} Networks"})
     await set_tenant_billing(connection, fleet.tenant_no, given, now=NOW)
-    await replace_tax_rules(connection, fleet.tenant_no, [replace(RULE, reason=f"as {name} says")])
+    await replace_tax_rules(
+        connection, fleet.tenant_no, [replace(RULE, reason=f"as {name} says")], now=NOW
+    )
     await set_fleet_billing(
         connection, fleet.fleet_no, FleetBilling(buyer=BUYER, customer="business"), now=NOW
     )

@@ -166,6 +166,7 @@ def test_every_route_of_the_plan_is_there() -> None:
         "/v1/fleets/{fleet_id}/bill-preview",
         "/v1/fleets/{fleet_id}/bill/charges",
         "/v1/fleets/{fleet_id}/bill/devices",
+        "/v1/fleets/{fleet_id}/bill/fees",
         "/v1/fleets/{fleet_id}/billing",
         "/v1/fleets/{fleet_id}/carrier-comparison",
         "/v1/fleets/{fleet_id}/payment-requests",

@@ -24,8 +24,8 @@ UNNOTED: Mapping[str, str] = {
         "ingest writes it": """
             anomaly boot compared_reading message_batch reading reading_identity rejected sparkplug_birth""",
         "it follows from what is noted": """
-            correction_device device_state_entry event noted_adjustment number_counter payment_reminder
-            payment_suspension payment_suspension_device subscription_entry""",
+            billing_said correction_device device_state_entry event noted_adjustment number_counter
+            payment_reminder payment_suspension payment_suspension_device subscription_entry""",
         "it keeps what a request is known again by": "billing_operation resource_creation",
         "it is the payment provider's word": "provider_event provider_payment",
         "it is the file that a job made": "job_part",

@@ -1,5 +1,6 @@
 """From a final bill's number and line to devices, charges and readings, and back; of notes, too."""
 
+from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.integration.closing_scene import APRIL, FEBRUARY, MARCH, MAY, Scene, 
 from tests.integration.pipeline import TENANT
 from tests.integration.test_api import body, problem
 from tests.integration.test_closing_corrections import DEARER, number_of
-from tests.integration.test_drill_down import asking, every, summed
+from tests.integration.test_drill_down import asking, check_fee_lines, every, nearly, summed
 
 LATER = day(MAY, 28)
 
@@ -88,12 +89,6 @@ def check_fees(client: httpx.Client, address: str, made: dict[str, Any]) -> list
     total = body(client.get(f"{address}/devices"))["sum"]
     assert nearly(devices) == nearly([total])
     return fees
-
-
-def nearly(rows: list[dict[str, Any]]) -> Fraction:
-    """Return what rows sum to; each is told to thirty places, where it does not terminate before."""
-    whole = sum((Fraction(each["exact_amount"]) for each in rows), Fraction(0))
-    return Fraction(round(whole * 10**25), 10**25)
 
 
 def check_bill(client: httpx.Client, number: str) -> dict[int, list[dict[str, Any]]]:
@@ -365,29 +360,80 @@ ALL_FEES: dict[str, Any] = {
 }
 
 
+async def all_fees(scene: Scene) -> None:
+    """Have a fleet with every kind of fee: a-2 comes amid February, a-3 is suspended for 7 days."""
+    plan_no = await scene.operator.plan(ALL_FEES)
+    scene.fleet = await scene.operator.fleet("all", time_zone="Europe/Berlin")
+    await set_up(scene)
+    for device, from_day in (("a-1", 1), ("a-2", 15), ("a-3", 1)):
+        await scene.operator.devices(
+            scene.fleet, [device], plan=plan_no, valid_from=day(FEBRUARY, from_day)
+        )
+    for at, state in ((8, DeviceState.SUSPENDED), (15, DeviceState.ACTIVE)):
+        await change_state(
+            scene.connection,
+            tenant_no=scene.operator.tenant,
+            device_nos=[await number_of(scene, "a-3")],
+            state=state,
+            at=day(FEBRUARY, at),
+            now=day(FEBRUARY, at),
+        )
+    await scene.use("a-1", day(FEBRUARY, 3), sms=4)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_fees_of_open_and_draft_bills_lead_to_their_devices(
+    database_url: str, *, closed: bool
+) -> None:
+    async def story(scene: Scene) -> str:
+        await all_fees(scene)
+        if closed:
+            await scene.close_fleet(FEBRUARY)
+        # Of a draft it is no part: it was said after the cycle closed.
+        await change_state(
+            scene.connection,
+            tenant_no=scene.operator.tenant,
+            device_nos=[await number_of(scene, "a-1")],
+            state=DeviceState.SUSPENDED,
+            at=day(FEBRUARY, 15),
+            now=LATER,
+        )
+        return await key_of(scene)
+
+    key = played(database_url, story)
+    with asking(database_url, key, LATER) as client:
+        for then, a_1_in_full in ((None, closed), (LATER - timedelta(days=1), True)):
+            when = {"at": day(FEBRUARY, 3).isoformat()}
+            when |= {"known_at": then.isoformat()} if then else {}
+            bill = body(client.get("/v1/fleets/all/bill", params=when))
+            assert (bill["closed_at"] is not None) == closed
+            told: dict[str, list[tuple[str | None, str, str]]] = {}
+            for part in check_fee_lines(client, "all", bill, when):
+                told.setdefault(part["name"], []).append(
+                    (part["device_id"], part["share"], part["exact_amount"])
+                )
+            assert told["SIM"] == [
+                ("a-1", "1", "3.1") if a_1_in_full else ("a-1", "0.5", "1.55"),
+                ("a-2", "0.5", "1.55"),
+                ("a-3", "0.75", "2.325"),
+            ]
+            assert told["fleet"] == [(None, "1", "20")]
+            assert sorted(told) == ["SIM", "day", "fleet", "setup", "state", "tiers"]
+        fees = "/v1/fleets/all/bill/fees"
+        assert body(client.get(fees, params={"fee": "no such"}))["items"] == []
+        problem(client.get(fees, params={"plan_version": "1"}), 422)
+        problem(client.get(fees, params={"plan": "another"}), 404)
+        problem(client.get(fees, params={"device": "another"}), 404)
+        problem(client.get("/v1/fleets/another/bill/fees"), 404)
+
+
 def test_a_fees_line_leads_to_the_devices_that_it_counts(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of February's 28 days, a-2 is there for the last 14; a-3 is suspended for 7."""
 
     async def story(scene: Scene) -> str:
-        plan_no = await scene.operator.plan(ALL_FEES)
-        scene.fleet = await scene.operator.fleet("all", time_zone="Europe/Berlin")
-        await set_up(scene)
-        for device, from_day in (("a-1", 1), ("a-2", 15), ("a-3", 1)):
-            await scene.operator.devices(
-                scene.fleet, [device], plan=plan_no, valid_from=day(FEBRUARY, from_day)
-            )
-        for at, state in ((8, DeviceState.SUSPENDED), (15, DeviceState.ACTIVE)):
-            await change_state(
-                scene.connection,
-                tenant_no=scene.operator.tenant,
-                device_nos=[await number_of(scene, "a-3")],
-                state=state,
-                at=day(FEBRUARY, at),
-                now=day(FEBRUARY, at),
-            )
-        await scene.use("a-1", day(FEBRUARY, 3), sms=4)
+        await all_fees(scene)
         await scene.close_fleet(FEBRUARY)
         await finalised(scene, FEBRUARY)
         # What is said of February now is no part of the bill that was given.

@@ -75,9 +75,9 @@ def test_a_run_that_is_killed_goes_on_and_one_bad_draft_holds_up_none(database_u
             assert done == BillRun(finalised=1)
             break
         assert await states(scene) == ["finalised", "draft"]
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
         assert await run(scene) == BillRun(refused=1)
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE], now=NOW)
         other = [run(scene)]
         assert await asyncio.gather(*other) == [BillRun(finalised=1)]
         assert await states(scene) == ["finalised", "finalised"]

@@ -79,11 +79,11 @@ def test_a_bill_that_cannot_be_drawn_up_stays_a_draft_and_takes_no_number(
     database_url: str,
 ) -> None:
     async def story(scene: Scene) -> None:
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
         with pytest.raises(InvalidValue, match=r"buyer.address.country: no tax rule"):
             await finalised(scene, FEBRUARY)
         assert (await bill_of(scene, FEBRUARY)).state == "draft"
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE], now=NOW)
         assert (await finalised(scene, FEBRUARY)).name == "B2026-0001"
 
     billed(database_url, story)
@@ -409,7 +409,7 @@ def test_a_tax_service_finds_the_tax_of_a_tenant_without_rules(database_url: str
     async def story(scene: Scene) -> None:
         nonlocal answers, entering
         scene_of.append(scene)
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
         february, march = await every(scene)
         of_tenant: dict[str, Any] = {
             "tenant_no": scene.operator.tenant, "tax_service": HttpTaxService(url=url), "now": NOW,
@@ -442,7 +442,7 @@ def test_a_tax_service_finds_the_tax_of_a_tenant_without_rules(database_url: str
         )
         assert {line.rate for line in shown.lines} == {Decimal(10)}
         # Rules of the tenant's own come before the service.
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [RULE], now=NOW)
         before = len(asked)
         other, _ = await finalise(scene.connection, bill_no=march.bill_no, **of_tenant)
         assert {line.rate for line in document(other).lines} == {Decimal(19)}

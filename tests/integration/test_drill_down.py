@@ -81,13 +81,57 @@ def check_lines(client: httpx.Client, fleet: str, at: str) -> int:
             assert len(found) == device["records"]
             assert summed(found) == summed([device])
             charges += len(found)
+    check_fee_lines(client, fleet, bill, {"at": at})
     shown = body(client.get(f"/v1/fleets/{fleet}/bill/devices", params={"at": at}))
     others = [line for line in bill["lines"] if line["kind"] != "usage"]
-    assert [(each["kind"], each["exact_amount"]) for each in shown["rolled_up"]] == [
-        (line["kind"], line["exact_amount"]) for line in others
+    named = ("kind", "plan_id", "plan_version", "device_id", "exact_amount")
+    assert [[each[name] for name in named] for each in shown["rolled_up"]] == [
+        [line.get(name) for name in named] for line in others
     ]
     assert shown["sum"]["records"] == charges
     return charges
+
+
+def check_fee_lines(
+    client: httpx.Client, fleet: str, bill: dict[str, Any], when: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Hold each fee's line of a bill to its parts, and those to their devices; return all parts."""
+    address = f"/v1/fleets/{fleet}/bill/fees"
+    whole = body(client.get(address, params=when))
+    lines = [line for line in bill["lines"] if line["kind"] == "fee"]
+    assert whole["known"]
+    assert nearly([whole]) == nearly(lines)
+    parts = []
+    for line in lines:
+        named = when | {
+            "plan": line["plan_id"],
+            "plan_version": str(line["plan_version"]),
+            "fee": line["name"],
+        }
+        if line["device_id"] is not None:
+            named["device"] = line["device_id"]
+        own = list(every(client, address, **named))
+        assert {each["name"] for each in own} == {line["name"]}
+        assert body(client.get(address, params=named))["exact_amount"] == line["exact_amount"]
+        assert nearly(own) == nearly([line])
+        owing = {each["device_id"] for each in own}
+        if owing != {None}:
+            assert len(owing) == line["devices"]
+            for device in owing:
+                of_device = named | {"device": device}
+                theirs = [each for each in own if each["device_id"] == device]
+                assert list(every(client, address, **of_device)) == theirs
+        parts += own
+    found = list(every(client, address, **when))
+    assert len(found) == len(parts)
+    assert all(each in parts for each in found)
+    return parts
+
+
+def nearly(rows: list[dict[str, Any]]) -> Fraction:
+    """Return what rows sum to; each is told to thirty places, where it does not terminate before."""
+    whole = sum((Fraction(each["exact_amount"]) for each in rows), Fraction(0))
+    return Fraction(round(whole * 10**25), 10**25)
 
 
 def summed(rows: list[dict[str, Any]]) -> dict[str, Fraction]:

@@ -15,6 +15,7 @@ from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
 from metering.period import cycle_at
 from metering.rating.statement import LineKind
+from metering.store.billing_settings import Said, said_by, tax_rules, tax_rules_said
 from metering.store.connection import Connection, connect
 from metering.store.fleet_views import fleet_view
 from metering.store.migrate import migrate, migrations
@@ -294,3 +295,49 @@ def test_cycles_that_closed_before_there_were_bills_have_drafts(empty_database_u
             return await found.fetchall()
 
     assert asyncio.run(upgraded()) == [("bill", "draft", CYCLE.start, NOW, 1, 1)]
+
+
+def test_what_was_said_of_billing_begins_with_what_stands(empty_database_url: str) -> None:
+    """Settings and buyer stand since they were said; of tax rules it is not known since when."""
+    rule = {"country": "DE", "customer": "business", "category": "S", "rate": 19}
+
+    async def upgraded() -> None:
+        async with await connect(
+            empty_database_url, application="test", autocommit=True
+        ) as connection:
+            await first_schema(connection, steps=33)
+            await insert(
+                connection, "tenant", tenant_no=1, tenant_id="demo", name="Demo", created_at=NOW
+            )
+            await insert(
+                connection, "fleet", fleet_no=1, tenant_no=1, fleet_id="meters", name="Meters",
+                currency="EUR", time_zone="Europe/Berlin", anchor_day=1, shard_no=7, created_at=NOW,
+            )  # fmt: skip
+            await insert(
+                connection, "tenant_billing", tenant_no=1, seller=json.dumps({"name": "Acme"}),
+                updated_at=NOW,
+            )  # fmt: skip
+            await insert(
+                connection, "fleet_billing", fleet_no=1, buyer=json.dumps({"name": "Vans"}),
+                customer="business", updated_at=NOW,
+            )  # fmt: skip
+            await insert(connection, "tax_rule", tenant_no=1, valid="[2026-01-01,)", **rule)
+            await migrate(connection)
+            for at, kept in ((NOW - timedelta(days=1), False), (NOW, True)):
+                settings = await said_by(connection, 1, "settings", at=at)
+                buyer = await said_by(connection, 1, "buyer", fleet_no=1, at=at)
+                assert settings == Said(
+                    content={
+                        "seller": {"name": "Acme"}, "prices_include_tax": False, "payment_days": 14,
+                    },
+                    kept=kept,
+                )  # fmt: skip
+                content = {"buyer": {"name": "Vans"}, "customer": "business"}
+                assert buyer == Said(content=content, kept=kept)
+                rules = await said_by(connection, 1, "tax_rules", at=at)
+                assert rules is not None
+                assert not rules.kept
+                assert tax_rules_said(rules.content) == await tax_rules(connection, 1)
+            assert await said_by(connection, 1, "buyer", fleet_no=2, at=NOW) is None
+
+    asyncio.run(upgraded())

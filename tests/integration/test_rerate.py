@@ -279,7 +279,7 @@ def rated_by(rate: Callable[[dict[str, Any]], int], body: bytes) -> tuple[int, b
 async def taxed_by_service(scene: Scene, url: str) -> StoredBill:
     """Finalise March's bill, taxed by the service alone."""
     await begun(scene)
-    await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+    await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
     march = await bill_of(scene, MARCH)
     final, _ = await finalise(
         scene.connection, tenant_no=scene.operator.tenant, bill_no=march.bill_no,

@@ -169,7 +169,7 @@ def test_a_caller_of_some_fleets_sees_no_others(api: "ApiUnderTest") -> None:
         )
         tables = [table for table in _tables(owner) if table not in _OF_NOBODY]
     of_tenant = {"tenant", "api_key", "plan", "tax_rule", "number_series", "number_counter"}
-    of_tenant |= {"tenant_billing", "webhook_endpoint", "billing_operation"}
+    of_tenant |= {"tenant_billing", "billing_said", "webhook_endpoint", "billing_operation"}
     with _as_api(api.database_url, tenant, "{%d}" % fleets["acme-empty"]) as connection:  # noqa: UP031
         seen = {table for table in tables if _count(connection, table)}
         # A batch may hold messages of several fleets: the route shows those of its caller's alone.

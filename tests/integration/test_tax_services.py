@@ -67,7 +67,7 @@ def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_
             await scene.look(cycle.end + timedelta(days=3))
         own = replace(settings(), tax_service_url=url, tax_service_secret="main")
         await set_tenant_billing(scene.connection, scene.operator.tenant, own, now=NOW)
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
         clock = [NOW]
         given: dict[str, Any] = {
             "tax_service_url": "http://127.0.0.1:1/the-deployments",
@@ -97,7 +97,7 @@ def test_a_service_that_is_down_is_asked_once_a_pause_and_others_go_on(database_
         assert {document(each).tax_service for each in await every(scene)} == {f"{url} T"}
         assert {document(each).tax_service for each in await every(other)} == {None}
         # Nobody names another tenant's secret, nor reaches what is not public.
-        await replace_tax_rules(scene.connection, other.operator.tenant, [])
+        await replace_tax_rules(scene.connection, other.operator.tenant, [], now=NOW)
         await set_tenant_billing(scene.connection, other.operator.tenant, own, now=NOW)
         with pytest.raises(InvalidValue, match="no secret 'main' of tenant 'other'"):
             await services.of_tenant(scene.connection, other.operator.tenant)
@@ -138,7 +138,7 @@ def test_one_bad_draft_holds_up_no_other(
 
     async def story(scene: Scene) -> None:
         await set_up(scene)
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
         for cycle in (FEBRUARY, MARCH, APRIL):
             await scene.use("van-1", cycle.start + timedelta(days=3), sms=4)
             await scene.look(cycle.end + timedelta(days=3))
@@ -178,7 +178,7 @@ def test_a_service_that_answers_is_asked_about_several_drafts_at_once(database_u
 
     async def story(scene: Scene) -> None:
         await set_up(scene)
-        await replace_tax_rules(scene.connection, scene.operator.tenant, [])
+        await replace_tax_rules(scene.connection, scene.operator.tenant, [], now=NOW)
         for cycle in (FEBRUARY, MARCH):
             await scene.use("van-1", cycle.start + timedelta(days=3), sms=4)
         cycle = MARCH
@@ -208,7 +208,7 @@ def test_a_service_that_fails_one_tenant_is_up_for_another(database_url: str) ->
         other = await _another_tenant(scene)
         for each in (scene, other):
             await set_up(each)
-            await replace_tax_rules(each.connection, each.operator.tenant, [])
+            await replace_tax_rules(each.connection, each.operator.tenant, [], now=NOW)
             own = replace(settings(), tax_service_url="http://127.0.0.1:1/taxes")
             await set_tenant_billing(each.connection, each.operator.tenant, own, now=NOW)
         services = TaxServices(Settings(webhook_private_addresses=True), now=lambda: NOW)
