@@ -203,6 +203,17 @@ def test_the_balance_comes_first_and_what_happens_after_it(api: "ApiUnderTest") 
         assert told.data == listed
 
 
+def test_what_is_committed_once_a_stream_is_open_is_told(api: "ApiUnderTest") -> None:
+    with psycopg.connect(api.database_url) as session:
+        # The stream's balance cannot be read yet, so nothing of the stream was when its answer came.
+        session.execute("LOCK fleet_cycle IN ACCESS EXCLUSIVE MODE")
+        with listening(api.acme) as stream:
+            record(api.database_url, "one", "two")
+            session.rollback()
+            assert stream.next().topic == "balance"
+            assert alerts(stream, 2) == ["one", "two"]
+
+
 def test_who_returns_hears_each_of_what_they_missed_once(api: "ApiUnderTest") -> None:
     with listening(api.acme) as stream:
         record(api.database_url, "0")
