@@ -205,9 +205,13 @@ def test_the_balance_comes_first_and_what_happens_after_it(api: "ApiUnderTest") 
 
 def test_what_is_committed_once_a_stream_is_open_is_told(api: "ApiUnderTest") -> None:
     with psycopg.connect(api.database_url) as session:
-        # The stream's balance cannot be read yet, so nothing of the stream was when its answer came.
+        session.execute("LOCK stream_head IN ACCESS EXCLUSIVE MODE")
+        # Where it begins cannot be known, so it is not open: nothing comes, not even the answer's head.
+        with pytest.raises(httpx.ReadTimeout), api.acme.stream("GET", NORTH, timeout=2):
+            pass
+        session.rollback()
         session.execute("LOCK fleet_cycle IN ACCESS EXCLUSIVE MODE")
-        with listening(api.acme) as stream:
+        with listening(api.acme) as stream:  # though its balance cannot be read yet
             record(api.database_url, "one", "two")
             session.rollback()
             assert stream.next().topic == "balance"
