@@ -23,6 +23,7 @@ from metering.store.streams import (
     STREAM_CHANNEL,
     balance_versions,
     entries_after,
+    highest_position,
     number_entries,
     stream_head,
 )
@@ -126,8 +127,10 @@ class _Feed:
             if position is not None and not head.pruned_to <= position <= head.position:
                 position = version = None
                 told += _message("reset", {"reason": "what came since is no longer kept"}, None)
+            # Who has heard nothing hears the balance first, and on the next page what came meanwhile.
+            begins = position is not None and version is None
             entries = []
-            if position is not None and position < head.position:
+            if position is not None and position < head.position and not begins:
                 entries = await entries_after(
                     connection, self.fleet_no, position, limit=_PAGE_ENTRIES
                 )
@@ -135,16 +138,17 @@ class _Feed:
                 at = Place(entry.position, version)
                 told += _message(entry.topic, entry.detail, at)
             more = len(entries) == _PAGE_ENTRIES
-            reached = Place(entries[-1].position if more else head.position, version)
+            last = position if begins else entries[-1].position if more else head.position
+            reached = Place(last, version)
             waits = False
             if not more and version != head.version:
                 waits = version is not None and monotonic() - self._balance_at < _BALANCE_SECONDS
                 if not waits:
                     self._balance_at = monotonic()
-                    reached = Place(head.position, head.version)
+                    reached = Place(last, head.version)
                     balance = await self._balance(connection)
                     told += _message("balance", {"version": head.version} | balance, reached)
-        return _Page(octets=bytes(told), place=reached, more=more, balance_waits=waits)
+        return _Page(octets=bytes(told), place=reached, more=more or begins, balance_waits=waits)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -162,6 +166,11 @@ class Reader:
     end: str = "gone"
     """Why it ended; `gone`: nobody reads any more."""
 
+    async def begin(self) -> None:
+        """Let what is committed from now on be news to who has no place; raises one of `UNREACHABLE`."""
+        if self.place.position is None:
+            self.place = Place(await self.streams.number())
+
     async def messages(self) -> AsyncGenerator[bytes]:
         """Yield what the reader is told, until it may no longer or the process ends.
 
@@ -177,8 +186,6 @@ class Reader:
                 if refusal is not None:
                     yield self._ended(*refusal)
                     return
-                if self.place.position is None:
-                    await self.streams.number()  # what was before is not news
                 page = await self.feed.page(self.place)
             except UNREACHABLE as error:
                 _LOG.warning("a stream waits for the database: %s", reason_of(error))
@@ -300,10 +307,11 @@ class Streams:
         self.is_ending = True
         self._wake(None)
 
-    async def number(self) -> None:
-        """Give positions to what is committed by now; raises one of `UNREACHABLE`."""
+    async def number(self) -> int:
+        """Give positions to what is committed by now; return the highest. Raises one of `UNREACHABLE`."""
         async with _transaction(self._pool) as connection:
             await number_entries(connection)
+            return await highest_position(connection)
 
     async def close(self) -> None:
         """End what wakes the streams."""

@@ -14,6 +14,7 @@ import psutil
 import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
+from psycopg import sql
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
@@ -61,6 +62,7 @@ def stack_settings() -> Iterator[Settings]:
         resolved = stack.resolve(settings)
         assert resolved.database_url is not None
         set_durable(resolved.database_url.get_secret_value(), durable=False)
+        _admit_cheaply(resolved.database_url.get_secret_value())
         yield resolved
     finally:
         lifecycle.erase(settings)
@@ -85,6 +87,23 @@ def set_durable(server_url: str, *, durable: bool) -> None:
         connection.execute("ALTER SYSTEM SET max_wal_size = '512MB'")
         connection.execute("SELECT pg_reload_conf()")
     wait_until(lambda: _fsync(server_url) == value, f"fsync = {value}")
+
+
+def _admit_cheaply(server_url: str) -> None:
+    """Let whoever connects prove its password in one round of hashing, not thousands.
+
+    Passwords of tests are random, and a session of tests connects very many times.
+    """
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        password = connection.info.password
+        for change in ("ALTER SYSTEM SET scram_iterations = 1", "SET scram_iterations = 1"):
+            connection.execute(change)
+        connection.execute(
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(
+                sql.Identifier(connection.info.user), sql.Literal(password)
+            )
+        )
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def _fsync(server_url: str) -> str:

@@ -104,6 +104,7 @@ class EventStream(StreamingResponse):
 
         try:
             async with self._opening as reader:
+                await reader.begin()  # before anything is sent: who sees an answer misses nothing
                 try:
                     async with aclosing(reader.messages()) as messages:
                         self.body_iterator = messages

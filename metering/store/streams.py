@@ -34,6 +34,14 @@ async def number_entries(connection: Connection) -> None:
     await connection.execute("SELECT number_stream_entries()")
 
 
+async def highest_position(connection: Connection) -> int:
+    """Return the highest position that was given."""
+    found = await connection.execute("SELECT position FROM stream_head")
+    row = await found.fetchone()
+    assert row is not None  # noqa: S101 - the migration made its one row
+    return int(row[0])
+
+
 async def stream_head(connection: Connection, fleet_no: int) -> StreamHead:
     """Return how far the stream of a fleet goes; the version is 0 where nothing was ever used."""
     found = await connection.execute(

@@ -17,6 +17,7 @@ import pytest
 from api.app import create_app, served
 from api.rights import ELSEWHERE, MADE, REACHED, RIGHTS
 from metering.settings import Settings
+from tests.api_document import api_document
 from tests.integration.api_scene import keys_of_all, seed_by_requests
 from tests.integration.conftest import NOW
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "access.txt"
 _OUTCOMES = Path(__file__).parents[1] / "golden" / "outcomes.txt"
-_APP = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
-DOCUMENT = _APP.openapi()
+DOCUMENT = api_document()
 OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     operation["operationId"]: (method, path, operation)
     for path, methods in DOCUMENT["paths"].items()

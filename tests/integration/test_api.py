@@ -25,6 +25,7 @@ from api.app import create_app
 from api.auth import _snapshot
 from metering.settings import Settings
 from metering.store.connection import Connection
+from tests.api_document import api_document
 from tests.integration.api_scene import operating
 from tests.integration.conftest import NOW
 
@@ -86,8 +87,7 @@ def body(response: httpx.Response) -> dict[str, Any]:
 
 def operations(method: str) -> dict[str, dict[str, Any]]:
     """Return the operation of each path that has one of this method."""
-    settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
-    paths = create_app(settings).openapi()["paths"]
+    paths = api_document()["paths"]
     return {path: methods[method] for path, methods in paths.items() if method in methods}
 
 

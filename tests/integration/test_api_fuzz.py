@@ -4,7 +4,6 @@ A few of each operation here; `make fuzz-api` draws as many as are wanted.
 """
 
 import asyncio
-import copy
 import os
 import zlib
 from collections.abc import Mapping
@@ -16,8 +15,7 @@ import schemathesis
 from schemathesis.checks import CHECKS
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
-from api.app import create_app
-from metering.settings import Settings
+from tests.api_document import api_document
 from tests.integration.api_scene import Keys, keys_of_all, seed_by_requests
 
 # The API runs beside, in this process: its pool draws when a connection expires, which Hypothesis
@@ -40,8 +38,7 @@ _OTHERS = [
 
 def _document() -> dict[str, Any]:
     """Return the API's document without streams, which have no end, and the header of operators alone."""
-    app = create_app(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
-    document = copy.deepcopy(app.openapi())
+    document = api_document()
     for path, methods in list(document["paths"].items()):
         if any(
             "text/event-stream" in operation["responses"].get("200", {}).get("content", {})

@@ -21,12 +21,14 @@ import psycopg
 import pytest
 
 from api.app import create_app
-from metering.access import Role
+from api.streaming import Place, Streams
+from metering.access import Identity, Role
 from metering.event_kinds import EventKind
+from metering.ids import TenantNo
 from metering.settings import Settings
 from metering.stack.probe import free_port
 from metering.store.api_keys import create_api_key
-from metering.store.connection import connect
+from metering.store.connection import Connection, connect, connection_pool
 from metering.store.outbox import NewEvent, record_events
 from metering.store.registry import tenant_no
 from tests.integration.api_scene import operating
@@ -201,6 +203,55 @@ def test_the_balance_comes_first_and_what_happens_after_it(api: "ApiUnderTest") 
         told = stream.until("alert")
         listed = api.acme.get("/v1/events", params={"limit": 1}).json()["items"][0]
         assert told.data == listed
+
+
+def test_what_is_committed_once_a_stream_is_open_is_told(api: "ApiUnderTest") -> None:
+    with psycopg.connect(api.database_url) as session:
+        session.execute("LOCK stream_head IN ACCESS EXCLUSIVE MODE")
+        # Where it begins cannot be known, so it is not open: nothing comes, not even the answer's head.
+        with pytest.raises(httpx.ReadTimeout), api.acme.stream("GET", NORTH, timeout=2):
+            pass
+        session.rollback()
+        session.execute("LOCK fleet_cycle IN ACCESS EXCLUSIVE MODE")
+        with listening(api.acme) as stream:  # though its balance cannot be read yet
+            record(api.database_url, "one", "two")
+            session.rollback()
+            assert stream.next().topic == "balance"
+            assert alerts(stream, 2) == ["one", "two"]
+
+
+def test_who_begins_hears_the_balance_before_what_came_meanwhile(api_database_url: str) -> None:
+    async def balance(_connection: Connection) -> dict[str, object]:
+        return {}
+
+    async def unrefused() -> None:
+        return None
+
+    async def heard() -> list[str]:
+        pool = connection_pool(
+            api_database_url, application="test", size_max=2, answer_seconds_max=_SECONDS
+        )
+        streams = Streams(
+            pool, database_url=api_database_url, answer_seconds_max=_SECONDS,
+            heartbeat_seconds=_SECONDS, per_caller_max=1,
+        )  # fmt: skip
+        identity = Identity(tenant_no=TenantNo(1), role=Role.READ_ONLY, fleets=(1,))
+        async with (
+            pool,
+            streams.reading(
+                identity, tenant_no=TenantNo(1), fleet_no=1, place=Place(), balance=balance,
+                refusal=unrefused,
+            ) as reader,
+        ):  # fmt: skip
+            await reader.begin()
+            await asyncio.to_thread(record, api_database_url, "meanwhile")
+            messages = reader.messages()
+            told = [(await anext(messages)).decode().partition("\n")[0] for _ in range(3)]
+            await messages.aclose()
+            await streams.close()
+        return told
+
+    assert asyncio.run(heard()) == ["retry: 2000", "event: balance", "event: alert"]
 
 
 def test_who_returns_hears_each_of_what_they_missed_once(api: "ApiUnderTest") -> None:
