@@ -60,7 +60,7 @@ _ENTRY: JsonDict = {
     "api_key_no": 1,
     "user_no": None,
     "operation": "remove_threshold",
-    "target": {"threshold_id": "3"},
+    "target": {"threshold_no": "3"},
     "request": None,
 }
 _CHANGE: JsonDict = {

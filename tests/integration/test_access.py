@@ -328,7 +328,7 @@ def test_every_change_is_logged_with_who_and_what_before_and_after(api: "ApiUnde
         "api_key_no": 1,
         "user_no": None,
         "operation": "patch_threshold",
-        "target": {"threshold_id": "1"},
+        "target": {"threshold_no": "1"},
         "request": {"enabled": False},
     }
     address = f"/v1/audit-log/{entry['entry_no']}/changes"
