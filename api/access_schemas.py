@@ -61,7 +61,7 @@ _ENTRY: JsonDict = {
     "user_no": None,
     "command_by": None,
     "operation": "remove_threshold",
-    "target": {"threshold_id": "3"},
+    "target": {"threshold_no": "3"},
     "request": None,
 }
 _CHANGE: JsonDict = {

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute
 
 from api.csv_lists import CsvList, CsvLists, csv_lists
 from api.errors import ProblemDocument, handle_errors
-from api.locations import tell_locations
+from api.locations import TellLocations
 from api.manners import (
     BoundBody,
     CarryHeaders,
@@ -154,6 +154,7 @@ def create_app(settings: Settings, *, now: Callable[[], datetime] = clock.now) -
             of_tenant=settings.api_requests_a_minute_of_tenant,
         ),
     )
+    app.add_middleware(TellLocations)
     app.add_middleware(BoundBody, octets_max=settings.api_body_octets_max)
     handle_errors(app)
     routes, lists = served()
@@ -223,7 +224,6 @@ def served() -> tuple[Sequence[BaseRoute], Sequence[CsvList]]:
             raise RuntimeError(f"operations without a right in api/rights.py: {', '.join(without)}")
         lists += csv_lists(module.router.routes)
         router.include_router(module.router, dependencies=checked, responses=_FAULT)
-    tell_locations(router.routes)
     return router.routes, lists
 
 

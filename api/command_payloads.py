@@ -32,8 +32,8 @@ class ToldPayload(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # as pydantic reads it
 
     octets_per_second: Rate
-    alert_id: str
-    threshold_id: str
+    alert_no: int
+    threshold_no: int
     measure: Annotated[str, Field(examples=["quantity"])]
     meter: str | None
     period: Annotated[str, Field(examples=["cycle"])]

@@ -1,7 +1,7 @@
 """Every failure leaves as a problem document (RFC 9457), never as a stack trace."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, get_args
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.pattern_words import PATTERN_FIXES
@@ -36,10 +37,12 @@ INSTANT_FIX = "use a time such as 2026-03-29T00:00:00Z; in an address write '+' 
 
 ODD_TEXT_FIX = "leave out the character NUL and lone surrogates"
 
+_OTHER_FORM = "is not of the form that is asked for"
 _WHOLE = "use a whole number"
 _LIST = "send a list"
 _YES_OR_NO = "use true or false"
 _OBJECT = "send one JSON object, as application/json"
+_SHALLOW = f"{_OBJECT}, in UTF-8 and not deeply nested"
 _FIXES = {
     "int_parsing": _WHOLE,
     "int_from_float": _WHOLE,
@@ -251,11 +254,32 @@ async def _on_http(request: Request, error: Exception) -> Response:
             detail = f"there is nothing at {request.url.path}; see /docs"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             detail = f"{request.method} is not offered at {request.url.path}; see /docs"
+            offered = {"Allow": ", ".join(sorted(_methods_at(request)))}
+            return problem_response(ProblemError(status, detail, headers=offered))
         case HTTPStatus.BAD_REQUEST:  # a body that FastAPI cannot decode, or that is too deep
-            return problem_response(bad_input("body", "is not JSON that can be read", _OBJECT))
+            return problem_response(bad_input("body", "is not JSON that can be read", _SHALLOW))
         case _:
             detail = str(error.detail)
     return problem_response(ProblemError(status, detail, headers=error.headers))
+
+
+def _methods_at(request: Request) -> set[str]:
+    """Return the methods that are offered at a request's address; a route knows its own alone."""
+    return {
+        method
+        for route in _routes(request.app.routes)
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+
+
+def _routes(among: Iterable[object]) -> Iterator[Route]:
+    """Yield routes, those of routers that are included as they are there, too."""
+    for each in among:
+        if isinstance(each, Route):
+            yield each
+        elif (router := getattr(each, "original_router", None)) is not None:
+            yield from _routes(router.routes)
 
 
 async def _on_unreachable(_request: Request, _error: Exception) -> Response:
@@ -330,7 +354,8 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
         place = (*place, error["ctx"]["discriminator"].strip("'"))
     field = ".".join(str(part) for part in place) or str(error["loc"][0])
     pointer = _pointer(place) if error["loc"][0] == "body" else None
-    return FieldProblem(field=field, pointer=pointer, problem=error["msg"], fix=_fix(error))
+    problem = _OTHER_FORM if error["type"] == "string_pattern_mismatch" else error["msg"]
+    return FieldProblem(field=field, pointer=pointer, problem=problem, fix=_fix(error))
 
 
 def _fix(error: Mapping[str, Any]) -> str:

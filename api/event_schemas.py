@@ -150,8 +150,8 @@ class BalancePayload(TypedDict):
 class CrossedPayload(TypedDict):
     """A crossed threshold: what was measured, and by how much it was too much."""
 
-    alert_id: str
-    threshold_id: str
+    alert_no: int
+    threshold_no: int
     name: str
     fleet_id: str
     device_id: str | None
@@ -169,8 +169,8 @@ class CrossedPayload(TypedDict):
 class ClearedPayload(TypedDict):
     """An alert whose value is under its limit again."""
 
-    alert_id: str
-    threshold_id: str
+    alert_no: int
+    threshold_no: int
 
 
 class ReservationExpiredPayload(TypedDict):

@@ -20,7 +20,6 @@ _BY_FORMAT = {
 _TEXTS: Mapping[str, str] = {
     "address": "https://hooks.example.com/fleetmeter",
     "against": "consumption",
-    "alert_id": "58",
     "apn": "iot.example",
     "band": "peak",
     "bands": "peak",
@@ -108,7 +107,6 @@ _TEXTS: Mapping[str, str] = {
     "tax_id": "DE123456789",
     "tenant_id": "acme",
     "text": "11 messages at 0.04 EUR each",
-    "threshold_id": "3",
     "time_zone": "Europe/Berlin",
     "to_account": "bills",
     "told_zone": "DE",

@@ -10,6 +10,7 @@ from api.parameters import Instant
 from api.registry_schemas import ImportedDevice
 from api.rerating_schemas import Rerating, ReratingOrder
 from api.schemas import Page, Time
+from api.terms_schemas import ParkedCharged
 from metering.ids import ID_PATTERN
 
 DEVICES_MAX = 100_000
@@ -82,12 +83,12 @@ class Job(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_JOB]})
 
     job_no: int
-    kind: Literal["charge_export", "device_import", "rerating"]
+    kind: Literal["charge_export", "device_import", "parked_charge", "rerating"]
     state: Literal["queued", "running", "done", "failed", "cancelled"]
     done: int = Field(description="charges written, or devices seen to")
-    total: int | None = Field(description="of how many; of an export null until they are counted")
+    total: int | None = Field(description="of how many; null until they are counted")
     cancel_asked: bool
-    result: ChargesExported | DevicesImported | Rerating | None = Field(
+    result: ChargesExported | DevicesImported | ParkedCharged | Rerating | None = Field(
         description="what it made, once it is done; `kind` says which"
     )
     result_path: str | None = Field(description="where the file that it made is, if it made one")

@@ -1,13 +1,11 @@
 """`Location` of what a request made: where it is shown, beside each 201 and its repetitions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCATIONS: Mapping[str, str] = {
@@ -46,11 +44,10 @@ LOCATIONS: Mapping[str, str] = {
     "post_state_change": "/v1/corrections/{correction_no}/differences",
     "post_fleet_move": "/v1/corrections/{correction_no}/differences",
     "post_sim_swap": "/v1/corrections/{correction_no}/differences",
-    "post_parked_charge": "/v1/parked",
     "post_plan": "/v1/plans/{plan_id}",
     "post_plan_version": "/v1/plans/{plan_id}",
-    "create_fleet_threshold": "/v1/thresholds/{threshold_id}",
-    "create_device_threshold": "/v1/thresholds/{threshold_id}",
+    "create_fleet_threshold": "/v1/thresholds/{threshold_no}",
+    "create_device_threshold": "/v1/thresholds/{threshold_no}",
     "post_command": "/v1/commands/{command_id}",
     "post_webhook_endpoint": "/v1/webhook-endpoints/{endpoint_id}",
     "post_webhook_secret": "/v1/webhook-endpoints/{endpoint_id}",
@@ -58,13 +55,7 @@ LOCATIONS: Mapping[str, str] = {
 """Where what an operation made is shown, by the fields of its answer and of its path."""
 
 _SUCCESS = range(200, 300)
-
-
-def tell_locations(routes: Sequence[BaseRoute]) -> None:
-    """Let the routes among these that make something say where it is."""
-    for route in routes:
-        if isinstance(route, APIRoute) and route.name in LOCATIONS:
-            route.app = _TellLocation(route.app, LOCATIONS[route.name])
+_MAKING = frozenset({"POST", "PUT"})
 
 
 def describe_location(operation: dict[str, Any]) -> None:
@@ -81,24 +72,30 @@ def describe_location(operation: dict[str, Any]) -> None:
             }
 
 
-class _TellLocation:
-    """ASGI middleware of one route, whose answer is one JSON object: holds its head until it is there."""
+class TellLocations:
+    """ASGI middleware: whose answer is one JSON object that says what was made gets its `Location`."""
 
-    def __init__(self, app: ASGIApp, template: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._template = template
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold the head of such an answer until its body is there."""
+        if scope["type"] != "http" or scope["method"] not in _MAKING:
+            await self._app(scope, receive, send)
+            return
         held: list[Message] = []
 
         async def told(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in _SUCCESS:
-                held.append(message)
-                return
+            if message["type"] == "http.response.start":
+                name = getattr(scope.get("route"), "name", None)
+                if message["status"] in _SUCCESS and name in LOCATIONS:
+                    held.append(message)
+                    return
             for start in held:
                 made = {**scope["path_params"], **json.loads(message["body"])}
                 parts = {name: quote(str(part), safe="") for name, part in made.items()}
-                MutableHeaders(scope=start)["Location"] = self._template.format_map(parts)
+                template = LOCATIONS[scope["route"].name]
+                MutableHeaders(scope=start)["Location"] = template.format_map(parts)
                 await send(start)
             held.clear()
             await send(message)

@@ -111,7 +111,7 @@ REACHED: dict[str, Named] = {
         by_number=True,
     ),
     "job_no": Named(name="job", query="SELECT FROM job WHERE job_no = %s", by_number=True),
-    "threshold_id": Named(
+    "threshold_no": Named(
         name="threshold", query="SELECT FROM threshold WHERE threshold_no = %s", by_number=True
     ),
 }
@@ -127,7 +127,7 @@ MADE: dict[str, frozenset[str]] = {
 
 ELSEWHERE = frozenset(
     "plan_id request_id endpoint_id event_id correction_no charge_id reading_id message_id rejected_no"
-    " record_id command_id alert_id adjustment_no parked_reading_id carrier_record_id operation_no"
+    " record_id command_id alert_no adjustment_no parked_reading_id carrier_record_id operation_no"
     " line_no".split()
 )
 """What a path or a body may name that belongs to the tenant, or to something that the path names too."""

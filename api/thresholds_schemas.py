@@ -17,7 +17,7 @@ Shown = Annotated[str, Field(description="a decimal number", examples=["80000000
 Scope = Literal["device", "each_device", "fleet"]
 
 _THRESHOLD: JsonDict = {
-    "threshold_id": "17",
+    "threshold_no": 17,
     "fleet_id": "north",
     "device_id": None,
     "scope": "each_device",
@@ -37,7 +37,7 @@ _THRESHOLD: JsonDict = {
 
 
 _STANDING: JsonDict = {
-    "threshold_id": "17",
+    "threshold_no": 17,
     "device_id": "meter-7",
     "period_start": "2026-03-31T22:00:00Z",
     "period_end": "2026-04-30T22:00:00Z",
@@ -48,8 +48,8 @@ _STANDING: JsonDict = {
     "crossed": False,
 }
 _ALERT: JsonDict = {
-    "alert_id": "4",
-    "threshold_id": "17",
+    "alert_no": 4,
+    "threshold_no": 17,
     "name": "80 % of the allowance",
     "fleet_id": "north",
     "device_id": "meter-7",
@@ -164,7 +164,7 @@ class Threshold(BaseModel):
 
     model_config = _example(_THRESHOLD)
 
-    threshold_id: str
+    threshold_no: int
     fleet_id: str
     device_id: str | None
     scope: Scope
@@ -193,7 +193,7 @@ class Standing(BaseModel):
 
     model_config = _example(_STANDING)
 
-    threshold_id: str
+    threshold_no: int
     device_id: str | None
     period_start: Time
     period_end: Time
@@ -209,8 +209,8 @@ class Alert(BaseModel):
 
     model_config = _example(_ALERT)
 
-    alert_id: str
-    threshold_id: str
+    alert_no: int
+    threshold_no: int
     name: str
     fleet_id: str
     device_id: str | None

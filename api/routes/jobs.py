@@ -1,4 +1,4 @@
-"""Jobs: exports, imports and re-ratings that take longer than a request; how far they are; their files."""
+"""Jobs: what takes longer than a request, such as exports and re-ratings; how far they are; their files."""
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
@@ -18,6 +18,7 @@ from api.rights import RIGHTS
 from api.routes.registry import cannot_be_done, sim_problems
 from api.spans import Within
 from api.state import ApiState, state_of
+from api.terms_schemas import ParkedCharged, ParkedOrder
 from metering.charging.register_devices import named_twice
 from metering.errors import InvalidValue, NotFound
 from metering.ids import checked_id
@@ -34,13 +35,16 @@ _JobNo = Annotated[int, Path(ge=1, le=2**63 - 1, description="the job's number",
 _ORDERED_BY: Mapping[store.JobKind, str] = {
     "charge_export": "post_charge_export",
     "device_import": "post_device_import",
+    "parked_charge": "post_parked_charge",
     "rerating": "post_rerating_job",
 }
 _RESULTS: Mapping[
-    store.JobKind, type[schemas.ChargesExported | schemas.DevicesImported | Rerating]
+    store.JobKind,
+    type[schemas.ChargesExported | schemas.DevicesImported | ParkedCharged | Rerating],
 ] = {
     "charge_export": schemas.ChargesExported,
     "device_import": schemas.DevicesImported,
+    "parked_charge": ParkedCharged,
     "rerating": Rerating,
 }
 _WHERE = {"Location": {"schema": {"type": "string", "examples": ["/v1/jobs/7"]}}}
@@ -122,6 +126,27 @@ async def post_rerating_job(
         "dry_run": order.dry_run,
     }
     return await _queued(caller, "rerating", asked, key, response, total=len(numbers))
+
+
+@router.post("/parked-charges", status_code=HTTPStatus.ACCEPTED, responses=_ACCEPTED)
+async def post_parked_charge(
+    caller: AsWriter, order: ParkedOrder, key: IdempotencyKey, response: Response
+) -> schemas.Job:
+    """Charge all that is parked and can be charged now: a job, whose `result` says what is left, and why."""
+    if order.device_ids is not None and order.fleet_id is not None:
+        raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
+    numbers = fleet_no = None
+    if order.device_ids is not None:
+        with given_as("device_ids"):
+            numbers = sorted(
+                await device_nos_of_ids(caller.connection, caller.tenant_no, order.device_ids)
+            )
+    if order.fleet_id is not None:
+        with given_as("fleet_id"):
+            fleet = await fleet_of_id(caller.connection, caller.tenant_no, order.fleet_id)
+        fleet_no = fleet.fleet_no
+    asked = {"fleet_no": fleet_no, "device_nos": numbers}
+    return await _queued(caller, "parked_charge", asked, key, response, total=None)
 
 
 @router.get("/jobs")

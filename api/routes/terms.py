@@ -32,7 +32,6 @@ from metering.charging.change_terms import (
     move_devices,
     swap_sim,
 )
-from metering.charging.charge_parked import charge_all_parked
 from metering.charging.subscribe import subscribe
 from metering.iccid import checked_iccid
 from metering.money import decimal_text
@@ -47,10 +46,8 @@ from metering.store.correction_views import (
     plan_no_of,
 )
 from metering.store.device_views import device_view
-from metering.store.parked_charges import ParkedUsage
 from metering.store.plan_views import plan_ends_at
 from metering.store.planned_views import list_planned, list_sims
-from metering.store.reach import speaking_throughout
 from metering.store.registry import Fleet, fleets_of_devices
 
 _CREATED = HTTPStatus.CREATED
@@ -172,44 +169,6 @@ async def post_sim_swap(
             **_when(caller, order, key),
         ),
         response,
-    )
-
-
-@router.post("/parked/charge", status_code=_CREATED, responses=ALREADY_DONE)
-async def post_parked_charge(
-    caller: AsWriter, order: schemas.ParkedOrder, key: IdempotencyKey, response: Response
-) -> schemas.ParkedCharged:
-    """Charge all that is parked and can be charged now; sent again, it goes on where it ended."""
-    if order.device_ids is not None and order.fleet_id is not None:
-        raise bad_input("fleet_id", "stands beside device_ids", "give one of the two")
-    numbers = fleet = None
-    if order.device_ids is not None:
-        numbers = await _numbers(caller, order.device_ids)
-    if order.fleet_id is not None:
-        fleet = await _fleet(caller, order.fleet_id)
-    async with speaking_throughout(caller.connection):  # each step is a transaction of its own
-        charged = await charge_all_parked(
-            caller.connection,
-            ParkedUsage(
-                tenant_no=caller.tenant_no,
-                fleet_no=fleet.fleet_no if fleet else None,
-                device_nos=numbers,
-            ),
-            key=key,
-            now=caller.now,
-        )
-    tell_repeated(response, repeated=charged.repeated)
-    return schemas.ParkedCharged.model_validate(
-        {
-            "charged": charged.charged,
-            "charges": charged.charges,
-            "correction_nos": charged.corrections,
-            "remaining": sum(charged.remaining.values()),
-            "reasons": [
-                {"reason": reason, "readings": readings}
-                for reason, readings in charged.remaining.items()
-            ],
-        }
     )
 
 

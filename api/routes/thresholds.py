@@ -60,8 +60,8 @@ router = APIRouter(prefix="/v1", tags=["thresholds"])
 _WHOLE = 100
 """Percent."""
 
-ThresholdId = Annotated[
-    int, Path(ge=1, le=2**63 - 1, description="the threshold's id", examples=[17])
+ThresholdNo = Annotated[
+    int, Path(ge=1, le=2**63 - 1, description="the threshold's number", examples=[17])
 ]
 OfThreshold = Annotated[
     int | None,
@@ -135,25 +135,25 @@ async def get_thresholds(
     )
 
 
-@router.get("/thresholds/{threshold_id}")
+@router.get("/thresholds/{threshold_no}")
 async def get_threshold(
-    caller: AsCaller, threshold_id: ThresholdId, response: Response
+    caller: AsCaller, threshold_no: ThresholdNo, response: Response
 ) -> schemas.Threshold:
     """Show one threshold."""
-    found = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_id)
+    found = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_no)
     return etags.tagged(response, (await _shown(caller, [found]))[0])
 
 
-@router.patch("/thresholds/{threshold_id}", responses=etags.MATCHED)
+@router.patch("/thresholds/{threshold_no}", responses=etags.MATCHED)
 async def patch_threshold(
     caller: AsWriter,
-    threshold_id: ThresholdId,
+    threshold_no: ThresholdNo,
     patch: schemas.ThresholdPatch,
     response: Response,
     if_match: etags.IfMatch = None,
 ) -> schemas.Threshold:
     """Change a limit, its actions, or whether it holds; whoever is under it again is resumed."""
-    known = await _owned(caller, threshold_id, if_match)
+    known = await _owned(caller, threshold_no, if_match)
     if patch.limit is not None and known.measure.is_share:
         raise bad_input("limit", f"{known.measure} has none", "give percent")
     before = known.terms
@@ -161,7 +161,7 @@ async def patch_threshold(
         caller.connection,
         fleet=await fleet_by_no(caller.connection, known.fleet_no),
         tenant_no=caller.tenant_no,
-        threshold_no=threshold_id,
+        threshold_no=threshold_no,
         terms=Terms(
             limit=before.limit if patch.limit is None else _amount("limit", patch.limit),
             percent=before.percent
@@ -176,28 +176,28 @@ async def patch_threshold(
 
 
 @router.delete(
-    "/thresholds/{threshold_id}", status_code=HTTPStatus.NO_CONTENT, responses=etags.MATCHED
+    "/thresholds/{threshold_no}", status_code=HTTPStatus.NO_CONTENT, responses=etags.MATCHED
 )
 async def remove_threshold(
-    caller: AsWriter, threshold_id: ThresholdId, if_match: etags.IfMatch = None
+    caller: AsWriter, threshold_no: ThresholdNo, if_match: etags.IfMatch = None
 ) -> None:
     """End a threshold; its alerts stay, and whoever it restrains is resumed."""
-    known = await _owned(caller, threshold_id, if_match)
+    known = await _owned(caller, threshold_no, if_match)
     await delete_threshold(
         caller.connection,
         fleet=await fleet_by_no(caller.connection, known.fleet_no),
         tenant_no=caller.tenant_no,
-        threshold_no=threshold_id,
+        threshold_no=threshold_no,
         now=caller.now,
     )
 
 
-@router.get("/thresholds/{threshold_id}/standing")
+@router.get("/thresholds/{threshold_no}/standing")
 async def get_standing(
-    caller: AsCaller, threshold_id: ThresholdId, device_id: OfDevice = None
+    caller: AsCaller, threshold_no: ThresholdNo, device_id: OfDevice = None
 ) -> schemas.Standing:
     """Show how far a threshold is used in the present period; of each device's, name the device."""
-    found = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_id)
+    found = await threshold_of_tenant(caller.connection, caller.tenant_no, threshold_no)
     device_no = found.device_no
     if found.per is Per.DEVICE and device_no is None:
         if device_id is None:
@@ -213,7 +213,7 @@ async def get_standing(
     value, limit = (standings[0].value, standings[0].limit) if standings else (Fraction(0), None)
     _, devices = await public_names(caller.connection, [], [device_no] if device_no else [])
     return schemas.Standing(
-        threshold_id=str(threshold_id),
+        threshold_no=threshold_no,
         device_id=devices.get(device_no) if device_no else None,
         period_start=span.start,
         period_end=span.end,
@@ -231,23 +231,23 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
     within: Within,
     fleet_id: OfFleet = None,
     device_id: OfDevice = None,
-    threshold_id: OfThreshold = None,
+    threshold_no: OfThreshold = None,
     period: OfPeriod = None,
     at: During = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> schemas.Alerts:
     """List alerts, the last raised first."""
-    if threshold_id is not None and not await threshold_exists(
-        caller.connection, caller.tenant_no, threshold_id
+    if threshold_no is not None and not await threshold_exists(
+        caller.connection, caller.tenant_no, threshold_no
     ):
-        raise NotFound("threshold", str(threshold_id))
+        raise NotFound("threshold", str(threshold_no))
     rows = await list_alerts(
         caller.connection,
         caller.tenant_no,
         fleet_no=await _fleet_no(caller, fleet_id),
         device_no=await _device_no(caller, device_id),
-        threshold_no=threshold_id,
+        threshold_no=threshold_no,
         period=period,
         at=at,
         before=int(str(read_cursor(cursor, "i")[0])) if cursor else None,
@@ -261,13 +261,15 @@ async def get_alerts(  # noqa: PLR0917 - its parameters
     )
 
 
-@router.get("/alerts/{alert_id}")
+@router.get("/alerts/{alert_no}")
 async def get_alert(
     caller: AsCaller,
-    alert_id: Annotated[int, Path(ge=1, le=2**63 - 2, description="the alert's id", examples=[58])],
+    alert_no: Annotated[
+        int, Path(ge=1, le=2**63 - 2, description="the alert's number", examples=[58])
+    ],
 ) -> schemas.Alert:
     """Show one alert."""
-    return _alert(await alert_view(caller.connection, caller.tenant_no, alert_id))
+    return _alert(await alert_view(caller.connection, caller.tenant_no, alert_no))
 
 
 async def _created(  # noqa: PLR0917 - the rest of two routes
@@ -369,7 +371,7 @@ def _threshold(
     scope: schemas.Scope = "fleet" if of.per is Per.FLEET else "each_device"
     return schemas.Threshold.model_validate(
         {
-            "threshold_id": str(of.threshold_no),
+            "threshold_no": of.threshold_no,
             "fleet_id": fleet_id,
             "device_id": devices[of.device_no] if of.device_no else None,
             "scope": "device" if of.device_no else scope,
@@ -393,8 +395,8 @@ def _alert(row: AlertView) -> schemas.Alert:
     meter = METERS_BY_NO[row.meter_no] if row.meter_no else None
     is_money = row.measure == Measure.SPEND or meter is None
     return schemas.Alert(
-        alert_id=str(row.alert_no),
-        threshold_id=str(row.threshold_no),
+        alert_no=row.alert_no,
+        threshold_no=row.threshold_no,
         name=row.name,
         fleet_id=row.fleet_id,
         device_id=row.device_id,

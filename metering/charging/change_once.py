@@ -8,7 +8,6 @@ from psycopg import Rollback
 
 from metering.charging.make_change import TermsChange, make_change
 from metering.charging.open_cycle import open_missed_cycles
-from metering.errors import Conflict
 from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.corrections import (
@@ -17,7 +16,6 @@ from metering.store.corrections import (
     change_outcome,
     store_change_outcome,
 )
-from metering.store.parked_charges import is_key_of_parked_charge
 from metering.store.registry import Fleet
 
 
@@ -75,8 +73,6 @@ async def change_once(
         write=write,
     )
     async with connection.transaction() as attempt:
-        if key is not None and await is_key_of_parked_charge(connection, tenant_no, key):
-            raise Conflict("Idempotency-Key", "was used for another change", "use a key of its own")
         made = await make_change(connection, change)
         if made.repeated:
             outcome = await change_outcome(connection, made.correction_no)

@@ -351,8 +351,8 @@ async def _tell(
         threshold = alert.threshold
         fleet_id, currency = fleets[threshold.fleet_no]
         told = {
-            "alert_id": str(number),
-            "threshold_id": str(threshold.threshold_no),
+            "alert_no": number,
+            "threshold_no": threshold.threshold_no,
             "measure": threshold.measure.value,
             "meter": METERS_BY_NO[threshold.meter_no].meter if threshold.meter_no else None,
             "period": threshold.period.value,
@@ -508,8 +508,8 @@ async def reconsider(
                 device_no=alert.device_no,
                 kind=ALERT_CLEARED,
                 payload={
-                    "alert_id": str(alert.alert_no),
-                    "threshold_id": str(alert.threshold_no),
+                    "alert_no": alert.alert_no,
+                    "threshold_no": alert.threshold_no,
                 },
                 cause=f"alert:{alert.alert_no}",
             )
@@ -570,7 +570,7 @@ def _easing(
         yield NewCommand(
             device_no=device_no,
             kind=kind,
-            payload={"alert_id": str(alert.alert_no), **payload},
+            payload={"alert_no": alert.alert_no, **payload},
             cause=f"alert:{alert.alert_no}:released",
             published_at=None,
             expires_at=None,

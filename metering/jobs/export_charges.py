@@ -65,6 +65,7 @@ async def export_charges(
             "octets": place["octets"],
             "charges": done,
         }
+        total = done  # what was charged meanwhile is in it, too
     return Progress(
         done=done, total=total, place={**place, "day": until.isoformat()}, result=result
     )

@@ -16,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from metering import clock
 from metering.errors import InvalidValue, NotFound
 from metering.ids import TenantNo
+from metering.jobs.charge_parked_usage import charge_parked_usage
 from metering.jobs.export_charges import export_charges
 from metering.jobs.import_devices import import_devices
 from metering.jobs.progress import Progress, Step
@@ -42,6 +43,7 @@ _ATTEMPTS_MAX = 5
 _STEPS: Mapping[JobKind, Step] = {
     "charge_export": export_charges,
     "device_import": import_devices,
+    "parked_charge": charge_parked_usage,
     "rerating": rerate_devices,
 }
 _READING: frozenset[JobKind] = frozenset({"charge_export"})

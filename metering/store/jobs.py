@@ -13,7 +13,7 @@ from metering.ids import TenantNo
 from metering.store.connection import Connection
 from metering.store.rows import ALWAYS, During, checked_limit, fetch_all, fetch_one
 
-JobKind = Literal["charge_export", "device_import", "rerating"]
+JobKind = Literal["charge_export", "device_import", "parked_charge", "rerating"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 

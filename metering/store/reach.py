@@ -1,7 +1,6 @@
 """For whom a transaction of the API speaks: what row-level security lets it see."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from metering.access import Identity, Role
 from metering.ids import TenantNo
@@ -35,38 +34,6 @@ async def speak_for_tenant(connection: Connection, tenant: TenantNo) -> None:
 async def speak_for_provider(connection: Connection, tenant: TenantNo | None) -> None:
     """Let the transaction see the tenant that an event of the payment provider concerns, if any is known."""
     await connection.execute(_SET, ["" if tenant is None else str(tenant), "", "", "provider"])
-
-
-_KEPT = ("fleetmeter.tenant_no", "fleetmeter.audit_entry")
-
-
-@asynccontextmanager
-async def speaking_throughout(connection: Connection) -> AsyncIterator[None]:
-    """Commit, and let what follows see the same tenant, in however many transactions, until the end."""
-    for name in _KEPT:
-        await connection.execute(
-            "SELECT set_config(%s, coalesce(current_setting(%s, true), ''), false)", [name, name]
-        )
-    await connection.commit()
-    try:
-        yield
-        await connection.commit()
-        await _forget(connection)
-    except BaseException:
-        # Not `finally`: whoever fails may have broken the connection, which its pool then closes.
-        try:
-            await connection.rollback()
-            await _forget(connection)
-        except BaseException:
-            await connection.close()  # nobody else is to be given one that speaks for a tenant
-            raise
-        raise
-
-
-async def _forget(connection: Connection) -> None:
-    for name in _KEPT:
-        await connection.execute("SELECT set_config(%s, '', false)", [name])
-    await connection.commit()
 
 
 async def audit_from_here(connection: Connection, entry_no: int) -> None:

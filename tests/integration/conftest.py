@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from psycopg.types.json import Jsonb
+from pydantic import SecretStr
 
 from api.app import create_app
 from metering.billing.dispute import open_dispute
@@ -133,13 +134,28 @@ def module_api(tenants: Tenants) -> Iterator[ApiUnderTest]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def module_api_with_broker(tenants: Tenants, stack_settings: Settings) -> Iterator[ApiUnderTest]:
+    """Yield the same beside the session's broker, which gives credentials."""
+    with (
+        scratch_database(tenants.server_url, prefix="test", template=tenants.template) as url,
+        _under_test(tenants, url, beside=stack_settings) as made,
+    ):
+        yield made
+
+
 @contextmanager
-def _under_test(tenants: Tenants, database_url: str) -> Iterator[ApiUnderTest]:
+def _under_test(
+    tenants: Tenants, database_url: str, *, beside: Settings | None = None
+) -> Iterator[ApiUnderTest]:
     keys = tenants.keys
-    settings = Settings(
-        database_url=database_url,
-        api_requests_a_minute_of_key=10**8,  # its clock stands still, so its minute never ends
-        api_requests_a_minute_of_tenant=10**9,
+    settings = (beside or Settings()).model_copy(
+        update={
+            "database_url": SecretStr(database_url),
+            "api_requests_a_minute_of_key": 10
+            ** 8,  # its clock stands still, so its minute never ends
+            "api_requests_a_minute_of_tenant": 10**9,
+        }
     )
     app = create_app(settings, now=lambda: NOW)
 
@@ -472,7 +488,7 @@ async def _told(connection: Connection, fleet: Fleet, device_no: int, name: str)
             fleet_no=fleet.fleet_no,
             device_no=device_no,
             kind=EventKind.THRESHOLD_CLEARED,
-            payload={"alert_id": str(number), "threshold_id": name},
+            payload={"alert_no": number, "threshold_no": number},
             cause=f"alert:{number}",
         )
         await enqueue_commands(connection, [command], now=NOW)

@@ -329,7 +329,7 @@ def test_every_change_is_logged_with_who_and_what_before_and_after(api: "ApiUnde
         "user_no": None,
         "command_by": None,
         "operation": "patch_threshold",
-        "target": {"threshold_id": "1"},
+        "target": {"threshold_no": "1"},
         "request": {"enabled": False},
     }
     address = f"/v1/audit-log/{entry['entry_no']}/changes"

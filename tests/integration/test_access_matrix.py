@@ -6,7 +6,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from api.app import create_app, served
+from api.locations import LOCATIONS
 from api.rights import ELSEWHERE, MADE, REACHED, RIGHTS
 from metering.settings import Settings
 from tests.api_document import api_document
@@ -44,7 +45,7 @@ NAMES: dict[str, Any] = {
     "request_id": "acme-asked",
     "endpoint_id": "0a1b2c3d-4e5f-4061-8273-8495a6b7c8d9",
     "event_id": "2f1e0d9c-8b7a-4695-8473-625140312f1e",
-    "threshold_id": 1,
+    "threshold_no": 1,
     "correction_no": 1,
     "bill_no": 1,
     "line_no": 1,
@@ -53,7 +54,7 @@ NAMES: dict[str, Any] = {
     "reading_id": "3-4",
     "record_id": "3-4-0",
     "command_id": "8d7c2f4e-6a1b-4c3d-9e5f-0a1b2c3d4e5f",
-    "alert_id": 1,
+    "alert_no": 1,
     "adjustment_no": 1,
     "operation_no": 1,
     "parked_reading_id": "3-3",
@@ -236,6 +237,7 @@ def test_the_matrix(callers: _Callers) -> None:
     for name in sorted(MAY):
         if OPERATIONS[name][0] != "get":
             answers = [_ask(callers[role], name) for role in sorted(MAY[name])]
+            _check_locations(callers["admin"], name, answers)
             told[name] = (" ".join(map(_outcome, answers)), [each.text for each in answers])
     wrong = [
         f"{name}: {outcome} {texts}"
@@ -244,6 +246,16 @@ def test_the_matrix(callers: _Callers) -> None:
     ]
     assert not wrong, "\n".join(wrong)
     assert set(outcomes) == set(told)
+
+
+def _check_locations(admin: httpx.Client, name: str, answers: Sequence[httpx.Response]) -> None:
+    """Hold what was made to say where it is shown, when it is asked for again, too."""
+    for answer in answers:
+        if name in LOCATIONS and answer.is_success:
+            where = answer.headers.get("location", "")
+            shown = admin.get(where) if where.startswith("/v1/") else None
+            assert shown is not None, (name, where)
+            assert shown.status_code == 200, (name, where, shown.text)
 
 
 def _outcome(answer: httpx.Response) -> str:
@@ -267,7 +279,7 @@ _FILTERS = {
     "fleet": "fleet_id",
     "device": "device_id",
     "plan": "plan_id",
-    "threshold": "threshold_id",
+    "threshold": "threshold_no",
 }
 _OF_THE_TENANT = {"plan"}
 """What callers of some fleets reach too."""

@@ -293,6 +293,8 @@ def _fault_of(
         return "does not name it"
     if not all(each["problem"] and each["fix"] and each["fix"] != "see /docs" for each in errors):
         return "no fix"
+    if any("pattern" in each["problem"] for each in errors):
+        return "a pattern, not words"
     return None
 
 

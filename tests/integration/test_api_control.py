@@ -160,7 +160,7 @@ def test_commands_are_found_by_device_kind_and_state(api: "ApiUnderTest") -> Non
 def test_events_are_found_by_fleet_device_and_kind(api: "ApiUnderTest") -> None:
     (last, first) = items(api.acme, "/v1/events", kind="threshold.cleared")
     assert (first["cause"], last["cause"]) == ("alert:1", "alert:2")
-    assert first["payload"] == {"alert_id": "1", "threshold_id": "acme"}
+    assert first["payload"] == {"alert_no": 1, "threshold_no": 1}
     assert items(api.acme, "/v1/events", fleet="acme-north", device="acme-1") == [last, first]
     assert items(api.acme, "/v1/events", fleet="acme-empty") == []
     assert items(api.acme, "/v1/events", kind="balance.topped_up") == []

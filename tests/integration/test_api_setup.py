@@ -217,7 +217,7 @@ def _end_it(client: httpx.Client, address: str) -> None:
 
 def test_settings_are_edited_as_they_were_seen(api: "ApiUnderTest") -> None:
     """Each GET tells its state's tag; a PUT or PATCH with an old one changes nothing."""
-    threshold = api.acme.get("/v1/thresholds").json()["items"][0]["threshold_id"]
+    threshold = api.acme.get("/v1/thresholds").json()["items"][0]["threshold_no"]
     wallet = {"low_balance": "5.00", "top_up": None}
     policy = {"reminder_days": [3], "suspend_days": 30}
     for address, method, first, second in (
@@ -260,7 +260,7 @@ def test_settings_are_edited_as_they_were_seen(api: "ApiUnderTest") -> None:
 
 
 def test_of_those_who_edit_one_state_at_once_one_is_done(api: "ApiUnderTest") -> None:
-    threshold = api.acme.get("/v1/thresholds").json()["items"][0]["threshold_id"]
+    threshold = api.acme.get("/v1/thresholds").json()["items"][0]["threshold_no"]
     for address, method, order in (
         ("/v1/fleets/acme-north", "PATCH", lambda n: {"name": f"{n}"}),
         ("/v1/devices/acme-1", "PATCH", lambda n: {"name": f"{n}"}),

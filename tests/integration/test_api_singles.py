@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 SINGLES = {
-    "/v1/alerts": ("alert_id", "9000"),
+    "/v1/alerts": ("alert_no", "9000"),
     "/v1/audit-log": ("entry_no", str(2**63 - 2)),
     "/v1/balance-operations": ("operation_no", str(2**63 - 1)),
     "/v1/bill-adjustments": ("adjustment_no", str(2**63 - 1)),

@@ -24,10 +24,12 @@ from metering.ingest.admission import Message
 from metering.ingest.device_cache import DeviceCache
 from metering.ingest.write_batch import write_batch
 from metering.insight.audit import audit_database
+from metering.jobs.run_jobs import JobRunner
 from metering.settings import Settings
 from metering.store.api_keys import create_api_key
 from metering.store.connection import connect
 from metering.store.registry import ensure_tenant
+from tests.integration.jobs_done import do_all_jobs
 from tests.integration.pipeline import TENANT, Operator, migrated
 from tests.integration.test_change_terms import LARGE, NOW, SMALL, Story, data, day
 
@@ -56,6 +58,13 @@ class Terms:
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
+
+    def charge_parked(self, key: str, **body: object) -> dict[str, Any]:
+        """Have what is parked charged by a job, and return what is told of it at its end."""
+        asked = self.post("/parked-charges", key, **body)
+        assert asked.status_code == 202, asked.text
+        do_all_jobs(self.database_url)
+        return self.get(f"/jobs/{asked.json()['job_no']}")
 
     def audit(self) -> list[str]:
         async def look() -> list[str]:
@@ -190,17 +199,11 @@ def test_what_is_planned_is_told_and_listed(terms: Terms) -> None:
 
 
 def test_the_plan_that_is_left_tells_when_a_change_takes_effect(terms: Terms) -> None:
-    """And a key of a change is none of charging what is parked, nor the other way round."""
-    assert terms.post("/parked/charge", "k1").status_code == 201
-    refused = terms.post("/plan-changes", "k1", device_ids=["d1"], plan_id="large")
-    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
     assert terms.post("/plan-changes", "k2", device_ids=["d1"], plan_id="late").is_success
     terms.instants.append(NOW + timedelta(seconds=1))
     waiting = terms.post("/plan-changes", "k3", device_ids=["d1"], plan_id="small").json()
     assert (waiting["in_effect"], waiting["effective_from"]) == (False, "2026-04-30T22:00:00Z")
     assert terms.get("/corrections")["items"][0]["effective_from"] == "2026-04-30T22:00:00Z"
-    refused = terms.post("/parked/charge", "k2")
-    assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
 
 
 def test_the_key_of_another_change_is_refused(terms: Terms) -> None:
@@ -218,8 +221,8 @@ def test_the_key_of_another_change_is_refused(terms: Terms) -> None:
 def test_parked_usage_is_charged_by_one_call(terms: Terms) -> None:
     (parked,) = terms.get("/parked")["items"]
     assert (parked["device_id"], parked["reason"]) == ("d2", "no_subscription")
-    early = terms.post("/parked/charge", "k0")
-    assert early.json() == {
+    early = terms.charge_parked("k0")
+    assert early["result"] == {
         "charged": 0,
         "charges": 0,
         "correction_nos": [],
@@ -244,16 +247,16 @@ def test_what_is_parked_is_charged_once_by_a_key_that_is_repeated(
             " SELECT device_no, fleet_no, plan_no, tstzrange('2026-04-01', NULL) FROM device, plan"
             " WHERE device_id = 'd2' AND plan_id = 'small'"
         )
-    made = terms.post("/parked/charge", "k1", **body)
-    assert made.status_code == 201, made.text
-    told = made.json()
+    made = terms.charge_parked("k1", **body)
+    assert (made["state"], made["done"], made["total"]) == ("done", 1, 1), made
+    told = made["result"]
     assert (told["charged"], told["charges"], told["remaining"]) == (1, 1, 0)
     assert terms.get("/parked")["items"] == []
-    again = terms.post("/parked/charge", "k1", **body)
+    again = terms.post("/parked-charges", "k1", **body)
     assert again.status_code == 200, again.text
-    assert again.json() == told
+    assert again.json() == made
     other = {"device_ids": ["d1"]} if "device_ids" not in body else {}
-    refused = terms.post("/parked/charge", "k1", **other)
+    refused = terms.post("/parked-charges", "k1", **other)
     assert [each["field"] for each in refused.json()["errors"]] == ["Idempotency-Key"]
     assert terms.audit() == []
 
@@ -274,9 +277,9 @@ def test_what_a_device_parked_before_it_moved_is_its_new_fleets(terms: Terms) ->
             " FROM device, plan, fleet"
             " WHERE device_id = 'd2' AND plan_id = 'small' AND fleet.fleet_id = 'north'"
         )
-    left = terms.post("/parked/charge", "k2", fleet_id="north").json()
+    left = terms.charge_parked("k2", fleet_id="north")["result"]
     assert (left["charged"], left["remaining"], left["reasons"]) == (0, 0, [])
-    entered = terms.post("/parked/charge", "k3", fleet_id="south").json()
+    entered = terms.charge_parked("k3", fleet_id="south")["result"]
     assert (entered["charged"], entered["remaining"]) == (1, 0)
     assert terms.get("/parked")["items"] == []
     assert terms.audit() == []
@@ -325,17 +328,19 @@ def test_hopeless_devices_keep_no_others_from_being_charged(
     devices = [f"x{number:04}" for number in range(40)]
     _park(terms, devices)
     _subscribe_unseen(terms, devices[-5:])
-    told = terms.post("/parked/charge", "k1", **body).json()
+    made = terms.charge_parked("k1", **body)
+    assert (made["done"], made["total"]) == (5, 5)
+    told = made["result"]
     assert (told["charged"], told["charges"], len(told["correction_nos"])) == (5, 5, 3)
     assert told["remaining"] == 36
     assert told["reasons"] == [{"reason": "no_subscription", "readings": 36}]
     assert terms.audit() == []
 
 
-def test_charging_of_what_is_parked_goes_on_where_it_ended(
+def test_what_was_charged_stays_so_when_charging_of_what_is_parked_fails(
     terms: Terms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third of five devices cannot be charged at first: the two before it stay charged."""
+    """The third of five devices cannot be charged at first: the two before it are not charged again."""
     monkeypatch.setattr(charge_parked, "DEVICES_AT_ONCE", 1)
     devices = [f"x{number}" for number in range(5)]
     _park(terms, devices)
@@ -348,23 +353,55 @@ def test_charging_of_what_is_parked_goes_on_where_it_ended(
             " CREATE TRIGGER fault BEFORE INSERT ON correction_device FOR EACH ROW WHEN"
             f" (new.device_no = {third}) EXECUTE FUNCTION fail()"
         )
-        assert terms.post("/parked/charge", "k1").status_code == 500
+        failed = terms.charge_parked("k1")
+        assert (failed["state"], failed["done"], failed["total"]) == ("failed", 2, 5)
+        assert "server's side" in failed["problem"]["detail"]
         assert len(terms.get("/parked")["items"]) == 4
         connection.execute("DROP TRIGGER fault ON correction_device")
-    other = terms.post("/parked/charge", "k1", fleet_id="north")
-    assert [each["field"] for each in other.json()["errors"]] == ["Idempotency-Key"]
-    told = terms.post("/parked/charge", "k1").json()
-    assert (told["charged"], told["charges"], told["remaining"]) == (5, 5, 1)
-    assert len(told["correction_nos"]) == 5
-    assert terms.post("/parked/charge", "k1").json() == told
+    assert terms.post("/parked-charges", "k1").json() == failed
+    made = terms.charge_parked("k2")
+    assert (made["done"], made["total"]) == (3, 3)
+    told = made["result"]
+    assert (told["charged"], told["charges"], told["remaining"]) == (3, 3, 1)
+    assert len(told["correction_nos"]) == 3
+    assert terms.audit() == []
+
+
+def test_charging_of_what_is_parked_that_is_cancelled_keeps_its_steps(
+    terms: Terms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charge_parked, "DEVICES_AT_ONCE", 1)
+    devices = [f"x{number}" for number in range(3)]
+    _park(terms, devices)
+    _subscribe_unseen(terms, devices)
+    step = JobRunner._step
+    steps = 0
+
+    async def cancelled_after_two(self: JobRunner, *given: Any) -> Any:  # noqa: ANN401 - a step's
+        nonlocal steps
+        steps += 1
+        if steps == 3:  # what is counted, and a device
+            (job,) = (await asyncio.to_thread(terms.get, "/jobs"))["items"]
+            path = f"/jobs/{job['job_no']}/cancellation"
+            asked = await asyncio.to_thread(terms.client.post, f"/v1{path}")
+            assert (asked.status_code, asked.json()["state"]) == (200, "running")
+        return await step(self, *given)
+
+    monkeypatch.setattr(JobRunner, "_step", cancelled_after_two)
+    made = terms.charge_parked("k1")
+    assert (made["state"], made["done"], made["total"], made["result"]) == ("cancelled", 1, 3, None)
+    assert len(terms.get("/parked")["items"]) == 3
+    causes = [each["cause"] for each in terms.get("/corrections")["items"]]
+    assert causes.count("parked") == 1
+    monkeypatch.undo()
+    rest = terms.charge_parked("k2")
+    assert (rest["state"], rest["done"], rest["result"]["charged"]) == ("done", 2, 2)
     assert terms.audit() == []
 
 
 def test_a_fault_leaves_its_connection_to_the_next_request(
     terms: Terms, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _park(terms, ["x0"])
-    _subscribe_unseen(terms, ["x0"])
     with psycopg.connect(terms.database_url, autocommit=True) as connection:
         connection.execute(
             "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
@@ -377,7 +414,7 @@ def test_a_fault_leaves_its_connection_to_the_next_request(
     key = {"Authorization": terms.client.headers["Authorization"]}
     with contextlib.closing(same):
         asked = {"Content-Type": "application/json", "Idempotency-Key": "k1"}
-        same.request("POST", "/v1/parked/charge", "{}", key | asked)
+        same.request("POST", "/v1/subscription-ends", '{"device_ids": ["d1"]}', key | asked)
         answer = same.getresponse()
         assert answer.status == 500
         assert answer.headers["content-type"] == "application/problem+json"
@@ -387,7 +424,7 @@ def test_a_fault_leaves_its_connection_to_the_next_request(
         same.request("GET", "/v1/parked", headers=key)
         assert same.getresponse().status == 200
         assert same.sock is opened
-    assert "POST '/v1/parked/charge'" in caplog.text
+    assert "POST '/v1/subscription-ends'" in caplog.text
     assert "fault" in caplog.text
 
 
@@ -467,7 +504,7 @@ def test_the_sims_of_a_device_are_listed(terms: Terms) -> None:
         ),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large", "plan_version": 0}, "plan_version"),
         ("/state-changes", {"device_ids": ["d1"], "state": "asleep"}, "state"),
-        ("/parked/charge", {"device_ids": ["d2"], "fleet_id": "north"}, "fleet_id"),
+        ("/parked-charges", {"device_ids": ["d2"], "fleet_id": "north"}, "fleet_id"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_taken_is_named(
@@ -497,12 +534,12 @@ def test_what_cannot_be_taken_is_named(
             ("fleet_id", "no fleet 'nope'", "use one of /v1/fleets"),
         ),
         (
-            "/parked/charge",
+            "/parked-charges",
             {"fleet_id": "nope"},
             ("fleet_id", "no fleet 'nope'", "use one of /v1/fleets"),
         ),
         (
-            "/parked/charge",
+            "/parked-charges",
             {"device_ids": ["nope"]},
             ("device_ids", "no device 'nope'", "use one of /v1/devices"),
         ),
@@ -526,7 +563,7 @@ def test_a_stranger_finds_nothing(terms: Terms) -> None:
     for path, body in (
         ("/subscription-ends", {"device_ids": ["d1"]}),
         ("/plan-changes", {"device_ids": ["d1"], "plan_id": "large"}),
-        ("/parked/charge", {"fleet_id": "north"}),
+        ("/parked-charges", {"fleet_id": "north"}),
     ):
         answer = terms.rival.post(f"/v1{path}", json=body, headers={"Idempotency-Key": "k9"})
         assert answer.status_code == 404, answer.text

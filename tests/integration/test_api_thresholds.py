@@ -79,13 +79,13 @@ def test_a_threshold_is_made_once_a_key(clients: Clients) -> None:
     assert other.json()["errors"][0]["field"] == "Idempotency-Key"
     listed = clients["ours"].get("/v1/thresholds", params={"device": "tracker-1"}).json()
     assert listed == {"items": [threshold], "next_cursor": None}
-    shown = clients["ours"].get(f"/v1/thresholds/{threshold['threshold_id']}")
+    shown = clients["ours"].get(f"/v1/thresholds/{threshold['threshold_no']}")
     assert shown.json() == threshold
 
 
 def test_its_standing_its_alert_and_its_end(clients: Clients) -> None:
     ours = clients["ours"]
-    path = f"/v1/thresholds/{made(clients).json()['threshold_id']}"
+    path = f"/v1/thresholds/{made(clients).json()['threshold_no']}"
     standing = ours.get(f"{path}/standing", params={"device": "tracker-1"}).json()
     assert (standing["value"], standing["limit"], standing["share"]) == ("900", "1000", "90")
     assert standing["crossed"] is False
@@ -112,7 +112,7 @@ def test_a_limit_of_a_whole_fleet_stands_where_its_usage_does(clients: Clients) 
     ours = clients["ours"]
     answer = made(clients, scope="fleet", percent="100", limit="901", actions=[])
     assert answer.status_code == 201, answer.text
-    path = f"/v1/thresholds/{answer.json()['threshold_id']}"
+    path = f"/v1/thresholds/{answer.json()['threshold_no']}"
     standing = ours.get(f"{path}/standing").json()
     assert (standing["value"], standing["crossed"]) == ("900", False)
     assert ours.patch(path, json={"limit": "900"}).status_code == 200
@@ -130,7 +130,7 @@ def test_a_limit_of_a_whole_fleet_stands_where_its_usage_does(clients: Clients) 
 def test_lists_come_in_pages(clients: Clients) -> None:
     for number in range(3):
         made(clients, key=f"k{number}", percent=f"{number + 1}")
-    for path, name in (("/v1/thresholds", "threshold_id"), ("/v1/alerts", "alert_id")):
+    for path, name in (("/v1/thresholds", "threshold_no"), ("/v1/alerts", "alert_no")):
         seen: list[str] = []
         cursor = None
         while True:
@@ -141,7 +141,7 @@ def test_lists_come_in_pages(clients: Clients) -> None:
             if cursor is None:
                 break
         assert len(seen) == len(set(seen)) == 3
-        assert seen == sorted(seen, reverse=name == "alert_id")
+        assert seen == sorted(seen, reverse=name == "alert_no")
 
 
 def test_a_device_has_thresholds_of_its_own(clients: Clients) -> None:
@@ -153,7 +153,7 @@ def test_a_device_has_thresholds_of_its_own(clients: Clients) -> None:
     assert response.status_code == 201, response.text
     own = response.json()
     assert (own["scope"], own["device_id"], own["unit"]) == ("device", "tracker-2", "EUR")
-    standing = clients["ours"].get(f"/v1/thresholds/{own['threshold_id']}/standing").json()
+    standing = clients["ours"].get(f"/v1/thresholds/{own['threshold_no']}/standing").json()
     assert (standing["value"], standing["limit"]) == ("0", "0.625")
 
 
@@ -191,7 +191,7 @@ def test_bad_input_is_refused_with_the_fix(
 
 
 def test_nothing_of_it_is_shown_to_another_tenant(clients: Clients) -> None:
-    path = f"/v1/thresholds/{made(clients, percent='10').json()['threshold_id']}"
+    path = f"/v1/thresholds/{made(clients, percent='10').json()['threshold_no']}"
     rival = clients["rival"]
     assert rival.get(path).status_code == 404
     assert rival.get(f"{path}/standing").status_code == 404

@@ -5,8 +5,6 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +19,11 @@ from metering.payments.bill_run_command import BillRunner
 from metering.settings import Settings
 from metering.store import jobs as store
 from metering.store.api_keys import create_api_key
-from metering.store.connection import Connection, api_database_url, connect, connection_pool
+from metering.store.connection import Connection, connect
 from metering.store.registry import tenant_no
 from tests.integration.api_scene import keys_of_all
 from tests.integration.conftest import NOW
+from tests.integration.jobs_done import do_all_jobs, job_runner
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -56,39 +55,6 @@ def _shown(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-@asynccontextmanager
-async def _runner(url: str, **settings: Any) -> AsyncIterator[Callable[[], Awaitable[bool]]]:  # noqa: ANN401
-    """Give what does one job, if there is one, as a process of its own does."""
-    made = Settings(database_url=url, **settings)
-    runner = JobRunner(made, now=lambda: NOW)
-    pool = connection_pool(
-        api_database_url(made),
-        application="jobs",
-        size_max=1,
-        answer_seconds_max=30,
-        row_security=True,
-    )
-    owner = await connect(url, application="test", autocommit=True)
-    try:
-        async with pool:
-            yield lambda: runner.once(owner, pool)
-    finally:
-        await owner.close()
-
-
-def _do_all(url: str, **settings: Any) -> int:  # noqa: ANN401 - settings
-    """Do every job that waits; return how many."""
-
-    async def work() -> int:
-        done = 0
-        async with _runner(url, **settings) as once:
-            while await once():
-                done += 1
-        return done
-
-    return asyncio.run(work())
-
-
 def _charges(client: httpx.Client) -> list[dict[str, Any]]:
     found = client.get("/v1/fleets/acme-north/bill/charges?limit=500").json()
     assert found["next_cursor"] is None
@@ -101,7 +67,7 @@ def _charges(client: httpx.Client) -> list[dict[str, Any]]:
 def test_an_export_holds_the_charges_of_its_span(api: "ApiUnderTest", form: str) -> None:
     job = _order(api.acme, "charge-exports", {**_EXPORT, "form": form}, "export")
     assert api.acme.get(f"/v1/jobs/{job['job_no']}/result").status_code == 409
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, job)
     expected = _charges(api.acme)
     assert (told["state"], told["done"], told["total"]) == ("done", len(expected), len(expected))
@@ -163,7 +129,7 @@ def test_a_killed_export_is_gone_on_with(
 ) -> None:
     """It dies in the midst of a day, after some that are done; the file is whole, nothing is twice."""
     whole = _order(api.acme, "charge-exports", _EXPORT, "whole")
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     expected = api.acme.get(_shown(api.acme, whole)["result_path"]).content
     job = _order(api.acme, "charge-exports", _EXPORT, "killed")
     written = store.insert_part
@@ -181,12 +147,12 @@ def test_a_killed_export_is_gone_on_with(
     lease = {"job_lease_seconds": 1.0}
 
     async def killed() -> None:
-        async with _runner(api.database_url, **lease) as once:
+        async with job_runner(api.database_url, **lease) as once:
             with pytest.raises(_Killed):
                 await once()
 
     async def lease_ends() -> None:
-        async with _runner(api.database_url, **lease) as once:
+        async with job_runner(api.database_url, **lease) as once:
             async with asyncio.timeout(30):
                 while not await once():
                     await asyncio.sleep(0.05)
@@ -228,9 +194,9 @@ def test_who_lost_its_lease_writes_nothing(
         await connection.execute(_LEASES_END)
 
     monkeypatch.setattr(JobRunner, "_step", away)
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     api.execute(nothing_is_written)
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, job)
     assert (told["state"], told["done"]) == ("done", told["total"])
     file = api.acme.get(told["result_path"])
@@ -241,7 +207,7 @@ def test_a_job_is_cancelled(api: "ApiUnderTest", monkeypatch: pytest.MonkeyPatch
     waiting = _order(api.acme, "charge-exports", _EXPORT, "waiting")
     answer = api.acme.post(f"/v1/jobs/{waiting['job_no']}/cancellation")
     assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
-    assert _do_all(api.database_url) == 0
+    assert do_all_jobs(api.database_url) == 0
     running = _order(api.acme, "charge-exports", _EXPORT, "running")
     step = JobRunner._step
     steps = 0
@@ -256,13 +222,13 @@ def test_a_job_is_cancelled(api: "ApiUnderTest", monkeypatch: pytest.MonkeyPatch
         return await step(self, *given)
 
     monkeypatch.setattr(JobRunner, "_step", asked_between)
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, running)
     assert (told["state"], told["cancel_asked"], told["result_path"]) == ("cancelled", True, None)
     assert steps == 2
     monkeypatch.undo()
     ended = _order(api.acme, "charge-exports", _EXPORT, "ended")
-    _do_all(api.database_url)
+    do_all_jobs(api.database_url)
     answer = api.acme.post(f"/v1/jobs/{ended['job_no']}/cancellation")
     assert (answer.status_code, answer.json()["state"]) == (200, "done")
 
@@ -271,7 +237,7 @@ def test_a_job_that_cannot_be_done_says_why(
     api: "ApiUnderTest", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = _order(api.acme, "charge-exports", _EXPORT, "large")
-    assert _do_all(api.database_url, job_export_charges_max=1) == 1
+    assert do_all_jobs(api.database_url, job_export_charges_max=1) == 1
     told = _shown(api.acme, large)
     assert told["state"] == "failed"
     assert told["problem"]["type"] == "urn:fleetmeter:unprocessable-entity"
@@ -283,7 +249,7 @@ def test_a_job_that_cannot_be_done_says_why(
         raise RuntimeError("a secret of the server")
 
     monkeypatch.setattr(export_charges, "charged_span", fault)
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, faulty)
     assert told["problem"]["type"] == "urn:fleetmeter:internal-server-error"
     assert "secret" not in json.dumps(told)
@@ -299,7 +265,7 @@ def test_a_job_that_kills_is_given_up(api: "ApiUnderTest") -> None:
         )
 
     api.execute(died)
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     assert "in vain" in _shown(api.acme, job)["problem"]["detail"]
 
 
@@ -312,7 +278,7 @@ def test_devices_are_imported(api: "ApiUnderTest", monkeypatch: pytest.MonkeyPat
     }
     job = _order(api.acme, "device-imports", order, "import")
     assert job["total"] == 5
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, job)
     assert (told["state"], told["done"], told["total"]) == ("done", 5, 5)
     assert told["result"] == {
@@ -337,7 +303,7 @@ def test_devices_are_imported(api: "ApiUnderTest", monkeypatch: pytest.MonkeyPat
         "plan_id": "acme-basic",
     }
     job = _order(api.acme, "device-imports", onto_plan, "planned")
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, job)
     assert told["state"] == "done", told
     assert told["result"]["created"] == told["result"]["already_there"] == 1
@@ -366,7 +332,7 @@ def test_devices_are_imported_with_what_is_known_of_them(
         "devices": [full, {"device_id": "new-2"}, {"device_id": "acme-1", "tags": ["x"]}],
     }
     job = _order(api.acme, "device-imports", order, "described")
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, job)["result"]
     assert (told["created"], told["already_there"], told["refused"]) == (2, 0, 1)
     shown = api.acme.get("/v1/devices/new-1").json()
@@ -383,7 +349,7 @@ def test_devices_are_imported_with_what_is_known_of_them(
         ],
     }
     job = _order(api.acme, "device-imports", again, "again")
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     told = _shown(api.acme, job)["result"]
     assert (told["created"], told["already_there"], told["refused"]) == (0, 1, 1)
     assert told["refusals"] == [
@@ -441,7 +407,7 @@ def test_a_manager_imports_into_its_own_fleet_alone(api: "ApiUnderTest") -> None
         devices = [{"device_id": "own-1", "tags": ["a"]}, {"device_id": "elsewhere-1"}]
         own = {"fleet_id": "acme-north", "devices": devices}
         job = _order(manager, "device-imports", own, "own")
-        assert _do_all(api.database_url) == 1
+        assert do_all_jobs(api.database_url) == 1
         told = _shown(manager, job)
         assert (told["state"], told["result"]["created"], told["result"]["refused"]) == (
             "done", 1, 1,
@@ -458,7 +424,7 @@ def test_a_manager_imports_into_its_own_fleet_alone(api: "ApiUnderTest") -> None
 def test_what_a_job_changes_is_in_the_audit_log(api: "ApiUnderTest") -> None:
     order = {"fleet_id": "acme-empty", "device_ids": ["logged"]}
     _order(api.acme, "device-imports", order, "logged")
-    _do_all(api.database_url)
+    do_all_jobs(api.database_url)
     (entry, *_) = api.acme.get("/v1/audit-log").json()["items"]
     assert entry["operation"] == "post_device_import"
     changes = api.acme.get(f"/v1/audit-log/{entry['entry_no']}/changes").json()["items"]
@@ -475,7 +441,7 @@ def test_a_rerating_is_previewed_and_done(api: "ApiUnderTest") -> None:
     }
     preview = _order(api.acme, "rerating-jobs", {**order, "dry_run": True}, "preview")
     real = _order(api.acme, "rerating-jobs", order, "real")
-    assert _do_all(api.database_url) == 2
+    assert do_all_jobs(api.database_url) == 2
     expected = api.acme.post("/v1/reratings/preview", json=order).json()
     for job in (preview, real):
         told = _shown(api.acme, job)
@@ -493,7 +459,7 @@ def test_a_reratings_kept_result_names_days_as_others_do(api: "ApiUnderTest") ->
         "dry_run": True,
     }
     job = _order(api.acme, "rerating-jobs", order, "kept")
-    assert _do_all(api.database_url) == 1
+    assert do_all_jobs(api.database_url) == 1
     cycle: dict[str, object] = {
         "first_day": "2026-02-01",
         "next_first_day": "2026-03-01",
@@ -517,7 +483,7 @@ def test_a_reratings_kept_result_names_days_as_others_do(api: "ApiUnderTest") ->
 
 def test_jobs_are_seen_by_whom_they_concern(api: "ApiUnderTest") -> None:
     whole = _order(api.acme, "charge-exports", _EXPORT, "whole")
-    _do_all(api.database_url)
+    do_all_jobs(api.database_url)
 
     async def key() -> str:
         async with await connect(api.database_url, application="test") as connection:
@@ -553,7 +519,7 @@ def test_jobs_are_seen_by_whom_they_concern(api: "ApiUnderTest") -> None:
             headers={"Idempotency-Key": "elsewhere"},
         )
         assert elsewhere.status_code == 404
-        _do_all(api.database_url)
+        do_all_jobs(api.database_url)
         told = _shown(reader, own)
         assert told["state"] == "done"
         file = reader.get(told["result_path"])
@@ -578,7 +544,7 @@ def test_jobs_are_seen_by_whom_they_concern(api: "ApiUnderTest") -> None:
 
 def test_old_jobs_are_forgotten(api: "ApiUnderTest") -> None:
     job = _order(api.acme, "charge-exports", _EXPORT, "old")
-    _do_all(api.database_url)
+    do_all_jobs(api.database_url)
 
     async def forget(connection: Any) -> None:  # noqa: ANN401
         assert await store.delete_old_jobs(connection, before=NOW) == 2  # the scene's own

@@ -1,6 +1,5 @@
 """Tenants are apart beneath the API as well: what its database role sees and may, by row-level security."""
 
-import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from metering.ids import TenantNo
-from metering.store.connection import API_ROLE, api_url_of, connect
-from metering.store.reach import speak_for_tenant, speaking_throughout
+from metering.store.connection import API_ROLE, api_url_of
 
 if TYPE_CHECKING:
     from tests.integration.conftest import ApiUnderTest
@@ -285,27 +282,6 @@ def test_no_chunk_can_be_named(api: "ApiUnderTest") -> None:
             pytest.raises(psycopg.errors.InsufficientPrivilege, match="schema chunk"),
         ):
             connection.execute(query)
-
-
-def test_a_connection_speaks_for_nobody_once_its_steps_failed(database_url: str) -> None:
-    """Whether a step fails, or the commit of the last one."""
-
-    async def fail_at(last: str) -> str:
-        async with await connect(api_url_of(database_url), application="test") as connection:
-            await speak_for_tenant(connection, TenantNo(7))
-            with pytest.raises(psycopg.errors.UniqueViolation):  # noqa: PT012
-                async with speaking_throughout(connection):
-                    await connection.execute(
-                        "CREATE TEMP TABLE once (a integer UNIQUE DEFERRABLE INITIALLY DEFERRED)"
-                    )
-                    await connection.execute("INSERT INTO once VALUES (1), (1)")
-                    await connection.execute(last.encode())
-            found = await connection.execute("SELECT current_setting('fleetmeter.tenant_no', true)")
-            ((setting,),) = await found.fetchall()
-            return str(setting)
-
-    assert asyncio.run(fail_at("SET CONSTRAINTS ALL IMMEDIATE")) == ""
-    assert asyncio.run(fail_at("SELECT 1")) == ""
 
 
 def test_the_role_can_neither_write_the_log_nor_read_statistics(api: "ApiUnderTest") -> None:
